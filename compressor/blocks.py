@@ -1,0 +1,243 @@
+"""The stream: a model run block by block, with the weights of one block in memory.
+
+The blocks, the embedding and the head are transformers' own modules on the meta device; weights
+are assigned to one block, used for every batch, and dropped. What a block is called with (masks,
+rotary embeddings, sliding windows) is recorded from the model's own forward, in which the blocks
+are replaced by recorders; the head is that same forward with the blocks replaced by their result.
+So a stream computes the very numbers of the ordinary model.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import MethodType
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+
+
+class Activations:
+    """Hidden states of all batches between two blocks, in host memory or in files of `folder`."""
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+        self.states: dict[int, torch.Tensor] = {}
+
+    def put(self, batch: int, hidden: torch.Tensor) -> None:
+        if self.folder is None:
+            self.states[batch] = hidden.to("cpu")
+        else:
+            save_file({"hidden": hidden.cpu().contiguous()}, self.folder / f"{batch}.safetensors")
+
+    def get(self, batch: int, device: torch.device) -> torch.Tensor:
+        if self.folder is None:
+            return self.states[batch].to(device)
+        return load_file(self.folder / f"{batch}.safetensors")["hidden"].to(device)
+
+
+class BlockStream:
+    """Runs a checkpoint on batches of token ids [sequences, tokens], padded on the right.
+
+    dtype: what weights and activations are computed in (the checkpoint's own by default).
+    offload: keep activations in temporary files under this folder instead of host memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        offload: Path | None = None,
+    ):
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self.dtype = dtype or checkpoint.dtype
+        self.offload = offload
+        config = AutoConfig.from_pretrained(checkpoint.path)
+        with init_empty_weights(include_buffers=False):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        self.model.eval()
+        move_buffers(self.model, self.device)
+        self.layers = self.model.get_submodule(checkpoint.family.layers)
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def _cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: t.to(device=self.device, dtype=self.dtype) for n, t in tensors.items()}
+
+    @contextmanager
+    def block(self, index: int, weights: dict[str, torch.Tensor] | None = None):
+        """Block `index` with its weights in place; they are dropped on leaving."""
+        layer = self.layers[index]
+        with loaded(layer, weights or self._cast(self.checkpoint.read_block(index))):
+            yield layer
+
+    @contextmanager
+    def outer(self, head: bool):
+        """Everything but the blocks: embedding and norms, and the head if asked for."""
+        family = self.checkpoint.family
+        names = [
+            n
+            for n in self.checkpoint.tensors
+            if not n.startswith(family.layers + ".") and (head or n != family.head)
+        ]
+        tensors = self._cast(self.checkpoint.read(names))
+        if head and self.checkpoint.tied:
+            tensors[family.head] = tensors[family.embedding]
+        with ExitStack() as stack:
+            for name, tensor in tensors.items():
+                module, _, leaf = name.rpartition(".")
+                stack.enter_context(
+                    loaded(self.model.get_submodule(module), {leaf: tensor}, strict=False)
+                )
+            yield self.model
+
+    # -- running ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def record(
+        self, batches: list[torch.Tensor], **kwargs
+    ) -> tuple[Activations, list[list[tuple]]]:
+        """Inputs of the first block, and what each block is called with: calls[batch][block]."""
+        folder = None
+        if self.offload is not None:
+            folder = Path(tempfile.mkdtemp(prefix="activations-", dir=self.offload))
+        states, calls = Activations(folder), []
+        with self.outer(head=False) as model:
+            for i, batch in enumerate(batches):
+                seen: list[tuple] = []
+
+                def recorder(_, hidden, *args, seen=seen, **call):
+                    seen.append((hidden, args, call))
+                    return hidden
+
+                with replaced_forward(self.layers, recorder):
+                    model.base_model(input_ids=batch.to(self.device), use_cache=False, **kwargs)
+                states.put(i, seen[0][0])
+                calls.append([(args, call) for _, args, call in seen])
+        return states, calls
+
+    @torch.no_grad()
+    def run(self, batches: list[torch.Tensor], visit=None, prefetch: bool = True) -> Activations:
+        """Feed all batches through all blocks; returns the hidden states after the last one.
+
+        visit(index, layer, forward), if given, is called once a block with its weights in place;
+        forward() is an iterator that runs the block on one batch after the other and yields each
+        batch's index, so statistics can be taken by hooks. It may be iterated more than once: the
+        last pass counts.
+        """
+        states, calls = self.record(batches)
+        following = self._stream_weights(prefetch)
+        for index, weights in enumerate(following):
+            with self.block(index, weights) as layer:
+                del weights
+                following_states = Activations(states.folder and _subfolder(states.folder, index))
+
+                def forward(
+                    layer=layer, index=index, given=states, out=following_states
+                ) -> Iterator[int]:
+                    for i in range(len(batches)):
+                        args, call = calls[i][index]
+                        hidden = layer(given.get(i, self.device), *args, **call)
+                        out.put(i, hidden[0] if isinstance(hidden, tuple) else hidden)
+                        yield i
+
+                if visit is None:
+                    for _ in forward():
+                        pass
+                else:
+                    visit(index, layer, forward)
+            discard(states)
+            states = following_states
+        return states
+
+    def _stream_weights(self, prefetch: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """The weights of every block in order, the next one being fetched meanwhile."""
+        blocks = range(self.checkpoint.blocks)
+
+        def fetch(index: int) -> dict[str, torch.Tensor]:
+            return self._cast(self.checkpoint.read_block(index))
+
+        if not prefetch:
+            yield from map(fetch, blocks)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(fetch, 0)
+            for index in blocks:
+                weights = ahead.result()
+                if index + 1 < len(blocks):
+                    ahead = pool.submit(fetch, index + 1)
+                yield weights
+
+    @torch.no_grad()
+    def logits(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Logits [sequences, tokens, vocabulary] of every batch, in order, on the device."""
+        states = self.run(batches)
+        with self.outer(head=True) as model:
+            for i, batch in enumerate(batches):
+                final = states.get(i, self.device)
+                with replaced_forward(self.layers, lambda *_, final=final, **__: final):
+                    yield model(input_ids=batch.to(self.device), use_cache=False).logits
+        discard(states)
+
+
+def discard(states: Activations) -> None:
+    """Remove a batch set's files; what is in memory goes by itself."""
+    if states.folder is not None:
+        for file in states.folder.glob("*.safetensors"):
+            file.unlink()
+
+
+def _subfolder(folder: Path, index: int) -> Path:
+    """Two folders in turn, so that reading one and writing the other never meet."""
+    root = folder if folder.name.startswith("activations-") else folder.parent
+    path = root / f"turn-{index % 2}"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@contextmanager
+def loaded(module: nn.Module, tensors: dict[str, torch.Tensor], strict: bool = True):
+    """`module` with these tensors as its parameters; the former ones return on leaving."""
+    former = {n: p for n, p in module.state_dict(keep_vars=True).items() if n in tensors}
+    try:
+        missing = set(module.state_dict()) - set(tensors)
+        unknown = set(tensors) - set(module.state_dict())
+        if strict and (missing or unknown):
+            raise InputError(
+                f"The checkpoint's tensors do not fit {type(module).__name__}: "
+                f"missing {sorted(missing)}, unknown {sorted(unknown)}."
+            )
+        module.load_state_dict(tensors, assign=True, strict=False)
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        yield module
+    finally:
+        module.load_state_dict(former, assign=True, strict=False)
+
+
+@contextmanager
+def replaced_forward(layers: nn.ModuleList, forward):
+    """Every block calls `forward(block, hidden, ...)` instead of its own forward."""
+    for layer in layers:
+        layer.forward = MethodType(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Buffers (rotary frequencies) are computed, not read: they alone live on the device."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=False)

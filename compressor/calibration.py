@@ -1,0 +1,194 @@
+"""Text to token windows: where text comes from, how it is cut, and what is written about it."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from compressor.errors import InputError
+from compressor.stdlib_text import stdlib_documents
+
+STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
+MINIMUM_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Text:
+    """Strings and how they are to be read: `documents` one by one, or `windows` over all of them."""
+
+    source: str
+    kind: str
+    strings: list[str]
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for string in self.strings:
+            digest.update(string.encode() + b"\0")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [sequences, tokens], padded on the right, and a mask that is true on real tokens.
+
+    Padding on the right is never seen by a causal model's real tokens, so no attention mask is
+    needed; the mask keeps it out of statistics and losses.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Sequences of token ids with the protocol they were made by."""
+
+    sequences: list[torch.Tensor]
+    protocol: dict = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+    def batches(self, tokens_per_batch: int = 2048) -> list[Batch]:
+        """Sequences of similar length together, at most `tokens_per_batch` with padding."""
+        ordered = sorted(self.sequences, key=len, reverse=True)
+        batches, start = [], 0
+        while start < len(ordered):
+            longest = len(ordered[start])
+            members = ordered[start : start + max(1, tokens_per_batch // longest)]
+            ids = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
+            lengths = torch.tensor([len(m) for m in members])
+            batches.append(Batch(ids, torch.arange(longest) < lengths[:, None]))
+            start += len(members)
+        return batches
+
+
+def parse_range(text: str | None) -> slice:
+    """`A:B` as a slice; None is everything."""
+    if text is None:
+        return slice(None)
+    begin, colon, end = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return slice(int(begin) if begin else None, int(end) if end else None)
+    except ValueError:
+        raise InputError(f"The range {text!r} is not A:B, for example 0:400.") from None
+
+
+def read_text(source: str) -> Text:
+    """Read a source: a .txt file, a JSON list, JSONL with `text`, `stdlib`, or a hub data set.
+
+    A hub data set is written NAME, NAME:SPLIT or NAME:CONFIG:SPLIT and needs `datasets`.
+    """
+    if source in STDLIB:
+        return Text(source, "windows", stdlib_documents(STDLIB[source]))
+    path = Path(source)
+    if not path.exists():
+        return _read_hub(source)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    if path.suffix not in (".json", ".jsonl"):
+        return Text(source, "windows", [content] if content.strip() else [])
+    try:
+        if path.suffix == ".json":
+            strings = json.loads(content)
+        else:
+            strings = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not {'a JSON list' if path.suffix == '.json' else 'JSONL with text'}: "
+            f"{error!r}."
+        ) from error
+    if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
+        raise InputError(f"{path} is not a list of strings.")
+    return Text(source, "documents", strings)
+
+
+def _read_hub(source: str) -> Text:
+    name, *rest = source.split(":")
+    split = rest[-1] if rest else "train"
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(
+            f"There is no file {source!r}; to use a hub data set of that name, "
+            "install `datasets` (pip install 'compressor-llm[hub]')."
+        ) from None
+    try:
+        rows = load_dataset(name, *rest[:-1], split=split)
+    except Exception as error:  # whatever the hub client raises, it is the same news for the user
+        raise InputError(
+            f"There is no file {source!r}, and no data set of that name could be loaded: {error}"
+        ) from error
+    if "text" not in rows.column_names:
+        raise InputError(f"The data set {source!r} has no column 'text' but {rows.column_names}.")
+    return Text(source, "documents", list(rows["text"]))
+
+
+def tokenize(
+    text: Text,
+    tokenizer,
+    length: int,
+    samples: int | None = None,
+    selected: str | None = None,
+) -> TokenSet:
+    """Cut a text into sequences of at most `length` tokens, each opened by BOS if there is one.
+
+    Documents: BOS + document, cut at `length`. Windows: the strings' tokens in one row, cut into
+    pieces that do not overlap. `selected` takes documents or windows A:B; of these, `samples` keeps
+    so many (the first documents, or windows evenly spread).
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    span = parse_range(selected)
+    strings = text.strings[span] if text.kind == "documents" else text.strings
+
+    def encode(string: str) -> list[int]:
+        return tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
+
+    if text.kind == "documents":
+        strings = [s for s in strings if s.strip()][:samples]
+        pieces = [(bos + encode(s))[:length] for s in strings]
+    else:
+        row = [i for s in strings for i in encode(s)]
+        width = length - len(bos)
+        pieces = [bos + row[i : i + width] for i in range(0, len(row), width)]
+        pieces = pieces[span]
+        if samples is not None and samples < len(pieces):
+            pieces = [pieces[i * len(pieces) // samples] for i in range(samples)]
+    sequences = [torch.tensor(p) for p in pieces if len(p) > 1]
+    tokens = sum(map(len, sequences))
+    if tokens < MINIMUM_TOKENS:
+        raise InputError(
+            f"The text {text.source!r}{f' ({selected})' if selected else ''} is empty or too short: "
+            f"{tokens} tokens, and at least {MINIMUM_TOKENS} are needed."
+        )
+    protocol = {
+        "source": text.source,
+        "sha256": text.sha256,
+        "kind": text.kind,
+        "range": selected,
+        "length": length,
+        "stride": length - len(bos) if text.kind == "windows" else None,
+        "bos": bool(bos),
+        "sequences": len(sequences),
+        "tokens": tokens,
+    }
+    return TokenSet(sequences, protocol)
+
+
+def describe(protocol: dict) -> str:
+    """The protocol in a line."""
+    bos = "BOS + " if protocol["bos"] else ""
+    unit = "document" if protocol["kind"] == "documents" else "window"
+    span = f"[{protocol['range']}]" if protocol["range"] else ""
+    return (
+        f"{protocol['source']}{span}: {protocol['sequences']} x {bos}{unit}, at most "
+        f"{protocol['length']} tokens, {protocol['tokens']:,} tokens in all"
+    )

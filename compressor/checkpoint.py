@@ -1,0 +1,243 @@
+"""Reading a checkpoint folder: config, tokenizer and lazily mapped safetensors.
+
+Everything that can be refused is refused when the folder is opened, from the headers alone: no
+tensor is read, nothing is executed, no pickle is touched.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors import safe_open
+
+from compressor.errors import InputError
+from compressor.families import Family, family_of
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FINGERPRINT_BYTES = 1 << 20
+
+
+class Checkpoint:
+    """A Hugging Face folder, opened read-only.
+
+    `tensors` maps a name to its header entry (`shape`, `dtype`, `file`, `begin`, `end`, in bytes
+    from the start of the file). Shards are opened anew on every read: a kept handle would keep every
+    page ever touched in resident memory.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
+        self.config = self._read_json("config.json", "a Hugging Face checkpoint has one")
+        self.family: Family = family_of(self.config.get("model_type"))
+        if self.config.get("quantization_config"):
+            raise InputError(
+                f"{self.path} holds quantised weights (its config has quantization_config); "
+                "give the original, unquantised checkpoint."
+            )
+        self.tensors: dict[str, SimpleNamespace] = {}
+        for file in self._shards():
+            self.tensors.update(read_header(self.path / file))
+        self._check_index()
+        self._check_shapes()
+
+    # -- geometry ---------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> int:
+        return self.config["num_hidden_layers"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config["hidden_size"]
+
+    @property
+    def heads(self) -> int:
+        return self.config[self.family.heads_key]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.config.get(self.family.kv_heads_key) or self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.get("head_dim") or self.hidden_size // self.heads
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Prunable units of one block: KV groups and FFN channels."""
+        return {"attention": self.kv_heads, "ffn": self.config[self.family.ffn_width_key]}
+
+    @property
+    def tied(self) -> bool:
+        return self.family.head not in self.tensors
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.numel for t in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.end - t.begin for t in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the blocks' weights."""
+        return self.tensors[self.block_name(0, self.family.output("ffn"))].dtype
+
+    def block_name(self, block: int, name: str) -> str:
+        return f"{self.family.layers}.{block}.{name}"
+
+    def block_tensors(self, block: int) -> list[str]:
+        """Names inside one block that the files hold, e.g. `mlp.up_proj.weight`."""
+        prefix = self.block_name(block, "")
+        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, mapped from the files on the CPU; not to be written to."""
+        by_file = defaultdict(list)
+        for name in names:
+            by_file[self.tensors[name].file].append(name)
+        found = {}
+        for file, members in by_file.items():
+            with safe_open(file, framework="pt") as handle:
+                found.update({name: handle.get_tensor(name) for name in members})
+        return found
+
+    def read_block(self, block: int) -> dict[str, torch.Tensor]:
+        """All tensors of one block, by their name inside it."""
+        names = self.block_tensors(block)
+        tensors = self.read(self.block_name(block, name) for name in names)
+        return {name: tensors[self.block_name(block, name)] for name in names}
+
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"The tokenizer in {self.path} does not load: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in sorted({t.file for t in self.tensors.values()}):
+            with file.open("rb") as stream:
+                begin = 8 + int.from_bytes(stream.read(8), "little")
+                stream.seek(0)
+                digest.update(stream.read(begin + FINGERPRINT_BYTES))
+                stream.seek(max(begin, file.stat().st_size - FINGERPRINT_BYTES))
+                digest.update(stream.read())
+        return digest.hexdigest()
+
+    # -- checks -----------------------------------------------------------------------------------
+
+    def _read_json(self, name: str, hint: str) -> dict:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self.path} has no {name}; {hint}.") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path / name} is not valid JSON: {error}.") from error
+
+    def _shards(self) -> list[str]:
+        """File names of the shards; a name that leaves the folder is refused."""
+        if not (self.path / INDEX).exists():
+            if (self.path / SINGLE).exists():
+                return [SINGLE]
+            pickled = [*self.path.glob("*.bin"), *self.path.glob("*.pt"), *self.path.glob("*.pth")]
+            if pickled:
+                raise InputError(
+                    f"{self.path} holds pickled weights only ({pickled[0].name}); pickles can run "
+                    "code and are not opened. Convert to safetensors first."
+                )
+            raise InputError(f"{self.path} has neither {SINGLE} nor {INDEX}.")
+        index = self._read_json(INDEX, "")
+        if not isinstance(index.get("weight_map"), dict):
+            raise InputError(f"{self.path / INDEX} has no weight_map.")
+        files = sorted(set(index["weight_map"].values()))
+        for file in files:
+            if Path(file).name != file:
+                raise InputError(f"{self.path / INDEX} names {file!r}, outside the folder.")
+        return files
+
+    def _check_index(self) -> None:
+        if not (self.path / INDEX).exists():
+            return
+        for name, file in self._read_json(INDEX, "")["weight_map"].items():
+            if name not in self.tensors or self.tensors[name].file.name != file:
+                raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
+
+    def _check_shapes(self) -> None:
+        """Every tensor a cut touches is there with the shape its config implies."""
+        rows = {"attention": self.kv_heads * self.head_dim, "ffn": self.units["ffn"]}
+        for block in range(self.blocks):
+            for group, slices in self.family.groups().items():
+                for part in slices:
+                    name = self.block_name(block, part.tensor)
+                    if name not in self.tensors:
+                        if part.optional:
+                            continue
+                        raise InputError(f"{self.path} lacks the tensor {name}.")
+                    queries = "q_proj" in part.tensor or "o_proj" in part.tensor
+                    width = self.heads * self.head_dim if queries else rows[group]
+                    shape = (
+                        [width, self.hidden_size] if part.axis == 0 else [self.hidden_size, width]
+                    )
+                    shape = shape[:1] if part.tensor.endswith("bias") else shape
+                    if self.tensors[name].shape != shape:
+                        raise InputError(
+                            f"{name} in {self.path} has the shape {self.tensors[name].shape}, "
+                            f"but the config implies {shape}."
+                        )
+        if self.family.embedding not in self.tensors:
+            raise InputError(f"{self.path} lacks the tensor {self.family.embedding}.")
+        if self.tied and not self.config.get("tie_word_embeddings"):
+            raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
+
+
+def read_header(file: Path) -> dict[str, SimpleNamespace]:
+    """The header of one safetensors file, checked against the file's length."""
+    if not file.exists():
+        raise InputError(f"The shard {file} is missing; download the checkpoint again.")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise InputError(f"{file} is truncated or not safetensors ({size} bytes).")
+        try:
+            header = json.loads(stream.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} is not a safetensors file: {error}.") from error
+    header.pop("__metadata__", None)
+    begin = 8 + length
+    end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < end:
+        raise InputError(f"{file} is truncated: {size} bytes, and its header needs {end}.")
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise InputError(
+                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(DTYPES)} are read "
+                "(quantised weights cannot be cut: give the original checkpoint)."
+            )
+        tensors[name] = SimpleNamespace(
+            file=file,
+            shape=entry["shape"],
+            dtype=DTYPES[entry["dtype"]],
+            numel=torch.Size(entry["shape"]).numel(),
+            begin=begin + entry["data_offsets"][0],
+            end=begin + entry["data_offsets"][1],
+        )
+    return tensors

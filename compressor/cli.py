@@ -1,0 +1,365 @@
+"""`compress SOURCE DEST --keep 0.7`, and the single stages as `python -m compressor STAGE`."""
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from compressor.errors import CompressorError, InputError, MachineError
+
+RATIOS = ("--keep", "--keep-blocks")
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+SIZES = {
+    "": 1,
+    **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")},
+    **{f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")},
+}
+
+Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
+Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
+Option = typer.Option
+HELP = {"help_option_names": ["-h", "--help"]}
+
+job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
+stages = typer.Typer(
+    add_completion=False,
+    context_settings=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@job.command()
+@stages.command()
+def compress(
+    source: Source,
+    dest: Dest,
+    keep: Annotated[
+        list[float], Option(help="Share of all parameters that stay; several: one folder each.")
+    ] = [],  # noqa: B006
+    keep_blocks: Annotated[
+        list[float], Option(help="The same over the blocks' projections alone.")
+    ] = [],  # noqa: B006
+    target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
+    target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
+    method: Annotated[str, Option(help="llm-bip, wanda-sp, magnitude or random.")] = "llm-bip",
+    mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
+    layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
+    container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
+    calibration: Annotated[
+        str,
+        Option(help="Text the scores are taken on: .txt, .json, .jsonl, stdlib, or a hub name."),
+    ] = "stdlib",
+    calibration_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
+    evaluation: Annotated[str | None, Option(help="Text for perplexity before and after.")] = None,
+    evaluation_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
+    samples: Annotated[int, Option(help="Calibration sequences.")] = 128,
+    length: Annotated[int, Option(help="Tokens of a sequence.")] = 512,
+    statistics: Annotated[
+        str, Option(help="What blocks see while scoring: dense or pruned.")
+    ] = "dense",
+    align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
+    protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",
+    tp: Annotated[int, Option(help="Tensor-parallel devices the widths must divide by.")] = 1,
+    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_memory: Annotated[str | None, Option(help="Memory to stay below, such as 8GB.")] = None,
+    work_dir: Annotated[
+        Path | None, Option(help="Where scores and plans are kept meanwhile.")
+    ] = None,
+    seed: int = 0,
+    max_perplexity_ratio: Annotated[
+        str, Option(help="Reject a result worse than this; or off.")
+    ] = "3",
+    verify: Annotated[
+        bool, Option(help="Reload the result in a fresh process and compare.")
+    ] = True,
+    overwrite: Annotated[bool, Option(help="Replace DEST.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, Option(help="No progress lines.")] = False,
+    debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Make a smaller dense checkpoint that loads anywhere."""
+    from compressor.pipeline import Settings
+    from compressor.pipeline import compress as run
+    from compressor.plan import Target
+    from compressor.report import Lines, table
+
+    targets = [Target("keep", r) for r in keep] + [Target("keep-blocks", r) for r in keep_blocks]
+    if target_params:
+        targets.append(Target("params", parse_amount(target_params, COUNTS)))
+    if target_bytes:
+        targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
+    if not targets:
+        raise InputError("Say how small: --keep, --keep-blocks, --target-params or --target-bytes.")
+    settings = Settings(
+        source=source,
+        dest=dest,
+        targets=targets,
+        method=method,
+        mode=mode,
+        layout=layout,
+        container=container,
+        calibration=calibration,
+        calibration_range=calibration_range,
+        evaluation=evaluation,
+        evaluation_range=evaluation_range,
+        samples=samples,
+        length=length,
+        statistics=statistics,
+        align=align,
+        protect=parse_blocks(protect),
+        tp=tp,
+        device=device,
+        dtype=dtype,
+        max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
+        work_dir=work_dir,
+        seed=seed,
+        overwrite=overwrite,
+        verify=verify,
+        max_perplexity_ratio=parse_ratio(max_perplexity_ratio),
+    )
+    results = run(settings, Lines(quiet or as_json))
+    if as_json:
+        print(json.dumps(results if len(results) > 1 else results[0], indent=1))
+        return
+    console = Console()
+    console.print(table(results))
+    for warning in dict.fromkeys(w for r in results for w in r["warnings"]):
+        console.print(warning, highlight=False)
+
+
+@stages.command()
+def score(
+    source: Source,
+    out: Annotated[Path, Option(help="File of scores to write.")],
+    method: str = "llm-bip",
+    mode: str | None = None,
+    calibration: str = "stdlib",
+    calibration_range: str | None = None,
+    samples: int = 128,
+    length: int = 512,
+    device: str | None = None,
+    dtype: str = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Score every unit of SOURCE once, for any number of ratios."""
+    from compressor.checkpoint import Checkpoint
+    from compressor.pipeline import Settings, check_method, open_stream, read_texts
+    from compressor.report import Lines
+    from compressor.scores import score as run
+
+    settings = Settings(
+        source=source,
+        dest=out,
+        targets=(),
+        method=method,
+        mode=mode,
+        calibration=calibration,
+        calibration_range=calibration_range,
+        samples=samples,
+        length=length,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    checkpoint = Checkpoint(source)
+    check_method(settings)
+    tokens, _ = read_texts(settings, checkpoint)
+    stream = open_stream(settings, checkpoint, out.parent, tokens)
+    with Lines(quiet).stage("score") as progress:
+        run(checkpoint, method, mode, tokens, stream, seed, progress=progress).save(out)
+
+
+@stages.command()
+def plan(
+    scores: Annotated[Path, typer.Argument(help="File of scores.")],
+    out: Annotated[Path, Option(help="Plan to write (JSON).")],
+    source: Annotated[
+        Path | None, Option(help="The checkpoint, if it moved since scoring.")
+    ] = None,
+    keep: float | None = None,
+    keep_blocks: float | None = None,
+    target_params: str | None = None,
+    target_bytes: str | None = None,
+    align: int | None = None,
+    protect: str = "",
+    tp: int = 1,
+    container: str = "auto",
+) -> None:
+    """Turn scores into the list of units that stay."""
+    from compressor.checkpoint import Checkpoint
+    from compressor.plan import Target, allocate
+    from compressor.scores import Scores
+
+    given = {
+        "keep": keep,
+        "keep-blocks": keep_blocks,
+        "params": parse_amount(target_params, COUNTS) if target_params else None,
+        "bytes": parse_amount(target_bytes, SIZES) if target_bytes else None,
+    }
+    targets = [Target(kind, value) for kind, value in given.items() if value is not None]
+    if len(targets) != 1:
+        raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
+    loaded = Scores.load(scores)
+    checkpoint = Checkpoint(source or loaded.about["source"])
+    made = allocate(loaded, checkpoint, targets[0], align, tp, parse_blocks(protect), container)
+    made.save(out)
+    widths = made.widths()[0]
+    print(
+        f"keep {made.about['keep_reached']:.4f} of all parameters, "
+        f"{made.about['keep_blocks_reached']:.4f} of the blocks: {widths['attention']} KV groups, "
+        f"{widths['ffn']} FFN channels a block"
+    )
+
+
+@stages.command()
+def cut(
+    source: Source,
+    dest: Dest,
+    plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
+    layout: str = "uniform",
+    container: str = "auto",
+    verify: bool = True,
+) -> None:
+    """Apply a plan to a checkpoint."""
+    from compressor.pipeline import apply_plan
+    from compressor.plan import Plan
+
+    print(apply_plan(source, dest, Plan.load(plan), layout, container, verify))
+
+
+@stages.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder to verify.")],
+    source: Annotated[Path | None, Option(help="Compare logits with this, masked.")] = None,
+) -> None:
+    """Load a folder with plain transformers in a fresh process; compare it with its source."""
+    from compressor.verify import verify as run
+
+    print(json.dumps(run(folder, source), indent=1))
+
+
+@stages.command("eval")
+def evaluate(
+    folder: Source,
+    text: Annotated[str, Option(help="Text as for --evaluation.")],
+    length: int = 512,
+    span: Annotated[str | None, Option("--range", help="Documents or windows A:B.")] = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Perplexity of a checkpoint, streamed block by block."""
+    from compressor.calibration import describe
+    from compressor.checkpoint import Checkpoint
+    from compressor.evaluation import perplexity
+    from compressor.pipeline import Settings, open_stream, read_texts
+
+    settings = Settings(
+        source=folder,
+        dest=folder,
+        targets=(),
+        method="random",
+        evaluation=text,
+        evaluation_range=span,
+        length=length,
+        device=device,
+        dtype=dtype,
+    )
+    checkpoint = Checkpoint(folder)
+    _, tokens = read_texts(settings, checkpoint)
+    found = perplexity(open_stream(settings, checkpoint, folder.parent, tokens), tokens)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+
+
+def parse_amount(text: str, units: dict[str, int]) -> float:
+    """`5.4B` or `11GB` as a number."""
+    number = text.rstrip("".join({c for unit in units for c in unit}))
+    try:
+        return float(number) * units[text[len(number) :]]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"{text!r} is not an amount; write a number and one of {', '.join(filter(None, units))}."
+        ) from None
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
+
+
+def parse_ratio(text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--max-perplexity-ratio is a number or off, not {text!r}.") from None
+
+
+def spread_ratios(arguments: list[str]) -> list[str]:
+    """`--keep 0.9 0.8` as `--keep 0.9 --keep 0.8`, which is what the parser reads."""
+    spread: list[str] = []
+    option = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            option = argument if argument in RATIOS else None
+        elif option and spread[-1] != option:
+            try:
+                float(argument)
+                spread.append(option)
+            except ValueError:
+                option = None
+        spread.append(argument)
+    return spread
+
+
+def run(app: Callable, arguments: list[str]) -> int:
+    """The exit code; every failure is a sentence on stderr."""
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    debug = "--debug" in arguments
+    try:
+        return app(args=spread_ratios(arguments), standalone_mode=True) or 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 2
+    except (CompressorError, OSError, MemoryError, RuntimeError) as error:
+        if debug or not (found := as_error(error)):
+            raise
+        Console(stderr=True).print(f"compress: {found}", style="red", highlight=False, markup=False)
+        return found.exit_code
+    except KeyboardInterrupt:
+        print("compress: interrupted", file=sys.stderr)
+        return 130
+
+
+def as_error(error: BaseException) -> CompressorError | None:
+    """A failure of the machine in our words; None for what is a bug."""
+    if isinstance(error, CompressorError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        return MachineError(f"Writing failed: {error}.")
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return MachineError(f"Memory ran out: {error}. Use fewer or shorter --samples.")
+    return None
+
+
+def main() -> None:
+    """`compress`."""
+    sys.exit(run(job, sys.argv[1:]))

@@ -1,0 +1,29 @@
+"""The failures a user can act on. Each is one sentence and carries the exit code of `compress`."""
+
+
+class CompressorError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 2
+
+
+class InputError(CompressorError):
+    """A file, a folder or an option that cannot be used as it is."""
+
+
+class QualityError(CompressorError):
+    """The result works but is worse than the user allowed; it is kept as DEST.rejected."""
+
+    exit_code = 3
+
+
+class MachineError(CompressorError):
+    """Disk, memory or device do not suffice."""
+
+    exit_code = 4
+
+
+class VerificationError(CompressorError):
+    """The written checkpoint does not load, or does not compute what it should."""
+
+    exit_code = 5

@@ -1,0 +1,68 @@
+"""LLM-BIP (arXiv 2412.06419): how much a unit moves its own block's output, from one forward pass.
+
+FFN channel j, exactly:      s_j = ||X[:, j]||_p * ||W_down[:, j]||_p
+Attention channel j, bound:  s_j = ||X[:, j]||_p * (sum_k v_k |W_o[k, j]|^p)^(1/p)
+with v the amplification of a change of the residual stream by identity and FFN. The chain
+a = colsum(down), v = 1 + colsum(up, a), colsum(o, v) needs no hidden x hidden product.
+
+Provenance. The paper's body could not be read; the formulas of `bip` are as reported by a third
+party and re-derived. The others are ours:
+    bip         p = 1 as reported: activation constant, norm and gate left out
+    bip-gated   p = 1 with the RMSNorm's gain and rate and both branches of the gated FFN
+    bip-energy  p = 2: independent errors add in quadrature, so the residual path is not drowned
+    bip-gram    bip-energy, exact within a KV group by the Gram matrix of its channels
+"""
+
+import torch
+
+from compressor.kernels.colsum import colsum
+from compressor.kernels.moments import LIPSCHITZ
+from compressor.methods.statistics import Geometry
+
+MODES = {
+    "bip-gram": frozenset({"moments", "gated", "gram"}),
+    "bip-energy": frozenset({"moments", "gated"}),
+    "bip-gated": frozenset({"moments", "gated"}),
+    "bip": frozenset({"moments"}),
+}
+
+
+def score(weights, statistics, geometry: Geometry, mode: str, seed: int) -> dict:
+    """Scores of one block's KV groups and FFN channels, float64; p = 2 modes are roots of energies."""
+    family, groups = geometry.family, geometry.units["attention"]
+    down, o = weights[family.output("ffn")], weights[family.output("attention")]
+    p = 1 if mode in ("bip", "bip-gated") else 2
+    size = {1: 0, 2: 2}[p]  # the row of the moments: sum |x| or sum x^2
+    output = colsum(down, p=p).double()  # [channels], the p-th power of the norm of each column
+    ffn = (statistics["ffn"][size] * output) ** (1 / p)
+    through = amplification(weights, statistics, geometry, mode, output)
+    if mode == "bip-gram":
+        columns = o.float().unflatten(1, (groups, -1)).transpose(0, 1)  # [groups, hidden, channels]
+        metric = (columns * through.float()[:, None]).transpose(1, 2) @ columns
+        attention = (statistics["gram"] * metric).sum((1, 2)).clamp_min(0).sqrt()
+    else:
+        channel = statistics["attention"][size] * colsum(o, through.float(), p=p).double()
+        attention = channel.view(groups, -1).sum(1) ** (1 / p)
+    return {"attention": attention, "ffn": ffn}
+
+
+def amplification(weights, statistics, geometry: Geometry, mode: str, output) -> torch.Tensor:
+    """v [hidden]: what a change of stream channel k before the FFN adds up to at the block's output.
+
+    output [channels]: a (p = 1) or its square form (p = 2), the weight of each FFN channel.
+    """
+    family = geometry.family
+    up = weights[family.up + ".weight"]
+    if mode == "bip":
+        return 1 + colsum(up, output.float()).double()
+    gate = weights[family.gate + ".weight"]
+    gain = weights[family.ffn_norm + ".weight"].double().abs() * statistics["norm_rate"]
+    activated, up_size, activated_square, slope_square = statistics["gated"]
+    if mode == "bip-gated":
+        slope = LIPSCHITZ[geometry.activation] * up_size
+        through_up, through_gate, p = activated, slope, 1
+    else:
+        through_up, through_gate, p = activated_square, slope_square, 2
+    passed = colsum(up, (output * through_up).float(), p=p)
+    passed = passed + colsum(gate, (output * through_gate).float(), p=p)
+    return 1 + gain**p * passed.double()

@@ -1,0 +1,144 @@
+"""What the methods see of a block: sums over the calibration tokens, taken by hooks.
+
+Statistics a method can ask for:
+    moments     of the inputs of both output projections (down_proj, o_proj)
+    gated       the factors of the gated FFN, and the mean of 1/rms before its norm
+    gram        X_u^T X_u of every KV group's input to o_proj
+Sums are kept in float64 on the device; padding is masked out, so neither the order nor the split of
+the batches matters beyond rounding.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compressor.checkpoint import Checkpoint
+from compressor.families import Family
+from compressor.kernels.moments import gated_moments, moments
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a method needs to know of a model: sizes, and where things are."""
+
+    family: Family
+    units: dict[str, int]
+    head_dim: int
+    queries_per_group: int
+    activation: str
+    norm_eps: float
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Geometry":
+        return cls(
+            family=checkpoint.family,
+            units=checkpoint.units,
+            head_dim=checkpoint.head_dim,
+            queries_per_group=checkpoint.heads // checkpoint.kv_heads,
+            activation=checkpoint.config.get("hidden_act", "silu"),
+            norm_eps=checkpoint.config.get("rms_norm_eps", 1e-6),
+        )
+
+    def channels(self, group: str) -> int:
+        """Channels of the output projection's input that one unit owns."""
+        return self.queries_per_group * self.head_dim if group == "attention" else 1
+
+    def output_module(self, group: str) -> str:
+        return self.family.output(group).removesuffix(".weight")
+
+
+class BlockStatistics:
+    """Context manager: while it is open, every forward of `layer` adds to the sums.
+
+    `mask` [sequences, tokens] must be set before each forward.
+    """
+
+    def __init__(self, layer: nn.Module, geometry: Geometry, wanted: frozenset[str]):
+        self.layer, self.geometry, self.wanted = layer, geometry, wanted
+        self.mask: torch.Tensor | None = None
+        self.sums: dict[str, torch.Tensor] = {}
+        self.tokens = 0
+        self.handles = []
+        self.gate_output = None
+
+    def __enter__(self) -> "BlockStatistics":
+        family = self.geometry.family
+        for group in self.geometry.units:
+            module = self.layer.get_submodule(self.geometry.output_module(group))
+            hook = self._input_hook(group)
+            self.handles.append(module.register_forward_pre_hook(hook))
+        if "gated" in self.wanted:
+            find = self.layer.get_submodule
+            self.handles += [
+                find(family.ffn_norm).register_forward_pre_hook(self._norm_hook),
+                find(family.gate).register_forward_hook(self._gate_hook),
+                find(family.up).register_forward_hook(self._up_hook),
+            ]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        self.gate_output = None
+
+    def means(self, sequences: int) -> dict[str, torch.Tensor]:
+        """Every sum over the number of tokens, as float64; plus the counts themselves."""
+        found = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
+        return found | {"tokens": self.tokens, "sequences": sequences}
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _input_hook(self, group: str):
+        def hook(_, args) -> None:
+            x = args[0]
+            if group == "ffn":
+                self.tokens += int(self.mask.sum())
+            self._add(group, moments(x, self.mask))
+            if "gram" in self.wanted and group == "attention":
+                units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
+                units = units.transpose(0, 1)
+                self._add("gram", units.transpose(1, 2) @ units)
+
+        return hook
+
+    def _norm_hook(self, _, args) -> None:
+        x = args[0][self.mask].float()
+        rate = torch.rsqrt(x.square().mean(-1) + self.geometry.norm_eps)
+        self._add("norm_rate", rate.double().sum())
+
+    def _gate_hook(self, _, args, output) -> None:
+        self.gate_output = output
+
+    def _up_hook(self, _, args, output) -> None:
+        found = gated_moments(self.gate_output, output, self.geometry.activation, self.mask)
+        self._add("gated", found)
+        self.gate_output = None
+
+
+@contextmanager
+def masked_units(layer: nn.Module, geometry: Geometry, lost: dict[str, torch.Tensor]):
+    """While open, `layer` computes what it would with the units `lost[group]` removed.
+
+    A removed unit contributes nothing to its output projection, so zeroing its channels there is
+    exactly the cut.
+    """
+    handles = []
+    for group, units in lost.items():
+        width = geometry.channels(group)
+        dead = (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+
+        def hook(_, args, dead=dead):
+            return (args[0].index_fill(-1, dead.to(args[0].device), 0.0), *args[1:])
+
+        module = layer.get_submodule(geometry.output_module(group))
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,328 @@
+"""The main job: read, score, plan, cut, write, verify, judge, publish.
+
+Everything happens beside DEST (`DEST.partial`, `DEST.work`); DEST appears when it is complete and
+verified. `DEST.work` holds the scores and plans until the end.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from compressor import __version__
+from compressor.blocks import BlockStream
+from compressor.calibration import TokenSet, describe, read_text, tokenize
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError, QualityError
+from compressor.evaluation import perplexity
+from compressor.methods import DEFAULT_METHOD, METHODS
+from compressor.plan import Costs, Plan, Target, allocate, lattice, solve
+from compressor.report import Lines, Meter, versions, write_card, write_record
+from compressor.scores import score
+from compressor.verify import verify
+from compressor.writing import check_space, publish, write
+
+DEFAULT_CALIBRATION = "stdlib"
+OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `compress`, as the command line documents them."""
+
+    source: Path
+    dest: Path
+    targets: Sequence[Target]
+    method: str = DEFAULT_METHOD
+    mode: str | None = None
+    layout: str = "uniform"
+    container: str = "auto"
+    calibration: str = DEFAULT_CALIBRATION
+    calibration_range: str | None = None
+    evaluation: str | None = None
+    evaluation_range: str | None = None
+    samples: int = 128
+    length: int = 512
+    statistics: str = "dense"
+    align: int | None = None
+    protect: tuple[int, ...] = ()
+    tp: int = 1
+    device: str | None = None
+    dtype: str = "auto"
+    max_memory: int | None = None
+    work_dir: Path | None = None
+    seed: int = 0
+    overwrite: bool = False
+    verify: bool = True
+    max_perplexity_ratio: float | None = 3.0
+
+
+def compress(settings: Settings, lines: Lines) -> list[dict]:
+    """Run the whole job; one result a target. `QualityError` after publishing as .rejected."""
+    checkpoint = Checkpoint(settings.source)
+    check_before_starting(settings, checkpoint)
+    dest = settings.dest
+    partial = dest.with_name(dest.name + ".partial")
+    work = settings.work_dir or dest.with_name(dest.name + ".work")
+    with Meter() as meter:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            results = _run(settings, checkpoint, partial, work, meter, lines)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not (work / "scores.safetensors").exists():
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+    shutil.rmtree(work, ignore_errors=True)
+    rejected = [r for r in results if r["verified"] == "rejected"]
+    if rejected:
+        worst = rejected[-1]
+        raise QualityError(
+            f"Perplexity went from {worst['perplexity_before']:.3f} to "
+            f"{worst['perplexity_after']:.3f}, more than {settings.max_perplexity_ratio:g} times; "
+            f"the result is kept as {worst['dest']}. Keep more, or raise --max-perplexity-ratio."
+        )
+    return results
+
+
+def check_method(settings: Settings) -> None:
+    if settings.method not in METHODS:
+        raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
+    METHODS[settings.method].check_mode(settings.mode)
+    if settings.samples < 1 or settings.length < 2:
+        raise InputError(
+            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
+            f"{settings.length}."
+        )
+
+
+def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse at once what would fail hours later."""
+    check_method(settings)
+    if settings.statistics not in ("dense", "pruned"):
+        raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
+    if settings.statistics == "pruned" and len(settings.targets) > 1:
+        raise InputError("--statistics pruned scores for one target; give one ratio.")
+    rejected = settings.dest.with_name(settings.dest.name + ".rejected")
+    for path in (settings.dest, rejected):
+        if path.exists() and not settings.overwrite:
+            raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
+    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    protect = [b % checkpoint.blocks for b in settings.protect]
+    if protect and settings.layout == "uniform":
+        raise InputError(
+            "--protect leaves some blocks wider than others, and in the uniform layout all are "
+            "equal; add --layout padded (for evaluation), or leave --protect out."
+        )
+    needed = 0
+    for target in settings.targets:
+        chosen = solve(target, checkpoint, widths, protect)
+        size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
+        needed += checkpoint.bytes if settings.layout == "padded" else size
+    check_space(settings.dest.parent, needed)
+
+
+def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
+    work.mkdir(parents=True, exist_ok=True)
+    calibration, evaluation = read_texts(settings, checkpoint)
+    stream = open_stream(settings, checkpoint, work, calibration, evaluation)
+    for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
+        if tokens is not None:
+            lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    kept_units = None
+    if settings.statistics == "pruned":
+        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        kept_units = solve(settings.targets[0], checkpoint, widths)[0]
+    with meter.stage("score"), lines.stage("score") as progress:
+        scores = score(
+            checkpoint,
+            settings.method,
+            settings.mode,
+            calibration,
+            stream,
+            settings.seed,
+            kept_units,
+            progress,
+        )
+    scores.save(work / "scores.safetensors")
+    before = None
+    if evaluation is not None:
+        with meter.stage("evaluate"), lines.stage("evaluate"):
+            before = perplexity(stream, evaluation)
+    results = []
+    for target in settings.targets:
+        name = f"{target.kind}-{target.value:g}"
+        folder = partial / name if len(settings.targets) > 1 else partial
+        plan = allocate(
+            scores,
+            checkpoint,
+            target,
+            settings.align,
+            settings.tp,
+            settings.protect,
+            settings.container,
+        )
+        plan.save(work / f"{name}.json")
+        result = cut_one(
+            settings, checkpoint, plan, target, folder, before, evaluation, meter, lines
+        )
+        if len(settings.targets) > 1:
+            result["dest"] = str(settings.dest / folder.name)
+            if result["verified"] == "rejected":
+                folder.rename(folder.with_name(folder.name + ".rejected"))
+                result["dest"] += ".rejected"
+        results.append(result)
+    single_rejected = len(results) == 1 and results[0]["verified"] == "rejected"
+    final = settings.dest
+    if single_rejected:
+        final = settings.dest.with_name(settings.dest.name + ".rejected")
+        results[0]["dest"] = str(final)
+    if final.exists():
+        shutil.rmtree(final)
+    publish(partial, final)
+    for result in results:
+        result["seconds"] = dict(meter.seconds)
+        result["peak_rss_bytes"] = meter.peak_rss
+        cuda = torch.cuda.is_available()
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
+    return results
+
+
+def cut_one(settings, checkpoint, plan: Plan, target, folder, before, evaluation, meter, lines):
+    """Write one result, verify it and measure it; the folder is complete when this returns."""
+    with meter.stage("write"), lines.stage("write") as progress:
+        container = write(
+            checkpoint, plan, folder, settings.layout, settings.container, progress=progress
+        )
+    result = {
+        "source": str(checkpoint.path),
+        "dest": str(settings.dest),
+        "method": plan.about["scores"]["method"],
+        "mode": plan.about["scores"]["mode"],
+        "allocate": plan.about["allocate"],
+        "layout": settings.layout,
+        "container": container,
+        "model_type": checkpoint.family.model_type,
+        "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
+        "keep_reached": plan.about["keep_reached"],
+        "keep_blocks_reached": plan.about["keep_blocks_reached"],
+        "parameters_before": checkpoint.parameters,
+        "bytes_before": checkpoint.bytes,
+        "perplexity_before": before and before["perplexity"],
+        "perplexity_after": None,
+        "seed": settings.seed,
+        "warnings": [],
+        "verified": "no",
+    }
+    if container != checkpoint.family.model_type:
+        result["warnings"].append(
+            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
+            "number of heads; the tensors and the arithmetic are the same."
+        )
+    record = make_record(checkpoint, plan, settings.layout, container)
+    record["evaluation"] = evaluation and evaluation.protocol
+    write_record(folder, record)
+    if settings.verify:
+        with meter.stage("verify"), lines.stage("verify"):
+            found = verify(folder, checkpoint.path)
+        result["verified"] = f"logits within {found['logits_difference']:.1e}"
+    written = Checkpoint(folder)
+    result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
+    if evaluation is not None:
+        with meter.stage("evaluate"), lines.stage("evaluate"):
+            after = perplexity(open_stream(settings, written, folder.parent), evaluation)
+        result["perplexity_after"] = after["perplexity"]
+        ratio = after["perplexity"] / before["perplexity"]
+        limit = settings.max_perplexity_ratio
+        if limit is not None and not ratio <= limit:
+            result["verified"] = "rejected"
+    kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
+    record |= {name: result[name] for name in (*kept, "perplexity_before", "perplexity_after")}
+    record["verified"] = result["verified"]
+    write_record(folder, record)
+    write_card(folder, result, record)
+    return result
+
+
+def apply_plan(
+    source: Path, dest: Path, plan: Plan, layout: str, container: str, verified: bool
+) -> str:
+    """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
+    checkpoint = Checkpoint(source)
+    if dest.exists():
+        raise InputError(f"{dest} exists; choose another DEST.")
+    partial = dest.with_name(dest.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        chosen = write(checkpoint, plan, partial, layout, container)
+        write_record(partial, make_record(checkpoint, plan, layout, chosen))
+        difference = verify(partial, source)["logits_difference"] if verified else None
+        written = Checkpoint(partial)
+        publish(partial, dest)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
+    return f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+
+
+def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str) -> dict:
+    """What compression.json holds of every result."""
+    return {
+        "format": 1,
+        "compressor": __version__,
+        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
+        "plan": {"blocks": plan.blocks, "about": plan.about},
+        "layout": layout,
+        "container": container,
+        "versions": versions(),
+    }
+
+
+def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
+    """Calibration (if the method looks at activations) and evaluation (if asked for)."""
+    tokenizer = None
+    method = METHODS[settings.method]
+    calibration = evaluation = None
+    limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
+    if method.wants(method.check_mode(settings.mode)):
+        tokenizer = checkpoint.tokenizer()
+        text = read_text(settings.calibration)
+        calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
+    if settings.evaluation is not None:
+        tokenizer = tokenizer or checkpoint.tokenizer()
+        text = read_text(settings.evaluation)
+        evaluation = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
+    vocabulary = checkpoint.tensors[checkpoint.family.embedding].shape[0]
+    for tokens in (calibration, evaluation):
+        if tokens is not None and max(int(s.max()) for s in tokens.sequences) >= vocabulary:
+            raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
+    return calibration, evaluation
+
+
+def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
+    """A stream on the chosen device and dtype; activations go to files where memory is short."""
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
+    memory = settings.max_memory or psutil.virtual_memory().available
+    count = max((t.tokens for t in tokens if t is not None), default=0)
+    needed = 2 * count * checkpoint.hidden_size * dtype.itemsize
+    use_files = needed > OFFLOAD_SHARE * memory
+    try:
+        return BlockStream(checkpoint, device, dtype, offload if use_files else None)
+    except RuntimeError as error:
+        raise InputError(f"The device {device!r} cannot be used: {error}") from error
+
+
+def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:
+    """`auto` is the stored dtype, but float32 for float16 on a CPU, which has no such units."""
+    if asked == "auto":
+        half_on_cpu = stored == torch.float16 and device == "cpu"
+        return torch.float32 if half_on_cpu else stored
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if asked not in known:
+        raise InputError(f"--dtype is auto, {', '.join(known)}, not {asked!r}.")
+    return known[asked]

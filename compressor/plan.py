@@ -1,0 +1,254 @@
+"""`Plan`: which units stay. Targets, the lattice of widths, and selection; pure functions."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.scores import GROUPS, Scores
+
+WIDE, ALIGN_WIDE = 2048, 128
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit."""
+
+    kind: str
+    value: float
+
+
+@dataclass
+class Plan:
+    """`blocks[b][group]` is the sorted list of kept units; `about` reproduces it."""
+
+    blocks: list[dict[str, list[int]]]
+    about: dict = field(default_factory=dict)
+
+    def widths(self) -> list[dict[str, int]]:
+        return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(value["blocks"], value["about"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a plan: {error!r}.") from error
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """The plan's indices exist in the checkpoint, which may be a sibling of the scored one."""
+        if len(self.blocks) != checkpoint.blocks:
+            raise InputError(
+                f"The plan is for {len(self.blocks)} blocks; {checkpoint.path} has "
+                f"{checkpoint.blocks}."
+            )
+        for index, block in enumerate(self.blocks):
+            for group, units in checkpoint.units.items():
+                kept = block.get(group) or []
+                if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
+                    raise InputError(
+                        f"The plan's {group} list of block {index} is not a sorted, non-empty "
+                        f"list of indices below {units}."
+                    )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a unit of each group costs, and what the model has besides, in parameters and bytes."""
+
+    unit: dict[str, dict[str, int]]  # unit[group]["params" | "bytes"], of one block
+    total: dict[str, int]  # of the model
+    prunable: int  # weights of the blocks' projections, in parameters
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Costs":
+        unit, prunable = {}, 0
+        for group, slices in checkpoint.family.groups().items():
+            owned = [
+                checkpoint.tensors[name]
+                for part in slices
+                if (name := checkpoint.block_name(0, part.tensor)) in checkpoint.tensors
+            ]
+            units = checkpoint.units[group]
+            unit[group] = {
+                "params": sum(t.numel for t in owned) // units,
+                "bytes": sum(t.end - t.begin for t in owned) // units,
+            }
+            prunable += checkpoint.blocks * sum(t.numel for t in owned if len(t.shape) == 2)
+        total = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
+        return cls(unit, total, prunable)
+
+    def size(self, widths: Sequence[dict[str, int]], units: dict[str, int], measure: str) -> int:
+        """Size of the model with these widths."""
+        lost = sum((units[g] - w[g]) * self.unit[g][measure] for w in widths for g in GROUPS)
+        return self.total[measure] - lost
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending."""
+
+    ffn: list[int]
+    attention: list[int]
+
+
+def default_align(width: int) -> int:
+    """128 for real models; for small ones the largest power of two that divides, up to width/16."""
+    if width >= WIDE:
+        return ALIGN_WIDE
+    align = 4
+    while align * 2 <= width // 16 and width % (align * 2) == 0:
+        align *= 2
+    return align
+
+
+def lattice(
+    checkpoint: Checkpoint, align: int | None = None, tp: int = 1, container: str = "auto"
+) -> Lattice:
+    """Widths of the uniform layout that the container can express and `tp` devices can share."""
+    family, width = checkpoint.family, checkpoint.units["ffn"]
+    if (align is not None and align < 1) or tp < 1:
+        raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
+    step = align or default_align(width)
+    if tp > 1:
+        step = math.lcm(step, ALIGN_WIDE * tp)
+    if step > width:
+        raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
+    groups = checkpoint.kv_heads
+    rep = checkpoint.heads // groups
+    biased = any("bias" in t for t in checkpoint.block_tensors(0))
+    bound_by_hidden = (
+        family.heads_divide_hidden
+        and container != "mistral"
+        and (container == "llama" or biased or not family.container)
+    )
+    counts = [
+        g
+        for g in range(1, groups + 1)
+        if (g == groups)
+        or ((not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0) and g % tp == 0)
+    ]
+    widths = sorted({*range(step, width + 1, step), width})
+    return Lattice(widths, counts)
+
+
+def solve(
+    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+) -> list[dict[str, int]]:
+    """Widths of every block: the largest size on the lattice that is not above the target.
+
+    The share of KV groups that stay is the one nearest above the blocks' share (whole groups are
+    few, and one too many costs more than channels do); FFN channels fill the rest exactly.
+    """
+    costs, units = Costs.of(checkpoint), checkpoint.units
+    measure = "bytes" if target.kind == "bytes" else "params"
+    limit, whole = limit_of(target, costs)
+    cut_blocks = [b for b in range(checkpoint.blocks) if b not in protect]
+
+    def widths(groups: int, channels: int) -> list[dict[str, int]]:
+        cut = {"attention": groups, "ffn": channels}
+        return [dict(units) if b in protect else cut for b in range(checkpoint.blocks)]
+
+    def size(groups: int, channels: int) -> int:
+        return costs.size(widths(groups, channels), units, measure)
+
+    least = size(lattice.attention[0], lattice.ffn[0])
+    if least > limit or not cut_blocks:
+        raise InputError(
+            f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
+            f"{reached(target, costs, least):,.6g} ({least:,} {measure})."
+        )
+    movable = len(cut_blocks) * sum(units[g] * costs.unit[g][measure] for g in GROUPS)
+    share = max(0.0, 1 - (whole - limit) / movable)
+    enough = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
+    # Fewer groups only where the channels alone cannot make room for this many.
+    for groups in [
+        enough[0],
+        *sorted((g for g in lattice.attention if g < enough[0]), reverse=True),
+    ]:
+        fitting = [c for c in lattice.ffn if size(groups, c) <= limit]
+        if fitting:
+            return widths(groups, fitting[-1])
+    raise AssertionError("the smallest size fits, so some width does")
+
+
+def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
+    """The largest allowed size and the present size, in the target's measure."""
+    if target.kind in ("keep", "keep-blocks") and not 0 < target.value < 1:
+        raise InputError(f"--{target.kind} must lie between 0 and 1, not {target.value:g}.")
+    whole = costs.total["bytes" if target.kind == "bytes" else "params"]
+    if target.kind == "keep":
+        limit = target.value * whole
+    elif target.kind == "keep-blocks":
+        limit = whole - (1 - target.value) * costs.prunable
+    else:
+        limit = target.value
+        if not 0 < limit < whole:
+            raise InputError(
+                f"--target-{target.kind} is {limit:,.0f}, but must lie between 0 and the model's "
+                f"{whole:,}."
+            )
+    return limit, whole
+
+
+def reached(target: Target, costs: Costs, size: int) -> float:
+    """A size in the unit the target was given in."""
+    if target.kind == "keep":
+        return size / costs.total["params"]
+    if target.kind == "keep-blocks":
+        return 1 - (costs.total["params"] - size) / costs.prunable
+    return size
+
+
+def allocate(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    target: Target,
+    align: int | None = None,
+    tp: int = 1,
+    protect: Sequence[int] = (),
+    container: str = "auto",
+) -> Plan:
+    """Uniform allocation: the best-scored units of every block, as many as the target allows."""
+    blocks = checkpoint.blocks
+    outside = [b for b in protect if not -blocks <= b < blocks]
+    if outside:
+        raise InputError(f"--protect names the block {outside[0]}; the model has {blocks} blocks.")
+    protect = sorted({b % blocks for b in protect})
+    if len(scores.blocks) != blocks or any(
+        len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
+    ):
+        raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
+    chosen = solve(target, checkpoint, lattice(checkpoint, align, tp, container), protect)
+    kept = [
+        {g: best(block[g], width[g]) for g in GROUPS}
+        for block, width in zip(scores.blocks, chosen, strict=True)
+    ]
+    costs = Costs.of(checkpoint)
+    params = costs.size(chosen, checkpoint.units, "params")
+    return Plan(
+        kept,
+        {
+            "asked": asdict(target),
+            "keep_reached": params / costs.total["params"],
+            "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
+            "parameters": params,
+            "bytes": costs.size(chosen, checkpoint.units, "bytes"),
+            "allocate": "uniform",
+            "protect": protect,
+            "scores": scores.about,
+        },
+    )
+
+
+def best(values, count: int) -> list[int]:
+    """Indices of the `count` largest values, sorted; ties go to the lower index."""
+    order = (-values).argsort(stable=True)[:count]
+    return sorted(order.tolist())

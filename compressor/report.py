@@ -1,0 +1,145 @@
+"""What a run says about itself: compression.json, the model card, the final table."""
+
+import json
+import platform
+import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+VERSIONED = ("torch", "transformers", "safetensors")
+
+
+class Meter:
+    """Seconds of each stage and the peak resident memory of this process and its children."""
+
+    def __init__(self, interval: float = 0.05):
+        self.seconds: dict[str, float] = {}
+        self.peak_rss = 0
+        self._interval, self._done = interval, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Meter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._done.wait(self._interval):
+            total = 0
+            for member in [process, *process.children(recursive=True)]:
+                try:
+                    total += member.memory_info().rss
+                except psutil.Error:  # a child that ended between the two calls
+                    continue
+            self.peak_rss = max(self.peak_rss, total)
+
+    @contextmanager
+    def stage(self, name: str):
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - begun
+            self.seconds[name] = round(self.seconds.get(name, 0) + spent, 3)
+
+
+class Lines:
+    """A progress line a stage, with the time left; silent unless stderr is a terminal."""
+
+    def __init__(self, quiet: bool):
+        self.console = Console(stderr=True, quiet=quiet or not Console(stderr=True).is_terminal)
+
+    @contextmanager
+    def stage(self, name: str):
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=self.console, transient=False) as progress:
+            task = progress.add_task(name, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def versions() -> dict[str, str]:
+    found = {name: version(name) for name in VERSIONED}
+    return {"python": platform.python_version(), **found}
+
+
+def write_record(folder: Path, record: dict) -> None:
+    """compression.json: the plan and everything that is needed to make the same again."""
+    text = json.dumps(record, indent=1, sort_keys=False)
+    (folder / "compression.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_card(folder: Path, result: dict, record: dict) -> None:
+    """The model card: what this is, what it cost, how it was made."""
+    before, after = result["perplexity_before"], result["perplexity_after"]
+    if after is None:
+        quality = "No evaluation text was given, so no perplexity was measured."
+    else:
+        protocol = record["evaluation"]
+        quality = (
+            f"Perplexity {before:.3f} before, {after:.3f} after "
+            f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
+        )
+    scored = record["plan"]["about"]["scores"]
+    text = f"""---
+base_model: {Path(result["source"]).name}
+tags: [pruned]
+---
+# {Path(result["source"]).name}, compressed to {result["keep_reached"]:.1%}
+
+{result["parameters_after"]:,} of {result["parameters_before"]:,} parameters stay. A dense checkpoint
+of the type `{result["container"]}`; it loads with plain `transformers`:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto")
+
+{quality}
+
+Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, without training.
+`compression.json` holds the plan and all settings.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def table(results: list[dict]) -> Table:
+    """The final table: a row a measure, a column a result."""
+    shown = Table(title=f"{results[0]['source']}  ({results[0]['method']}, {results[0]['mode']})")
+    shown.add_column("")
+    shown.add_column("before", justify="right")
+    for result in results:
+        shown.add_column(f"after ({Path(result['dest']).name})", justify="right")
+
+    def row(name: str, before: str, after) -> None:
+        shown.add_row(name, before, *(after(r) for r in results))
+
+    first = results[0]
+    row("keep", "", lambda r: f"{r['keep_reached']:.4f} (asked {r['keep_asked']})")
+    row("keep, blocks only", "", lambda r: f"{r['keep_blocks_reached']:.4f}")
+    row("parameters", f"{first['parameters_before']:,}", lambda r: f"{r['parameters_after']:,}")
+    row("bytes", f"{first['bytes_before']:,}", lambda r: f"{r['bytes_after']:,}")
+    row("type", first["model_type"], lambda r: f"{r['container']} ({r['layout']})")
+    if first["perplexity_before"] is not None:
+        after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731
+        row("perplexity", f"{first['perplexity_before']:.4f}", after)
+    row("verified", "", lambda r: r["verified"])
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in first["seconds"].items())
+    shown.caption = (
+        f"seconds: {spent} (all {sum(first['seconds'].values()):.1f}); "
+        f"peak memory {first['peak_rss_bytes'] / 1e6:,.0f} MB"
+    )
+    return shown

@@ -1,0 +1,129 @@
+"""`Scores`: one float32 number per unit, per block, per group; and the stage that computes them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from compressor.blocks import BlockStream
+from compressor.calibration import TokenSet
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.methods import METHODS
+from compressor.methods.statistics import BlockStatistics, Geometry, masked_units
+
+GROUPS = ("attention", "ffn")
+
+
+@dataclass
+class Scores:
+    """`blocks[b][group]` is a float32 tensor [units]; `about` says how it was made."""
+
+    blocks: list[dict[str, torch.Tensor]]
+    about: dict = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        tensors = {f"{b}.{g}": t for b, block in enumerate(self.blocks) for g, t in block.items()}
+        save_file(tensors, path, metadata={"scores": json.dumps(self.about)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Scores":
+        try:
+            with safe_open(path, framework="pt") as handle:
+                about = json.loads((handle.metadata() or {})["scores"])
+                count = 1 + max(int(name.partition(".")[0]) for name in handle.keys())  # noqa: SIM118
+                blocks = [
+                    {g: handle.get_tensor(f"{b}.{g}").clone() for g in GROUPS} for b in range(count)
+                ]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path} is not a file of scores: {error}.") from error
+        return cls(blocks, about)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse NaN and infinity, by name."""
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        raise InputError(f"{name} holds NaN or infinite values; the checkpoint is damaged.")
+
+
+def score(
+    checkpoint: Checkpoint,
+    method: str,
+    mode: str | None = None,
+    tokens: TokenSet | None = None,
+    stream: BlockStream | None = None,
+    seed: int = 0,
+    kept_units: dict[str, int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Scores:
+    """Score every unit of a checkpoint in one pass over its blocks.
+
+    Methods that look at activations need `tokens` and `stream`. With `kept_units` (units to keep per
+    group) each block passes on what it computes after being cut to them by its own scores
+    (`--statistics pruned`); without, every block sees the dense model's activations.
+    """
+    about = METHODS[method]
+    mode = about.check_mode(mode)
+    geometry = Geometry.of(checkpoint)
+    for name, tensor in checkpoint.read(outer_names(checkpoint)).items():
+        check_finite(name, tensor)
+    blocks: list[dict[str, torch.Tensor]] = []
+
+    def finish(index: int, weights: dict[str, torch.Tensor], statistics: dict) -> dict:
+        scores = about.score(weights, statistics, geometry, mode, seed + index)
+        scores = {group: s.float().cpu() for group, s in scores.items()}
+        for group, values in scores.items():
+            check_finite(f"The {method} score of {group} in block {index}", values)
+        blocks.append(scores)
+        progress(len(blocks), checkpoint.blocks)
+        return scores
+
+    if not about.wants(mode):
+        for index in range(checkpoint.blocks):
+            weights = checkpoint.read_block(index)
+            for name, tensor in weights.items():
+                check_finite(checkpoint.block_name(index, name), tensor)
+            finish(index, weights, {})
+    else:
+        batches = tokens.batches()
+
+        def visit(index: int, layer, forward) -> None:
+            weights = dict(layer.state_dict())
+            for name, tensor in weights.items():
+                check_finite(checkpoint.block_name(index, name), tensor)
+            with BlockStatistics(layer, geometry, about.wants(mode)) as statistics:
+                order = forward()
+                for batch in batches:
+                    statistics.mask = batch.mask.to(stream.device)
+                    next(order)
+                next(order, None)
+            scores = finish(index, weights, statistics.means(len(tokens.sequences)))
+            if kept_units is not None:
+                lost = {g: s.argsort(stable=True)[: -kept_units[g]] for g, s in scores.items()}
+                with masked_units(layer, geometry, lost):
+                    for _ in forward():
+                        pass
+
+        stream.run([b.ids for b in batches], visit)
+    return Scores(
+        blocks,
+        {
+            "method": method,
+            "mode": mode,
+            "seed": seed,
+            "source": str(checkpoint.path),
+            "fingerprint": checkpoint.fingerprint,
+            "statistics": "pruned" if kept_units else "dense",
+            "calibration": tokens.protocol if tokens and about.wants(mode) else None,
+        },
+    )
+
+
+def outer_names(checkpoint: Checkpoint) -> list[str]:
+    """Tensors outside the blocks: embedding, last norm, head."""
+    prefix = checkpoint.family.layers + "."
+    return [name for name in checkpoint.tensors if not name.startswith(prefix)]

@@ -1,0 +1,241 @@
+"""Writing a checkpoint folder that stock transformers and vLLM load.
+
+The config is the original text with the changed keys patched, never re-serialised by a config
+class; side files are copied byte for byte; tensors are written as they are cut.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from compressor.checkpoint import DTYPES, INDEX, SINGLE, Checkpoint
+from compressor.cut import cut_block, widest
+from compressor.errors import InputError, MachineError
+from compressor.families import FAMILIES
+from compressor.plan import Plan
+from compressor.scores import outer_names
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SHARD_BYTES = 5_000_000_000
+# Weights in any other format would contradict the new ones; the card is written anew.
+NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
+
+
+def write(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    folder: Path,
+    layout: str = "uniform",
+    container: str = "auto",
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Cut `checkpoint` by `plan` into the new folder; returns the container's model type."""
+    plan.check(checkpoint)
+    check_layout(plan, layout)
+    units = widest(plan)
+    chosen = choose_container(checkpoint, units["attention"], container)
+    padded_to = units if layout == "padded" else None
+    shards = plan_shards(checkpoint, plan, padded_to, shard_bytes)
+    check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
+    folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        files = {}
+        for shard, file_name in zip(shards, shard_names(shards), strict=True):
+            file = ShardFile(folder / file_name, shard)
+            stack.callback(file.close)
+            files |= dict.fromkeys(shard, file)
+        for name in outer_names(checkpoint):
+            files[name].put(name, checkpoint.read([name])[name])
+        for index, kept in enumerate(plan.blocks):
+            block = cut_block(checkpoint.read_block(index), checkpoint, kept, padded_to)
+            for inner, tensor in block.items():
+                name = checkpoint.block_name(index, inner)
+                files[name].put(name, tensor)
+            del block
+            progress(index + 1, checkpoint.blocks)
+    write_index(folder, shards)
+    copy_side_files(checkpoint.path, folder)
+    config = patched_config(checkpoint, units, chosen)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return chosen
+
+
+def check_layout(plan: Plan, layout: str) -> None:
+    if layout not in ("uniform", "padded"):
+        raise InputError(f"The layout {layout!r} is not known; it is uniform or padded.")
+    widths = plan.widths()
+    if layout == "uniform" and any(w != widths[0] for w in widths):
+        raise InputError(
+            "The plan has blocks of different widths (protected ones keep theirs), which no stock "
+            "model class loads; leave --protect out, or use --layout padded to evaluate it."
+        )
+
+
+def choose_container(checkpoint: Checkpoint, groups: int, container: str) -> str:
+    """The model type to write: the family's own wherever its config class accepts the heads."""
+    family = checkpoint.family
+    heads = groups * (checkpoint.heads // checkpoint.kv_heads)
+    fits = not family.heads_divide_hidden or checkpoint.hidden_size % heads == 0
+    if container == "auto":
+        return family.model_type if fits else family.container
+    if container == family.model_type:
+        if not fits:
+            raise InputError(
+                f"The container {container} refuses {heads} heads at hidden size "
+                f"{checkpoint.hidden_size}; use --container {family.container}."
+            )
+        return container
+    if container == family.container:
+        if any("bias" in name for name in checkpoint.block_tensors(0)):
+            raise InputError(f"The container {container} has no biases, and this model has.")
+        return container
+    raise InputError(f"A {family.model_type} model cannot be written as {container!r}.")
+
+
+def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str) -> dict:
+    """The original config with new widths, both spellings of what transformers renamed."""
+    family, config = checkpoint.family, dict(checkpoint.config)
+    rep = checkpoint.heads // checkpoint.kv_heads
+    config[family.ffn_width_key] = units["ffn"]
+    config[family.heads_key] = units["attention"] * rep
+    config[family.kv_heads_key] = units["attention"]
+    config["head_dim"] = checkpoint.head_dim
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    config["torch_dtype"] = config["dtype"] = dtype
+    rope = config.get("rope_parameters") or {}
+    if rope and "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", scaling)
+    elif not rope and "rope_theta" in config:
+        scaling = dict(config.get("rope_scaling") or {})
+        scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type", "default"))
+        config["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
+    if container != family.model_type:
+        config["model_type"] = container
+        config["architectures"] = [FAMILIES[container].architecture]
+        config |= family.container_config
+        # From 5.0 on transformers leaves the tokenizer of a local Mistral folder alone.
+        version = str(config.get("transformers_version", "0"))
+        if int(version.split(".")[0]) < 5:
+            config["transformers_version"] = "5.0.0"
+        tokenizer = checkpoint.path / "tokenizer_config.json"
+        if not (tokenizer.exists() and "tokenizer_class" in json.loads(tokenizer.read_text())):
+            config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    return config
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start what the disk cannot hold."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed * 1.02 + (1 << 24):
+        raise MachineError(
+            f"{existing} has {free / 1e9:.2f} GB free, and the result needs {needed / 1e9:.2f} GB; "
+            "free some space or choose another DEST."
+        )
+
+
+def copy_side_files(source: Path, folder: Path) -> None:
+    """Tokenizer, generation config, chat template, licences: byte for byte."""
+    for file in source.iterdir():
+        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md")
+        if file.is_file() and not skip and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+
+
+def plan_shards(
+    checkpoint: Checkpoint, plan: Plan, padded_to: dict[str, int] | None, limit: int
+) -> list[dict[str, torch.Tensor]]:
+    """Empty (meta) tensors of the result, by name, divided into shards of at most `limit` bytes."""
+    names = outer_names(checkpoint)
+    results = [{n: empty(checkpoint, n) for n in names}]
+    for index, kept in enumerate(plan.blocks):
+        names = checkpoint.block_tensors(index)
+        block = {n: empty(checkpoint, checkpoint.block_name(index, n)) for n in names}
+        block = cut_block(block, checkpoint, kept, padded_to)
+        results.append({checkpoint.block_name(index, n): t for n, t in block.items()})
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for name, tensor in (item for result in results for item in result.items()):
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > limit:
+            shards.append({})
+        shards[-1][name] = tensor
+    return shards
+
+
+def empty(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    entry = checkpoint.tensors[name]
+    return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+
+
+def shard_names(shards: list) -> list[str]:
+    if len(shards) == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+
+
+def write_index(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
+    """The index that several shards need."""
+    if len(shards) == 1:
+        return
+    tensors = [t for shard in shards for t in shard.values()]
+    metadata = {
+        "total_size": sum(t.nbytes for t in tensors),
+        "total_parameters": sum(t.numel() for t in tensors),
+    }
+    names = zip(shards, shard_names(shards), strict=True)
+    weight_map = {name: file for shard, file in names for name in shard}
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+class ShardFile:
+    """One safetensors file whose header is known before its tensors: they are written one by one.
+
+    safetensors' own writer wants all tensors at once, which for a shard is gigabytes of memory.
+    """
+
+    def __init__(self, path: Path, tensors: dict[str, torch.Tensor]):
+        # Wide types first, so that every tensor begins at a multiple of its element size.
+        ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, tensor in ordered:
+            begin, end = end, end + tensor.nbytes
+            dtype = DTYPE_NAMES[tensor.dtype]
+            shape = list(tensor.shape)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self.header, self.begin = header, 8 + len(text)
+        self.file = path.open("wb")
+        self.file.write(len(text).to_bytes(8, "little") + text)
+        self.file.truncate(self.begin + end)
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        if list(tensor.shape) != self.header[name]["shape"]:
+            raise AssertionError(f"{name}: {list(tensor.shape)} was announced otherwise")
+        self.file.seek(self.begin + self.header[name]["data_offsets"][0])
+        self.file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def publish(folder: Path, final: Path) -> None:
+    """Make a complete folder appear under its name: flush all to disk, then rename."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    folder.rename(final)

@@ -1,0 +1,1 @@
+"""Operators on tensors: statistics of weights and activations. Import them by module."""

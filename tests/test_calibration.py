@@ -1,0 +1,104 @@
+"""Texts of every kind, cut by the protocol that is written down."""
+
+import json
+
+import pytest
+import torch
+
+from compressor.calibration import Text, TokenSet, describe, parse_range, read_text, tokenize
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama):
+    return Checkpoint(llama).tokenizer()
+
+
+def test_documents_are_bos_and_text_cut_at_the_length(tokenizer):
+    text = Text("x", "documents", ["abcd" * 20, "", "ef", "ghij" * 3])
+    tokens = tokenize(text, tokenizer, 16)
+    assert [len(s) for s in tokens.sequences] == [16, 3, 13]
+    assert all(s[0] == tokenizer.bos_token_id for s in tokens.sequences)
+    assert tokenizer.decode(tokens.sequences[1][1:]).replace(" ", "") == "ef"
+
+
+def test_windows_cover_the_text_without_overlap(tokenizer):
+    string = "".join(chr(97 + i % 26) for i in range(100))
+    tokens = tokenize(Text("x", "windows", [string]), tokenizer, 11)
+    body = torch.cat([s[1:] for s in tokens.sequences])
+    assert body.tolist() == tokenizer(string, add_special_tokens=False)["input_ids"]
+    assert tokens.protocol["stride"] == 10
+    spread = tokenize(Text("x", "windows", [string]), tokenizer, 11, samples=4)
+    assert [s[1] - tokens.sequences[0][1] for s in spread.sequences] == [0, 20, 50 - 26, 70 - 52]
+
+
+def test_ranges_take_documents_or_windows(tokenizer):
+    text = Text("x", "documents", [c * 40 for c in "abcd"])
+    assert len(tokenize(text, tokenizer, 64, selected="1:3").sequences) == 2
+    windows = Text("x", "windows", ["a" * 400])
+    assert len(tokenize(windows, tokenizer, 41, selected="2:5").sequences) == 3
+
+
+@pytest.mark.parametrize("text", ["1", "a:b", "1:2:3"])
+def test_bad_range(text):
+    with pytest.raises(InputError, match="is not A:B"):
+        parse_range(text)
+
+
+def test_files_of_every_kind(tmp_path):
+    (tmp_path / "a.txt").write_text("hello\nworld")
+    (tmp_path / "a.json").write_text(json.dumps(["one", "two"]))
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "two"}\n')
+    assert read_text(str(tmp_path / "a.txt")) == Text(
+        str(tmp_path / "a.txt"), "windows", ["hello\nworld"]
+    )
+    for name in ("a.json", "a.jsonl"):
+        found = read_text(str(tmp_path / name))
+        assert (found.kind, found.strings) == ("documents", ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{"a": 1}', "not a list of strings"),
+        ("a.json", "[1, 2]", "not a list of strings"),
+        ("a.json", "[", "not a JSON list"),
+        ("a.jsonl", '{"body": "x"}', "not JSONL with text"),
+        ("a.txt", b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_broken_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        read_text(str(path))
+
+
+@pytest.mark.parametrize("strings", [[], [""], ["too short"]])
+@pytest.mark.parametrize("kind", ["documents", "windows"])
+def test_empty_or_short_text(tokenizer, strings, kind):
+    with pytest.raises(InputError, match="empty or too short"):
+        tokenize(Text("x", kind, strings), tokenizer, 64)
+
+
+def test_missing_file_that_is_no_data_set_either(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="There is no file 'nowhere/at-all'"):
+        read_text("nowhere/at-all")
+
+
+def test_batches_hold_every_token_once():
+    lengths = [5, 1, 9, 9, 3, 20, 2]
+    tokens = TokenSet([torch.full((n,), n) for n in lengths])
+    for budget in (1, 18, 1000):
+        found = tokens.batches(budget)
+        real = torch.cat([b.ids[b.mask] for b in found])
+        assert sorted(real.tolist()) == sorted(n for n in lengths for _ in range(n))
+        assert all(b.ids.numel() <= max(budget, 20) for b in found)
+
+
+def test_protocol_says_what_was_read(tokenizer):
+    protocol = tokenize(Text("x.txt", "windows", ["ab" * 200]), tokenizer, 21).protocol
+    assert protocol["sha256"] == Text("y", "windows", ["ab" * 200]).sha256
+    assert describe(protocol) == "x.txt: 20 x BOS + window, at most 21 tokens, 420 tokens in all"

@@ -1,0 +1,165 @@
+"""Reading, and every input that must be refused with a sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.checkpoint import INDEX, SINGLE, Checkpoint
+from compressor.errors import InputError
+
+
+@pytest.fixture
+def copy(llama, tmp_path):
+    return shutil.copytree(llama, tmp_path / "copy")
+
+
+@pytest.fixture
+def sharded(make_checkpoint, tmp_path):
+    return make_checkpoint(tmp_path / "sharded", max_shard_size="20KB")
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+def test_sizes_are_read_from_headers(llama):
+    checkpoint = Checkpoint(llama)
+    tensors = load_file(llama / SINGLE)
+    assert checkpoint.parameters == sum(t.numel() for t in tensors.values())
+    assert checkpoint.bytes == sum(t.nbytes for t in tensors.values())
+    assert checkpoint.units == {"attention": 4, "ffn": 48}
+    assert (checkpoint.blocks, checkpoint.head_dim, checkpoint.tied) == (3, 4, False)
+    for name, tensor in checkpoint.read(tensors).items():
+        assert torch.equal(tensor, tensors[name])
+
+
+def test_shards_hold_the_same_as_one_file(llama, sharded):
+    one, many = Checkpoint(llama), Checkpoint(sharded)
+    for name, tensor in many.read(many.tensors).items():
+        assert torch.equal(tensor, one.read([name])[name])
+
+
+def test_fingerprint_sees_a_changed_weight(llama, copy):
+    assert Checkpoint(copy).fingerprint == Checkpoint(llama).fingerprint
+    edit_tensors(copy, lambda t: t["model.norm.weight"].add_(1))
+    assert Checkpoint(copy).fingerprint != Checkpoint(llama).fingerprint
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        Checkpoint(tmp_path / "nowhere")
+
+
+def test_no_config(copy):
+    (copy / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        Checkpoint(copy)
+
+
+def test_config_that_is_not_json(copy):
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        Checkpoint(copy)
+
+
+@pytest.mark.parametrize("model_type", ["t5", None])
+def test_unknown_model_type(copy, model_type):
+    edit_config(copy, model_type=model_type)
+    with pytest.raises(InputError, match=f"{model_type!r} is not supported; supported are llama"):
+        Checkpoint(copy)
+
+
+def test_pickled_weights_only(copy):
+    (copy / SINGLE).rename(copy / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled weights only"):
+        Checkpoint(copy)
+
+
+def test_no_weights_at_all(copy):
+    (copy / SINGLE).unlink()
+    with pytest.raises(InputError, match="neither"):
+        Checkpoint(copy)
+
+
+def test_quantised_by_config(copy):
+    edit_config(copy, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(InputError, match="quantised"):
+        Checkpoint(copy)
+
+
+def test_quantised_by_dtype(copy):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_tensors(copy, lambda t: t.update({name: t[name].to(torch.int8)}))
+    with pytest.raises(InputError, match=f"{name} .* dtype I8"):
+        Checkpoint(copy)
+
+
+def test_missing_shard(sharded):
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(InputError, match=f"{shard.name} is missing"):
+        Checkpoint(sharded)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -10])
+def test_truncated_file(copy, kept):
+    data = (copy / SINGLE).read_bytes()
+    (copy / SINGLE).write_bytes(data[:kept])
+    with pytest.raises(InputError, match="truncated"):
+        Checkpoint(copy)
+
+
+def test_file_that_is_not_safetensors(copy):
+    (copy / SINGLE).write_bytes((20).to_bytes(8, "little") + b"x" * 100)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        Checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_index_that_leaves_the_folder(sharded, name):
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match="outside the folder"):
+        Checkpoint(sharded)
+
+
+def test_index_that_places_a_tensor_wrongly(sharded):
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.unknown.weight"] = next(iter(index["weight_map"].values()))
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"places model\.unknown\.weight"):
+        Checkpoint(sharded)
+
+
+def test_unexpected_shape(copy):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    edit_tensors(copy, lambda t: t.update({name: t[name][:-1].clone()}))
+    with pytest.raises(InputError, match=rf"{name} .*\[15, 32\].*implies \[16, 32\]"):
+        Checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.down_proj.weight", "model.embed_tokens.weight", "lm_head.weight"]
+)
+def test_missing_tensor(copy, name):
+    edit_tensors(copy, lambda t: t.pop(name))
+    with pytest.raises(InputError, match=f"lacks the tensor {name}"):
+        Checkpoint(copy)
+
+
+def test_broken_tokenizer(copy):
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer"):
+        Checkpoint(copy).tokenizer()

@@ -1,0 +1,128 @@
+"""Targets, the lattice, and the exactness of the reached size."""
+
+import pytest
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.cut import cut_block
+from compressor.errors import InputError
+from compressor.plan import Costs, Plan, Target, allocate, best, default_align, lattice, solve
+from compressor.scores import Scores, score
+
+
+@pytest.mark.parametrize(
+    ("width", "align"), [(11008, 128), (5632, 128), (2048, 128), (768, 32), (172, 4), (352, 16)]
+)
+def test_default_align(width, align):
+    assert default_align(width) == align
+
+
+@pytest.mark.parametrize("kind", ["keep", "keep-blocks", "params", "bytes"])
+@pytest.mark.parametrize("share", [0.9, 0.75, 0.5])
+def test_largest_size_not_above_the_target(any_family, kind, share):
+    checkpoint = Checkpoint(any_family)
+    whole = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}.get(kind, 1)
+    target = Target(kind, share * whole)
+    plan = allocate(score(checkpoint, "random"), checkpoint, target)
+    width = plan.widths()[0]
+    counted = sum(
+        tensor.numel()
+        for b in range(checkpoint.blocks)
+        for tensor in cut_block(checkpoint.read_block(b), checkpoint, plan.blocks[b]).values()
+    ) + sum(t.numel for n, t in checkpoint.tensors.items() if not n.startswith("model.layers."))
+    assert counted == plan.about["parameters"]
+    reached = {
+        "keep": plan.about["keep_reached"],
+        "keep-blocks": plan.about["keep_blocks_reached"],
+        "params": counted,
+        "bytes": plan.about["bytes"],
+    }[kind]
+    assert reached <= target.value
+    costs, step = Costs.of(checkpoint), default_align(checkpoint.units["ffn"])
+    one_more = [{**width, "ffn": width["ffn"] + step}] * checkpoint.blocks
+    if width["ffn"] < checkpoint.units["ffn"]:
+        measure = "bytes" if kind == "bytes" else "params"
+        limit = {
+            "keep": share * checkpoint.parameters,
+            "keep-blocks": checkpoint.parameters - (1 - share) * costs.prunable,
+        }.get(kind, target.value)
+        assert costs.size(one_more, checkpoint.units, measure) > limit
+
+
+def test_unreachable_target_names_the_smallest(llama):
+    checkpoint = Checkpoint(llama)
+    with pytest.raises(InputError, match=r"smallest possible is (0\.\d+)") as caught:
+        solve(Target("keep", 0.05), checkpoint, lattice(checkpoint))
+    smallest = float(str(caught.value).split("smallest possible is ")[1].split()[0])
+    assert solve(Target("keep", smallest + 1e-4), checkpoint, lattice(checkpoint))[0] == {
+        "attention": 1,
+        "ffn": 4,
+    }
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, 1.5, float("nan")])
+def test_keep_outside_its_range(llama, value):
+    with pytest.raises(InputError, match="must lie between 0 and 1"):
+        solve(Target("keep", value), Checkpoint(llama), lattice(Checkpoint(llama)))
+
+
+def test_lattice_respects_container_tp_and_align(make_checkpoint, tmp_path):
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "m", intermediate_size=512))
+    assert lattice(checkpoint).attention == [1, 2, 3, 4]
+    assert lattice(checkpoint, container="llama").attention == [1, 2, 4]
+    assert lattice(checkpoint, tp=2).attention == [2, 4]
+    assert lattice(checkpoint, tp=2).ffn == [256, 512]
+    assert lattice(checkpoint, align=100).ffn == [100, 200, 300, 400, 500, 512]
+    with pytest.raises(InputError, match="must be positive"):
+        lattice(checkpoint, align=0)
+
+
+def test_biases_that_the_other_container_lacks_limit_the_heads(make_checkpoint, tmp_path):
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "m", attention_bias=True))
+    assert lattice(checkpoint).attention == [1, 2, 4]
+
+
+def test_protected_blocks_keep_everything(llama):
+    checkpoint = Checkpoint(llama)
+    plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.8), protect=[0, -1])
+    widths = plan.widths()
+    assert widths[0] == widths[2] == checkpoint.units
+    assert widths[1]["ffn"] < checkpoint.units["ffn"]
+    with pytest.raises(InputError, match="block 7; the model has 3"):
+        allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.8), protect=[7])
+
+
+def test_best_units_stay_and_ties_go_to_the_lower_index():
+    assert best(torch.tensor([1.0, 5.0, 3.0, 3.0, 0.0]), 2) == [1, 2]
+
+
+def test_scores_and_plans_are_files(llama, tmp_path):
+    checkpoint = Checkpoint(llama)
+    scores = score(checkpoint, "magnitude")
+    scores.save(tmp_path / "s.safetensors")
+    loaded = Scores.load(tmp_path / "s.safetensors")
+    assert loaded.about == scores.about
+    plan = allocate(loaded, checkpoint, Target("keep", 0.8))
+    assert plan.blocks == allocate(scores, checkpoint, Target("keep", 0.8)).blocks
+    plan.save(tmp_path / "p.json")
+    assert Plan.load(tmp_path / "p.json") == plan
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "not json"])
+def test_broken_files_are_refused(tmp_path, content):
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(InputError, match="not a plan"):
+        Plan.load(tmp_path / "x")
+    with pytest.raises(InputError, match="not a file of scores"):
+        Scores.load(tmp_path / "x")
+
+
+def test_plan_with_wrong_indices_is_refused(llama):
+    checkpoint = Checkpoint(llama)
+    good = [{"attention": [0], "ffn": [1, 2]}] * 3
+    Plan(good).check(checkpoint)
+    for bad in ([], [48], [2, 1], [1, 1], [-1]):
+        with pytest.raises(InputError, match="block 2"):
+            Plan([*good[:2], {"attention": [0], "ffn": bad}]).check(checkpoint)
+    with pytest.raises(InputError, match="2 blocks"):
+        Plan(good[:2]).check(checkpoint)

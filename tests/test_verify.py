@@ -1,0 +1,74 @@
+"""Verification accepts what is right, and nothing else."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.errors import VerificationError
+from compressor.pipeline import make_record
+from compressor.plan import Target, allocate
+from compressor.report import write_record
+from compressor.scores import score
+from compressor.verify import verify, verify_here
+from compressor.writing import write
+
+
+@pytest.fixture
+def written(llama, tmp_path):
+    checkpoint = Checkpoint(llama)
+    plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7))
+    chosen = write(checkpoint, plan, tmp_path / "out")
+    write_record(tmp_path / "out", make_record(checkpoint, plan, "uniform", chosen))
+    return tmp_path / "out"
+
+
+def edit(folder, change):
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+
+
+def test_a_good_result_passes_in_a_fresh_process(written, llama):
+    report = verify(written, llama)
+    assert report["logits_difference"] <= 1e-3
+    assert report["parameters"] == Checkpoint(written).parameters
+
+
+def test_without_a_source_it_must_load(written):
+    assert verify(written)["loads"]
+
+
+def test_one_changed_row_is_noticed(written, llama):
+    edit(written, lambda t: t["model.layers.1.mlp.up_proj.weight"][3].add_(0.5))
+    with pytest.raises(VerificationError, match="differ from the masked source"):
+        verify_here(written, llama)
+
+
+def test_a_missing_tensor_is_noticed(written):
+    edit(written, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(VerificationError, match="missing_keys"):
+        verify_here(written)
+
+
+def test_a_wrong_width_is_noticed_in_the_fresh_process(written, llama):
+    config = json.loads((written / "config.json").read_text())
+    config["intermediate_size"] += 4
+    (written / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VerificationError, match="does not load"):
+        verify(written, llama)
+
+
+def test_values_that_are_not_finite_are_noticed(written):
+    edit(written, lambda t: t["model.norm.weight"].fill_(torch.nan))
+    with pytest.raises(VerificationError, match="not finite"):
+        verify_here(written)
+
+
+def test_another_tokenizer_is_noticed(written, llama):
+    path = written / "tokenizer.json"
+    path.write_text(path.read_text().replace('"a": 69', '"a": 70').replace('"b": 70', '"b": 69'))
+    with pytest.raises(VerificationError, match="tokenizer"):
+        verify_here(written, llama)
