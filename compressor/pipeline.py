@@ -23,7 +23,7 @@ from compressor.plan import Costs, Plan, Target, allocate, lattice, solve
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scores import score
 from compressor.verify import verify
-from compressor.writing import check_space, publish, write
+from compressor.writing import LAYOUTS, check_space, choose_container, publish, write
 
 DEFAULT_CALIBRATION = "stdlib"
 OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
@@ -110,6 +110,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     for path in (settings.dest, rejected):
         if path.exists() and not settings.overwrite:
             raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
+    if settings.layout not in LAYOUTS:
+        raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
     protect = [b % checkpoint.blocks for b in settings.protect]
     if protect and settings.layout == "uniform":
@@ -120,6 +122,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     needed = 0
     for target in settings.targets:
         chosen = solve(target, checkpoint, widths, protect)
+        choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
         needed += checkpoint.bytes if settings.layout == "padded" else size
     check_space(settings.dest.parent, needed)

@@ -13,7 +13,7 @@ import json
 import mmap
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -103,27 +103,11 @@ def masked_plan(model, source: Path, folder: Path):
     geometry = Geometry.of(checkpoint)
     kept = json.loads((folder / "compression.json").read_text())["plan"]["blocks"]
     layers = model.get_submodule(checkpoint.family.layers)
-    with _all(
-        masked_units(
-            layer,
-            geometry,
-            {
-                g: torch.tensor(sorted({*range(n)} - {*block[g]}), dtype=torch.long)
-                for g, n in checkpoint.units.items()
-            },
-        )
-        for layer, block in zip(layers, kept, strict=True)
-    ):
-        yield
-
-
-@contextmanager
-def _all(managers):
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        for manager in managers:
-            stack.enter_context(manager)
+    with ExitStack() as masks:
+        for layer, block in zip(layers, kept, strict=True):
+            lost = {g: sorted({*range(n)} - {*block[g]}) for g, n in checkpoint.units.items()}
+            units = {g: torch.tensor(u, dtype=torch.long) for g, u in lost.items()}
+            masks.enter_context(masked_units(layer, geometry, units))
         yield
 
 

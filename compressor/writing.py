@@ -21,6 +21,7 @@ from compressor.plan import Plan
 from compressor.scores import outer_names
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LAYOUTS = ("uniform", "padded")
 SHARD_BYTES = 5_000_000_000
 # Weights in any other format would contradict the new ones; the card is written anew.
 NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
@@ -68,8 +69,8 @@ def write(
 
 
 def check_layout(plan: Plan, layout: str) -> None:
-    if layout not in ("uniform", "padded"):
-        raise InputError(f"The layout {layout!r} is not known; it is uniform or padded.")
+    if layout not in LAYOUTS:
+        raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
     widths = plan.widths()
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(

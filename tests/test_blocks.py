@@ -10,7 +10,9 @@ from compressor.checkpoint import Checkpoint
 
 def batches() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 120, shape, generator=generator) for shape in ((2, 17), (1, 9), (3, 1))]
+    return [
+        torch.randint(3, 120, shape, generator=generator) for shape in ((2, 17), (1, 9), (3, 1))
+    ]
 
 
 def ordinary(folder, ids, dtype="auto"):

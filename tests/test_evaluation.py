@@ -27,4 +27,6 @@ def test_dense_perplexity_of_a_real_model(stories):
     model, text = stories
     checkpoint = Checkpoint(model)
     tokens = tokenize(read_text(str(text)), checkpoint.tokenizer(), 512, selected="617:917")
-    assert perplexity(BlockStream(checkpoint), tokens)["perplexity"] == pytest.approx(3.834, abs=1e-3)
+    assert perplexity(BlockStream(checkpoint), tokens)["perplexity"] == pytest.approx(
+        3.834, abs=1e-3
+    )

@@ -1,0 +1,274 @@
+"""The command line: the whole job, the stages, and every refusal."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.cli import COUNTS, SIZES, job, parse_amount, run, spread_ratios, stages
+from compressor.errors import InputError
+from compressor.methods import METHODS
+
+JSON_KEYS = """source dest method mode allocate layout container keep_asked keep_reached
+keep_blocks_reached parameters_before parameters_after bytes_before bytes_after perplexity_before
+perplexity_after seconds peak_rss_bytes peak_gpu_bytes seed warnings""".split()
+
+
+def compress(*arguments) -> int:
+    return run(job, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def quick(llama, text_file):
+    """Arguments of a run without verification, but for SOURCE and DEST."""
+    return ["--calibration", text_file, "--length", 32, "--samples", 4, "--no-verify"]
+
+
+def left_over(dest: Path) -> list[str]:
+    return [p.name for p in dest.parent.iterdir() if p.name.startswith(dest.name)]
+
+
+def test_the_whole_job(llama, text_file, tmp_path, capsys):
+    dest = tmp_path / "small"
+    code = compress(
+        llama, dest, "--keep", 0.7, "--calibration", text_file, "--evaluation", text_file,
+        "--length", 32, "--json",
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert set(JSON_KEYS) <= found.keys()
+    assert 0.6 < found["keep_reached"] <= 0.7
+    assert found["parameters_after"] == Checkpoint(dest).parameters
+    assert found["perplexity_before"] > 1 and found["perplexity_after"] > 1
+    assert found["peak_rss_bytes"] > 10**8
+    assert found["verified"].startswith("logits within")
+    record = json.loads((dest / "compression.json").read_text())
+    assert record["source"]["fingerprint"] == Checkpoint(llama).fingerprint
+    assert record["evaluation"]["tokens"] > 0
+    assert record["plan"]["about"]["scores"]["calibration"]["sha256"]
+    assert "AutoModelForCausalLM" in (dest / "README.md").read_text()
+    assert left_over(dest) == ["small"]
+
+
+def test_same_run_same_bytes(llama, quick, tmp_path):
+    for name in "ab":
+        assert compress(llama, tmp_path / name, "--keep", 0.7, *quick) == 0
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_several_ratios_from_one_pass(llama, quick, tmp_path, capsys):
+    dest = tmp_path / "out"
+    assert compress(llama, dest, "--keep", 0.9, 0.8, 0.7, *quick, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(r["dest"]).name for r in found] == ["keep-0.9", "keep-0.8", "keep-0.7"]
+    sizes = [Checkpoint(dest / f"keep-{k}").parameters for k in (0.9, 0.8, 0.7)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert compress(llama, tmp_path / "one", "--keep", 0.8, *quick) == 0
+    assert (tmp_path / "one" / SINGLE).read_bytes() == (dest / "keep-0.8" / SINGLE).read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_mode(llama, quick, tmp_path, method):
+    for mode in METHODS[method].modes:
+        dest = tmp_path / mode
+        options = ["--method", method, "--mode", mode, "--keep-blocks", 0.6]
+        assert compress(llama, dest, *options, *quick) == 0
+        assert Checkpoint(dest).units["ffn"] < 48
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--target-params", "0.02M"), ("--target-bytes", "80KB")]
+)
+def test_absolute_targets(llama, quick, tmp_path, option, value):
+    assert compress(llama, tmp_path / "out", option, value, *quick) == 0
+    written = Checkpoint(tmp_path / "out")
+    reached = written.parameters if "params" in option else written.bytes
+    limit = {"0.02M": 20_000, "80KB": 80_000}[value]
+    assert 0.85 * limit < reached <= limit
+
+
+def test_the_stages_alone_give_the_same(llama, quick, tmp_path, text_file, capsys):
+    assert compress(llama, tmp_path / "whole", "--keep", 0.7, *quick) == 0
+    scores, plan = tmp_path / "s.safetensors", tmp_path / "p.json"
+
+    def stage(*arguments) -> int:
+        return run(stages, [str(a) for a in arguments])
+
+    assert stage("score", llama, "--out", scores, *quick[:-1]) == 0
+    assert stage("plan", scores, "--keep", 0.7, "--out", plan) == 0
+    assert stage("cut", llama, tmp_path / "cut", "--plan", plan) == 0
+    assert (tmp_path / "cut" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
+    capsys.readouterr()
+    assert stage("verify", tmp_path / "cut", "--source", llama) == 0
+    assert json.loads(capsys.readouterr().out)["loads"]
+    assert stage("eval", llama, "--text", text_file, "--length", 32, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"perplexity", "nll", "tokens", "documents", "protocol"}
+
+
+def test_exploding_perplexity_is_rejected(stories, tmp_path, capsys):
+    model, text = stories
+    dest = tmp_path / "out"
+    arguments = [
+        model, dest, "--keep", 0.5, "--method", "random", "--no-verify",
+        "--evaluation", text, "--evaluation-range", "617:627",
+    ]  # fmt: skip
+    assert compress(*arguments) == 3
+    assert "kept as" in capsys.readouterr().err
+    assert left_over(dest) == ["out.rejected"]
+    assert Checkpoint(tmp_path / "out.rejected").parameters < Checkpoint(model).parameters
+    assert compress(*arguments, "--max-perplexity-ratio", "off", "--overwrite") == 0
+    assert dest.exists()
+
+
+def test_one_rejected_ratio_of_several(stories, tmp_path):
+    model, text = stories
+    code = compress(
+        model, tmp_path / "out", "--keep", 0.97, 0.4, "--no-verify", "--calibration", text,
+        "--calibration-range", "0:20", "--evaluation", text, "--evaluation-range", "617:627",
+    )  # fmt: skip
+    assert code == 3
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "keep-0.4.rejected",
+        "keep-0.97",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Say how small"),
+        (["--keep", 0], "between 0 and 1, not 0"),
+        (["--keep", 1], "between 0 and 1, not 1"),
+        (["--keep", 0.01], "smallest possible is"),
+        (["--target-params", "9B"], "must lie between"),
+        (["--target-bytes", "much"], "'much' is not an amount"),
+        (["--keep", 0.7, "--method", "magic"], "'magic' is not one of"),
+        (["--keep", 0.7, "--mode", "magic"], "no mode 'magic'"),
+        (["--keep", 0.7, "--layout", "spiral"], "'spiral' is not one of"),
+        (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
+        (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
+        (["--keep", 0.7, "--protect", "first"], "not 'first'"),
+        (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
+        (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
+        (["--keep", 0.7, "--device", "abacus"], "'abacus' cannot be used"),
+        (["--keep", 0.7, "--statistics", "wet"], "dense or pruned, not 'wet'"),
+        (["--keep", 0.7, 0.8, "--statistics", "pruned"], "give one ratio"),
+        (["--keep", 0.7, "--max-perplexity-ratio", "big"], "a number or off"),
+        (["--keep", 0.7, "--calibration-range", "5:5"], "empty or too short"),
+        (["--keep", 0.7, "--calibration", "nowhere.txt"], "no file 'nowhere.txt'"),
+        (["--keep", 0.7, "--align", 0], "must be positive"),
+    ],
+)
+def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, message):
+    dest = tmp_path / "out"
+    assert compress(llama, dest, *quick, *arguments) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error and "Traceback" not in error
+    assert left_over(dest) == []
+
+
+def test_existing_dest(llama, quick, tmp_path, capsys):
+    dest = tmp_path / "out"
+    dest.mkdir()
+    (dest / "precious").touch()
+    assert compress(llama, dest, "--keep", 0.7, *quick) == 2
+    assert "exists" in capsys.readouterr().err
+    assert (dest / "precious").exists()
+    assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 0
+    assert not (dest / "precious").exists()
+
+
+@pytest.mark.parametrize("method", ["llm-bip", "magnitude"])
+def test_nan_in_the_weights_is_named(llama, quick, tmp_path, capsys, method):
+    source = shutil.copytree(llama, tmp_path / "source")
+    tensors = load_file(source / SINGLE)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, source / SINGLE)
+    dest = tmp_path / "out"
+    assert compress(source, dest, "--keep", 0.7, "--method", method, *quick) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "model.layers.1.mlp.up_proj.weight holds NaN" in error
+    assert left_over(dest) == []
+
+
+def test_full_disk_is_said_before_starting(llama, quick, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 4
+    assert "GB free" in capsys.readouterr().err
+    assert left_over(tmp_path / "out") == []
+
+
+def test_failed_verification_leaves_nothing(llama, text_file, tmp_path, capsys, monkeypatch):
+    import compressor.pipeline
+    from compressor.errors import VerificationError
+
+    def fail(*_):
+        raise VerificationError("The logits differ.")
+
+    monkeypatch.setattr(compressor.pipeline, "verify", fail)
+    code = compress(llama, tmp_path / "out", "--keep", 0.7, "--calibration", text_file)
+    assert code == 5
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_interruption_leaves_nothing(llama, quick, tmp_path, monkeypatch):
+    import compressor.pipeline
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compressor.pipeline, "write", interrupt)
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 130
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_both_commands_start():
+    for command in (
+        [str(Path(sys.executable).with_name("compress")), "--help"],
+        [sys.executable, "-m", "compressor", "--help"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert all(stage in done.stdout for stage in ("score", "plan", "cut", "verify", "eval"))
+
+
+def test_module_runs_from_the_clone():
+    """The clone's folders `kernels` and `compressor` shadow nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor", "plan", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_ratios_are_spread_over_the_option():
+    given = ["a", "b", "--keep", "0.9", "0.8", "--seed", "1", "--keep-blocks", "0.5", "x"]
+    assert spread_ratios(given) == [
+        "a", "b", "--keep", "0.9", "--keep", "0.8", "--seed", "1", "--keep-blocks", "0.5", "x",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "value"),
+    [("5.4B", COUNTS, 5.4e9), ("11GB", SIZES, 11e9), ("2GiB", SIZES, 2**31), ("70", SIZES, 70)],
+)
+def test_amounts(text, units, value):
+    assert parse_amount(text, units) == value
+
+
+@pytest.mark.parametrize("text", ["", "B", "5X", "1e", "GB5"])
+def test_bad_amounts(text):
+    with pytest.raises(InputError, match="not an amount"):
+        parse_amount(text, SIZES)

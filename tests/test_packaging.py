@@ -1,0 +1,57 @@
+"""What is installed: one top-level name, and folders that hide nobody else's."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_wheel_installs_one_name(wheel):
+    names = {name.split("/")[0] for name in wheel.namelist()}
+    assert {n for n in names if not n.endswith(".dist-info")} == {"compressor"}
+
+
+def test_wheel_holds_every_module_and_data_file(wheel):
+    expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "compressor").rglob("*.py")}
+    expected |= {f"compressor/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    expected |= {"compressor/py.typed", "compressor/held_out_modules.txt"}
+    assert expected <= set(wheel.namelist())
+
+
+def test_kernels_package_is_a_docstring():
+    body = ast.parse((ROOT / "kernels/__init__.py").read_text()).body
+    assert [type(node) for node in body] == [ast.Expr]
+    assert not list((ROOT / "compressor").glob("kernels*"))
+
+
+@pytest.mark.parametrize("folder", ["compressor", "kernels"])
+def test_imports_are_absolute(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+
+
+def test_kernels_know_tensors_only():
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.module.startswith("compressor.") or "kernels" in node.module, path
+
+
+def test_importing_the_package_is_light():
+    code = "import compressor, compressor.cli, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-P", "-c", code]).returncode == 0
