@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.memory import trim_heap
 
 
 class Activations:
@@ -157,6 +158,7 @@ class BlockStream:
                     visit(index, layer, forward)
             discard(states)
             states = following_states
+            trim_heap()
         return states
 
     def _stream_weights(self, prefetch: bool) -> Iterator[dict[str, torch.Tensor]]:

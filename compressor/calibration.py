@@ -149,20 +149,21 @@ def tokenize(
     span = parse_range(selected)
     strings = text.strings[span] if text.kind == "documents" else text.strings
 
-    def encode(string: str) -> list[int]:
-        return tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
+    def encode(string: str) -> torch.Tensor:
+        ids = tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.int32)
 
     if text.kind == "documents":
         strings = [s for s in strings if s.strip()][:samples]
-        pieces = [(bos + encode(s))[:length] for s in strings]
+        pieces = [encode(s)[: length - len(bos)] for s in strings]
     else:
-        row = [i for s in strings for i in encode(s)]
-        width = length - len(bos)
-        pieces = [bos + row[i : i + width] for i in range(0, len(row), width)]
-        pieces = pieces[span]
+        row = torch.cat([encode(s) for s in strings or [""]])
+        pieces = list(row.split(length - len(bos)))[span]
         if samples is not None and samples < len(pieces):
             pieces = [pieces[i * len(pieces) // samples] for i in range(samples)]
-    sequences = [torch.tensor(p) for p in pieces if len(p) > 1]
+    opening = torch.tensor(bos, dtype=torch.int32)
+    sequences = [torch.cat((opening, piece)).long() for piece in pieces]
+    sequences = [s for s in sequences if len(s) > 1]
     tokens = sum(map(len, sequences))
     if tokens < MINIMUM_TOKENS:
         raise InputError(

@@ -18,6 +18,7 @@ from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
+from compressor.memory import trim_heap
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.plan import Costs, Plan, Target, allocate, lattice, solve
 from compressor.report import Lines, Meter, versions, write_card, write_record
@@ -228,6 +229,7 @@ def cut_one(settings, checkpoint, plan: Plan, target, folder, before, evaluation
     record = make_record(checkpoint, plan, settings.layout, container)
     record["evaluation"] = evaluation and evaluation.protocol
     write_record(folder, record)
+    trim_heap()
     if settings.verify:
         with meter.stage("verify"), lines.stage("verify"):
             found = verify(folder, checkpoint.path)

@@ -69,8 +69,8 @@ def score(
     about = METHODS[method]
     mode = about.check_mode(mode)
     geometry = Geometry.of(checkpoint)
-    for name, tensor in checkpoint.read(outer_names(checkpoint)).items():
-        check_finite(name, tensor)
+    for name in outer_names(checkpoint):
+        check_finite(name, checkpoint.read([name])[name])
     blocks: list[dict[str, torch.Tensor]] = []
 
     def finish(index: int, weights: dict[str, torch.Tensor], statistics: dict) -> dict:

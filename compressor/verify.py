@@ -4,28 +4,28 @@
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, accepts no missing, unexpected or mismatched
 tensor, and compares the logits of fixed prompts with those of SOURCE whose removed units are
-masked. Both are computed in float32, every module's weights being widened only while it runs and
-their pages dropped after it, so a model larger than the memory can be verified.
+masked. Both are computed in float32, a few rows of a weight being widened at a time and their pages
+dropped after use, so a model larger than the memory can be verified.
 """
 
-import ctypes
 import json
-import mmap
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from compressor.errors import CompressorError, VerificationError
+from compressor.memory import drop_pages
 
 PROMPTS = (
     "Once upon a time there was a small house at the edge of a wood, and in it lived",
     "def first(values):\n    for value in values:\n        return value\n",
 )
 TOLERANCE = 1e-3  # of the logits' standard deviation
-MADV_DONTNEED = 4
+ROWS = 4096
 
 
 def verify(folder: Path, source: Path | None = None) -> dict:
@@ -114,13 +114,14 @@ def masked_plan(model, source: Path, folder: Path):
 @torch.no_grad()
 def logits(model, ids: torch.Tensor) -> torch.Tensor:
     """float32 logits [tokens, vocabulary] of one prompt [1, tokens], by the model's own forward."""
-    handles = []
+    handles, linears = [], []
     for module in model.modules():
-        if next(module.parameters(recurse=False), None) is None:
-            continue
-        if isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
-            handles.append(module.register_forward_hook(lambda m, a, out: out.float()))
-        else:
+        if isinstance(module, torch.nn.Linear):
+            module.forward = partial(wide_linear, module)
+            linears.append(module)
+        elif isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
+            handles.append(module.register_forward_hook(lambda m, args, out: out.float()))
+        elif next(module.parameters(recurse=False), None) is not None:
             handles.append(module.register_forward_pre_hook(_widen))
             handles.append(module.register_forward_hook(_restore))
     try:
@@ -128,6 +129,18 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
     finally:
         for handle in handles:
             handle.remove()
+        for module in linears:
+            del module.forward
+
+
+def wide_linear(module: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """x W^T + b in float32, widening `ROWS` rows of the weight at a time."""
+    parts = []
+    for rows in module.weight.split(ROWS):
+        parts.append(torch.nn.functional.linear(x.float(), rows.float()))
+        drop_pages(rows)
+    result = torch.cat(parts, -1)
+    return result if module.bias is None else result + module.bias.float()
 
 
 def _widen(module, args) -> None:
@@ -139,34 +152,7 @@ def _widen(module, args) -> None:
 def _restore(module, args, output) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         parameter.data = module.narrow[name]
-        drop_pages(parameter.data)
     del module.narrow
-
-
-def drop_pages(tensor: torch.Tensor) -> None:
-    """Give back the resident pages of a tensor that is mapped from a file; they are read again.
-
-    Only for tensors that nobody wrote to: in a private mapping, written pages would be lost.
-    """
-    if not sys.platform.startswith("linux") or not is_mapped(tensor):
-        return
-    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > begin:
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED
-        )
-
-
-def is_mapped(tensor: torch.Tensor) -> bool:
-    """Whether the memory of a tensor is a mapped safetensors file."""
-    address = tensor.data_ptr()
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(".safetensors"):
-            begin, end = (int(x, 16) for x in line.split(" ", 1)[0].split("-"))
-            if begin <= address < end:
-                return True
-    return False
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,160 @@
+"""Whole runs of `compress` on random checkpoints of real shapes: peak memory and wall time.
+
+    python bench/run_whole.py [tinyllama-1.1b] [--samples 16] [--length 256] [--device cpu]
+
+Prints, and writes to bench/results/:
+    memory   peak resident memory of `compress` and its children, beside the bound (two blocks,
+             embedding, head, activations, 700 MB)
+    time     wall time without verification, beside the plain transformers forward of the same
+             tokens plus reading and writing the files once, measured in the same run
+    ratios   three ratios from one score pass, beside one ratio, writing apart
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compressor.calibration import read_text, tokenize
+from compressor.checkpoint import Checkpoint
+from compressor.report import versions
+from compressor.scores import outer_names
+
+BASE = 700e6  # interpreter, torch, transformers and allocator slack
+RESULTS = Path(__file__).parent / "results"
+
+
+def compress(source: Path, dest: Path, *options: str) -> dict:
+    """One run in a fresh process; its JSON (of the last ratio) and the wall time seen from outside."""
+    shutil.rmtree(dest, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("compress")), str(source), str(dest), "--json"]
+    begun = time.monotonic()
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = json.loads(done.stdout)
+    found = found[-1] if isinstance(found, list) else found
+    return found | {"wall": time.monotonic() - begun}
+
+
+def plain_forward(source: Path, samples: int, length: int, device: str) -> float:
+    """Seconds of transformers' own forward of the same tokens in the same batches, after loading."""
+    code = f"""
+import time, torch
+from transformers import AutoModelForCausalLM
+from compressor.calibration import read_text, tokenize
+from compressor.checkpoint import Checkpoint
+checkpoint = Checkpoint({str(source)!r})
+tokens = tokenize(read_text("stdlib"), checkpoint.tokenizer(), {length}, {samples})
+model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="auto").eval().to({device!r})
+for parameter in model.parameters():
+    parameter.data = parameter.data.clone()
+with torch.no_grad():
+    begun = time.monotonic()
+    for batch in tokens.batches():
+        model.base_model(input_ids=batch.ids.to({device!r}), use_cache=False)
+    if {device!r} != "cpu":
+        torch.cuda.synchronize()
+print(time.monotonic() - begun)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout)
+
+
+def copy_seconds(source: Path, folder: Path) -> float:
+    """Seconds to read the weights once and write them once."""
+    begun = time.monotonic()
+    for file in source.glob("*.safetensors"):
+        shutil.copyfile(file, folder / file.name)
+        with (folder / file.name).open("rb") as stream:
+            os.fsync(stream.fileno())
+    return time.monotonic() - begun
+
+
+def memory_bound(checkpoint: Checkpoint, tokens: int) -> float:
+    block = sum(t.end - t.begin for n, t in checkpoint.tensors.items() if ".layers.0." in n)
+    outer = sum(
+        checkpoint.tensors[n].end - checkpoint.tensors[n].begin for n in outer_names(checkpoint)
+    )
+    activations = 2 * tokens * checkpoint.hidden_size * checkpoint.dtype.itemsize
+    return 2 * block + outer + activations + BASE
+
+
+def main(
+    shape: Annotated[str, typer.Argument(help="tinyllama-1.1b or llama-7b")] = "tinyllama-1.1b",
+    samples: int = 16,
+    length: int = 256,
+    device: str = "cpu",
+    folder: Annotated[Path | None, typer.Option(help="Where the checkpoint is or is made.")] = None,
+    only_memory: Annotated[bool, typer.Option(help="One verified run, nothing else.")] = False,
+) -> None:
+    work = Path(tempfile.mkdtemp(prefix="bench-"))
+    source = folder or work / shape
+    maker = Path(__file__).with_name("make_checkpoint.py")
+    subprocess.run([sys.executable, str(maker), shape, str(source)], check=True)
+    checkpoint = Checkpoint(source)
+    count = tokenize(read_text("stdlib"), checkpoint.tokenizer(), length, samples).tokens
+    options = ["--samples", str(samples), "--length", str(length), "--device", device]
+    whole = compress(source, work / "out", "--keep", "0.7", *options)
+    bound = memory_bound(checkpoint, count)
+    figures = {
+        "shape": shape,
+        "tokens": count,
+        "dtype": str(checkpoint.dtype),
+        "device": device,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+        "date": str(date.today()),
+        "peak_rss_bytes": whole["peak_rss_bytes"],
+        "memory_bound_bytes": int(bound),
+        "seconds_verified": whole["wall"],
+        "stages": whole["seconds"],
+    }
+    rows = [
+        ("peak memory, children included", whole["peak_rss_bytes"] / 1e6, bound / 1e6, "MB"),
+    ]
+    if not only_memory:
+        one = compress(source, work / "out", "--keep", "0.7", "--no-verify", *options)
+        three = compress(
+            source, work / "out", "--keep", "0.9", "0.8", "0.7", "--no-verify", *options
+        )
+        plain = plain_forward(source, samples, length, device)
+        copy = copy_seconds(source, work)
+        figures |= {
+            "seconds": one["wall"],
+            "seconds_plain_forward": plain,
+            "seconds_copy": copy,
+            "seconds_three": three["wall"] - three["seconds"]["write"],
+            "seconds_one": one["wall"] - one["seconds"]["write"],
+        }
+        rows += [
+            ("wall time", one["wall"], 1.5 * plain + copy, "s"),
+            ("three ratios", figures["seconds_three"], 1.3 * figures["seconds_one"], "s"),
+        ]
+    table = Table(title=f"{shape}, {count:,} tokens, {checkpoint.dtype}, {device}")
+    for column in ("", "measured", "goal", "unit", "measured / goal"):
+        table.add_column(column, justify="right")
+    for name, value, goal, unit in rows:
+        table.add_row(name, f"{value:,.1f}", f"{goal:,.1f}", unit, f"{value / goal:.2f}")
+    Console().print(table)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"whole-{shape}-{device}-{date.today()}.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,43 @@
+"""Giving resident memory back: pages of mapped files, and what the allocator keeps."""
+
+import ctypes
+import mmap
+import sys
+from pathlib import Path
+
+import torch
+
+MADV_DONTNEED = 4
+LINUX = sys.platform.startswith("linux")
+
+
+def drop_pages(tensor: torch.Tensor) -> None:
+    """Give back the resident pages of a tensor mapped from a safetensors file; they are read again.
+
+    Only for tensors that nobody wrote to: in a private mapping, written pages would be lost.
+    """
+    if not LINUX or not is_mapped(tensor):
+        return
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED
+        )
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor is a mapped safetensors file."""
+    address = tensor.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            begin, end = (int(x, 16) for x in line.split(" ", 1)[0].split("-"))
+            if begin <= address < end:
+                return True
+    return False
+
+
+def trim_heap() -> None:
+    """Return freed memory to the system (glibc keeps it otherwise)."""
+    if LINUX and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
