@@ -34,9 +34,11 @@ lint: install
 bench: install
 	$(BIN)/python bench/run_whole.py
 
-gpu: install
-	$(BIN)/python -m pytest -q -m "not slow"
-	$(BIN)/python bench/run_whole.py --device cuda
+# On a machine whose own python has torch with CUDA; nothing is downloaded.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PYTHON) -m pytest -q -m gpu
+	$(PYTHON) bench/run_whole.py --device cuda
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

@@ -26,22 +26,31 @@ from compressor.memory import trim_heap
 
 
 class Activations:
-    """Hidden states of all batches between two blocks, in host memory or in files of `folder`."""
+    """Hidden states of all batches between two blocks, in host memory or in files under `parent`."""
 
-    def __init__(self, folder: Path | None = None):
-        self.folder = folder
+    def __init__(self, parent: Path | None = None):
+        self.folder = parent and tempfile.TemporaryDirectory(prefix="activations-", dir=parent)
         self.states: dict[int, torch.Tensor] = {}
 
     def put(self, batch: int, hidden: torch.Tensor) -> None:
         if self.folder is None:
             self.states[batch] = hidden.to("cpu")
         else:
-            save_file({"hidden": hidden.cpu().contiguous()}, self.folder / f"{batch}.safetensors")
+            save_file({"hidden": hidden.cpu().contiguous()}, self._file(batch))
 
     def get(self, batch: int, device: torch.device) -> torch.Tensor:
         if self.folder is None:
             return self.states[batch].to(device)
-        return load_file(self.folder / f"{batch}.safetensors")["hidden"].to(device)
+        return load_file(self._file(batch))["hidden"].to(device)
+
+    def discard(self) -> None:
+        """Remove everything; files that nobody discards go with the object."""
+        self.states.clear()
+        if self.folder is not None:
+            self.folder.cleanup()
+
+    def _file(self, batch: int) -> Path:
+        return Path(self.folder.name) / f"{batch}.safetensors"
 
 
 class BlockStream:
@@ -108,10 +117,7 @@ class BlockStream:
         self, batches: list[torch.Tensor], **kwargs
     ) -> tuple[Activations, list[list[tuple]]]:
         """Inputs of the first block, and what each block is called with: calls[batch][block]."""
-        folder = None
-        if self.offload is not None:
-            folder = Path(tempfile.mkdtemp(prefix="activations-", dir=self.offload))
-        states, calls = Activations(folder), []
+        states, calls = Activations(self.offload), []
         with self.outer(head=False) as model:
             for i, batch in enumerate(batches):
                 seen: list[tuple] = []
@@ -140,7 +146,7 @@ class BlockStream:
         for index, weights in enumerate(following):
             with self.block(index, weights) as layer:
                 del weights
-                following_states = Activations(states.folder and _subfolder(states.folder, index))
+                following_states = Activations(self.offload)
 
                 def forward(
                     layer=layer, index=index, given=states, out=following_states
@@ -156,7 +162,7 @@ class BlockStream:
                         pass
                 else:
                     visit(index, layer, forward)
-            discard(states)
+            states.discard()
             states = following_states
             trim_heap()
         return states
@@ -166,6 +172,7 @@ class BlockStream:
         blocks = range(self.checkpoint.blocks)
 
         def fetch(index: int) -> dict[str, torch.Tensor]:
+            self.checkpoint.will_need_block(index)
             return self._cast(self.checkpoint.read_block(index))
 
         if not prefetch:
@@ -188,22 +195,7 @@ class BlockStream:
                 final = states.get(i, self.device)
                 with replaced_forward(self.layers, lambda *_, final=final, **__: final):
                     yield model(input_ids=batch.to(self.device), use_cache=False).logits
-        discard(states)
-
-
-def discard(states: Activations) -> None:
-    """Remove a batch set's files; what is in memory goes by itself."""
-    if states.folder is not None:
-        for file in states.folder.glob("*.safetensors"):
-            file.unlink()
-
-
-def _subfolder(folder: Path, index: int) -> Path:
-    """Two folders in turn, so that reading one and writing the other never meet."""
-    root = folder if folder.name.startswith("activations-") else folder.parent
-    path = root / f"turn-{index % 2}"
-    path.mkdir(exist_ok=True)
-    return path
+        states.discard()
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def read_text(source: str) -> Text:
         if path.suffix == ".json":
             strings = json.loads(content)
         else:
-            strings = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+            strings = [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not {'a JSON list' if path.suffix == '.json' else 'JSONL with text'}: "

@@ -6,6 +6,7 @@ tensor is read, nothing is executed, no pickle is touched.
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -47,6 +48,7 @@ class Checkpoint:
         for file in self._shards():
             self.tensors.update(read_header(self.path / file))
         self._check_index()
+        self._leave_out_duplicates()
         self._check_shapes()
 
     # -- geometry ---------------------------------------------------------------------------------
@@ -120,6 +122,17 @@ class Checkpoint:
         tensors = self.read(self.block_name(block, name) for name in names)
         return {name: tensors[self.block_name(block, name)] for name in names}
 
+    def will_need_block(self, block: int) -> None:
+        """Have the system read a block's bytes ahead, into its cache and not into our memory."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        entries = [self.tensors[self.block_name(block, name)] for name in self.block_tensors(block)]
+        for file in {t.file for t in entries}:
+            begin = min(t.begin for t in entries if t.file == file)
+            end = max(t.end for t in entries if t.file == file)
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
     def tokenizer(self):
         from transformers import AutoTokenizer
 
@@ -178,6 +191,16 @@ class Checkpoint:
         for name, file in self._read_json(INDEX, "")["weight_map"].items():
             if name not in self.tensors or self.tensors[name].file.name != file:
                 raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
+
+    def _leave_out_duplicates(self) -> None:
+        """Forget what a model does not read: stored rotary tables, and a second copy of a tied head."""
+        for name in [n for n in self.tensors if n.endswith("rotary_emb.inv_freq")]:
+            del self.tensors[name]
+        head, embedding = self.family.head, self.family.embedding
+        if self.config.get("tie_word_embeddings") and {head, embedding} <= self.tensors.keys():
+            pair = self.read([head, embedding])
+            if torch.equal(pair[head], pair[embedding]):
+                del self.tensors[head]
 
     def _check_shapes(self) -> None:
         """Every tensor a cut touches is there with the shape its config implies."""

@@ -1,9 +1,9 @@
 """`compress SOURCE DEST --keep 0.7`, and the single stages as `python -m compressor STAGE`."""
 
-import errno
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -171,7 +171,9 @@ def score(
         seed=seed,
     )
     checkpoint = Checkpoint(source)
-    check_method(settings)
+    check_method(settings, checkpoint)
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     with Lines(quiet).stage("score") as progress:
@@ -276,7 +278,8 @@ def evaluate(
     )
     checkpoint = Checkpoint(folder)
     _, tokens = read_texts(settings, checkpoint)
-    found = perplexity(open_stream(settings, checkpoint, folder.parent, tokens), tokens)
+    stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
+    found = perplexity(stream, tokens)
     if as_json:
         print(json.dumps(found, indent=1))
     else:
@@ -339,7 +342,7 @@ def run(app: Callable, arguments: list[str]) -> int:
         return app(args=spread_ratios(arguments), standalone_mode=True) or 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 2
-    except (CompressorError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if debug or not (found := as_error(error)):
             raise
         Console(stderr=True).print(f"compress: {found}", style="red", highlight=False, markup=False)
@@ -353,8 +356,8 @@ def as_error(error: BaseException) -> CompressorError | None:
     """A failure of the machine in our words; None for what is a bug."""
     if isinstance(error, CompressorError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
-        return MachineError(f"Writing failed: {error}.")
+    if isinstance(error, OSError) or "os error 28" in str(error):  # safetensors on a full disk
+        return MachineError(f"The system refused: {error}.")
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return MachineError(f"Memory ran out: {error}. Use fewer or shorter --samples.")
     return None

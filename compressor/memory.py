@@ -12,7 +12,7 @@ LINUX = sys.platform.startswith("linux")
 
 
 def drop_pages(tensor: torch.Tensor) -> None:
-    """Give back the resident pages of a tensor mapped from a safetensors file; they are read again.
+    """Give back the resident pages of a tensor that is mapped from a file; they are read again.
 
     Only for tensors that nobody wrote to: in a private mapping, written pages would be lost.
     """
@@ -27,13 +27,13 @@ def drop_pages(tensor: torch.Tensor) -> None:
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:
-    """Whether the memory of a tensor is a mapped safetensors file."""
+    """Whether the memory of a tensor is a mapped file (hub caches give them any name)."""
     address = tensor.data_ptr()
     for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(".safetensors"):
-            begin, end = (int(x, 16) for x in line.split(" ", 1)[0].split("-"))
-            if begin <= address < end:
-                return True
+        span, *_, name = line.split(maxsplit=5)
+        begin, end = (int(x, 16) for x in span.split("-"))
+        if begin <= address < end:
+            return name.startswith("/") and not name.startswith("/dev/")
     return False
 
 

@@ -5,6 +5,7 @@ verified. `DEST.work` holds the scores and plans until the end.
 """
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, QualityError
+from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.methods import DEFAULT_METHOD, METHODS
-from compressor.plan import Costs, Plan, Target, allocate, lattice, solve
+from compressor.plan import Costs, Plan, Target, allocate, lattice, protected, solve
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scores import score
 from compressor.verify import verify
@@ -67,10 +68,10 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     check_before_starting(settings, checkpoint)
     dest = settings.dest
     partial = dest.with_name(dest.name + ".partial")
-    work = settings.work_dir or dest.with_name(dest.name + ".work")
+    work = open_work(settings)
+    shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            shutil.rmtree(partial, ignore_errors=True)
             results = _run(settings, checkpoint, partial, work, meter, lines)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -89,10 +90,35 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     return results
 
 
-def check_method(settings: Settings) -> None:
+def open_work(settings: Settings) -> Path:
+    """The work folder: DEST.work, or a new one inside --work-dir (which is the user's)."""
+    if settings.work_dir is None:
+        work = settings.dest.with_name(settings.dest.name + ".work")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        return work
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{settings.dest.name}.work-", dir=settings.work_dir))
+
+
+def check_dest(settings: Settings) -> None:
+    """DEST can be made, and replacing it would not touch the source."""
+    dest, source = settings.dest, settings.source.resolve()
+    for path in (dest, dest.with_name(dest.name + ".rejected")):
+        if path.exists() and not settings.overwrite:
+            raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise InputError(f"{path} is not a folder and is not replaced; choose another DEST.")
+        if path.resolve() == source or path.resolve() in source.parents:
+            raise InputError(f"{path} holds the source {source}; choose another DEST.")
+
+
+def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
     if settings.method not in METHODS:
         raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
-    METHODS[settings.method].check_mode(settings.mode)
+    method = METHODS[settings.method]
+    mode = method.check_mode(settings.mode)
+    method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
     if settings.samples < 1 or settings.length < 2:
         raise InputError(
             f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
@@ -102,19 +128,18 @@ def check_method(settings: Settings) -> None:
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
-    check_method(settings)
+    check_method(settings, checkpoint)
+    check_dest(settings)
+    if len({target_name(t) for t in settings.targets}) < len(settings.targets):
+        raise InputError("The same target is given twice.")
     if settings.statistics not in ("dense", "pruned"):
         raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
-    rejected = settings.dest.with_name(settings.dest.name + ".rejected")
-    for path in (settings.dest, rejected):
-        if path.exists() and not settings.overwrite:
-            raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
-    protect = [b % checkpoint.blocks for b in settings.protect]
+    protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
         raise InputError(
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
@@ -130,7 +155,6 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
 
 
 def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
-    work.mkdir(parents=True, exist_ok=True)
     calibration, evaluation = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, work, calibration, evaluation)
     for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
@@ -139,7 +163,8 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
     kept_units = None
     if settings.statistics == "pruned":
         widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
-        kept_units = solve(settings.targets[0], checkpoint, widths)[0]
+        protect = protected(settings.protect, checkpoint)
+        kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:
         scores = score(
             checkpoint,
@@ -158,7 +183,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             before = perplexity(stream, evaluation)
     results = []
     for target in settings.targets:
-        name = f"{target.kind}-{target.value:g}"
+        name = target_name(target)
         folder = partial / name if len(settings.targets) > 1 else partial
         plan = allocate(
             scores,
@@ -171,7 +196,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
         )
         plan.save(work / f"{name}.json")
         result = cut_one(
-            settings, checkpoint, plan, target, folder, before, evaluation, meter, lines
+            settings, checkpoint, plan, target, folder, work, before, evaluation, meter, lines
         )
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
@@ -184,8 +209,6 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
     if single_rejected:
         final = settings.dest.with_name(settings.dest.name + ".rejected")
         results[0]["dest"] = str(final)
-    if final.exists():
-        shutil.rmtree(final)
     publish(partial, final)
     for result in results:
         result["seconds"] = dict(meter.seconds)
@@ -195,7 +218,13 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
     return results
 
 
-def cut_one(settings, checkpoint, plan: Plan, target, folder, before, evaluation, meter, lines):
+def target_name(target: Target) -> str:
+    return f"{target.kind}-{target.value:g}"
+
+
+def cut_one(
+    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines
+):
     """Write one result, verify it and measure it; the folder is complete when this returns."""
     with meter.stage("write"), lines.stage("write") as progress:
         container = write(
@@ -238,7 +267,7 @@ def cut_one(settings, checkpoint, plan: Plan, target, folder, before, evaluation
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     if evaluation is not None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
-            after = perplexity(open_stream(settings, written, folder.parent), evaluation)
+            after = perplexity(open_stream(settings, written, work, evaluation), evaluation)
         result["perplexity_after"] = after["perplexity"]
         ratio = after["perplexity"] / before["perplexity"]
         limit = settings.max_perplexity_ratio
@@ -318,8 +347,8 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     use_files = needed > OFFLOAD_SHARE * memory
     try:
         return BlockStream(checkpoint, device, dtype, offload if use_files else None)
-    except RuntimeError as error:
-        raise InputError(f"The device {device!r} cannot be used: {error}") from error
+    except (RuntimeError, AssertionError) as error:
+        raise MachineError(f"The device {device!r} cannot be used: {error}") from error
 
 
 def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:

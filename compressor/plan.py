@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.scores import GROUPS, Scores
+from compressor.scores import GROUPS, Scores, best
 
 WIDE, ALIGN_WIDE = 2048, 128
 
@@ -179,6 +179,15 @@ def solve(
     raise AssertionError("the smallest size fits, so some width does")
 
 
+def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
+    """Block numbers, negative ones counted from the end, as sorted non-negative ones."""
+    count = checkpoint.blocks
+    outside = [b for b in blocks if not -count <= b < count]
+    if outside:
+        raise InputError(f"--protect names the block {outside[0]}; the model has {count} blocks.")
+    return sorted({b % count for b in blocks})
+
+
 def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
     """The largest allowed size and the present size, in the target's measure."""
     if target.kind in ("keep", "keep-blocks") and not 0 < target.value < 1:
@@ -218,10 +227,7 @@ def allocate(
 ) -> Plan:
     """Uniform allocation: the best-scored units of every block, as many as the target allows."""
     blocks = checkpoint.blocks
-    outside = [b for b in protect if not -blocks <= b < blocks]
-    if outside:
-        raise InputError(f"--protect names the block {outside[0]}; the model has {blocks} blocks.")
-    protect = sorted({b % blocks for b in protect})
+    protect = protected(protect, checkpoint)
     if len(scores.blocks) != blocks or any(
         len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
     ):
@@ -246,9 +252,3 @@ def allocate(
             "scores": scores.about,
         },
     )
-
-
-def best(values, count: int) -> list[int]:
-    """Indices of the `count` largest values, sorted; ties go to the lower index."""
-    order = (-values).argsort(stable=True)[:count]
-    return sorted(order.tolist())

@@ -17,6 +17,7 @@ from compressor.methods import METHODS
 from compressor.methods.statistics import BlockStatistics, Geometry, masked_units
 
 GROUPS = ("attention", "ffn")
+SEED_STRIDE = 100_003  # blocks of one seed share no stream with blocks of the next
 
 
 @dataclass
@@ -57,13 +58,13 @@ def score(
     tokens: TokenSet | None = None,
     stream: BlockStream | None = None,
     seed: int = 0,
-    kept_units: dict[str, int] | None = None,
+    kept_units: list[dict[str, int]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:
     """Score every unit of a checkpoint in one pass over its blocks.
 
-    Methods that look at activations need `tokens` and `stream`. With `kept_units` (units to keep per
-    group) each block passes on what it computes after being cut to them by its own scores
+    Methods that look at activations need `tokens` and `stream`. With `kept_units` (units to keep,
+    per block and group) each block passes on what it computes after being cut to them by its own scores
     (`--statistics pruned`); without, every block sees the dense model's activations.
     """
     about = METHODS[method]
@@ -74,7 +75,7 @@ def score(
     blocks: list[dict[str, torch.Tensor]] = []
 
     def finish(index: int, weights: dict[str, torch.Tensor], statistics: dict) -> dict:
-        scores = about.score(weights, statistics, geometry, mode, seed + index)
+        scores = about.score(weights, statistics, geometry, mode, seed * SEED_STRIDE + index)
         scores = {group: s.float().cpu() for group, s in scores.items()}
         for group, values in scores.items():
             check_finite(f"The {method} score of {group} in block {index}", values)
@@ -103,12 +104,12 @@ def score(
                 next(order, None)
             scores = finish(index, weights, statistics.means(len(tokens.sequences)))
             if kept_units is not None:
-                lost = {g: s.argsort(stable=True)[: -kept_units[g]] for g, s in scores.items()}
+                lost = {g: worst(s, len(s) - kept_units[index][g]) for g, s in scores.items()}
                 with masked_units(layer, geometry, lost):
                     for _ in forward():
                         pass
 
-        stream.run([b.ids for b in batches], visit)
+        stream.run([b.ids for b in batches], visit).discard()
     return Scores(
         blocks,
         {
@@ -121,6 +122,18 @@ def score(
             "calibration": tokens.protocol if tokens and about.wants(mode) else None,
         },
     )
+
+
+def best(values: torch.Tensor, count: int) -> list[int]:
+    """Indices of the `count` largest values, sorted; ties go to the lower index."""
+    order = (-values).argsort(stable=True)[:count]
+    return sorted(order.tolist())
+
+
+def worst(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of all but the best."""
+    lost = {*range(len(values))} - {*best(values, len(values) - count)}
+    return torch.tensor(sorted(lost), dtype=torch.long)
 
 
 def outer_names(checkpoint: Checkpoint) -> list[str]:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from compressor.errors import CompressorError, VerificationError
+from compressor.checkpoint import Checkpoint
+from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.memory import drop_pages
 
 PROMPTS = (
@@ -30,11 +31,21 @@ ROWS = 4096
 
 def verify(folder: Path, source: Path | None = None) -> dict:
     """Verify in a fresh process; the report it printed, or `VerificationError`."""
+    for path in (folder, source):
+        if path is not None and not (path / "config.json").exists():
+            raise InputError(f"There is no checkpoint in {path}: it has no config.json.")
+    if source is not None and not (folder / "compression.json").exists():
+        raise InputError(f"{folder} has no compression.json, so what was removed is unknown.")
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
     if sys.version_info < (3, 11):
         command.remove("-P")
     command += [str(source)] if source else []
     done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode < 0:
+        raise MachineError(
+            f"The verification of {folder} was killed by signal {-done.returncode}, most "
+            "likely for want of memory."
+        )
     try:
         report = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
@@ -58,7 +69,7 @@ def verify_here(folder: Path, source: Path | None = None) -> dict:
     if source is None:
         return report
     del model
-    masked, their_tokenizer = load(source)
+    masked, their_tokenizer = load(source, Checkpoint(source).dtype)
     for prompt, ids in zip(PROMPTS, prompts, strict=True):
         if not torch.equal(their_tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
@@ -74,15 +85,18 @@ def verify_here(folder: Path, source: Path | None = None) -> dict:
     return report
 
 
-def load(folder: Path):
-    """Model and tokenizer by plain transformers, refusing any tensor that did not match."""
+def load(folder: Path, dtype: torch.dtype | str = "auto"):
+    """Model and tokenizer by plain transformers, refusing any tensor that did not match.
+
+    `auto` is what the config says, which need not be the dtype that a source's weights are in.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", output_loading_info=True
+            folder, dtype=dtype, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
@@ -96,7 +110,6 @@ def load(folder: Path):
 @contextmanager
 def masked_plan(model, source: Path, folder: Path):
     """The source model with the units masked that compression.json says were removed."""
-    from compressor.checkpoint import Checkpoint
     from compressor.methods.statistics import Geometry, masked_units
 
     checkpoint = Checkpoint(source)

@@ -232,11 +232,19 @@ class ShardFile:
 
 
 def publish(folder: Path, final: Path) -> None:
-    """Make a complete folder appear under its name: flush all to disk, then rename."""
+    """Make a complete folder appear under its name: flush all to disk, then rename.
+
+    A folder of that name is moved aside first and removed when the new one stands.
+    """
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    former = final.with_name(final.name + ".old")
+    if final.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        final.rename(former)
     folder.rename(final)
+    shutil.rmtree(former, ignore_errors=True)

@@ -1,6 +1,8 @@
 """Texts of every kind, cut by the protocol that is written down."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +52,9 @@ def test_files_of_every_kind(tmp_path):
     (tmp_path / "a.txt").write_text("hello\nworld")
     (tmp_path / "a.json").write_text(json.dumps(["one", "two"]))
     (tmp_path / "a.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "two"}\n')
+    separated = tmp_path / "separated.jsonl"
+    separated.write_text('{"text": "a\u2028b"}\n', encoding="utf-8")
+    assert read_text(str(separated)).strings == ["a\u2028b"]
     assert read_text(str(tmp_path / "a.txt")) == Text(
         str(tmp_path / "a.txt"), "windows", ["hello\nworld"]
     )
@@ -86,6 +91,29 @@ def test_missing_file_that_is_no_data_set_either(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="There is no file 'nowhere/at-all'"):
         read_text("nowhere/at-all")
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("org/set", (("org/set",), "train")),
+        ("org/set:test", (("org/set",), "test")),
+        ("org/set:en:validation", (("org/set", "en"), "validation")),
+    ],
+)
+def test_named_data_sets(monkeypatch, source, asked):
+    class Rows(dict):
+        column_names = ("text", "url")
+
+    calls = []
+
+    def load_dataset(*name, split):
+        calls.append((name, split))
+        return Rows(text=["one", "two"])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert read_text(source) == Text(source, "documents", ["one", "two"])
+    assert calls == [asked]
 
 
 def test_batches_hold_every_token_once():

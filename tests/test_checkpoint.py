@@ -159,6 +159,22 @@ def test_missing_tensor(copy, name):
         Checkpoint(copy)
 
 
+def test_stored_rotary_tables_are_left_out(copy):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    whole = Checkpoint(copy).parameters
+    edit_tensors(copy, lambda t: t.update({name: torch.ones(2)}))
+    assert name not in Checkpoint(copy).tensors
+    assert Checkpoint(copy).parameters == whole
+
+
+def test_a_tied_head_that_is_stored_too_counts_once(copy):
+    edit_config(copy, tie_word_embeddings=True)
+    assert not Checkpoint(copy).tied  # another head than the embedding: transformers unties it
+    embedding = "model.embed_tokens.weight"
+    edit_tensors(copy, lambda t: t.update({"lm_head.weight": t[embedding].clone()}))
+    assert Checkpoint(copy).tied
+
+
 def test_broken_tokenizer(copy):
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="tokenizer"):

@@ -161,7 +161,8 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
         (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
-        (["--keep", 0.7, "--device", "abacus"], "'abacus' cannot be used"),
+        (["--keep", 0.7, 0.7], "given twice"),
+        (["--keep", 0.7, "--protect", "9", "--layout", "padded"], "block 9; the model has 3"),
         (["--keep", 0.7, "--statistics", "wet"], "dense or pruned, not 'wet'"),
         (["--keep", 0.7, 0.8, "--statistics", "pruned"], "give one ratio"),
         (["--keep", 0.7, "--max-perplexity-ratio", "big"], "a number or off"),
@@ -176,6 +177,56 @@ def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, me
     error = " ".join(capsys.readouterr().err.split())
     assert message in error and "Traceback" not in error
     assert left_over(dest) == []
+
+
+def test_device_that_is_not_there(llama, quick, tmp_path, capsys):
+    dest = tmp_path / "out"
+    assert compress(llama, dest, "--keep", 0.7, *quick, "--device", "abacus") == 4
+    assert "'abacus' cannot be used" in " ".join(capsys.readouterr().err.split())
+    assert left_over(dest) == []
+
+
+def test_work_dir_is_the_users(llama, quick, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "precious").touch()
+    options = [*quick, "--work-dir", tmp_path / "work"]
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *options) == 0
+    assert compress(llama, tmp_path / "out2", "--keep", 0.7, *options, "--calibration", "typo") == 2
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["precious"]
+
+
+def test_dest_that_holds_the_source(llama, quick, tmp_path, capsys):
+    source = shutil.copytree(llama, tmp_path / "models" / "m")
+    for dest in (source, tmp_path / "models"):
+        assert compress(source, dest, "--keep", 0.7, *quick, "--overwrite") == 2
+        assert "holds the source" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert compress(source, tmp_path / "link", "--keep", 0.7, *quick, "--overwrite") == 2
+    assert Checkpoint(source).parameters
+
+
+def test_activation_of_unknown_slope(make_checkpoint, quick, tmp_path, capsys):
+    source = make_checkpoint(tmp_path / "relu", hidden_act="relu")
+    assert compress(source, tmp_path / "a", "--keep", 0.7, *quick) == 2
+    assert "use --mode bip" in " ".join(capsys.readouterr().err.split())
+    assert compress(source, tmp_path / "a", "--keep", 0.7, "--mode", "bip", *quick) == 0
+
+
+def test_pruned_statistics(llama, quick, tmp_path):
+    options = ["--keep", 0.7, "--statistics", "pruned", *quick]
+    assert compress(llama, tmp_path / "a", *options) == 0
+    padded = ["--layout", "padded", "--protect", "0"]
+    assert compress(llama, tmp_path / "b", *options, *padded) == 0
+    record = json.loads((tmp_path / "b" / "compression.json").read_text())
+    assert len(record["plan"]["blocks"][0]["ffn"]) == 48
+
+
+def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_path):
+    options = ["--keep", 0.7, *quick, "--evaluation", text_file]
+    assert compress(llama, tmp_path / "a", *options) == 0
+    assert compress(llama, tmp_path / "b", *options, "--max-memory", "1KB") == 0
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_existing_dest(llama, quick, tmp_path, capsys):

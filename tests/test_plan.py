@@ -6,8 +6,8 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import InputError
-from compressor.plan import Costs, Plan, Target, allocate, best, default_align, lattice, solve
-from compressor.scores import Scores, score
+from compressor.plan import Costs, Plan, Target, allocate, default_align, lattice, solve
+from compressor.scores import Scores, best, score
 
 
 @pytest.mark.parametrize(

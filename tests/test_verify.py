@@ -1,13 +1,14 @@
 """Verification accepts what is right, and nothing else."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.checkpoint import SINGLE, Checkpoint
-from compressor.errors import VerificationError
+from compressor.errors import InputError, VerificationError
 from compressor.pipeline import make_record
 from compressor.plan import Target, allocate
 from compressor.report import write_record
@@ -41,6 +42,14 @@ def test_without_a_source_it_must_load(written):
     assert verify(written)["loads"]
 
 
+def test_bad_folders_are_bad_input(written, llama, tmp_path):
+    with pytest.raises(InputError, match="no checkpoint in"):
+        verify(tmp_path / "nowhere")
+    (written / "compression.json").unlink()
+    with pytest.raises(InputError, match=r"no compression\.json"):
+        verify(written, llama)
+
+
 def test_one_changed_row_is_noticed(written, llama):
     edit(written, lambda t: t["model.layers.1.mlp.up_proj.weight"][3].add_(0.5))
     with pytest.raises(VerificationError, match="differ from the masked source"):
@@ -72,3 +81,16 @@ def test_another_tokenizer_is_noticed(written, llama):
     path.write_text(path.read_text().replace('"a": 69', '"a": 70').replace('"b": 70', '"b": 69'))
     with pytest.raises(VerificationError, match="tokenizer"):
         verify_here(written, llama)
+
+
+def test_a_config_that_names_another_dtype_than_the_files(llama, tmp_path):
+    """Old float32 checkpoints often say float16: the source is read as it is stored."""
+    source = shutil.copytree(llama, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config["dtype"] = config["torch_dtype"] = "bfloat16"
+    (source / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(source)
+    plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7))
+    chosen = write(checkpoint, plan, tmp_path / "out")
+    write_record(tmp_path / "out", make_record(checkpoint, plan, "uniform", chosen))
+    assert verify_here(tmp_path / "out", source)["logits_difference"] < 1e-4

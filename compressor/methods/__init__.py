@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from compressor.errors import InputError
+from compressor.kernels.moments import ACTIVATIONS
 from compressor.methods import baselines, llm_bip
 
 Score = Callable[..., dict[str, torch.Tensor]]
@@ -33,6 +34,14 @@ class Method:
                 f"The method {self.name} has no mode {mode!r}; it has {', '.join(self.modes)}."
             )
         return mode
+
+    def check_activation(self, mode: str, activation: str) -> None:
+        """Modes that look inside the gated FFN know the derivative of some activations only."""
+        if "gated" in self.wants(mode) and activation not in ACTIVATIONS:
+            raise InputError(
+                f"The mode {mode} knows the activations {', '.join(ACTIVATIONS)}, and this model "
+                f"has {activation!r}; use --mode bip, or another method."
+            )
 
     def wants(self, mode: str) -> frozenset[str]:
         return self.modes[mode]

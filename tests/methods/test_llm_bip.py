@@ -134,13 +134,13 @@ def test_same_inputs_same_bytes(llama):
 
 def test_pruned_statistics_change_later_blocks_only(llama):
     dense = scores_of(llama, "bip-energy")
-    pruned = scores_of(llama, "bip-energy", kept_units={"attention": 2, "ffn": 16})
+    pruned = scores_of(llama, "bip-energy", kept_units=[{"attention": 2, "ffn": 16}] * 3)
     assert torch.equal(dense.blocks[0]["ffn"], pruned.blocks[0]["ffn"])
     assert not torch.equal(dense.blocks[1]["ffn"], pruned.blocks[1]["ffn"])
 
 
 def test_nothing_is_lost_when_all_units_are_kept(llama):
     dense = scores_of(llama, "bip-energy")
-    same = scores_of(llama, "bip-energy", kept_units={"attention": 4, "ffn": 48})
+    same = scores_of(llama, "bip-energy", kept_units=[{"attention": 4, "ffn": 48}] * 3)
     for a, b in zip(dense.blocks, same.blocks, strict=True):
         assert torch.equal(a["ffn"], b["ffn"])

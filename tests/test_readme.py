@@ -1,0 +1,57 @@
+"""The README's commands run as written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A folder with what the commands read."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    (folder / "build").mkdir()
+    return folder
+
+
+def test_commands_and_python(clone):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    commands = [line for line in blocks("bash")[0].splitlines() if not line.startswith("pip ")]
+    assert len(commands) == 4
+    for command in [*commands, ["python", "-c", blocks("python")[0]]]:
+        done = subprocess.run(
+            command,
+            shell=isinstance(command, str),
+            cwd=clone,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (clone / "build/several/keep-0.8/model.safetensors").exists()
+
+
+def test_every_method_and_mode_is_in_the_table():
+    from compressor.methods import METHODS
+
+    for method in METHODS.values():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{method.name}`"))
+        assert all(f"`{mode}`" in row for mode in method.modes)
+
+
+def test_families_are_named():
+    from compressor.families import FAMILIES
+
+    assert all(f"`{name}`" in README for name in FAMILIES)
