@@ -68,7 +68,7 @@ with torch.no_grad():
         torch.cuda.synchronize()
 print(time.monotonic() - begun)
 """
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return float(done.stdout)

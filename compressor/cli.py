@@ -11,15 +11,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from compressor.arguments import (
+    COUNTS,
+    SIZES,
+    parse_amount,
+    parse_blocks,
+    parse_ratio,
+    spread_ratios,
+)
 from compressor.errors import CompressorError, InputError, MachineError
-
-RATIOS = ("--keep", "--keep-blocks")
-COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-SIZES = {
-    "": 1,
-    **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")},
-    **{f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")},
-}
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
@@ -86,10 +86,10 @@ def compress(
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
-    from compressor.pipeline import Settings
     from compressor.pipeline import compress as run
     from compressor.plan import Target
     from compressor.report import Lines, table
+    from compressor.settings import Settings
 
     targets = [Target("keep", r) for r in keep] + [Target("keep-blocks", r) for r in keep_blocks]
     if target_params:
@@ -152,9 +152,10 @@ def score(
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.checkpoint import Checkpoint
-    from compressor.pipeline import Settings, check_method, open_stream, read_texts
+    from compressor.pipeline import open_stream, read_texts
     from compressor.report import Lines
     from compressor.scores import score as run
+    from compressor.settings import Settings, check_method
 
     settings = Settings(
         source=source,
@@ -263,7 +264,8 @@ def evaluate(
     from compressor.calibration import describe
     from compressor.checkpoint import Checkpoint
     from compressor.evaluation import perplexity
-    from compressor.pipeline import Settings, open_stream, read_texts
+    from compressor.pipeline import open_stream, read_texts
+    from compressor.settings import Settings
 
     settings = Settings(
         source=folder,
@@ -284,50 +286,6 @@ def evaluate(
         print(json.dumps(found, indent=1))
     else:
         print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
-
-
-def parse_amount(text: str, units: dict[str, int]) -> float:
-    """`5.4B` or `11GB` as a number."""
-    number = text.rstrip("".join({c for unit in units for c in unit}))
-    try:
-        return float(number) * units[text[len(number) :]]
-    except (ValueError, KeyError):
-        raise InputError(
-            f"{text!r} is not an amount; write a number and one of {', '.join(filter(None, units))}."
-        ) from None
-
-
-def parse_blocks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
-
-
-def parse_ratio(text: str) -> float | None:
-    if text == "off":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--max-perplexity-ratio is a number or off, not {text!r}.") from None
-
-
-def spread_ratios(arguments: list[str]) -> list[str]:
-    """`--keep 0.9 0.8` as `--keep 0.9 --keep 0.8`, which is what the parser reads."""
-    spread: list[str] = []
-    option = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            option = argument if argument in RATIOS else None
-        elif option and spread[-1] != option:
-            try:
-                float(argument)
-                spread.append(option)
-            except ValueError:
-                option = None
-        spread.append(argument)
-    return spread
 
 
 def run(app: Callable, arguments: list[str]) -> int:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
 from compressor.checkpoint import SINGLE, Checkpoint
-from compressor.cli import COUNTS, SIZES, job, parse_amount, run, spread_ratios, stages
+from compressor.cli import job, run, stages
 from compressor.errors import InputError
 from compressor.methods import METHODS
 

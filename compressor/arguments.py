@@ -1,0 +1,55 @@
+"""Amounts, ratios and block numbers as people write them on a command line."""
+
+from compressor.errors import InputError
+
+RATIOS = ("--keep", "--keep-blocks")
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+SIZES = {
+    "": 1,
+    **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")},
+    **{f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")},
+}
+
+
+def parse_amount(text: str, units: dict[str, int]) -> float:
+    """`5.4B` or `11GB` as a number."""
+    number = text.rstrip("".join({c for unit in units for c in unit}))
+    try:
+        return float(number) * units[text[len(number) :]]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"{text!r} is not an amount; write a number and one of {', '.join(filter(None, units))}."
+        ) from None
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
+
+
+def parse_ratio(text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--max-perplexity-ratio is a number or off, not {text!r}.") from None
+
+
+def spread_ratios(arguments: list[str]) -> list[str]:
+    """`--keep 0.9 0.8` as `--keep 0.9 --keep 0.8`, which is what the parser reads."""
+    spread: list[str] = []
+    option = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            option = argument if argument in RATIOS else None
+        elif option and spread[-1] != option:
+            try:
+                float(argument)
+                spread.append(option)
+            except ValueError:
+                option = None
+        spread.append(argument)
+    return spread

@@ -1,0 +1,101 @@
+"""What `compress` was asked for, and everything that can be refused before the work begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.methods import DEFAULT_METHOD, METHODS
+from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.writing import LAYOUTS, check_space, choose_container
+
+DEFAULT_CALIBRATION = "stdlib"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `compress`, as the command line documents them."""
+
+    source: Path
+    dest: Path
+    targets: Sequence[Target]
+    method: str = DEFAULT_METHOD
+    mode: str | None = None
+    layout: str = "uniform"
+    container: str = "auto"
+    calibration: str = DEFAULT_CALIBRATION
+    calibration_range: str | None = None
+    evaluation: str | None = None
+    evaluation_range: str | None = None
+    samples: int = 128
+    length: int = 512
+    statistics: str = "dense"
+    align: int | None = None
+    protect: tuple[int, ...] = ()
+    tp: int = 1
+    device: str | None = None
+    dtype: str = "auto"
+    max_memory: int | None = None
+    work_dir: Path | None = None
+    seed: int = 0
+    overwrite: bool = False
+    verify: bool = True
+    max_perplexity_ratio: float | None = 3.0
+
+
+def target_name(target: Target) -> str:
+    return f"{target.kind}-{target.value:g}"
+
+
+def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse at once what would fail hours later."""
+    check_method(settings, checkpoint)
+    check_dest(settings)
+    if len({target_name(t) for t in settings.targets}) < len(settings.targets):
+        raise InputError("The same target is given twice.")
+    if settings.statistics not in ("dense", "pruned"):
+        raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
+    if settings.statistics == "pruned" and len(settings.targets) > 1:
+        raise InputError("--statistics pruned scores for one target; give one ratio.")
+    if settings.layout not in LAYOUTS:
+        raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
+    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    protect = protected(settings.protect, checkpoint)
+    if protect and settings.layout == "uniform":
+        raise InputError(
+            "--protect leaves some blocks wider than others, and in the uniform layout all are "
+            "equal; add --layout padded (for evaluation), or leave --protect out."
+        )
+    needed = 0
+    for target in settings.targets:
+        chosen = solve(target, checkpoint, widths, protect)
+        choose_container(checkpoint, chosen[0]["attention"], settings.container)
+        size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
+        needed += checkpoint.bytes if settings.layout == "padded" else size
+    check_space(settings.dest.parent, needed)
+
+
+def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
+    if settings.method not in METHODS:
+        raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
+    method = METHODS[settings.method]
+    mode = method.check_mode(settings.mode)
+    method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
+    if settings.samples < 1 or settings.length < 2:
+        raise InputError(
+            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
+            f"{settings.length}."
+        )
+
+
+def check_dest(settings: Settings) -> None:
+    """DEST can be made, and replacing it would not touch the source."""
+    dest, source = settings.dest, settings.source.resolve()
+    for path in (dest, dest.with_name(dest.name + ".rejected")):
+        if path.exists() and not settings.overwrite:
+            raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise InputError(f"{path} is not a folder and is not replaced; choose another DEST.")
+        if path.resolve() == source or path.resolve() in source.parents:
+            raise InputError(f"{path} holds the source {source}; choose another DEST.")
