@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from compressor.stdlib_text import stdlib_documents
 
 STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
 MINIMUM_TOKENS = 32
+STRINGS = 64  # encoded at a time
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,17 @@ def tokenize(
     span = parse_range(selected)
     strings = text.strings[span] if text.kind == "documents" else text.strings
 
-    def encode(string: str) -> torch.Tensor:
-        ids = tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.int32)
+    def encode(strings: list[str]) -> Iterator[torch.Tensor]:
+        for begin in range(0, len(strings), STRINGS):
+            part = strings[begin : begin + STRINGS]  # a list is encoded on all cores
+            for ids in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+                yield torch.tensor(ids, dtype=torch.int32)
 
     if text.kind == "documents":
         strings = [s for s in strings if s.strip()][:samples]
-        pieces = [encode(s)[: length - len(bos)] for s in strings]
+        pieces = [ids[: length - len(bos)] for ids in encode(strings)]
     else:
-        row = torch.cat([encode(s) for s in strings or [""]])
+        row = torch.cat([*encode(strings or [""])])
         pieces = list(row.split(length - len(bos)))[span]
         if samples is not None and samples < len(pieces):
             pieces = [pieces[i * len(pieces) // samples] for i in range(samples)]
