@@ -29,7 +29,6 @@ from rich.table import Table
 from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.report import versions
-from compressor.scores import outer_names
 
 BASE = 700e6  # interpreter, torch, transformers and allocator slack
 RESULTS = Path(__file__).parent / "results"
@@ -87,7 +86,7 @@ def copy_seconds(source: Path, folder: Path) -> float:
 def memory_bound(checkpoint: Checkpoint, tokens: int) -> float:
     block = sum(t.end - t.begin for n, t in checkpoint.tensors.items() if ".layers.0." in n)
     outer = sum(
-        checkpoint.tensors[n].end - checkpoint.tensors[n].begin for n in outer_names(checkpoint)
+        checkpoint.tensors[n].end - checkpoint.tensors[n].begin for n in checkpoint.outer_tensors()
     )
     activations = 2 * tokens * checkpoint.hidden_size * checkpoint.dtype.itemsize
     return 2 * block + outer + activations + BASE

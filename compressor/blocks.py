@@ -84,21 +84,10 @@ class BlockStream:
         return {n: t.to(device=self.device, dtype=self.dtype) for n, t in tensors.items()}
 
     @contextmanager
-    def block(self, index: int, weights: dict[str, torch.Tensor] | None = None):
-        """Block `index` with its weights in place; they are dropped on leaving."""
-        layer = self.layers[index]
-        with loaded(layer, weights or self._cast(self.checkpoint.read_block(index))):
-            yield layer
-
-    @contextmanager
     def outer(self, head: bool):
         """Everything but the blocks: embedding and norms, and the head if asked for."""
         family = self.checkpoint.family
-        names = [
-            n
-            for n in self.checkpoint.tensors
-            if not n.startswith(family.layers + ".") and (head or n != family.head)
-        ]
+        names = [n for n in self.checkpoint.outer_tensors() if head or n != family.head]
         tensors = self._cast(self.checkpoint.read(names))
         if head and self.checkpoint.tied:
             tensors[family.head] = tensors[family.embedding]
@@ -133,7 +122,7 @@ class BlockStream:
         return states, calls
 
     @torch.no_grad()
-    def run(self, batches: list[torch.Tensor], visit=None, prefetch: bool = True) -> Activations:
+    def run(self, batches: list[torch.Tensor], visit=None) -> Activations:
         """Feed all batches through all blocks; returns the hidden states after the last one.
 
         visit(index, layer, forward), if given, is called once a block with its weights in place;
@@ -142,9 +131,8 @@ class BlockStream:
         last pass counts.
         """
         states, calls = self.record(batches)
-        following = self._stream_weights(prefetch)
-        for index, weights in enumerate(following):
-            with self.block(index, weights) as layer:
+        for index, weights in enumerate(self._stream_weights()):
+            with loaded(self.layers[index], weights) as layer:
                 del weights
                 following_states = Activations(self.offload)
 
@@ -167,7 +155,7 @@ class BlockStream:
             trim_heap()
         return states
 
-    def _stream_weights(self, prefetch: bool) -> Iterator[dict[str, torch.Tensor]]:
+    def _stream_weights(self) -> Iterator[dict[str, torch.Tensor]]:
         """The weights of every block in order, the next one being fetched meanwhile."""
         blocks = range(self.checkpoint.blocks)
 
@@ -175,9 +163,6 @@ class BlockStream:
             self.checkpoint.will_need_block(index)
             return self._cast(self.checkpoint.read_block(index))
 
-        if not prefetch:
-            yield from map(fetch, blocks)
-            return
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(fetch, 0)
             for index in blocks:

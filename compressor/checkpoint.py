@@ -103,6 +103,10 @@ class Checkpoint:
         prefix = self.block_name(block, "")
         return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
 
+    def outer_tensors(self) -> list[str]:
+        """Names outside the blocks: embedding, last norm, head."""
+        return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
+
     # -- reading ----------------------------------------------------------------------------------
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:

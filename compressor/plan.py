@@ -126,8 +126,8 @@ def lattice(
     biased = any("bias" in t for t in checkpoint.block_tensors(0))
     bound_by_hidden = (
         family.heads_divide_hidden
-        and container != "mistral"
-        and (container == "llama" or biased or not family.container)
+        and container != family.container
+        and (container == family.model_type or biased or not family.container)
     )
     counts = [
         g

@@ -70,9 +70,13 @@ def score(
     about = METHODS[method]
     mode = about.check_mode(mode)
     geometry = Geometry.of(checkpoint)
-    for name in outer_names(checkpoint):
+    for name in checkpoint.outer_tensors():
         check_finite(name, checkpoint.read([name])[name])
     blocks: list[dict[str, torch.Tensor]] = []
+
+    def check_block(index: int, weights: dict[str, torch.Tensor]) -> None:
+        for name, tensor in weights.items():
+            check_finite(checkpoint.block_name(index, name), tensor)
 
     def finish(index: int, weights: dict[str, torch.Tensor], statistics: dict) -> dict:
         scores = about.score(weights, statistics, geometry, mode, seed * SEED_STRIDE + index)
@@ -86,16 +90,14 @@ def score(
     if not about.wants(mode):
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
-            for name, tensor in weights.items():
-                check_finite(checkpoint.block_name(index, name), tensor)
+            check_block(index, weights)
             finish(index, weights, {})
     else:
         batches = tokens.batches()
 
         def visit(index: int, layer, forward) -> None:
             weights = dict(layer.state_dict())
-            for name, tensor in weights.items():
-                check_finite(checkpoint.block_name(index, name), tensor)
+            check_block(index, weights)
             with BlockStatistics(layer, geometry, about.wants(mode)) as statistics:
                 order = forward()
                 for batch in batches:
@@ -134,9 +136,3 @@ def worst(values: torch.Tensor, count: int) -> torch.Tensor:
     """Indices of all but the best."""
     lost = {*range(len(values))} - {*best(values, len(values) - count)}
     return torch.tensor(sorted(lost), dtype=torch.long)
-
-
-def outer_names(checkpoint: Checkpoint) -> list[str]:
-    """Tensors outside the blocks: embedding, last norm, head."""
-    prefix = checkpoint.family.layers + "."
-    return [name for name in checkpoint.tensors if not name.startswith(prefix)]

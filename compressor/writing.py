@@ -18,7 +18,6 @@ from compressor.cut import cut_block, widest
 from compressor.errors import InputError, MachineError
 from compressor.families import FAMILIES
 from compressor.plan import Plan
-from compressor.scores import outer_names
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LAYOUTS = ("uniform", "padded")
@@ -51,7 +50,7 @@ def write(
             file = ShardFile(folder / file_name, shard)
             stack.callback(file.close)
             files |= dict.fromkeys(shard, file)
-        for name in outer_names(checkpoint):
+        for name in checkpoint.outer_tensors():
             files[name].put(name, checkpoint.read([name])[name])
         for index, kept in enumerate(plan.blocks):
             block = cut_block(checkpoint.read_block(index), checkpoint, kept, padded_to)
@@ -157,7 +156,7 @@ def plan_shards(
     checkpoint: Checkpoint, plan: Plan, padded_to: dict[str, int] | None, limit: int
 ) -> list[dict[str, torch.Tensor]]:
     """Empty (meta) tensors of the result, by name, divided into shards of at most `limit` bytes."""
-    names = outer_names(checkpoint)
+    names = checkpoint.outer_tensors()
     results = [{n: empty(checkpoint, n) for n in names}]
     for index, kept in enumerate(plan.blocks):
         names = checkpoint.block_tensors(index)
