@@ -1,5 +1,6 @@
 """Small random checkpoints of every family, and the real ones where they are at hand."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+# Triton decides at the definition of a kernel whether it is interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from compressor.families import FAMILIES
 

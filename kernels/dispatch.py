@@ -1,0 +1,116 @@
+"""One operator, several implementations: registration with torch, defaults, forced backends.
+
+    ref     plain PyTorch: the definition, everywhere, any float dtype
+    triton  a Triton kernel: CUDA, or a CPU in Triton's interpreter
+    ext     the C++/CUDA extension
+
+Calling an `Op` goes through torch's dispatcher, so fake tensors and `torch.compile` work, and runs
+the device's default. float64 always runs the reference: it is there to judge the others.
+`COMPRESSOR_BACKEND=ref` makes the reference the default everywhere.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+
+from compressor.kernels import native, triton_support
+
+LIBRARY = torch.library.Library("compressor", "DEF")
+BACKENDS = ("ref", "triton", "ext")
+EVERYWHERE = os.environ.get("COMPRESSOR_BACKEND")
+if EVERYWHERE not in (None, *BACKENDS):
+    raise ValueError(f"COMPRESSOR_BACKEND is {EVERYWHERE!r}; it is one of {', '.join(BACKENDS)}.")
+
+log = logging.getLogger("compressor.kernels")
+
+
+class Op:
+    """An operator `compressor::NAME`.
+
+    schema: as `torch.library` writes it. Every implementation takes the schema's arguments.
+    check:  raises on wrong arguments, reading shapes, dtypes and devices only.
+    fake:   the outputs' shapes and dtypes, for tracing.
+    cpu, cuda: the backend that is the default there; the reference where it cannot run.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        check: Callable,
+        ref: Callable,
+        fake: Callable,
+        triton: Callable | None = None,
+        ext: Callable | None = None,
+        cpu: str = "ref",
+        cuda: str = "ref",
+    ):
+        self.name = schema.partition("(")[0]
+        self.check = check
+        self.implementations = {"ref": ref, "triton": triton, "ext": ext}
+        self.defaults = {"cpu": cpu, "cuda": cuda}
+        self.explained: set[str] = set()
+        LIBRARY.define(schema)
+        for key in ("CPU", "CUDA"):
+            LIBRARY.impl(self.name, self._default, key)
+
+        def checked_fake(*arguments, **keywords):
+            check(*arguments, **keywords)
+            return fake(*arguments, **keywords)
+
+        torch.library.register_fake(f"compressor::{self.name}", checked_fake, lib=LIBRARY)
+        self.overload = getattr(torch.ops.compressor, self.name).default
+
+    def __call__(self, *arguments, backend: str | None = None):
+        """Run the default, or exactly this backend; ValueError if that one cannot run here."""
+        if backend is None:
+            return self.overload(*arguments)
+        if backend not in BACKENDS:
+            raise ValueError(f"{self.name}: backend is {backend!r}; one of {', '.join(BACKENDS)}.")
+        self.check(*arguments)
+        device = device_of(arguments)
+        reason = self.missing(backend, device)
+        if reason is not None:
+            raise ValueError(
+                f"{self.name}: backend {backend!r} cannot run on {device}: {reason}. "
+                f"Available: {', '.join(self.available(device))}."
+            )
+        return self.implementations[backend](*arguments)
+
+    def missing(self, backend: str, device: str) -> str | None:
+        """Why a backend cannot run on a device of this type; None if it can."""
+        if self.implementations[backend] is None:
+            return f"{self.name} has no {backend} implementation"
+        if backend == "triton":
+            return triton_support.missing(device)
+        return native.missing(f"{self.name}_{device}") if backend == "ext" else None
+
+    def available(self, device: str) -> list[str]:
+        """The backends that run on a device of this type (`cpu` or `cuda`)."""
+        return [b for b in BACKENDS if self.missing(b, device) is None]
+
+    def _default(self, *arguments):
+        self.check(*arguments)
+        device = device_of(arguments)
+        backend = EVERYWHERE or self.defaults[device]
+        exact = any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in arguments)
+        if exact:
+            backend = "ref"
+        elif (reason := self.missing(backend, device)) is not None:
+            if device not in self.explained:
+                self.explained.add(device)
+                log.warning("%s runs its PyTorch reference on %s: %s.", self.name, device, reason)
+            backend = "ref"
+        return self.implementations[backend](*arguments)
+
+
+def device_of(arguments) -> str:
+    """The device type of the first tensor among the arguments (or in a list of them)."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            return argument.device.type
+        if isinstance(argument, (list, tuple)) and argument:
+            return device_of(argument)
+    raise ValueError("An operator was called without a tensor.")

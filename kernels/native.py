@@ -1,0 +1,49 @@
+"""The C++/CUDA extension: one call from tensors to addresses, or the reason why it is missing.
+
+The extension knows no torch. Python checks, allocates and chooses the stream; native code only
+reads and writes the memory it is given.
+"""
+
+import torch
+
+try:
+    from compressor import _C
+
+    MISSING = None
+except ImportError as error:
+    _C = None
+    MISSING = f"the extension is not built ({error})"
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/ops.h
+
+
+def missing(function: str) -> str | None:
+    """Why the extension cannot run `function` (NAME_cpu or NAME_cuda); None if it can."""
+    if _C is not None and not hasattr(_C, function):
+        cuda = function.endswith("_cuda") and not _C.with_cuda
+        return "the extension was built without CUDA" if cuda else f"it has no {function}"
+    return MISSING
+
+
+def native(name: str, device: torch.device, *arguments) -> None:
+    """Run NAME_cpu on all of torch's threads, or NAME_cuda on the device's current stream.
+
+    Tensors are passed as addresses (0 for None), torch dtypes as codes, numbers as they are.
+    RuntimeError with the name and CUDA's message when a launch fails.
+    """
+    function = getattr(_C, f"{name}_{device.type}")
+    values = [_plain(a) for a in arguments]
+    if device.type == "cpu":
+        function(*values, torch.get_num_threads())
+        return
+    # A launch goes to the current device, which need not be the tensors' own.
+    with torch.cuda.device(device):
+        function(*values, torch.cuda.current_stream().cuda_stream)
+
+
+def _plain(argument):
+    if argument is None:
+        return 0
+    if isinstance(argument, torch.Tensor):
+        return argument.data_ptr()
+    return DTYPES[argument] if isinstance(argument, torch.dtype) else argument

@@ -1,0 +1,40 @@
+"""Shared by the ops' tests: the backends that run here, and memory that shows when it is not written."""
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+DEVICES = ["cpu", *(["cuda"] if CUDA else [])]
+
+
+def pytest_generate_tests(metafunc):
+    """A test with `device` and `backend` runs on every pair that its module's `OP` can run on here."""
+    if not {"device", "backend"} <= set(metafunc.fixturenames):
+        return
+    pairs = [(d, b) for d in DEVICES for b in metafunc.module.OP.available(d)]
+    gpu = pytest.mark.gpu
+    metafunc.parametrize(
+        ("device", "backend"),
+        [pytest.param(d, b, id=f"{d}-{b}", marks=[gpu] if d == "cuda" else []) for d, b in pairs],
+    )
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch):
+    """`torch.empty` gives NaN or the largest integer: an element that nobody writes fails its test."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        if type(tensor) is not torch.Tensor or tensor.device.type == "meta":
+            return tensor
+        if tensor.dtype.is_floating_point:
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(torch.iinfo(tensor.dtype).max) if tensor.dtype != torch.bool else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
