@@ -14,6 +14,7 @@ from compressor.stdlib_text import stdlib_documents
 STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
 MINIMUM_TOKENS = 32
 STRINGS = 64  # encoded at a time
+ROOMY = 16  # characters for a token in an excerpt: several times what texts have
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,15 @@ def tokenize(
 
     Documents: BOS + document, cut at `length`. Windows: the strings' tokens in one row, cut into
     pieces that do not overlap. `selected` takes documents or windows A:B; of these, `samples` keeps
-    so many (the first documents, or windows evenly spread).
+    so many (the first documents, or windows evenly spread). Few windows of a long text are cut from
+    the text itself, at equal distances, so that not all of it is encoded.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     span = parse_range(selected)
     strings = text.strings[span] if text.kind == "documents" else text.strings
+    room = length - len(bos)
+    spread = text.kind == "windows" and selected is None and samples is not None
+    excerpts = spread_excerpts(strings, samples, ROOMY * room) if spread else None
 
     def encode(strings: list[str]) -> Iterator[torch.Tensor]:
         for begin in range(0, len(strings), STRINGS):
@@ -159,10 +164,12 @@ def tokenize(
 
     if text.kind == "documents":
         strings = [s for s in strings if s.strip()][:samples]
-        pieces = [ids[: length - len(bos)] for ids in encode(strings)]
+        pieces = [ids[:room] for ids in encode(strings)]
+    elif excerpts:
+        pieces = [ids[:room] for ids in encode(excerpts)]
     else:
         row = torch.cat([*encode(strings or [""])])
-        pieces = list(row.split(length - len(bos)))[span]
+        pieces = list(row.split(room))[span]
         if samples is not None and samples < len(pieces):
             pieces = [pieces[i * len(pieces) // samples] for i in range(samples)]
     opening = torch.tensor(bos, dtype=torch.int32)
@@ -180,12 +187,28 @@ def tokenize(
         "kind": text.kind,
         "range": selected,
         "length": length,
-        "stride": length - len(bos) if text.kind == "windows" else None,
+        "stride": room if text.kind == "windows" and not excerpts else None,
         "bos": bool(bos),
         "sequences": len(sequences),
         "tokens": tokens,
     }
     return TokenSet(sequences, protocol)
+
+
+def spread_excerpts(strings: list[str], samples: int, characters: int) -> list[str]:
+    """`samples` excerpts of so many characters at equal distances in a text, each from the start of
+    a line if one is near; none if the text is not twice as long as they are together.
+    """
+    total = sum(map(len, strings))
+    if total < 2 * samples * characters:
+        return []
+    joined = "".join(strings)
+    excerpts = []
+    for place in (i * total // samples for i in range(samples)):
+        line = joined.find("\n", place, place + characters) + 1
+        start = line or place
+        excerpts.append(joined[start : start + characters])
+    return excerpts
 
 
 def describe(protocol: dict) -> str:

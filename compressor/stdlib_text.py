@@ -5,6 +5,7 @@ Two splits by module name, so that text a model was tuned on is never the text i
 The list is fixed and committed because the library differs between Python versions.
 """
 
+import os
 import sysconfig
 from importlib import resources
 from pathlib import Path
@@ -36,9 +37,11 @@ def stdlib_modules(root: Path | None = None) -> dict[str, Path]:
     """Dotted module name -> source file, sorted by name, for the running Python."""
     root = Path(root or sysconfig.get_paths()["stdlib"])
     modules = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED_FOLDERS.isdisjoint(parts[:-1]) and not parts[0].startswith("config-"):
+    for folder, below, files in os.walk(root):
+        # In place: what is installed there may be a hundred times the library.
+        below[:] = [b for b in below if b not in SKIPPED_FOLDERS and not b.startswith("config-")]
+        for path in (Path(folder, name) for name in files if name.endswith(".py")):
+            parts = path.relative_to(root).with_suffix("").parts
             modules[".".join(parts).removesuffix(".__init__")] = path
     return dict(sorted(modules.items()))
 

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compressor.calibration import Text, TokenSet, describe, parse_range, read_text, tokenize
+from compressor.calibration import (
+    Text,
+    TokenSet,
+    describe,
+    parse_range,
+    read_text,
+    spread_excerpts,
+    tokenize,
+)
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 
@@ -33,6 +41,25 @@ def test_windows_cover_the_text_without_overlap(tokenizer):
     assert tokens.protocol["stride"] == 10
     spread = tokenize(Text("x", "windows", [string]), tokenizer, 11, samples=4)
     assert [s[1] - tokens.sequences[0][1] for s in spread.sequences] == [0, 20, 50 - 26, 70 - 52]
+
+
+@pytest.mark.parametrize(
+    ("end", "starts"), [("\n", [8, 6408, 12808, 19208]), (" ", [0, 6400, 12800, 19200])]
+)
+def test_excerpts_begin_with_a_line_at_equal_distances(end, starts):
+    string = "".join(f"{i:07d}{end}" for i in range(3200))
+    excerpts = spread_excerpts([string[:9000], string[9000:]], 4, 640)
+    assert excerpts == [string[s : s + 640] for s in starts]
+    assert spread_excerpts([string], 21, 640) == []
+
+
+def test_few_windows_of_a_long_text_are_its_excerpts(tokenizer):
+    string = "".join(f"{i:07d}\n" for i in range(4000))
+    tokens = tokenize(Text("x", "windows", [string]), tokenizer, 21, samples=5)
+    expected = tokenizer(string[8:], add_special_tokens=False)["input_ids"][:20]
+    assert tokens.sequences[0][1:].tolist() == expected
+    assert [len(s) for s in tokens.sequences] == [21] * 5
+    assert tokens.protocol["stride"] is None
 
 
 def test_ranges_take_documents_or_windows(tokenizer):
