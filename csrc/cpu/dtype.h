@@ -38,16 +38,13 @@ inline uint32_t to_bits(float value) {
 
 inline float widen(float x) { return x; }
 inline float widen(bfloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
-// In integers and without branches, so that compilers vectorise it for every machine: _Float16 is
-// a library call without F16C. A subnormal is an integer below 2^10, made exact by a subtraction.
+// Without branches, so that compilers vectorise it: _Float16 is a library call without F16C. The
+// product is exact and rebiases the exponent, of subnormals too; infinity and NaN get theirs back.
 inline float widen(float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
-  const uint32_t normal = magnitude + (112u << 23);
-  const uint32_t special = magnitude | (255u << 23);
-  const uint32_t tiny = to_bits(from_bits(magnitude + (113u << 23)) - from_bits(113u << 23));
-  uint32_t bits = magnitude < (1u << 23) ? tiny : normal;
-  bits = magnitude >= (31u << 23) ? special : bits;
+  uint32_t bits = to_bits(from_bits(magnitude) * 0x1p112f);
+  bits |= static_cast<int32_t>(magnitude) >= (31 << 23) ? 255u << 23 : 0u;
   return from_bits(sign | bits);
 }
 

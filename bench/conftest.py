@@ -1,0 +1,67 @@
+"""The table at the end of a benchmark, and its result file."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+from measure import machine
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = pytest.StashKey[list]()
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+
+
+@pytest.fixture
+def record_row(request):
+    """Adds one timing to the result file."""
+    return request.config.stash[ROWS].append
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    if exitstatus:
+        terminalreporter.write_line("Something failed, so no figures are reported.", red=True)
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = machine(device)
+    Console(width=110).print(table(rows, found))
+    name = found["device"].replace(" ", "-") if device == "cuda" else "cpu"
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"ops-{name}-{date.today()}.json"
+    path.write_text(json.dumps(found | {"date": str(date.today()), "rows": rows}, indent=1) + "\n")
+    terminalreporter.write_line(f"written to {path}")
+
+
+def table(rows: list[dict], found: dict) -> Table:
+    """One line a provider; `ratio` is its time over ours."""
+    copy = found["copy_bytes_per_second"]
+    title = (
+        f"{found['device']}, copy {copy / 1e9:,.0f} GB/s, {found['versions']}, {found['commit']}"
+    )
+    result = Table(title=title)
+    for column in ("op", "shape", "provider", "ms", "GB/s", "% of copy", "time / ours"):
+        result.add_column(column, justify="left" if column == "op" else "right")
+    ours = {(r["op"], *r["shape"]): r["seconds"] for r in rows if r["provider"] == "ours"}
+    for row in rows:
+        rate = row["bytes"] / row["seconds"]
+        first = ours.get((row["op"], *row["shape"]))
+        result.add_row(
+            row["op"],
+            " x ".join(map(str, row["shape"])),
+            row["provider"],
+            f"{row['seconds'] * 1e3:.3f}",
+            f"{rate / 1e9:.1f}",
+            f"{100 * rate / copy:.0f}",
+            f"{row['seconds'] / first:.2f}" if first else "",
+            end_section=False,
+        )
+    return result
