@@ -13,9 +13,9 @@ from typing import Annotated
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import typer  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import typer
 
 
 def draw(result: dict) -> plt.Figure:
