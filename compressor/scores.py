@@ -14,7 +14,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.methods import METHODS
-from compressor.methods.statistics import BlockStatistics, Geometry, masked_units
+from compressor.methods.statistics import BlockStatistics, Geometry, only_units
 
 GROUPS = ("attention", "ffn")
 SEED_STRIDE = 100_003  # blocks of one seed share no stream with blocks of the next
@@ -106,8 +106,8 @@ def score(
                 next(order, None)
             scores = finish(index, weights, statistics.means(len(tokens.sequences)))
             if kept_units is not None:
-                lost = {g: worst(s, len(s) - kept_units[index][g]) for g, s in scores.items()}
-                with masked_units(layer, geometry, lost):
+                kept = {g: best(s, kept_units[index][g]) for g, s in scores.items()}
+                with only_units(layer, geometry, kept):
                     for _ in forward():
                         pass
 
@@ -130,9 +130,3 @@ def best(values: torch.Tensor, count: int) -> list[int]:
     """Indices of the `count` largest values, sorted; ties go to the lower index."""
     order = (-values).argsort(stable=True)[:count]
     return sorted(order.tolist())
-
-
-def worst(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of all but the best."""
-    lost = {*range(len(values))} - {*best(values, len(values) - count)}
-    return torch.tensor(sorted(lost), dtype=torch.long)

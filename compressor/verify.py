@@ -110,7 +110,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 @contextmanager
 def masked_plan(model, source: Path, folder: Path):
     """The source model with the units masked that compression.json says were removed."""
-    from compressor.methods.statistics import Geometry, masked_units
+    from compressor.methods.statistics import Geometry, only_units
 
     checkpoint = Checkpoint(source)
     geometry = Geometry.of(checkpoint)
@@ -118,9 +118,7 @@ def masked_plan(model, source: Path, folder: Path):
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
         for layer, block in zip(layers, kept, strict=True):
-            lost = {g: sorted({*range(n)} - {*block[g]}) for g, n in checkpoint.units.items()}
-            units = {g: torch.tensor(u, dtype=torch.long) for g, u in lost.items()}
-            masks.enter_context(masked_units(layer, geometry, units))
+            masks.enter_context(only_units(layer, geometry, block))
         yield
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.checkpoint import INDEX, Checkpoint
 from compressor.errors import InputError, MachineError
-from compressor.methods.statistics import Geometry, masked_units
+from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Plan, Target, allocate
 from compressor.scores import score
 from compressor.writing import check_space, patched_config, write
@@ -31,9 +31,7 @@ def masked_logits(checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:
     geometry = Geometry.of(checkpoint)
     with ExitStack() as masks:
         for layer, kept in zip(model.model.layers, plan.blocks, strict=True):
-            lost = {g: sorted({*range(n)} - {*kept[g]}) for g, n in checkpoint.units.items()}
-            units = {g: torch.tensor(u, dtype=torch.long) for g, u in lost.items()}
-            masks.enter_context(masked_units(layer, geometry, units))
+            masks.enter_context(only_units(layer, geometry, kept))
         return logits(model)
 
 

@@ -121,16 +121,17 @@ class BlockStatistics:
 
 
 @contextmanager
-def masked_units(layer: nn.Module, geometry: Geometry, lost: dict[str, torch.Tensor]):
-    """While open, `layer` computes what it would with the units `lost[group]` removed.
+def only_units(layer: nn.Module, geometry: Geometry, kept: dict[str, list[int]]):
+    """While open, `layer` computes what it would with the units `kept[group]` alone.
 
     A removed unit contributes nothing to its output projection, so zeroing its channels there is
     exactly the cut.
     """
     handles = []
-    for group, units in lost.items():
+    for group, units in kept.items():
         width = geometry.channels(group)
-        dead = (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+        lost = torch.tensor(sorted({*range(geometry.units[group])} - {*units}), dtype=torch.long)
+        dead = (lost[:, None] * width + torch.arange(width)).flatten()
 
         def hook(_, args, dead=dead):
             return (args[0].index_fill(-1, dead.to(args[0].device), 0.0), *args[1:])

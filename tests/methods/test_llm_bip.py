@@ -8,7 +8,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.methods import METHODS
 from compressor.methods.llm_bip import MODES, amplification
-from compressor.methods.statistics import Geometry, masked_units
+from compressor.methods.statistics import Geometry, only_units
 from compressor.scores import score
 
 
@@ -44,8 +44,9 @@ def block_errors(folder, group, p):
 
         whole = run()
         if index == 0:
-            for unit in range(geometry.units[group]):
-                with masked_units(layer, geometry, {group: torch.tensor([unit])}):
+            units = range(geometry.units[group])
+            for unit in units:
+                with only_units(layer, geometry, {group: [u for u in units if u != unit]}):
                     errors.append(torch.linalg.vector_norm(run() - whole, p).item())
         run()
         handle.remove()
