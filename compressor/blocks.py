@@ -122,16 +122,18 @@ class BlockStream:
         return states, calls
 
     @torch.no_grad()
-    def run(self, batches: list[torch.Tensor], visit=None) -> Activations:
+    def run(
+        self, batches: list[torch.Tensor], visit=None, kept: list[Activations] | None = None
+    ) -> Activations:
         """Feed all batches through all blocks; returns the hidden states after the last one.
 
         visit(index, layer, forward), if given, is called once a block with its weights in place;
         forward() is an iterator that runs the block on one batch after the other and yields each
         batch's index, so statistics can be taken by hooks. It may be iterated more than once: the
-        last pass counts.
+        last pass counts. With `kept`, the inputs of every block are appended to it, not dropped.
         """
         states, calls = self.record(batches)
-        for index, weights in enumerate(self._stream_weights()):
+        for index, weights in self.weights():
             with loaded(self.layers[index], weights) as layer:
                 del weights
                 following_states = Activations(self.offload)
@@ -150,26 +152,29 @@ class BlockStream:
                         pass
                 else:
                     visit(index, layer, forward)
-            states.discard()
+            if kept is None:
+                states.discard()
+            else:
+                kept.append(states)
             states = following_states
             trim_heap()
         return states
 
-    def _stream_weights(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The weights of every block in order, the next one being fetched meanwhile."""
-        blocks = range(self.checkpoint.blocks)
+    def weights(self, reverse: bool = False) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Index and weights of every block in order, the next one being fetched meanwhile."""
+        blocks = range(self.checkpoint.blocks)[:: -1 if reverse else 1]
 
         def fetch(index: int) -> dict[str, torch.Tensor]:
             self.checkpoint.will_need_block(index)
             return self._cast(self.checkpoint.read_block(index))
 
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(fetch, 0)
-            for index in blocks:
+            ahead = pool.submit(fetch, blocks[0])
+            for index, following in zip(blocks, [*blocks[1:], None], strict=True):
                 weights = ahead.result()
-                if index + 1 < len(blocks):
-                    ahead = pool.submit(fetch, index + 1)
-                yield weights
+                if following is not None:
+                    ahead = pool.submit(fetch, following)
+                yield index, weights
 
     @torch.no_grad()
     def logits(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -1,0 +1,101 @@
+"""The streamed backward: gradients of the language-model loss, block by block, for a model that is
+never in memory as a whole.
+
+The forward keeps what enters every block, on the host or in files. The loss and its gradient are
+taken at the top, a few tokens' logits at a time. Then, from the last block to the first, a block is
+loaded, recomputed and differentiated, and the gradient of its input goes on to the block before.
+Gradients of embedding and head are never built.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from compressor.blocks import Activations, BlockStream, loaded, replaced_forward
+from compressor.errors import InputError
+
+LOGITS_TOKENS = 256  # at a time: 33 MB in float32 at a vocabulary of 32,000
+
+Visit = Callable[[int, torch.nn.Module, Callable[[], Iterator[int]]], None]
+
+
+def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> list[float]:
+    """Losses [batches]: the mean cross-entropy of every batch's predicted tokens.
+
+    visit(index, layer, steps) is called once a block, from the last to the first, with its weights
+    in place and none of them asking for a gradient; steps() is an iterator that runs the block
+    forward and backward on one batch after the other and yields each batch's index, so gradients
+    are taken by hooks. Batches are token ids [sequences, tokens] without padding.
+
+    InputError when a loss or the gradient of a block's input is not finite.
+    """
+    inputs: list[Activations] = []
+    final = stream.run(batches, kept=inputs)
+    gradients = Activations(stream.offload)
+    losses = []
+    for i, (loss, gradient) in enumerate(head_gradients(stream, batches, final)):
+        losses.append(loss)
+        gradients.put(i, gradient)
+    final.discard()
+    states, calls = stream.record(batches)
+    states.discard()
+    for index, weights in stream.weights(reverse=True):
+        with loaded(stream.layers[index], weights) as layer:
+            del weights
+            given, passed = gradients, Activations(stream.offload)
+
+            def steps(layer=layer, index=index, given=given, passed=passed) -> Iterator[int]:
+                for i in range(len(batches)):
+                    args, call = calls[i][index]
+                    hidden = inputs[index].get(i, stream.device).requires_grad_()
+                    with torch.enable_grad():
+                        output = layer(hidden, *args, **call)
+                        output = output[0] if isinstance(output, tuple) else output
+                        output.backward(given.get(i, stream.device))
+                    if not hidden.grad.isfinite().all():
+                        raise InputError(
+                            f"The gradient that leaves block {index} is not finite for sequence {i}; "
+                            "try --dtype float32."
+                        )
+                    passed.put(i, hidden.grad)
+                    yield i
+
+            visit(index, layer, steps)
+        inputs[index].discard()
+        given.discard()
+        gradients = passed
+    gradients.discard()
+    return losses
+
+
+def head_gradients(
+    stream: BlockStream, batches: list[torch.Tensor], final: Activations
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Of every batch the loss and its gradient with respect to the last block's output.
+
+    The model's own forward computes the logits, of `LOGITS_TOKENS` positions at a time.
+    """
+    with stream.outer(head=True) as model:
+        for i, batch in enumerate(batches):
+            ids = batch.to(stream.device)
+            hidden = final.get(i, stream.device).requires_grad_()
+            predicted = ids.shape[0] * (ids.shape[1] - 1)
+            loss = 0.0
+            for positions in torch.arange(ids.shape[1] - 1, device=ids.device).split(LOGITS_TOKENS):
+                with (
+                    torch.enable_grad(),
+                    replaced_forward(stream.layers, lambda *_, hidden=hidden, **__: hidden),
+                ):
+                    logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
+                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                    part = torch.nn.functional.cross_entropy(
+                        logits.flatten(0, 1), ids[:, positions + 1].flatten(), reduction="sum"
+                    )
+                    (part / predicted).backward()
+                loss += part.item() / predicted
+            if not torch.isfinite(torch.tensor(loss)) or not hidden.grad.isfinite().all():
+                raise InputError(
+                    f"The loss of sequence {i} is {loss} or its gradient is not finite; "
+                    "try --dtype float32."
+                )
+            yield loss, hidden.grad
