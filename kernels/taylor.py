@@ -56,8 +56,8 @@ def taylor(
     channels and groups are both of interest, ask for channels and fold them with `grouped`.
     grad_scale: multiplies the gradient, to undo a loss scale or to take a mean.
     magnitude: the sums of |W| and W^2 too.
-    out: an earlier result of the same arguments. It is added to and returned, so that the gradients
-    of one sequence after another leave nothing behind but their sums.
+    out: an earlier result of the same arguments. It is added to, magnitudes included, and returned,
+    so that the gradients of one sequence after another leave nothing behind but their sums.
 
     A product that is not finite makes its rows' and columns' sums so, and is counted. The result
     does not depend on the number of threads and repeats bit for bit.

@@ -112,8 +112,9 @@ def test_groups_are_sums_of_their_channels(device, backend):
 
 @pytest.mark.parametrize("groups", [{}, {"row_group": 5, "column_group": 3}], ids=str)
 @pytest.mark.parametrize("asked", ASKED)
-def test_sequences_stream(device, backend, groups, asked):
-    weight = torch.randn(100, 30, device=device)
+@pytest.mark.parametrize("rows", [20, 100])
+def test_sequences_stream(device, backend, rows, groups, asked):
+    weight = torch.randn(rows, 30, device=device)
     grads = [torch.randn_like(weight) for _ in range(3)]
     grads[1][7, 7] = float("nan")
     keywords = {**ASKED[asked], **groups, "magnitude": True, "backend": backend}
