@@ -9,7 +9,7 @@ namespace compressor {
 namespace {
 
 constexpr int64_t kColumns = 1024;  // sums of a tile stay in L1
-constexpr int64_t kRows = 64;       // summed in float before they join the total: keeps rounding flat
+constexpr int64_t kRows = 64;  // summed in float before they join the total: keeps rounding flat
 
 template <class T>
 COMPRESSOR_CLONES void add_row(const T* row, float scale, int power, int64_t count, float* sums) {
