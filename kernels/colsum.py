@@ -12,7 +12,7 @@ import torch
 from compressor.kernels.checks import check_choice, check_tensor
 from compressor.kernels.dispatch import Op
 from compressor.kernels.native import native
-from compressor.kernels.triton_support import jit, on, tl, triton
+from compressor.kernels.triton_support import Variant, jit, on, tl, triton
 
 REF_ROWS = 512  # at a time, so that no float32 copy of the whole matrix is made
 BLOCK_COLUMNS = 128  # 16-byte loads of bfloat16 by 16 threads a row
@@ -138,3 +138,27 @@ OP = Op(
     cpu="ext",
     cuda="triton",
 )
+
+VARIANTS = [
+    Variant(
+        _colsum_kernel,
+        {
+            "weight": f"*{dtype}:16",
+            "scale": "*fp32:16",
+            "out": "*fp32:16",
+            "rows": "i32:16",
+            "columns": "i32:16",
+            "stride_row": "i32:16",
+            "rows_per_program": "i32:16",
+        },
+        {
+            "stride_column": 1,
+            "SCALED": scaled,
+            "POWER": power,
+            "BLOCK_ROWS": BLOCK_ROWS,
+            "BLOCK_COLUMNS": BLOCK_COLUMNS,
+        },
+        wide=("weight",),
+    )
+    for dtype, scaled, power in [("bf16", True, 1), ("bf16", False, 1), ("fp32", True, 2)]
+]
