@@ -6,11 +6,13 @@ be installed: transformers imports a package of that name.
 The extension `compressor._C` is C++ always, and CUDA where nvcc is found. It needs no torch.
     COMPRESSOR_CUDA_ARCHS   architectures to compile for, default 80;90 (and PTX of the newest)
     COMPRESSOR_NO_CUDA=1    C++ only
-    COMPRESSOR_SANITIZE=1   with AddressSanitizer, for `make asan`
+    COMPRESSOR_SANITIZE=1   with AddressSanitizer and UBSan, for `make asan`
+    CXX, CUDA_HOME          another compiler, another toolkit
     MAX_JOBS                compilations at a time
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,86 +21,93 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 # Nobody looks at the processor's exception flags; loops with a selection are vectorised only then.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden"]
 CXX_FLAGS += ["-Wall", "-Wextra"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+if os.environ.get("COMPRESSOR_SANITIZE") != "1":
+    SANITIZERS = []
 RULES = """
-rule cxx
-  command = $cxx -MMD -MF $out.d $flags -c $in -o $out
-  depfile = $out.d
-rule nvcc
-  command = $nvcc -MD -MF $out.d $flags -c $in -o $out
+rule compile
+  command = $compiler $flags -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule link
-  command = $cxx -shared $in $flags -o $out
+  command = $compiler -shared $in $flags -o $out
 """
 
 
 def cuda_home() -> Path | None:
-    """The toolkit that nvcc on the PATH belongs to (it may be a wrapper), or CUDA_HOME."""
+    """CUDA_HOME, or the toolkit that nvcc on the PATH belongs to (it may be a wrapper)."""
     if os.environ.get("COMPRESSOR_NO_CUDA") == "1":
         return None
-    nvcc = shutil.which("nvcc")
-    candidates = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    if nvcc:
-        candidates.insert(1, Path(nvcc).resolve().parent.parent)
-    homes = [Path(c) for c in candidates if c and (Path(c) / "include/cuda_runtime.h").exists()]
-    return next((h for h in homes if (h / "bin/nvcc").exists()), None)
+    nvcc = Path(shutil.which("nvcc") or "").resolve().parent.parent
+    candidates = map(Path, filter(None, [os.environ.get("CUDA_HOME"), nvcc, "/usr/local/cuda"]))
+    parts = ("bin/nvcc", "include/cuda_runtime.h")
+    return next((home for home in candidates if all((home / p).exists() for p in parts)), None)
+
+
+def program(name: str, advice: str) -> str:
+    """The program's path, also of one installed beside a Python that is not activated."""
+    places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    if found := shutil.which(name, path=places):
+        return found
+    raise CompileError(f"The extension needs {name!r}, which is not on the PATH; {advice}.")
 
 
 class Ninja(build_ext):
-    """Writes one build.ninja for the extension's sources and runs it."""
+    """Writes one build.ninja for the extension's sources, runs it and copies the result."""
 
     def build_extension(self, extension: Extension) -> None:
         import pybind11
 
-        build = Path(self.build_temp).resolve() / "ninja"
-        build.mkdir(parents=True, exist_ok=True)
-        includes = [pybind11.get_include(), *self.compiler.include_dirs]
-        cxx = [*CXX_FLAGS, *(f"-isystem{path}" for path in includes)]
-        link: list[str] = ["-pthread"]
-        if os.environ.get("COMPRESSOR_SANITIZE") == "1":
-            cxx += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
-            cxx += ["-fno-sanitize-recover=undefined"]
-            link += ["-fsanitize=address,undefined"]
-        sources = [ROOT / "csrc/bindings.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
-        variables = {"cxx": os.environ.get("CXX", "c++")}
-        edges = []
-        home = cuda_home()
-        if home is not None:
+        cxx = shlex.split(os.environ.get("CXX", "c++"))
+        program(cxx[0], "install g++ (build-essential) or name another compiler by CXX")
+        flags, link, edges = CXX_FLAGS + SANITIZERS, ["-pthread", *SANITIZERS], []
+        # An isolated build has these elsewhere every time; only the binding is compiled anew.
+        python = [f"-isystem{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
+        binding = flags + python
+        if home := cuda_home():
             archs = os.environ.get("COMPRESSOR_CUDA_ARCHS", "80;90").split(";")
-            codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-            codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-            variables |= {"nvcc": str(home / "bin/nvcc")}
-            cxx += ["-DCOMPRESSOR_WITH_CUDA", f'-DCOMPRESSOR_ARCHS="{" ".join(archs)}"']
-            cxx.append(f"-isystem{home / 'include'}")
+            newest = max(archs, key=lambda arch: int(re.sub(r"\D", "", arch) or 0))
+            codes = [(arch, f"sm_{arch}") for arch in archs] + [(newest, f"compute_{newest}")]
+            nvcc = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{a},code={code}" for a, code in codes)]
+            sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+            edges = [(source, [str(home / "bin/nvcc")], nvcc) for source in sources]
+            binding += ["-DCOMPRESSOR_WITH_CUDA", f'-DCOMPRESSOR_ARCHS="{" ".join(archs)}"']
+            binding.append(f"-isystem{home / 'include'}")
             link += [f"-L{home / 'lib64'}", "-lcudart_static", "-ldl", "-lrt"]
-            for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-                edges.append(("nvcc", source, [*NVCC_FLAGS, *codes]))
-        edges += [("cxx", source, cxx) for source in sources]
-        self._ninja(build, variables, edges, link, Path(self.get_ext_fullpath(extension.name)))
-
-    def _ninja(self, build: Path, variables: dict, edges: list, link: list, target: Path) -> None:
-        target = target.resolve()
+        edges.append((ROOT / "csrc/bindings.cpp", cxx, binding))
+        edges += [(source, cxx, flags) for source in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name} = {value}" for name, value in variables.items()] + [RULES]
-        objects = []
-        for rule, source, flags in edges:
-            objects.append(str(build / f"{source.parent.name}-{source.stem}-{rule}.o"))
-            lines.append(f"build {_path(objects[-1])}: {rule} {_path(source)}")
-            lines.append(f"  flags = {shlex.join(flags)}")
-        lines.append(f"build {_path(target)}: link {' '.join(map(_path, objects))}")
-        lines.append(f"  flags = {shlex.join(link)}")
-        (build / "build.ninja").write_text("\n".join(lines) + "\n")
+        target.unlink(missing_ok=True)  # not into a file that a running process has mapped
+        shutil.copy(self._ninja(edges, cxx, link), target)
+
+    def _ninja(self, edges: list, linker: list, link: list) -> Path:
+        # `build_temp` would not do: an editable install throws it away, and compiles all anew.
+        build = ROOT / f"build/{'asan' if SANITIZERS else 'ninja'}-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
+        lines, objects = [RULES], []
+        for source, compiler, flags in edges:
+            objects.append(f"{source.parent.name}-{source.name}.o")
+            path = str(source).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+            lines += [f"build {objects[-1]}: compile {path}", *_command(compiler, flags)]
+        lines.append(f"build _C.so: link {' '.join(objects)}")
+        (build / "build.ninja").write_text("\n".join([*lines, *_command(linker, link), ""]))
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
-        subprocess.run(["ninja", "-C", str(build), "-j", jobs], check=True, stdout=sys.stderr)
+        command = [program("ninja", "pip install ninja"), "-C", str(build), "-j", jobs]
+        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+            raise CompileError("The extension could not be compiled; the first error is above.")
+        return build / "_C.so"
 
 
-def _path(path) -> str:
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def _command(compiler: list[str], flags: list[str]) -> list[str]:
+    words = {"compiler": compiler, "flags": flags}
+    return [f"  {name} = {shlex.join(value)}".replace("$", "$$") for name, value in words.items()]
 
 
 setup(

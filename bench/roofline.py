@@ -22,7 +22,7 @@ def draw(result: dict) -> plt.Figure:
     """A figure with both roofs and one mark for every op, shape and provider."""
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     bandwidth, peak = result["copy_bytes_per_second"], result["float32_per_second"]
-    rows = result["rows"]
+    rows = [r for r in result["rows"] if r["operations"]]  # a gather has none
     intensities = [r["operations"] / r["bytes"] for r in rows]
     x = np.geomspace(min(intensities) / 2, 2 * max(*intensities, peak / bandwidth), 200)
     axes.plot(x, np.minimum(x * bandwidth, peak), color="black", linewidth=1)

@@ -3,6 +3,7 @@
 import torch
 
 from compressor.checkpoint import Checkpoint
+from compressor.kernels.compact import compact_many
 from compressor.plan import Plan
 
 
@@ -22,20 +23,34 @@ def cut_block(
     With `padded_to` (units per group) the result is filled with zeros to that many units, which
     computes the same: the `padded` layout.
     """
+    owned = [
+        (part, group, weights[part.tensor].shape[part.axis] // checkpoint.units[group])
+        for group, slices in checkpoint.family.groups().items()
+        for part in slices
+        if part.tensor in weights
+    ]
+    sources = [weights[part.tensor] for part, _, _ in owned]
+    channels = [
+        channels_of(kept[group], width).to(source.device)
+        for source, (_, group, width) in zip(sources, owned, strict=True)
+    ]
+    rows, columns = (
+        [c if part.axis == axis else None for c, (part, _, _) in zip(channels, owned, strict=True)]
+        for axis in (0, 1)
+    )
     result = dict(weights)
-    for group, slices in checkpoint.family.groups().items():
-        for part in slices:
-            if part.tensor not in weights:
-                continue
-            weight = weights[part.tensor]
-            width = weight.shape[part.axis] // checkpoint.units[group]
-            smaller = weight.index_select(part.axis, channels_of(kept[group], width))
-            if padded_to is not None:
-                lacking = (padded_to[group] - len(kept[group])) * width
-                shape = [lacking if a == part.axis else n for a, n in enumerate(smaller.shape)]
-                smaller = torch.cat((smaller, smaller.new_zeros(shape)), part.axis)
-            result[part.tensor] = smaller
+    smaller = compact_many(sources, rows, columns)
+    for tensor, (part, group, width) in zip(smaller, owned, strict=True):
+        if padded_to is not None:
+            tensor = filled(tensor, part.axis, padded_to[group] * width)
+        result[part.tensor] = tensor
     return result
+
+
+def filled(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """The tensor with zeros behind it, up to `size` along the axis."""
+    shape = [size - n if a == axis else n for a, n in enumerate(tensor.shape)]
+    return torch.cat((tensor, tensor.new_zeros(shape)), axis)
 
 
 def widest(plan: Plan) -> dict[str, int]:

@@ -59,7 +59,10 @@ PYBIND11_MODULE(_C, module) {
   BIND(colsum_cpu);
   BIND(moments_cpu);
   BIND(swiglu_moments_cpu);
+  BIND(taylor_cpu);
+  BIND(compact_cpu);
 #ifdef COMPRESSOR_WITH_CUDA
+  BIND(compact_cuda);
   module.attr("with_cuda") = true;
   module.attr("archs") = COMPRESSOR_ARCHS;
 #else

@@ -26,4 +26,29 @@ void swiglu_moments_cpu(const void* gate, int64_t gate_stride, const void* up, i
                         int dtype, int64_t tokens, int64_t channels, const uint8_t* mask,
                         int activation, float* out, int threads);
 
+// With p = weight * grad * scale: sums of p, |p|, p^2 and, with 5 statistics, |weight|, weight^2 are
+// added to row_out [statistics, rows / row_group] and column_out [statistics, columns /
+// column_group]; either may be null. *nonfinite grows by the products that are infinite or NaN.
+void taylor_cpu(const void* weight, int weight_dtype, int64_t weight_stride, const void* grad,
+                int grad_dtype, int64_t grad_stride, int64_t rows, int64_t columns, float scale,
+                int statistics, float* row_out, int64_t row_group, float* column_out,
+                int64_t column_group, int64_t* nonfinite, int threads);
+// out[i, j] = weight[rows[i], columns[j]] * scale[j] of one matrix. The fields are 8 bytes each, so
+// that a table of them is an int64 array in Python. Lists ascend, and lie inside the matrix.
+struct CompactJob {
+  const void* weight;
+  const int64_t* rows;     // [kept_rows], or null: all
+  const int64_t* columns;  // [kept_columns], or null: all
+  const float* scale;      // [kept_columns], or null: ones
+  void* out;               // [kept_rows, kept_columns], not empty
+  int64_t stride;          // of the weight's rows
+  int64_t kept_rows;
+  int64_t kept_columns;
+  int64_t moved;  // bytes of an element whose bits are copied: 1, 2, 4, 8; 0 for arithmetic
+  int64_t from;   // dtype codes, where moved is 0
+  int64_t to;
+};
+void compact_cpu(const CompactJob* jobs, int64_t count, int threads);
+int compact_cuda(const CompactJob* jobs, int64_t count, void* stream);
+
 }  // namespace compressor

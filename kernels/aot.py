@@ -155,7 +155,11 @@ def loaded_pointers(source: str) -> dict[int, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="compressor.kernels.aot", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m compressor.kernels.aot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--arch", type=int, action="append", help="80 for sm_80; may be repeated")
     options = parser.parse_args()
@@ -170,12 +174,14 @@ def main() -> None:
         rows = [{k: v for k, v in vars(c).items() if k != "ptx"} for c in built]
         print(json.dumps({"compiled": rows, "without_variant": missing}))
         return
-    print("  sm  registers  spilled  shared   cubin  loads, variant")
+    print(
+        "arch  registers  spilled  shared   cubin  variant, bytes of each pointer's narrowest load"
+    )
     for c in built:
         loads = " ".join(f"{name}:{width}" for name, width in c.loads.items())
         print(
             f"{c.arch:>4}  {c.registers:>9}  {c.spilled:>7}  {c.shared:>6}  {c.cubin_bytes:>6}  "
-            f"{loads}, {c.variant}"
+            f"{c.variant}, {loads}"
         )
 
 

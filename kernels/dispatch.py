@@ -11,7 +11,7 @@ the device's default. float64 always runs the reference: it is there to judge th
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -71,11 +71,13 @@ class Op:
             raise ValueError(f"{self.name}: backend is {backend!r}; one of {', '.join(BACKENDS)}.")
         self.check(*arguments)
         device = device_of(arguments)
-        reason = self.missing(backend, device)
+        reason, available = self.missing(backend, device), self.available(device)
+        if needs_reference(arguments) and backend != "ref":
+            reason, available = "float64 runs the reference only", ["ref"]
         if reason is not None:
             raise ValueError(
                 f"{self.name}: backend {backend!r} cannot run on {device}: {reason}. "
-                f"Available: {', '.join(self.available(device))}."
+                f"Available: {', '.join(available)}."
             )
         return self.implementations[backend](*arguments)
 
@@ -95,8 +97,7 @@ class Op:
         self.check(*arguments)
         device = device_of(arguments)
         backend = EVERYWHERE or self.defaults[device]
-        exact = any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in arguments)
-        if exact:
+        if needs_reference(arguments):
             backend = "ref"
         elif (reason := self.missing(backend, device)) is not None:
             if device not in self.explained:
@@ -106,11 +107,21 @@ class Op:
         return self.implementations[backend](*arguments)
 
 
-def device_of(arguments) -> str:
-    """The device type of the first tensor among the arguments (or in a list of them)."""
+def tensors_in(arguments) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments and in lists of them."""
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            return argument.device.type
-        if isinstance(argument, (list, tuple)) and argument:
-            return device_of(argument)
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from tensors_in(argument)
+
+
+def device_of(arguments) -> str:
+    """The device type of the first tensor."""
+    for tensor in tensors_in(arguments):
+        return tensor.device.type
     raise ValueError("An operator was called without a tensor.")
+
+
+def needs_reference(arguments) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in tensors_in(arguments))

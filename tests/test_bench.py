@@ -22,7 +22,7 @@ def test_providers_agree_on_a_small_shape(op):
     expected = case.providers["eager"]()
     for provider in CASES[op].providers["cpu"]:
         case.compare(case.providers[provider](), expected)
-    assert case.bytes > 0 and case.operations > 0
+    assert case.bytes > 0
 
 
 @pytest.mark.parametrize("op", CASES)

@@ -1,8 +1,11 @@
 """What is installed: one top-level name, and folders that hide nobody else's."""
 
 import ast
+import importlib.machinery
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -30,6 +33,44 @@ def test_wheel_holds_every_module_and_data_file(wheel):
     expected |= {f"compressor/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
     expected |= {"compressor/py.typed", "compressor/held_out_modules.txt"}
     assert expected <= set(wheel.namelist())
+
+
+def test_wheel_holds_the_built_extension_and_no_sources(wheel):
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    assert f"compressor/_C{suffix}" in wheel.namelist()
+    assert not [n for n in wheel.namelist() if n.endswith((".cpp", ".cu", ".h", ".o"))]
+
+
+def test_every_native_source_is_compiled(wheel):
+    """The list that the wheel was just built by; CUDA's only where there is a compiler for it."""
+    build = ROOT / f"build/ninja-{sys.implementation.cache_tag}/build.ninja"
+    compiled = [line for line in build.read_text().splitlines() if ": compile " in line]
+    sources = {*(ROOT / "csrc").rglob("*.cpp")}
+    if "bin/nvcc" in build.read_text():
+        sources |= {*(ROOT / "csrc").rglob("*.cu")}
+    assert len(compiled) == len(sources)
+    for source in sources:
+        path = source.relative_to(ROOT).as_posix()
+        assert any(line.endswith(path) for line in compiled), path
+
+
+def test_source_distribution_holds_what_the_build_needs(tmp_path):
+    pytest.importorskip("setuptools")
+    names = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt"]
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("compressor", "kernels", "csrc"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next((tmp_path / "dist").iterdir())) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    needed = [p for folder in ("kernels", "csrc") for p in (ROOT / folder).rglob("*.*")]
+    assert {p.relative_to(ROOT).as_posix() for p in needed if p.suffix != ".pyc"} <= found
+    assert {*names} <= found
 
 
 def test_kernels_package_is_a_docstring():

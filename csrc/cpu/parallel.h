@@ -16,9 +16,8 @@ void parallel_for(int64_t count, int64_t grain, int threads, const Body& body) {
   const int64_t parts = std::clamp<int64_t>(count / std::max<int64_t>(grain, 1), 1, threads);
   std::vector<std::thread> others;
   for (int64_t i = 1; i < parts; ++i) {
-    others.emplace_back([&body, begin = count * i / parts, end = count * (i + 1) / parts] {
-      body(begin, end);
-    });
+    others.emplace_back(
+        [&body, begin = count * i / parts, end = count * (i + 1) / parts] { body(begin, end); });
   }
   body(int64_t{0}, count / parts);
   for (auto& thread : others) thread.join();

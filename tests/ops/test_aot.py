@@ -33,6 +33,20 @@ built = compile_variant(dataclasses.replace(right, constants=constants, num_warp
 assert built.spilled > 0, built
 """
 
+# What Triton makes of sizes of 1 (constants) and of odd sizes and addresses.
+ODD = """
+import dataclasses
+from compressor.kernels.aot import compile_variant, kernel_modules, variants
+
+for variant in [v for m in kernel_modules() for v in variants(m)]:
+    odd = {name: kind.removesuffix(":16") for name, kind in variant.types.items()}
+    compile_variant(dataclasses.replace(variant, types=odd), 90)
+    ones = {name: 1 for name, kind in odd.items() if kind[0] == "i"}
+    types = {name: kind for name, kind in variant.types.items() if name not in ones}
+    constants = variant.constants | ones
+    compile_variant(dataclasses.replace(variant, types=types, constants=constants), 90)
+"""
+
 
 def compiled(*arguments) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -67,6 +81,10 @@ def test_matrices_are_read_16_bytes_at_a_time(report):
 
 def test_a_spill_and_a_narrow_load_are_seen():
     compiled("-c", WRONG)
+
+
+def test_odd_sizes_compile_too():
+    compiled("-c", ODD)
 
 
 def test_interpreted_kernels_are_refused():
