@@ -1,6 +1,6 @@
 """The roofline plot of a result file: every op against the machine's measured ceilings.
 
-    python bench/roofline.py bench/results/ops-cpu-DATE.json [roofline.png]
+    python bench/roofline.py [bench/results/ops-cpu-DATE.json] [roofline.png]
 
 Roofs are the copy bandwidth and the float32 matrix rate of the same run. A filled mark is ours, a
 hollow one eager PyTorch; both do the same work, so a line between them is the gain.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import matplotlib
 
+RESULTS = Path(__file__).parent / "results"
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,10 +50,11 @@ def draw(result: dict) -> plt.Figure:
 
 
 def main(
-    result: Path,
+    result: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
     image: Annotated[Path | None, typer.Argument(help="Default: beside the result file.")] = None,
 ) -> None:
     """Draw RESULT's roofline into IMAGE."""
+    result = result or max(RESULTS.glob("ops-*.json"), key=lambda path: path.stat().st_mtime)
     image = image or result.with_suffix(".png")
     draw(json.loads(result.read_text())).savefig(image, dpi=150)
     print(image)

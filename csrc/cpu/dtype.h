@@ -9,8 +9,10 @@
 #include "../ops.h"
 
 // One build for every x86-64, with a second body for machines with AVX2, FMA and F16C, chosen when
-// the module is loaded. Loops in such a function are vectorised for both.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+// the module is loaded. Loops in such a function are vectorised for both. Not with
+// AddressSanitizer: the choice is made before it is ready.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define COMPRESSOR_CLONES __attribute__((target_clones("arch=haswell", "default")))
 #else
 #define COMPRESSOR_CLONES
