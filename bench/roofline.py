@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Annotated
 
 import matplotlib
-
-RESULTS = Path(__file__).parent / "results"
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import typer
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
 
 
-def draw(result: dict) -> plt.Figure:
+def draw(result: dict) -> Figure:
     """A figure with both roofs and one mark for every op, shape and provider."""
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
     bandwidth, peak = result["copy_bytes_per_second"], result["float32_per_second"]
     rows = [r for r in result["rows"] if r["operations"]]  # a gather has none
     intensities = [r["operations"] / r["bytes"] for r in rows]
@@ -30,7 +30,7 @@ def draw(result: dict) -> plt.Figure:
     axes.annotate(f"copy {bandwidth / 1e9:,.0f} GB/s", (x[2], x[2] * bandwidth * 1.15), rotation=35)
     axes.annotate(f"float32 {peak / 1e12:.2g} Tflop/s", (x[-60], peak * 1.15))
     axes.set_ylim(top=4 * peak)
-    colours = plt.get_cmap("tab10").colors
+    colours = matplotlib.colormaps["tab10"].colors
     ops = list(dict.fromkeys(r["op"] for r in rows))
     for op, colour in zip(ops, colours, strict=False):
         for provider, fill in (("ours", colour), ("eager", "white")):
