@@ -26,8 +26,8 @@ void swiglu_moments_cpu(const void* gate, int64_t gate_stride, const void* up, i
                         int dtype, int64_t tokens, int64_t channels, const uint8_t* mask,
                         int activation, float* out, int threads);
 
-// With p = weight * grad * scale: sums of p, |p|, p^2 and, with 5 statistics, |weight|, weight^2 are
-// added to row_out [statistics, rows / row_group] and column_out [statistics, columns /
+// With p = weight * grad * scale: sums of p, |p|, p^2 and, with 5 statistics, |weight|, weight^2
+// are added to row_out [statistics, rows / row_group] and column_out [statistics, columns /
 // column_group]; either may be null. *nonfinite grows by the products that are infinite or NaN.
 void taylor_cpu(const void* weight, int weight_dtype, int64_t weight_stride, const void* grad,
                 int grad_dtype, int64_t grad_stride, int64_t rows, int64_t columns, float scale,

@@ -11,8 +11,8 @@
 namespace compressor {
 
 // e^x to 1.5 ulp; 0 below -87, and e^87 above 87. Limits are compared as integers: compilers do not
-// vectorise a selection that floats decide, as comparing may trap. x = n ln 2 + r; the polynomial in r
-// is a minimax fit. A NaN becomes a number: callers multiply by something that is NaN as well.
+// vectorise a selection that floats decide, as comparing may trap. x = n ln 2 + r; the polynomial
+// in r is a minimax fit. A NaN becomes a number: callers multiply by something that is NaN as well.
 COMPRESSOR_INLINE float exponential(float x) {
   constexpr uint32_t kLimit = 0x42ae0000, kSign = 0x80000000;  // 87
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer

@@ -8,10 +8,12 @@
 
 #include "../ops.h"
 
-// One build for every x86-64, with further bodies for machines with AVX2, FMA and F16C or with AVX-512,
-// chosen when the module is loaded. Loops in such a function are vectorised for each. Levels, as
-// "arch=haswell" would be chosen on that very processor only; GCC knows them from version 12.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+// One build for every x86-64, with further bodies for machines with AVX2, FMA and F16C or with
+// AVX-512, chosen when the module is loaded. Loops in such a function are vectorised for each.
+// Levels, as "arch=haswell" would be chosen on that very processor only; GCC knows them from
+// version 12. Not with AddressSanitizer: the choice is made before it is ready.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #if __GNUC__ >= 12
 #define COMPRESSOR_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

@@ -31,7 +31,8 @@ void moments_cpu(const void* x, int dtype, int64_t tokens, int64_t channels, int
     using T = decltype(zero);
     token_sums<3>(mask, tokens, channels, threads, out,
                   [&](const int64_t* token, int64_t first, int64_t count, float* sums) {
-                    add<T>(rows(static_cast<const T*>(x), stride, token, first, count), count, sums);
+                    add<T>(rows(static_cast<const T*>(x), stride, token, first, count), count,
+                           sums);
                   });
   });
 }

@@ -1,5 +1,5 @@
-// For every channel of gate and up [tokens, channels], with h = phi(gate) * up as the model rounds it:
-// out = sum_t |h|, h, h^2, |phi(gate)|, |up|, phi(gate)^2, (up phi'(gate))^2.
+// For every channel of gate and up [tokens, channels], with h = phi(gate) * up as the model rounds
+// it: out = sum_t |h|, h, h^2, |phi(gate)|, |up|, phi(gate)^2, (up phi'(gate))^2.
 #include <cmath>
 
 #include "activations.h"
@@ -44,7 +44,8 @@ void swiglu_moments_cpu(const void* gate, int64_t gate_stride, const void* up, i
                     [&](const int64_t* token, int64_t first, int64_t count, float* sums) {
                       add<decltype(phi), T>(
                           rows(static_cast<const T*>(gate), gate_stride, token, first, count),
-                          rows(static_cast<const T*>(up), up_stride, token, first, count), count, sums);
+                          rows(static_cast<const T*>(up), up_stride, token, first, count), count,
+                          sums);
                     });
     });
   });

@@ -19,8 +19,8 @@ constexpr int64_t kFloat = 128;  // tokens summed in float before they join the 
 template <class T>
 using Rows = std::array<const T*, kAtOnce>;
 
-// The tokens that count, in order; then token -1, all zeros, which adds nothing, up to a multiple of
-// kAtOnce and once more, so that every group has a next one.
+// The tokens that count, in order; then token -1, all zeros, which adds nothing, up to a multiple
+// of kAtOnce and once more, so that every group has a next one.
 inline std::vector<int64_t> counted(const uint8_t* mask, int64_t tokens) {
   std::vector<int64_t> kept;
   kept.reserve(tokens + 2 * kAtOnce);
