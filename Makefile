@@ -1,16 +1,20 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
+# make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 OUT ?= build/tiny-llama-85
 export PYTHONSAFEPATH = 1
 
-.PHONY: install compress test test-slow lint bench gpu clean
+SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
+
+.PHONY: install compress test test-slow asan lint bench bench-whole gpu clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py pyproject.toml constraints.txt
+# Also when a source of the extension changed, came or went.
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt csrc/cpu csrc/cuda $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
@@ -27,17 +31,34 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow
 
+# A second installation, in build/asan, first on the path. Python is not instrumented, so the sanitizer
+# and what it wraps are loaded before it; what Python leaks at its end is not ours.
+asan: install
+	COMPRESSOR_SANITIZE=1 COMPRESSOR_NO_CUDA=1 \
+	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/asan .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan \
+	    $(BIN)/python -m pytest -q --capture=sys tests/ops --ignore=tests/ops/test_cuda_sources.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
+# Figures are printed only where the tests of what they measure pass.
 bench: install
+	$(BIN)/python -m pytest -q tests/ops -m "not slow"
+	$(BIN)/python -m pytest -q bench/bench_ops.py
+
+bench-whole: install
 	$(BIN)/python bench/run_whole.py
 
 # On a machine whose own python has torch with CUDA; nothing is downloaded.
 gpu:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest -q -m gpu
+	$(PYTHON) -m pytest -q -m "not slow" tests/ops
+	$(PYTHON) -m pytest -q bench/bench_ops.py
+	$(PYTHON) bench/roofline.py
 	$(PYTHON) bench/run_whole.py --device cuda
 
 clean:

@@ -11,7 +11,8 @@ from functools import lru_cache
 
 import pytest
 import torch
-from cases import CASES, Case
+from case import Case
+from cases import CASES
 from measure import seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -57,6 +57,8 @@ void bind(py::module_& module, const char* name, Result (*launch)(Arguments...))
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of compressor; see csrc/ops.h.";
   BIND(colsum_cpu);
+  BIND(moments_cpu);
+  BIND(swiglu_moments_cpu);
   BIND(taylor_cpu);
   BIND(compact_cpu);
 #ifdef COMPRESSOR_WITH_CUDA

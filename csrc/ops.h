@@ -10,13 +10,24 @@
 namespace compressor {
 
 enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Activation : int { kSilu = 0, kGelu = 1 };
 
 // out[c] = sum_r scale[r] * |weight[r, c]|^power; scale may be null (ones).
 void colsum_cpu(const void* weight, int dtype, int64_t rows, int64_t columns, int64_t stride,
                 const float* scale, int power, float* out, int threads);
 
-// With p = weight * grad * scale: sums of p, |p|, p^2 and, with 5 statistics, |weight|, weight^2 are
-// added to row_out [statistics, rows / row_group] and column_out [statistics, columns /
+// out[3, channels] = sum_t |x|, x, x^2 over the tokens whose mask is not 0; mask may be null (all).
+void moments_cpu(const void* x, int dtype, int64_t tokens, int64_t channels, int64_t stride,
+                 const uint8_t* mask, float* out, int threads);
+
+// out[7, channels] = sum_t |h|, h, h^2, |phi(gate)|, |up|, phi(gate)^2, (up phi'(gate))^2 over the
+// tokens whose mask is not 0, where h = phi(gate) * up, rounded to the dtype after each step.
+void swiglu_moments_cpu(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride,
+                        int dtype, int64_t tokens, int64_t channels, const uint8_t* mask,
+                        int activation, float* out, int threads);
+
+// With p = weight * grad * scale: sums of p, |p|, p^2 and, with 5 statistics, |weight|, weight^2
+// are added to row_out [statistics, rows / row_group] and column_out [statistics, columns /
 // column_group]; either may be null. *nonfinite grows by the products that are infinite or NaN.
 void taylor_cpu(const void* weight, int weight_dtype, int64_t weight_stride, const void* grad,
                 int grad_dtype, int64_t grad_stride, int64_t rows, int64_t columns, float scale,

@@ -1,77 +1,174 @@
-"""Per-channel sums of activations, X[tokens, channels], from one read.
+"""Sums per channel over the tokens of activations, from one read:  sum |x|,  sum x,  sum x^2.
 
-    moments:        sum_t |x|,  sum_t x,  sum_t x^2
-    gated_moments:  sum_t |phi(g)|,  sum_t |u|,  sum_t phi(g)^2,  sum_t (u phi'(g))^2
-
-The first are what LLM-BIP, Wanda and FLAP weigh channels by; the second are the factors by which a
-change of the FFN's input passes through a gated FFN phi(g) * u (the product rule).
+What LLM-BIP, Wanda and FLAP weigh channels by. Reads every activation once (2 bytes in bfloat16) and
+writes three floats a channel. Long sums are made of short ones, so that their error does not grow
+with the number of tokens.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
 
-TOKENS = 256
+from compressor.kernels.dispatch import Op
+from compressor.kernels.native import native
+from compressor.kernels.token_rows import (
+    BLOCK_CHANNELS,
+    bytes_of,
+    check_activations,
+    check_mask,
+    ranges,
+    rows,
+)
+from compressor.kernels.triton_support import Variant, jit, on, tl
+
+TOKENS = 256  # widened at a time by the reference
 MOMENTS = ("absolute", "sum", "square")
-GATED_MOMENTS = ("activated", "up", "activated_square", "slope_square")
+BLOCK_TOKENS = 16
+STAGES = 4  # loads under way: three blocks ahead of the sums
 
 
-def moments(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def moments(
+    x: torch.Tensor, mask: torch.Tensor | None = None, *, backend: str | None = None
+) -> torch.Tensor:
     """Sums over the tokens of x [..., channels]; mask [...] is true where a token counts.
 
-    Returns [3, channels] in the order of `MOMENTS`, float32 (float64 for x of that type).
+    Returns [3, channels] in the order of `MOMENTS`, float32 (float64 for x of that type). Tokens
+    left out may hold anything. The result does not depend on the number of threads and repeats bit
+    for bit. For more tokens than fit one call, add the results in float64.
     """
-    total = torch.zeros(len(MOMENTS), x.shape[-1], dtype=_exact(x), device=x.device)
-    for part in _parts(x, mask):
+    return OP(x, mask, backend=backend)
+
+
+def _ref(x, mask):
+    total = torch.zeros(len(MOMENTS), x.shape[-1], dtype=torch.float64, device=x.device)
+    for part in parts(x, mask):
         total += torch.stack((part.abs().sum(0), part.sum(0), part.square().sum(0)))
-    return total
+    return total.to(exact_dtype(x))
 
 
-def gated_moments(
-    gate: torch.Tensor, up: torch.Tensor, activation: str, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Sums over the tokens of gate and up [..., channels] before the activation phi.
-
-    activation: a key of `ACTIVATIONS`. Returns [4, channels] in the
-    order of `GATED_MOMENTS`, float32 (float64 for inputs of that type).
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"gated_moments: activation is {activation!r}; known: {[*ACTIVATIONS]}.")
-    total = torch.zeros(len(GATED_MOMENTS), up.shape[-1], dtype=_exact(up), device=up.device)
-    for g, u in zip(_parts(gate, mask), _parts(up, mask), strict=True):
-        value, slope = ACTIVATIONS[activation](g)
-        value_square, slope_square = value.square().sum(0), slope.mul_(u).square().sum(0)
-        total += torch.stack((value.abs().sum(0), u.abs().sum(0), value_square, slope_square))
-    return total
-
-
-def _exact(x: torch.Tensor) -> torch.dtype:
+def exact_dtype(x: torch.Tensor) -> torch.dtype:
+    """What sums over x are made in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _parts(x: torch.Tensor, mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    """The counted tokens, widened a few at a time: no such copy of all of x is made."""
-    if mask is not None and mask.shape != x.shape[:-1]:
-        raise ValueError(f"moments: mask is {tuple(mask.shape)}, x is {tuple(x.shape)}.")
-    x = x.reshape(-1, x.shape[-1])
+def parts(x: torch.Tensor, mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    """The counted tokens, a few at a time, so that no wide copy of all of x is made."""
     keep = None if mask is None or mask.all() else mask.flatten()
-    for begin in range(0, len(x), TOKENS):
-        part = x[begin : begin + TOKENS]
+    for begin, part in enumerate(rows(x).split(TOKENS)):
         if keep is not None:
-            part = part[keep[begin : begin + TOKENS]]
-        yield part.to(_exact(x))
+            part = part[keep[begin * TOKENS : (begin + 1) * TOKENS]]
+        yield part.to(exact_dtype(x))
 
 
-def _silu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    s = torch.sigmoid(x)
-    return x * s, s * (1 + x * (1 - s))
+@jit
+def _moments_kernel(
+    x,  # [tokens, channels]
+    mask,  # [tokens] uint8, or anything if not MASKED
+    out,  # [ranges, 3, channels] float32
+    tokens,
+    channels,
+    stride_token,
+    each,
+    MASKED: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    first = tl.program_id(1).to(tl.int64) * each
+    last = tl.minimum(first + each, tokens)
+    absolute = tl.zeros((BLOCK_TOKENS, BLOCK_CHANNELS), tl.float32)
+    total = tl.zeros((BLOCK_TOKENS, BLOCK_CHANNELS), tl.float32)
+    square = tl.zeros((BLOCK_TOKENS, BLOCK_CHANNELS), tl.float32)
+    for top in tl.range(first, last, BLOCK_TOKENS, num_stages=STAGES):
+        token = top + tl.arange(0, BLOCK_TOKENS)
+        counts = token < last
+        if MASKED:
+            counts = tl.load(mask + token, mask=counts, other=0) != 0
+        inside = counts[:, None] & (channel < channels)[None, :]
+        at = token[:, None] * stride_token + channel[None, :]
+        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        absolute += tl.abs(value)
+        total += value
+        square += value * value
+    here = out + tl.program_id(1).to(tl.int64) * 3 * channels + channel
+    tl.store(here, tl.sum(absolute, 0), mask=channel < channels)
+    tl.store(here + channels, tl.sum(total, 0), mask=channel < channels)
+    tl.store(here + 2 * channels, tl.sum(square, 0), mask=channel < channels)
 
 
-def _gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    cdf = 0.5 * (1 + torch.erf(x / 2**0.5))
-    return x * cdf, cdf + x * torch.exp(-0.5 * x * x) / (2 * torch.pi) ** 0.5
+def _triton(x, mask):
+    x = rows(x)
+    tokens, channels = x.shape
+    if x.numel() == 0:
+        return torch.zeros(3, channels, dtype=torch.float32, device=x.device)
+    across, down, each = ranges(tokens, channels, BLOCK_TOKENS)
+    out = torch.empty(down, 3, channels, dtype=torch.float32, device=x.device)
+    with on(x):
+        _moments_kernel[(across, down)](
+            x,
+            x if mask is None else bytes_of(mask),
+            out,
+            tokens,
+            channels,
+            x.stride(0),
+            each,
+            MASKED=mask is not None,
+            BLOCK_TOKENS=BLOCK_TOKENS,
+            BLOCK_CHANNELS=BLOCK_CHANNELS,
+            STAGES=STAGES,
+        )
+    return out.sum(0)
 
 
-# phi and its derivative; the largest slope is the Lipschitz constant of LLM-BIP's bound.
-ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
-LIPSCHITZ = {"silu": 1.09984, "gelu": 1.12890}
+def _ext(x, mask):
+    x = rows(x)
+    out = torch.empty(3, x.shape[1], dtype=torch.float32, device=x.device)
+    native("moments", x.device, x, x.dtype, *x.shape, x.stride(0), bytes_of(mask), out)
+    return out
+
+
+def _fake(x, mask):
+    return x.new_empty(3, x.shape[-1], dtype=exact_dtype(x))
+
+
+def _check(x, mask):
+    check_activations("moments", x=x)
+    check_mask("moments", mask, x)
+
+
+OP = Op(
+    "moments(Tensor x, Tensor? mask) -> Tensor",
+    check=_check,
+    ref=_ref,
+    fake=_fake,
+    triton=_triton,
+    ext=_ext,
+    cpu="ext",
+    cuda="triton",
+)
+
+VARIANTS = [
+    Variant(
+        _moments_kernel,
+        {
+            "x": f"*{dtype}:16",
+            "mask": "*u8:16",
+            "out": "*fp32:16",
+            "tokens": "i32:16",
+            "channels": "i32:16",
+            "stride_token": "i32:16",
+            "each": "i32:16",
+        },
+        {
+            "MASKED": masked,
+            "BLOCK_TOKENS": BLOCK_TOKENS,
+            "BLOCK_CHANNELS": BLOCK_CHANNELS,
+            "STAGES": STAGES,
+        },
+        wide=("x",),
+    )
+    for dtype, masked in [("bf16", False), ("bf16", True), ("fp32", True)]
+]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from compressor.errors import InputError
-from compressor.kernels.moments import ACTIVATIONS
+from compressor.kernels.activations import ACTIVATIONS
 from compressor.methods import baselines, llm_bip
 
 Score = Callable[..., dict[str, torch.Tensor]]

@@ -15,8 +15,8 @@ party and re-derived. The others are ours:
 
 import torch
 
+from compressor.kernels.activations import LIPSCHITZ
 from compressor.kernels.colsum import colsum
-from compressor.kernels.moments import LIPSCHITZ
 from compressor.methods.statistics import Geometry
 
 MODES = {

@@ -16,7 +16,8 @@ from torch import nn
 
 from compressor.checkpoint import Checkpoint
 from compressor.families import Family
-from compressor.kernels.moments import gated_moments, moments
+from compressor.kernels.moments import moments
+from compressor.kernels.swiglu_moments import gated_moments
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class BlockStatistics:
             x = args[0]
             if group == "ffn":
                 self.tokens += int(self.mask.sum())
-            self._add(group, moments(x, self.mask))
+            if group != "ffn" or "gated" not in self.wanted:
+                self._add(group, moments(x, self.mask))
             if "gram" in self.wanted and group == "attention":
                 units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
                 units = units.transpose(0, 1)
@@ -115,8 +117,11 @@ class BlockStatistics:
         self.gate_output = output
 
     def _up_hook(self, _, args, output) -> None:
-        found = gated_moments(self.gate_output, output, self.geometry.activation, self.mask)
-        self._add("gated", found)
+        # The input of down_proj is not read again: its moments come with the factors.
+        activation = self.geometry.activation
+        inner, factors = gated_moments(self.gate_output, output, activation, self.mask)
+        self._add("ffn", inner)
+        self._add("gated", factors)
         self.gate_output = None
 
 

@@ -23,7 +23,8 @@ COMPRESSOR_CLONES void add_rows(const T* row, int64_t stride, int64_t columns, c
   } else {
     for (int64_t j = 0; j < columns; ++j) {
       const float w = widen(a[j]), x = widen(b[j]), y = widen(c[j]), z = widen(d[j]);
-      sums[j] += (scale[0] * (w * w) + scale[1] * (x * x)) + (scale[2] * (y * y) + scale[3] * (z * z));
+      sums[j] +=
+          (scale[0] * (w * w) + scale[1] * (x * x)) + (scale[2] * (y * y) + scale[3] * (z * z));
     }
   }
 }
