@@ -13,7 +13,9 @@ from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.gradients import backward
 from compressor.methods import METHODS
+from compressor.methods.gradient_statistics import GradientStatistics
 from compressor.methods.statistics import BlockStatistics, Geometry, only_units
 
 GROUPS = ("attention", "ffn")
@@ -22,13 +24,20 @@ SEED_STRIDE = 100_003  # blocks of one seed share no stream with blocks of the n
 
 @dataclass
 class Scores:
-    """`blocks[b][group]` is a float32 tensor [units]; `about` says how it was made."""
+    """`blocks[b][group]` is a float32 tensor [units]; `about` says how it was made.
+
+    `alpha`, of the same form, is how much of each fused score is its coarse part (HyWIA).
+    """
 
     blocks: list[dict[str, torch.Tensor]]
     about: dict = field(default_factory=dict)
+    alpha: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         tensors = {f"{b}.{g}": t for b, block in enumerate(self.blocks) for g, t in block.items()}
+        tensors |= {
+            f"{b}.{g}.alpha": t for b, block in enumerate(self.alpha) for g, t in block.items()
+        }
         save_file(tensors, path, metadata={"scores": json.dumps(self.about)})
 
     @classmethod
@@ -37,12 +46,18 @@ class Scores:
             with safe_open(path, framework="pt") as handle:
                 about = json.loads((handle.metadata() or {})["scores"])
                 count = 1 + max(int(name.partition(".")[0]) for name in handle.keys())  # noqa: SIM118
-                blocks = [
-                    {g: handle.get_tensor(f"{b}.{g}").clone() for g in GROUPS} for b in range(count)
-                ]
+
+                def read(suffix: str) -> list[dict[str, torch.Tensor]]:
+                    return [
+                        {g: handle.get_tensor(f"{b}.{g}{suffix}").clone() for g in GROUPS}
+                        for b in range(count)
+                    ]
+
+                blocks = read("")
+                alpha = read(".alpha") if f"0.{GROUPS[0]}.alpha" in handle.keys() else []  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
-        return cls(blocks, about)
+        return cls(blocks, about, alpha)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
@@ -87,7 +102,23 @@ def score(
         progress(len(blocks), checkpoint.blocks)
         return scores
 
-    if not about.wants(mode):
+    alpha: list[dict[str, torch.Tensor]] = []
+    if about.fuse is not None:
+        reduced = [None] * checkpoint.blocks
+
+        def visit_backward(index: int, layer, steps) -> None:
+            check_block(index, dict(layer.state_dict()))
+            with GradientStatistics(layer, geometry, index) as statistics:
+                for _ in steps():
+                    pass
+            reduced[index] = about.reduce(statistics.tensors(), geometry)
+            progress(checkpoint.blocks - index, checkpoint.blocks)
+
+        backward(stream, [s[None] for s in tokens.sequences], visit_backward)
+        fused, alpha = about.fuse(reduced, mode)
+        blocks += [{g: s.float() for g, s in block.items()} for block in fused]
+        alpha = [{g: a.float() for g, a in block.items()} for block in alpha]
+    elif not about.wants(mode):
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
             check_block(index, weights)
@@ -123,6 +154,7 @@ def score(
             "statistics": "pruned" if kept_units else "dense",
             "calibration": tokens.protocol if tokens and about.wants(mode) else None,
         },
+        alpha,
     )
 
 

@@ -1,10 +1,15 @@
 """The methods, by name. A method turns a block's weights and statistics into scores of its units.
 
-Every method has the same form, so users can compare them:
+A method that looks at one block at a time is a function of the block:
 
     score(weights, statistics, geometry, mode, seed) -> {"attention": [groups], "ffn": [channels]}
 
-weights: the block's tensors by name; statistics: means per token (methods/statistics.py).
+weights: the block's tensors by name; statistics: means per token (methods/statistics.py). A method
+that needs gradients reduces each block's evidence (methods/gradient_statistics.py) to a few numbers a
+unit, and scores all blocks together in the end:
+
+    reduce(evidence, geometry) -> anything small
+    fuse([reduced of each block], mode) -> (scores of each block, alpha of each block)
 """
 
 from collections.abc import Callable, Mapping
@@ -14,22 +19,27 @@ import torch
 
 from compressor.errors import InputError
 from compressor.kernels.activations import ACTIVATIONS
-from compressor.methods import baselines, llm_bip
+from compressor.methods import baselines, hywia, llm_bip
 
 Score = Callable[..., dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """`modes` maps each mode to the statistics it needs; the first one is the default."""
+    """`modes` maps each mode to the statistics it needs; the first one is the default.
+
+    A mode `NAME:a` stands for NAME with any number from 0 to 1.
+    """
 
     name: str
-    score: Score
+    score: Score | None
     modes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    reduce: Callable | None = None
+    fuse: Callable | None = None
 
     def check_mode(self, mode: str | None) -> str:
         mode = mode or next(iter(self.modes))
-        if mode not in self.modes:
+        if self._pattern(mode) not in self.modes:
             raise InputError(
                 f"The method {self.name} has no mode {mode!r}; it has {', '.join(self.modes)}."
             )
@@ -44,13 +54,30 @@ class Method:
             )
 
     def wants(self, mode: str) -> frozenset[str]:
-        return self.modes[mode]
+        return self.modes[self._pattern(mode)]
 
+    @staticmethod
+    def _pattern(mode: str) -> str:
+        name, colon, number = mode.partition(":")
+        try:
+            return f"{name}:a" if colon and 0 <= float(number) <= 1 else mode
+        except ValueError:
+            return mode
+
+
+GRADIENTS = frozenset({"gradients"})
 
 METHODS = {
     method.name: method
     for method in (
         Method("llm-bip", llm_bip.score, llm_bip.MODES),
+        Method(
+            "hywia",
+            None,
+            {"attention": GRADIENTS, "fixed:a": GRADIENTS},
+            reduce=hywia.tokens,
+            fuse=hywia.fuse,
+        ),
         Method("wanda-sp", baselines.wanda_sp, {"l2": frozenset({"moments"})}),
         Method("magnitude", baselines.magnitude, {"l2": frozenset(), "l1": frozenset()}),
         Method("random", baselines.random, {"uniform": frozenset()}),
