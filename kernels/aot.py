@@ -59,17 +59,22 @@ def variants(module) -> list[Variant]:
 
 def without_variant(module) -> list[str]:
     """Kernels of the module that no variant compiles, on their own or as a helper of another."""
-    functions = [f for f in vars(module).values() if isinstance(f, triton.JITFunction)]
-    own = [f for f in functions if f.__module__ == module.__name__]
     compiled = {v.kernel for v in variants(module)}
+    everywhere = [f for m in kernel_modules() for f in own_functions(m)]
 
     def is_helper(function):
         called = re.compile(rf"\b{function.__name__}\(")
         return not function.__name__.endswith("_kernel") and any(
-            called.search(f.src) for f in own if f is not function
+            called.search(f.src) for f in everywhere if f is not function
         )
 
-    return [f.__name__ for f in own if f not in compiled and not is_helper(f)]
+    return [f.__name__ for f in own_functions(module) if f not in compiled and not is_helper(f)]
+
+
+def own_functions(module) -> list:
+    """The @jit functions that the module itself defines."""
+    functions = [f for f in vars(module).values() if isinstance(f, triton.JITFunction)]
+    return [f for f in functions if f.__module__ == module.__name__]
 
 
 def compile_variant(variant: Variant, arch: int) -> Compiled:
