@@ -57,24 +57,20 @@ def variants(module) -> list[Variant]:
     return getattr(module, "VARIANTS", [])
 
 
-def without_variant(module) -> list[str]:
-    """Kernels of the module that no variant compiles, on their own or as a helper of another."""
-    compiled = {v.kernel for v in variants(module)}
-    everywhere = [f for m in kernel_modules() for f in own_functions(m)]
+def without_variant(modules: list) -> list[str]:
+    """Kernels that no variant compiles, on their own or as a helper that another one calls."""
+    functions = {
+        f for m in modules for f in vars(m).values() if isinstance(f, triton.JITFunction)
+    } - {v.kernel for m in modules for v in variants(m)}
 
     def is_helper(function):
         called = re.compile(rf"\b{function.__name__}\(")
+        users = (v.kernel for m in modules for v in variants(m))
         return not function.__name__.endswith("_kernel") and any(
-            called.search(f.src) for f in everywhere if f is not function
+            called.search(f.src) for f in {*users, *functions} - {function}
         )
 
-    return [f.__name__ for f in own_functions(module) if f not in compiled and not is_helper(f)]
-
-
-def own_functions(module) -> list:
-    """The @jit functions that the module itself defines."""
-    functions = [f for f in vars(module).values() if isinstance(f, triton.JITFunction)]
-    return [f for f in functions if f.__module__ == module.__name__]
+    return sorted(f"{f.__module__}.{f.__name__}" for f in functions if not is_helper(f))
 
 
 def compile_variant(variant: Variant, arch: int) -> Compiled:
@@ -175,7 +171,7 @@ def main() -> None:
     except RuntimeError as error:
         raise SystemExit(str(error)) from None
     if options.json:
-        missing = {m.__name__: without_variant(m) for m in modules}
+        missing = without_variant(modules)
         rows = [{k: v for k, v in vars(c).items() if k != "ptx"} for c in built]
         print(json.dumps({"compiled": rows, "without_variant": missing}))
         return

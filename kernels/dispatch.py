@@ -12,6 +12,7 @@ the device's default. float64 always runs the reference: it is there to judge th
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 
@@ -51,7 +52,6 @@ class Op:
         self.check = check
         self.implementations = {"ref": ref, "triton": triton, "ext": ext}
         self.defaults = {"cpu": cpu, "cuda": cuda}
-        self.explained: set[str] = set()
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._default, key)
@@ -100,11 +100,15 @@ class Op:
         if needs_reference(arguments):
             backend = "ref"
         elif (reason := self.missing(backend, device)) is not None:
-            if device not in self.explained:
-                self.explained.add(device)
-                log.warning("%s runs its PyTorch reference on %s: %s.", self.name, device, reason)
+            explain(device, reason)
             backend = "ref"
         return self.implementations[backend](*arguments)
+
+
+@cache
+def explain(device: str, reason: str) -> None:
+    """Log a reason once, not once for every op that it stops."""
+    log.warning("PyTorch references run on %s: %s.", device, reason)
 
 
 def tensors_in(arguments) -> Iterator[torch.Tensor]:

@@ -21,7 +21,9 @@ def missing(function: str) -> str | None:
     """Why the extension cannot run `function` (NAME_cpu or NAME_cuda); None if it can."""
     if _C is not None and not hasattr(_C, function):
         cuda = function.endswith("_cuda") and not _C.with_cuda
-        return "the extension was built without CUDA" if cuda else f"it has no {function}"
+        return (
+            "the extension was built without CUDA" if cuda else f"the extension has no {function}"
+        )
     return MISSING
 
 

@@ -18,13 +18,13 @@ PROGRAMS = 512  # about four for each multiprocessor of the largest device
 
 @jit
 def _neighbours(x, VECTOR: tl.constexpr):
-    """Sums of the neighbours that one thread holds: [rows, columns] -> [rows, columns / VECTOR]."""
+    """Sums of neighbours that one thread holds: [rows, columns] -> [rows, columns / VECTOR]."""
     return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // VECTOR, VECTOR)), 2)
 
 
 @jit
 def _below(x, WARPS: tl.constexpr):
-    """Sums of the rows that one warp holds: [rows, columns] -> [WARPS, columns]."""
+    """Sums of rows that one thread holds: [rows, columns] -> [WARPS, columns]."""
     return tl.sum(tl.reshape(x, (x.shape[0] // WARPS, WARPS, x.shape[1])), 0)
 
 
@@ -187,8 +187,9 @@ def launch(weight, grad, rows, columns, nonfinite, row_group, column_group, grad
 def _tiling(shape, vector, vectors, down):
     """(rows, columns) of a tile, and the numbers of blocks of rows and of columns.
 
-    A thread loads `vectors` times `vector` neighbours from each matrix, 16 bytes or more, and a warp
-    loads 32 neighbouring vectors; walking down, so that a column of a tile stays in one warp's lane.
+    A thread loads `vectors` times `vector` neighbours, 16 bytes or more, from each matrix. Walking
+    along rows, all warps lie side by side, so that a thread meets few rows; walking down, each warp
+    has rows of its own, so that a thread meets few columns. Either way its sums fit in registers.
     """
     height, width = shape
     if down:

@@ -1,6 +1,6 @@
 // With p = W * G * scale: sums of p, |p|, p^2 (and |W|, W^2) over rows and over columns, in one
-// pass. Threads take parts of the rows that depend on nothing but their number, and what the parts
-// sum to is folded in order: the result does not depend on the number of threads.
+// pass. Threads take parts of the rows, whose size depends on the number of rows only, and the
+// parts' sums are folded in order: the result does not depend on the number of threads.
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -124,12 +124,13 @@ void taylor_cpu(const void* weight, int weight_dtype, int64_t weight_stride, con
   const int64_t parts = (rows + part_rows - 1) / part_rows;
   std::vector<float> row_sums(row_out ? statistics * rows : 0);
   std::vector<float> column_sums(column_out ? parts * statistics * columns : 0);
+  const int64_t grain = 1 + (1 << 16) / (part_rows * columns);
   std::atomic<int64_t> found{0};
   with_dtype(weight_dtype, [&](auto weight_zero) {
     with_dtype(grad_dtype, [&](auto grad_zero) {
       using W = decltype(weight_zero);
       using G = decltype(grad_zero);
-      parallel_for(parts, 1, threads, [&](int64_t begin, int64_t end) {
+      parallel_for(parts, grain, threads, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; ++part) {
           found +=
               sum_part(static_cast<const W*>(weight), weight_stride, static_cast<const G*>(grad),

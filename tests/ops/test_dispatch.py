@@ -1,0 +1,127 @@
+"""Which implementation runs: defaults, forced backends, and what is said where one cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from compressor.kernels import colsum as colsum_module
+from compressor.kernels import compact as compact_module
+from compressor.kernels import dispatch
+from compressor.kernels.colsum import colsum
+from compressor.kernels.compact import compact_many
+
+OPS = {"colsum": colsum_module.OP, "compact": compact_module.OP}
+WEIGHT = torch.arange(12.0).view(3, 4)
+
+
+@pytest.fixture
+def called(monkeypatch) -> list[str]:
+    """The names of the implementations that run, in order."""
+    names = []
+    for op in OPS.values():
+        for name, function in op.implementations.items():
+            if function is not None:
+
+                def recorded(*arguments, name=name, function=function):
+                    names.append(name)
+                    return function(*arguments)
+
+                monkeypatch.setitem(op.implementations, name, recorded)
+    return names
+
+
+def default(op) -> str:
+    """The declared default of the CPU, where it can run."""
+    wanted = dispatch.EVERYWHERE or op.defaults["cpu"]
+    return wanted if wanted in op.available("cpu") else "ref"
+
+
+def test_defaults_run_what_was_declared(called):
+    colsum(WEIGHT)
+    compact_many([WEIGHT], [torch.tensor([0, 2])])
+    assert called == [default(op) for op in OPS.values()]
+
+
+def test_float64_runs_the_reference(called):
+    assert colsum(WEIGHT.double()).dtype == torch.float64
+    colsum(WEIGHT, torch.ones(3, dtype=torch.float64))
+    compact_many([WEIGHT, WEIGHT.double()])
+    assert called == ["ref"] * 3
+
+
+def test_float64_refuses_other_backends():
+    message = r"cannot run on cpu: float64 runs the reference only. Available: ref\."
+    with pytest.raises(ValueError, match=f"colsum: backend 'ext' {message}"):
+        colsum(WEIGHT.double(), backend="ext")
+    with pytest.raises(ValueError, match=f"compact: backend 'ext' {message}"):
+        compact_many([WEIGHT, WEIGHT.double()], backend="ext")
+
+
+@pytest.mark.parametrize("name", ["ref", "triton", "ext"])
+def test_forced_backends_run_or_say_what_can(called, name):
+    for op, run in zip(OPS.values(), (colsum, lambda w, **k: compact_many([w], **k)), strict=True):
+        available = op.available("cpu")
+        called.clear()
+        if name in available:
+            run(WEIGHT, backend=name)
+            assert called == [name]
+        else:
+            message = f"{op.name}: backend '{name}' cannot run on cpu: .*{', '.join(available)}"
+            with pytest.raises(ValueError, match=message):
+                run(WEIGHT, backend=name)
+            assert called == []
+
+
+def test_unknown_backends_are_named():
+    with pytest.raises(ValueError, match="colsum: backend is 'cuda'; one of ref, triton, ext"):
+        colsum(WEIGHT, backend="cuda")
+
+
+@pytest.mark.parametrize("forced", [None, "ref"])
+def test_tensors_on_several_devices_are_named(forced):
+    elsewhere = torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match="colsum: scale is on meta, but other tensors are on cpu"):
+        colsum(WEIGHT, elsewhere, backend=forced)
+    with pytest.raises(ValueError, match=r"compact: weight\[1\] is on meta, but other tensors"):
+        compact_many([WEIGHT, WEIGHT.to("meta")], backend=forced)
+
+
+def test_a_reason_is_logged_once_for_all_ops(monkeypatch, caplog):
+    dispatch.explain.cache_clear()
+    monkeypatch.setattr(dispatch, "EVERYWHERE", None)
+    for op in OPS.values():
+        missing = {op.defaults["cpu"]: "the machine is on fire"}
+        monkeypatch.setattr(op, "missing", lambda backend, _, found=missing: found.get(backend))
+    for _ in range(2):
+        colsum(WEIGHT)
+        compact_many([WEIGHT])
+    assert caplog.messages == ["PyTorch references run on cpu: the machine is on fire."]
+    dispatch.explain.cache_clear()
+
+
+def under(value: str) -> subprocess.CompletedProcess:
+    """A call in a fresh Python with COMPRESSOR_BACKEND; prints what runs."""
+    code = """if True:
+        import torch
+        from compressor.kernels.colsum import OP, colsum
+        for name, run in OP.implementations.items():
+            OP.implementations[name] = lambda *a, name=name, run=run: (print(name), run(*a))[1]
+        colsum(torch.ones(2, 2))
+    """
+    environment = {**os.environ, "COMPRESSOR_BACKEND": value}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_environment_chooses_for_all():
+    done = under("ref")
+    assert (done.returncode, done.stdout) == (0, "ref\n"), done.stderr
+
+
+def test_an_unknown_name_in_the_environment_is_refused():
+    done = under("fast")
+    assert done.returncode != 0
+    assert "COMPRESSOR_BACKEND is 'fast'; it is one of ref, triton, ext." in done.stderr

@@ -1,0 +1,68 @@
+"""The extension and Triton are optional: what runs, and what is said, without them."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str, *blocked: str) -> subprocess.CompletedProcess:
+    """The code in a fresh Python in which some modules cannot be imported."""
+    blocks = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+    command = [sys.executable, "-c", blocks + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+USE = """
+import torch
+from compressor.kernels.colsum import OP, colsum
+from compressor.kernels.compact import compact
+weight = torch.arange(12.0).view(3, 4)
+for _ in range(2):
+    assert colsum(weight).tolist() == [12, 15, 18, 21]
+    assert compact(weight, torch.tensor([0, 2])).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+print("available", *OP.available("cpu"))
+colsum(weight, backend={forced!r})
+"""
+
+
+def test_without_the_extension_the_reference_runs_and_one_line_says_so():
+    done = run(USE.format(forced="ext"), "compressor._C")
+    assert "available ref" in done.stdout
+    assert "ext" not in done.stdout
+    lines = [line for line in done.stderr.splitlines() if "PyTorch references run on cpu" in line]
+    assert len(lines) == 1, done.stderr
+    assert "the extension is not built" in lines[0]
+    assert "compressor._C" in lines[0]  # what the import said
+    assert "ValueError: colsum: backend 'ext' cannot run on cpu: the extension" in done.stderr
+    assert "Available: ref" in done.stderr
+
+
+def test_without_triton_the_rest_runs():
+    done = run(USE.format(forced="triton"), "triton")
+    assert "available ref" in done.stdout
+    assert "triton" not in done.stdout
+    assert "colsum: backend 'triton' cannot run on cpu: Triton cannot be imported" in done.stderr
+
+
+def test_the_extension_needs_neither_torch_nor_a_gpu():
+    pytest.importorskip("compressor._C")
+    code = "import compressor._C as c; print(c.with_cuda, repr(c.archs), *dir(c))"
+    done = run(code, "torch", "numpy")
+    assert done.returncode == 0, done.stderr
+    with_cuda, archs, *names = done.stdout.split(" ")
+    assert any(name.endswith("_cpu") for name in names)
+    assert any(name.endswith("_cuda") for name in names) == (with_cuda == "True")
+    assert (archs != "''") == (with_cuda == "True")
+
+
+def test_a_launch_without_a_gpu_says_why():
+    """CUDA's own message arrives, under the name of the launcher."""
+    torch = pytest.importorskip("torch")
+    extension = pytest.importorskip("compressor._C")
+    if not extension.with_cuda or torch.cuda.is_available():
+        pytest.skip("needs an extension with CUDA on a machine without it")
+    table = torch.zeros(1, 11, dtype=torch.int64)
+    table[0, 6:9] = 1
+    with pytest.raises(RuntimeError, match=r"compact_cuda: .+"):
+        extension.compact_cuda(table.data_ptr(), 1, 0)
