@@ -57,7 +57,9 @@ void bind(py::module_& module, const char* name, Result (*launch)(Arguments...))
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of compressor; see csrc/ops.h.";
   BIND(colsum_cpu);
+  BIND(rank_cpu);
 #ifdef COMPRESSOR_WITH_CUDA
+  BIND(rank_cuda);
   module.attr("with_cuda") = true;
   module.attr("archs") = COMPRESSOR_ARCHS;
 #else
