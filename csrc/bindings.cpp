@@ -56,9 +56,15 @@ void bind(py::module_& module, const char* name, Result (*launch)(Arguments...))
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of compressor; see csrc/ops.h.";
+  BIND(besa_cut_cpu);
+  BIND(besa_mask_backward_cpu);
+  BIND(besa_mask_cpu);
   BIND(colsum_cpu);
   BIND(rank_cpu);
 #ifdef COMPRESSOR_WITH_CUDA
+  BIND(besa_cut_cuda);
+  BIND(besa_mask_backward_cuda);
+  BIND(besa_mask_cuda);
   BIND(rank_cuda);
   module.attr("with_cuda") = true;
   module.attr("archs") = COMPRESSOR_ARCHS;
