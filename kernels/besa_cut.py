@@ -32,7 +32,7 @@ def besa_cut(
     The same on every device and backend, bit for bit. A beta without a positive finite sum cuts 0.
     float64 is taken as well, by the reference.
     """
-    return OP(beta.detach(), columns, seed, offset, backend=backend)
+    return OP(beta, columns, seed, offset, backend=backend)
 
 
 def _ref(beta, columns, seed, offset):
@@ -54,7 +54,7 @@ def _ref(beta, columns, seed, offset):
 
 
 def _ext(beta, columns, seed, offset):
-    beta = beta.contiguous()
+    beta = beta.float().contiguous()
     groups, candidates = beta.shape
     cut = torch.empty(groups, dtype=torch.int32, device=beta.device)
     word = 2**64 - 1
