@@ -70,6 +70,21 @@ def compact_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
+def compact_rows_case(shape: tuple[int, int], device: str) -> Case:
+    """Half of the rows, at random: copies of whole rows."""
+    weight = torch.randn(shape, device=device).bfloat16()
+    rows = kept_half(shape[0], device)
+    return Case(
+        bytes=weight.nbytes,
+        operations=0,
+        providers={
+            "ours": lambda: compact.compact(weight, rows),
+            "eager": lambda: weight.index_select(0, rows),
+        },
+        compare=exactly,
+    )
+
+
 def kept_half(size: int, device: str) -> torch.Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: size // 2]
     return order.sort().values.to(device)
