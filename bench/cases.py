@@ -2,7 +2,14 @@
 
 from activation_cases import gate_case, gated_swiglu_case, moments_case, swiglu_moments_case
 from case import Family
-from weight_cases import colsum_case, compact_case, taylor_case
+from weight_cases import (
+    besa_mask_case,
+    colsum_case,
+    compact_case,
+    compact_rows_case,
+    rank_case,
+    taylor_case,
+)
 
 MATRICES = {
     "cuda": [
@@ -24,6 +31,7 @@ ACTIVATIONS = {  # [tokens, channels]
 # torch.compile is a baseline on GPUs; on a CPU it compiles for longer than everything else runs.
 PLAIN = {"cuda": ("ours", "eager", "compile"), "cpu": ("ours", "eager")}
 UNCOMPILED = dict.fromkeys(PLAIN, ("ours", "eager"))
+PUBLISHED = dict.fromkeys(PLAIN, ("ours", "eager", "published"))
 
 CASES = {
     "colsum": Family(colsum_case, MATRICES, PLAIN),
@@ -33,4 +41,7 @@ CASES = {
     "gated_swiglu": Family(gated_swiglu_case, ACTIVATIONS, PLAIN),
     "gate": Family(gate_case, ACTIVATIONS, PLAIN),
     "compact": Family(compact_case, MATRICES, UNCOMPILED),
+    "compact_rows": Family(compact_rows_case, MATRICES, UNCOMPILED),
+    "rank": Family(rank_case, MATRICES, UNCOMPILED),
+    "besa_mask": Family(besa_mask_case, MATRICES, PUBLISHED),
 }

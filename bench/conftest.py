@@ -34,6 +34,8 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = machine(device)
     Console(width=110).print(table(rows, found))
+    if config.option.keyword:
+        return  # a part is no result
     name = found["device"].replace(" ", "-") if device == "cuda" else "cpu"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"ops-{name}-{date.today()}.json"

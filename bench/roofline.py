@@ -29,7 +29,6 @@ def draw(result: dict) -> Figure:
     axes.plot(x, np.minimum(x * bandwidth, peak), color="black", linewidth=1)
     axes.annotate(f"copy {bandwidth / 1e9:,.0f} GB/s", (x[2], x[2] * bandwidth * 1.15), rotation=35)
     axes.annotate(f"float32 {peak / 1e12:.2g} Tflop/s", (x[-60], peak * 1.15))
-    axes.set_ylim(top=4 * peak)
     colours = matplotlib.colormaps["tab10"].colors
     ops = list(dict.fromkeys(r["op"] for r in rows))
     for op, colour in zip(ops, colours, strict=False):
@@ -45,7 +44,9 @@ def draw(result: dict) -> Figure:
             )
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="operations a second")
     axes.set_title(f"{result['device']}, {result['date']}: filled ours, hollow eager PyTorch")
-    axes.legend()
+    slowest = min(r["operations"] / r["seconds"] for r in rows)
+    axes.set_ylim(slowest / 2, 4 * peak)
+    axes.legend(loc="lower right")
     return figure
 
 

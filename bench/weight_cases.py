@@ -1,9 +1,12 @@
 """Cases of the ops on weights, at the shapes of real models' matrices."""
 
 import torch
-from case import Case, compiled, exactly
+from case import Case, compiled, exactly, roughly
+from published_besa import published_mask, sorted_index
 
-from compressor.kernels import colsum, compact, taylor
+from compressor.kernels import besa_mask, colsum, compact, rank, taylor
+
+CANDIDATES = 101  # sparsities 0.00 to 1.00
 
 
 def colsum_case(shape: tuple[int, int], device: str) -> Case:
@@ -67,6 +70,63 @@ def compact_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
+def compact_rows_case(shape: tuple[int, int], device: str) -> Case:
+    """Half of the rows, at random: copies of whole rows."""
+    weight = torch.randn(shape, device=device).bfloat16()
+    rows = kept_half(shape[0], device)
+    return Case(
+        bytes=weight.nbytes,
+        operations=0,
+        providers={
+            "ours": lambda: compact.compact(weight, rows),
+            "eager": lambda: weight.index_select(0, rows),
+        },
+        compare=exactly,
+    )
+
+
 def kept_half(size: int, device: str) -> torch.Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: size // 2]
     return order.sort().values.to(device)
+
+
+def rank_case(shape: tuple[int, int], device: str) -> Case:
+    """Eager is one `torch.sort` of the importance, without turning its indices into ranks."""
+    weight = torch.randn(shape, device=device).bfloat16()
+    scale = torch.rand(shape[1], device=device)
+
+    def eager():
+        return (weight.float() * scale).abs().sort(dim=1, stable=True).indices
+
+    def compare(ranks, order):
+        exactly(torch.argsort(ranks.to(torch.int32), dim=1), order)
+
+    return Case(
+        bytes=2 * weight.nbytes + scale.nbytes,
+        operations=0,
+        providers={"ours": lambda: rank.rank(weight, scale), "eager": eager},
+        compare=compare,
+    )
+
+
+def besa_mask_case(shape: tuple[int, int], device: str) -> Case:
+    """A step of BESA: mask from row-wise distributions over 101 sparsities, and their gradient."""
+    weight, grad = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
+    ranks, order = rank.rank(weight), sorted_index(weight)
+    beta = torch.softmax(torch.randn(shape[0], CANDIDATES, device=device), 1)
+
+    def run(function):
+        leaf = beta.detach().requires_grad_()
+        output = function(leaf)
+        return output.detach(), *torch.autograd.grad(output, leaf, grad)
+
+    return Case(
+        bytes=12 * weight.numel() + 2 * beta.nbytes,
+        operations=3 * weight.numel(),
+        providers={
+            "ours": lambda: run(lambda b: besa_mask.besa_mask(weight, ranks, b)),
+            "published": lambda: run(lambda b: published_mask(weight, order, b)),
+            "eager": lambda: run(lambda b: besa_mask.besa_mask(weight, ranks, b, backend="ref")),
+        },
+        compare=roughly,
+    )

@@ -56,13 +56,21 @@ void bind(py::module_& module, const char* name, Result (*launch)(Arguments...))
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of compressor; see csrc/ops.h.";
+  BIND(besa_cut_cpu);
+  BIND(besa_mask_cpu);
+  BIND(besa_mask_backward_cpu);
   BIND(colsum_cpu);
+  BIND(compact_cpu);
   BIND(moments_cpu);
+  BIND(rank_cpu);
   BIND(swiglu_moments_cpu);
   BIND(taylor_cpu);
-  BIND(compact_cpu);
 #ifdef COMPRESSOR_WITH_CUDA
+  BIND(besa_cut_cuda);
+  BIND(besa_mask_cuda);
+  BIND(besa_mask_backward_cuda);
   BIND(compact_cuda);
+  BIND(rank_cuda);
   module.attr("with_cuda") = true;
   module.attr("archs") = COMPRESSOR_ARCHS;
 #else

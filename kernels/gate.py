@@ -25,8 +25,8 @@ from compressor.kernels.token_rows import (
 from compressor.kernels.triton_support import Variant, jit, on, tl
 
 TOKENS = 256  # widened at a time by the reference
-BLOCK_TOKENS = 16
-STAGES = 3  # loads under way: two blocks ahead of the sums
+# A program's block; its loads run STAGES - 1 blocks ahead of its sums.
+TILE = {"BLOCK_TOKENS": 16, "BLOCK_CHANNELS": BLOCK_CHANNELS, "STAGES": 3}
 
 
 def gated(
@@ -92,7 +92,7 @@ def _backward_triton(grad, x, z, group):
         return d_x, torch.zeros_like(z)
     grad, x = rows(grad), rows(x)
     tokens, channels = x.shape
-    across, down, each = ranges(tokens, channels, BLOCK_TOKENS)
+    across, down, each = ranges(tokens, channels, TILE["BLOCK_TOKENS"])
     d_z = torch.empty(down, channels, dtype=torch.float32, device=x.device)
     with on(x):
         _gated_backward_kernel[(across, down)](
@@ -106,9 +106,7 @@ def _backward_triton(grad, x, z, group):
             grad.stride(0),
             x.stride(0),
             each,
-            BLOCK_TOKENS=BLOCK_TOKENS,
-            BLOCK_CHANNELS=BLOCK_CHANNELS,
-            STAGES=STAGES,
+            **TILE,
         )
     return d_x, d_z.sum(0).view(-1, group).sum(1)
 
@@ -141,7 +139,6 @@ BACKWARD = Op(
     cuda="triton",
 )
 
-
 DIFFERENTIABLE = with_gradient(OP, BACKWARD, tensors=2)
 
 VARIANTS = [
@@ -150,7 +147,7 @@ VARIANTS = [
         dict.fromkeys(("grad", "x", "d_x"), f"*{dtype}:16")
         | dict.fromkeys(("z", "d_z"), "*fp32:16")
         | dict.fromkeys(("tokens", "channels", "stride_grad", "stride_x", "each"), "i32:16"),
-        {"BLOCK_TOKENS": BLOCK_TOKENS, "BLOCK_CHANNELS": BLOCK_CHANNELS, "STAGES": STAGES},
+        TILE,
         wide=("grad", "x"),
     )
     for dtype in ("bf16", "fp32")

@@ -28,9 +28,10 @@ from compressor.kernels.token_rows import (
 from compressor.kernels.triton_support import Variant, jit, on, tl, triton
 
 TOKENS = 256  # widened at a time by the reference
-FORWARD_TOKENS = 16  # of a program, loaded at once
-BLOCK_TOKENS = 8
-STAGES = 3  # loads under way: two blocks ahead of the sums
+# A program's block, forward and backward; there its loads run STAGES - 1 blocks ahead of its sums.
+FORWARD_TOKENS = 16
+FORWARD = {"BLOCK_TOKENS": FORWARD_TOKENS, "BLOCK_CHANNELS": BLOCK_CHANNELS}
+TILE = {"BLOCK_TOKENS": 8, "BLOCK_CHANNELS": BLOCK_CHANNELS, "STAGES": 3}
 
 
 def gated_swiglu(
@@ -82,8 +83,11 @@ def _gated_swiglu_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    token = (tl.program_id(1).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS))[:, None]
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    # One axis: the others of a grid are too short for the blocks of a million tokens.
+    across = tl.cdiv(channels, BLOCK_CHANNELS)
+    top = (tl.program_id(0) // across).to(tl.int64) * BLOCK_TOKENS
+    token = (top + tl.arange(0, BLOCK_TOKENS))[:, None]
+    channel = tl.program_id(0) % across * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     column = channel[None, :]
     inside = (token < tokens) & (column < channels)
     kind = gate.dtype.element_ty
@@ -143,9 +147,9 @@ def _triton(gate, up, z, activation):
     gate, up, z = rows(gate), rows(up), z.float().contiguous()
     tokens, channels = gate.shape
     if out.numel():
-        blocks = triton.cdiv(channels, BLOCK_CHANNELS), triton.cdiv(tokens, FORWARD_TOKENS)
+        across, down = triton.cdiv(channels, BLOCK_CHANNELS), triton.cdiv(tokens, FORWARD_TOKENS)
         with on(gate):
-            _gated_swiglu_kernel[blocks](
+            _gated_swiglu_kernel[(across * down,)](
                 gate,
                 up,
                 z,
@@ -155,8 +159,7 @@ def _triton(gate, up, z, activation):
                 gate.stride(0),
                 up.stride(0),
                 ACTIVATION=activation,
-                BLOCK_TOKENS=FORWARD_TOKENS,
-                BLOCK_CHANNELS=BLOCK_CHANNELS,
+                **FORWARD,
             )
     return out
 
@@ -168,7 +171,7 @@ def _backward_triton(grad, gate, up, z, activation):
     tokens, channels = gate.shape
     if gate.numel() == 0:
         return d_gate, d_up, torch.zeros_like(z)
-    across, down, each = ranges(tokens, channels, BLOCK_TOKENS)
+    across, down, each = ranges(tokens, channels, TILE["BLOCK_TOKENS"])
     d_z = torch.empty(down, channels, dtype=torch.float32, device=gate.device)
     with on(gate):
         _gated_swiglu_backward_kernel[(across, down)](
@@ -186,9 +189,7 @@ def _backward_triton(grad, gate, up, z, activation):
             up.stride(0),
             each,
             ACTIVATION=activation,
-            BLOCK_TOKENS=BLOCK_TOKENS,
-            BLOCK_CHANNELS=BLOCK_CHANNELS,
-            STAGES=STAGES,
+            **TILE,
         )
     return d_gate, d_up, d_z.sum(0)
 
@@ -227,7 +228,6 @@ BACKWARD = Op(
     cuda="triton",
 )
 
-
 DIFFERENTIABLE = with_gradient(OP, BACKWARD, tensors=3)
 
 _NUMBERS = dict.fromkeys(("tokens", "channels", "stride_gate", "stride_up"), "i32:16")
@@ -235,11 +235,7 @@ VARIANTS = [
     Variant(
         _gated_swiglu_kernel,
         dict.fromkeys(("gate", "up", "out"), f"*{dtype}:16") | {"z": "*fp32:16"} | _NUMBERS,
-        {
-            "ACTIVATION": activation,
-            "BLOCK_TOKENS": FORWARD_TOKENS,
-            "BLOCK_CHANNELS": BLOCK_CHANNELS,
-        },
+        {"ACTIVATION": activation, **FORWARD},
         wide=("gate", "up"),
     )
     for dtype, activation in [("bf16", "silu"), ("bf16", "gelu"), ("fp32", "silu")]
@@ -249,12 +245,7 @@ VARIANTS = [
         dict.fromkeys(("grad", "gate", "up", "d_gate", "d_up"), f"*{dtype}:16")
         | {"z": "*fp32:16", "d_z": "*fp32:16", "stride_grad": "i32:16", "each": "i32:16"}
         | _NUMBERS,
-        {
-            "ACTIVATION": activation,
-            "BLOCK_TOKENS": BLOCK_TOKENS,
-            "BLOCK_CHANNELS": BLOCK_CHANNELS,
-            "STAGES": STAGES,
-        },
+        {"ACTIVATION": activation, **TILE},
         wide=("grad", "gate", "up"),
     )
     for dtype, activation in [("bf16", "silu"), ("bf16", "gelu"), ("fp32", "silu")]

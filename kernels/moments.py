@@ -25,8 +25,8 @@ from compressor.kernels.triton_support import Variant, jit, on, tl
 
 TOKENS = 256  # widened at a time by the reference
 MOMENTS = ("absolute", "sum", "square")
-BLOCK_TOKENS = 16
-STAGES = 4  # loads under way: three blocks ahead of the sums
+# A program's block; its loads run STAGES - 1 blocks ahead of its sums.
+TILE = {"BLOCK_TOKENS": 16, "BLOCK_CHANNELS": BLOCK_CHANNELS, "STAGES": 4}
 
 
 def moments(
@@ -104,7 +104,7 @@ def _triton(x, mask):
     tokens, channels = x.shape
     if x.numel() == 0:
         return torch.zeros(3, channels, dtype=torch.float32, device=x.device)
-    across, down, each = ranges(tokens, channels, BLOCK_TOKENS)
+    across, down, each = ranges(tokens, channels, TILE["BLOCK_TOKENS"])
     out = torch.empty(down, 3, channels, dtype=torch.float32, device=x.device)
     with on(x):
         _moments_kernel[(across, down)](
@@ -116,9 +116,7 @@ def _triton(x, mask):
             x.stride(0),
             each,
             MASKED=mask is not None,
-            BLOCK_TOKENS=BLOCK_TOKENS,
-            BLOCK_CHANNELS=BLOCK_CHANNELS,
-            STAGES=STAGES,
+            **TILE,
         )
     return out.sum(0)
 
@@ -162,12 +160,7 @@ VARIANTS = [
             "stride_token": "i32:16",
             "each": "i32:16",
         },
-        {
-            "MASKED": masked,
-            "BLOCK_TOKENS": BLOCK_TOKENS,
-            "BLOCK_CHANNELS": BLOCK_CHANNELS,
-            "STAGES": STAGES,
-        },
+        {"MASKED": masked, **TILE},
         wide=("x",),
     )
     for dtype, masked in [("bf16", False), ("bf16", True), ("fp32", True)]

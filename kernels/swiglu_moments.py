@@ -30,8 +30,8 @@ from compressor.kernels.triton_support import Variant, jit, on, tl
 
 GATED_MOMENTS = ("activated", "up", "activated_square", "slope_square")
 SUMS = len(MOMENTS) + len(GATED_MOMENTS)
-BLOCK_TOKENS = 8
-STAGES = 3
+# A program's block; its loads run STAGES - 1 blocks ahead of its sums.
+TILE = {"BLOCK_TOKENS": 8, "BLOCK_CHANNELS": BLOCK_CHANNELS, "STAGES": 3}
 
 
 def swiglu_moments(
@@ -45,9 +45,9 @@ def swiglu_moments(
     """gate, up [..., channels], mask [...] true where a token counts -> (h, moments, gated).
 
     activation: a key of `ACTIVATIONS`. h [..., channels], of every token, is phi(gate) rounded to the
-    dtype, times up, rounded again: bit for bit what `phi(gate) * up` gives in torch. moments
-    [3, channels] of h as rounded and gated [4, channels] in the order of `GATED_MOMENTS` are float32
-    (float64 for inputs of that type). Deterministic, as `moments`.
+    dtype, times up, rounded again: bit for bit what `phi(gate) * up` gives in torch on that device.
+    moments [3, channels] of h as rounded and gated [4, channels] in the order of `GATED_MOMENTS` are
+    float32 (float64 for inputs of that type). Deterministic, as `moments`.
     """
     h, sums = OP(gate, up, activation, mask, True, backend=backend)
     return h, sums[: len(MOMENTS)], sums[len(MOMENTS) :]
@@ -61,7 +61,10 @@ def gated_moments(
     *,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The (moments, gated) of `swiglu_moments`, without writing h."""
+    """The (moments, gated) of `swiglu_moments`, without writing h.
+
+    Their h is rounded as the model's, but its phi may differ in the last place before it is.
+    """
     _, sums = OP(gate, up, activation, mask, False, backend=backend)
     return sums[: len(MOMENTS)], sums[len(MOMENTS) :]
 
@@ -157,7 +160,7 @@ def _triton(gate, up, activation, mask, product):
     tokens, channels = gate.shape
     if gate.numel() == 0:
         return h, torch.zeros(SUMS, channels, dtype=torch.float32, device=gate.device)
-    across, down, each = ranges(tokens, channels, BLOCK_TOKENS)
+    across, down, each = ranges(tokens, channels, TILE["BLOCK_TOKENS"])
     out = torch.empty(down, SUMS, channels, dtype=torch.float32, device=gate.device)
     with on(gate):
         _swiglu_moments_kernel[(across, down)](
@@ -174,9 +177,7 @@ def _triton(gate, up, activation, mask, product):
             ACTIVATION=activation,
             MASKED=mask is not None,
             PRODUCT=product,
-            BLOCK_TOKENS=BLOCK_TOKENS,
-            BLOCK_CHANNELS=BLOCK_CHANNELS,
-            STAGES=STAGES,
+            **TILE,
         )
     return h, out.sum(0)
 
@@ -186,20 +187,9 @@ def _ext(gate, up, activation, mask, product):
     h = _product(gate, up, activation, product)
     gate, up = rows(gate), rows(up)
     out = torch.empty(SUMS, gate.shape[1], dtype=torch.float32, device=gate.device)
+    inputs = gate, gate.stride(0), up, up.stride(0), gate.dtype, *gate.shape, bytes_of(mask)
     code = [*ACTIVATIONS].index(activation)  # as in csrc/ops.h
-    sizes = gate.dtype, *gate.shape
-    native(
-        "swiglu_moments",
-        gate.device,
-        gate,
-        gate.stride(0),
-        up,
-        up.stride(0),
-        *sizes,
-        bytes_of(mask),
-        code,
-        out,
-    )
+    native("swiglu_moments", gate.device, *inputs, code, out)
     return h, out
 
 
@@ -241,14 +231,7 @@ VARIANTS = [
             "stride_up": "i32:16",
             "each": "i32:16",
         },
-        {
-            "ACTIVATION": activation,
-            "MASKED": True,
-            "PRODUCT": product,
-            "BLOCK_TOKENS": BLOCK_TOKENS,
-            "BLOCK_CHANNELS": BLOCK_CHANNELS,
-            "STAGES": STAGES,
-        },
+        {"ACTIVATION": activation, "MASKED": True, "PRODUCT": product, **TILE},
         wide=("gate", "up"),
     )
     for dtype, activation, product in [

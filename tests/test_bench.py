@@ -20,7 +20,7 @@ RESULT = {
 def test_providers_agree_on_a_small_shape(op):
     case = CASES[op].build((64, 96), "cpu")
     expected = case.providers["eager"]()
-    for provider in CASES[op].providers["cpu"]:
+    for provider in set(CASES[op].providers["cpu"]) - {"eager"}:
         case.compare(case.providers[provider](), expected)
     assert case.bytes > 0
 

@@ -30,7 +30,7 @@ def test_commands_and_python(clone):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = [line for line in blocks("bash")[0].splitlines() if not line.startswith("pip ")]
     assert len(commands) == 4
-    for command in [*commands, ["python", "-c", blocks("python")[0]]]:
+    for command in [*commands, *(["python", "-c", code] for code in blocks("python"))]:
         done = subprocess.run(
             command,
             shell=isinstance(command, str),

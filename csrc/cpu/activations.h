@@ -2,6 +2,7 @@
 // vectorise loops of them. Both of an activation come from one exponential.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -10,14 +11,11 @@
 
 namespace compressor {
 
-// e^x to 1.5 ulp; 0 below -87, and e^87 above 87. Limits are compared as integers: compilers do not
-// vectorise a selection that floats decide, as comparing may trap. x = n ln 2 + r; the polynomial
-// in r is a minimax fit. A NaN becomes a number: callers multiply by something that is NaN as well.
-COMPRESSOR_INLINE float exponential(float x) {
-  constexpr uint32_t kLimit = 0x42ae0000, kSign = 0x80000000;  // 87
+// e^x to 1.5 ulp; 0 below -87, and e^87 above 87. x = n ln 2 + r; the polynomial in r is a minimax
+// fit. A NaN becomes anything: callers multiply by something that is NaN as well.
+COMPRESSOR_INLINE float exponential(float given) {
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const uint32_t given = to_bits(x), magnitude = given & ~kSign;
-  x = from_bits((given & kSign) | (magnitude < kLimit ? magnitude : kLimit));
+  const float x = std::clamp(given, -87.0f, 87.0f);
   const float shifted = x * 1.44269504f + kShift;
   const float n = shifted - kShift;
   // ln 2 in two parts; n times the first is exact.
@@ -29,7 +27,7 @@ COMPRESSOR_INLINE float exponential(float x) {
   p = p * r + 4.9999994e-1f;
   p = p * (r * r) + r + 1.0f;
   const uint32_t bits = to_bits(p) + (to_bits(shifted) << 23);
-  return from_bits(given > (kSign | kLimit) ? 0 : bits);
+  return given < -87.0f ? 0.0f : from_bits(bits);
 }
 
 struct Silu {
@@ -57,7 +55,7 @@ struct Gelu {
     q = q * t + 0.0853459686f;
     q = q * t + 0.0845948085f;
     const float tail = bell * t * q;
-    const float cdf = to_bits(x) >> 31 ? tail : 1.0f - tail;
+    const float cdf = x < 0.0f ? tail : 1.0f - tail;
     value = x * cdf;
     slope = cdf + x * (bell * 0.398942280f);
   }

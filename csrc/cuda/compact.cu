@@ -6,15 +6,13 @@
 // rows are copied 16 bytes a thread. Chosen columns are written 4 bytes a thread, one 128-byte line
 // a warp: neighbouring lanes then also read neighbouring columns, one to three lines a load, where
 // 16 bytes a thread would spread every load of a warp over eight.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <climits>
 #include <type_traits>
 
-#include "../ops.h"
+#include "elements.cuh"
 
 namespace compressor {
 namespace {
@@ -40,9 +38,6 @@ struct alignas(sizeof(T) * kWidth) Pack {
   T item[kWidth];
 };
 
-__device__ float widen(float x) { return x; }
-__device__ float widen(__half x) { return __half2float(x); }
-__device__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 template <class T>
 __device__ T narrow(float x) {
   if constexpr (sizeof(T) == 4) {

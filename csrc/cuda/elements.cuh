@@ -1,0 +1,67 @@
+// What the kernels share: widening to float, 16-byte accesses, and shared memory beyond 48 KB.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "../ops.h"
+
+namespace compressor {
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(__nv_bfloat16 x) {
+  return __uint_as_float(static_cast<uint32_t>(__bfloat16_as_ushort(x)) << 16);
+}
+__device__ inline float widen(__half x) { return __half2float(x); }
+
+// Eight neighbours: one 16-byte access for 2-byte elements, two for floats.
+template <class T>
+struct alignas(16) Eight {
+  T at[8];
+};
+
+template <class T>
+__device__ inline Eight<T> load_eight(const T* from) {
+  return *reinterpret_cast<const Eight<T>*>(from);
+}
+template <class T>
+__device__ inline void store_eight(T* to, const Eight<T>& value) {
+  *reinterpret_cast<Eight<T>*>(to) = value;
+}
+// To device memory. An assignment of computed elements would be split into stores of 2 or 4 bytes.
+template <class T>
+__device__ inline void write_eight(T* to, const Eight<T>& value) {
+  const auto* words = reinterpret_cast<const uint4*>(&value);
+#pragma unroll
+  for (unsigned i = 0; i < sizeof value / 16; ++i) {
+    __stcg(reinterpret_cast<uint4*>(to) + i, words[i]);
+  }
+}
+
+// Whether every row of such a matrix consists of aligned eights.
+inline bool in_eights(const void* matrix, int64_t columns, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(matrix) % 16 == 0 && columns % 8 == 0 && stride % 8 == 0;
+}
+
+// Lets a kernel use that many bytes of dynamic shared memory on the current device.
+template <class Kernel>
+cudaError_t allow_shared(Kernel* kernel, int64_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+// launch(T{}) for the type of a dtype code.
+template <class Launch>
+cudaError_t with_device_dtype(int dtype, Launch&& launch) {
+  switch (dtype) {
+    case kFloat32: return launch(float{});
+    case kBFloat16: return launch(__nv_bfloat16{});
+    case kFloat16: return launch(__half{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace compressor
