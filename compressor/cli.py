@@ -48,7 +48,9 @@ def compress(
     ] = [],  # noqa: B006
     target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
     target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
-    method: Annotated[str, Option(help="llm-bip, wanda-sp, magnitude or random.")] = "llm-bip",
+    method: Annotated[
+        str, Option(help="llm-bip, hywia, wanda-sp, magnitude or random.")
+    ] = "llm-bip",
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",

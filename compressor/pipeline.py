@@ -253,7 +253,11 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    needed = 2 * count * checkpoint.hidden_size * dtype.itemsize
+    # A backward keeps what enters every block; a forward what enters and leaves one.
+    method = METHODS[settings.method]
+    backward = "gradients" in method.wants(method.check_mode(settings.mode))
+    states = checkpoint.blocks + 3 if backward else 2
+    needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:
         return BlockStream(checkpoint, device, dtype, offload if use_files else None)

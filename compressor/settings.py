@@ -56,6 +56,10 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError("The same target is given twice.")
     if settings.statistics not in ("dense", "pruned"):
         raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
+    if settings.statistics == "pruned" and METHODS[settings.method].fuse is not None:
+        raise InputError(
+            f"--statistics pruned needs a forward pass; {settings.method} runs backward."
+        )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
     if settings.layout not in LAYOUTS:
