@@ -58,11 +58,12 @@ class Method:
 
     @staticmethod
     def _pattern(mode: str) -> str:
+        """The key of `modes` that a mode falls under, or of none."""
         name, colon, number = mode.partition(":")
         try:
-            return f"{name}:a" if colon and 0 <= float(number) <= 1 else mode
+            return f"{name}:a" if colon and 0 <= float(number) <= 1 else name * (not colon)
         except ValueError:
-            return mode
+            return ""
 
 
 GRADIENTS = frozenset({"gradients"})

@@ -144,7 +144,9 @@ def test_scores_and_alpha_are_kept(llama, tmp_path):
     )
 
 
-@pytest.mark.parametrize("mode", ["fixed:", "fixed:2", "fixed:x", "other", "attention:0.5"])
+@pytest.mark.parametrize(
+    "mode", ["fixed:", "fixed:a", "fixed:2", "fixed:x", "other", "attention:0.5"]
+)
 def test_unknown_modes(mode):
     with pytest.raises(InputError, match="has no mode"):
         METHODS["hywia"].check_mode(mode)
