@@ -31,6 +31,7 @@ To convert(From value) {
 void check(const std::string& name, int status) {
 #ifdef COMPRESSOR_WITH_CUDA
   if (status != cudaSuccess) {
+    cudaGetLastError();  // or the next launch would find it
     throw std::runtime_error(name + ": " + cudaGetErrorString(static_cast<cudaError_t>(status)));
   }
 #else

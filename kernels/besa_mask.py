@@ -15,6 +15,7 @@ from compressor.kernels.besa_cut import MOST_CANDIDATES, besa_cut
 from compressor.kernels.checks import check_tensor
 from compressor.kernels.dispatch import LIBRARY, Op
 from compressor.kernels.native import native
+from compressor.kernels.rank import MOST_COLUMNS
 
 PART_ROWS = 8  # of a larger group, summed one after the other; the parts' sums are added afterwards
 REF_ROWS = 512  # at a time: the reference needs int64 indices, 8 bytes an element
@@ -57,7 +58,7 @@ def besa_mask(
 
 def _ref(weight, rank, beta, cut):
     cuts = cut.repeat_interleave(weight.shape[0] // max(len(cut), 1))
-    return torch.where(rank.to(torch.int32) >= cuts[:, None], weight, 0)
+    return torch.where(rank.to(torch.int32) >= cuts[:, None], weight, 0).contiguous()
 
 
 def _ext(weight, rank, beta, cut):
@@ -78,7 +79,7 @@ def _fake(weight, rank, beta, cut):
 
 def _check(weight, rank, beta, cut):
     check_tensor("besa_mask", "weight", weight, shape=(None, None))
-    rows, device = weight.shape[0], weight.device
+    device = weight.device
     check_tensor("besa_mask", "rank", rank, (torch.uint16,), tuple(weight.shape), device)
     check_tensor("besa_mask", "cut", cut, (torch.int32,), (None,), device)
     groups = cut.shape[0]
@@ -86,21 +87,23 @@ def _check(weight, rank, beta, cut):
         floats = (torch.float32, torch.float64)
         check_tensor("besa_mask", "beta", beta, floats, (groups, None), device)
         _check_candidates("besa_mask", beta.shape[1])
-    _check_groups("besa_mask", rows, groups)
+    _check_groups("besa_mask", weight.shape, groups)
 
 
 def _backward_ref(grad, weight, rank, groups, candidates):
     rows, columns = weight.shape
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     buckets = candidates - 1
-    sums = torch.zeros(rows, buckets, dtype=exact, device=weight.device)
+    # One bucket more for what is no rank of a column: on a GPU a bad index would stop the device.
+    sums = torch.zeros(rows, buckets + 1, dtype=exact, device=weight.device)
     ends = torch.arange(1, candidates, device=weight.device) * columns // buckets
     for begin in range(0, rows, REF_ROWS):
         part = slice(begin, begin + REF_ROWS)
         products = weight[part].to(exact) * grad[part].to(exact)
         bucket = torch.searchsorted(ends, rank[part].to(torch.int64), right=True)
         sums[part].scatter_add_(1, bucket, products)
-    prefix = sums.reshape(groups, rows // max(groups, 1), buckets).sum(1).cumsum(1)
+    sums = sums[:, :buckets].reshape(groups, rows // max(groups, 1), buckets)
+    prefix = sums.sum(1).cumsum(1)
     return torch.cat([torch.zeros_like(prefix[:, :1]), -prefix], 1)
 
 
@@ -127,16 +130,20 @@ def _backward_fake(grad, weight, rank, groups, candidates):
 
 
 def _backward_check(grad, weight, rank, groups, candidates):
-    name, shape, device = "besa_mask_backward", tuple(weight.shape), weight.device
+    name = "besa_mask_backward"
     check_tensor(name, "weight", weight, shape=(None, None))
+    shape, device = tuple(weight.shape), weight.device
     check_tensor(name, "grad", grad, (weight.dtype,), shape, device)
     check_tensor(name, "rank", rank, (torch.uint16,), shape, device)
     _check_candidates(name, candidates)
-    _check_groups(name, shape[0], groups)
+    _check_groups(name, shape, groups)
 
 
-def _check_groups(op, rows, groups):
-    if rows % groups if groups else rows:
+def _check_groups(op, shape, groups):
+    rows, columns = shape
+    if columns > MOST_COLUMNS:
+        raise ValueError(f"{op}: weight has {columns} columns; at most {MOST_COLUMNS} have ranks.")
+    if groups < 0 or (rows % groups if groups else rows):
         raise ValueError(f"{op}: {rows} rows cannot be {groups} groups of the same size.")
 
 

@@ -21,6 +21,9 @@ def check_tensor(
         raise TypeError(f"{op}: {name} is {tensor.dtype}; it must be one of {known}.")
     if tensor.layout != torch.strided:
         raise TypeError(f"{op}: {name} is {tensor.layout}; it must be a plain (strided) tensor.")
+    if tensor.is_quantized or tensor.is_nested:
+        kind = "quantized" if tensor.is_quantized else "nested"
+        raise TypeError(f"{op}: {name} is a {kind} tensor; it must be a plain one.")
     if device is not None and tensor.device != device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, but other tensors are on {device}.")
     if shape is not None:

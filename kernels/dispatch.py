@@ -70,6 +70,12 @@ class Op:
         if backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend is {backend!r}; one of {', '.join(BACKENDS)}.")
         self.check(*arguments)
+        if any(tensor.is_neg() or tensor.is_conj() for tensor in tensors_in(arguments)):
+            # Torch's dispatcher would have resolved it; the memory holds other numbers.
+            raise ValueError(
+                f"{self.name}: a tensor is negated or conjugated lazily, which backend {backend!r} "
+                "would not see; call resolve_neg() or resolve_conj() on it."
+            )
         device = device_of(arguments)
         reason, available = self.missing(backend, device), self.available(device)
         if needs_reference(arguments) and backend != "ref":

@@ -42,7 +42,7 @@ def gated(
 
 
 def _ref(x, z, group):
-    return x * z.to(x.dtype).repeat_interleave(group)
+    return (x * z.to(x.dtype).repeat_interleave(group)).contiguous()
 
 
 def _backward_ref(grad, x, z, group):

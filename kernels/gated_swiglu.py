@@ -53,7 +53,7 @@ def gated_swiglu(
 
 
 def _ref(gate, up, z, activation):
-    return FUNCTIONS[activation](gate).mul_(up).mul_(z.to(gate.dtype))
+    return FUNCTIONS[activation](gate).mul_(up).mul_(z.to(gate.dtype)).contiguous()
 
 
 def _backward_ref(grad, gate, up, z, activation):

@@ -81,7 +81,7 @@ def _ref(gate, up, activation, mask, product):
 
 
 def _product(gate, up, activation, wanted):
-    return FUNCTIONS[activation](gate).mul_(up) if wanted else gate.new_empty(0)
+    return FUNCTIONS[activation](gate).mul_(up).contiguous() if wanted else gate.new_empty(0)
 
 
 @jit

@@ -17,6 +17,7 @@ PROGRAMS = 1024  # about eight for each multiprocessor of the largest device
 # A range's tokens at most. Short: the last programs to finish leave little of the device idle, and an
 # accumulator sees few additions.
 LONGEST = 1024
+MOST_RANGES = 65_535  # what the second axis of a CUDA grid may have
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
@@ -34,6 +35,7 @@ def ranges(tokens: int, channels: int, block_tokens: int) -> tuple[int, int, int
     """(blocks of channels, ranges of tokens, tokens a range): the grid of a launch."""
     across = triton.cdiv(channels, BLOCK_CHANNELS)
     wanted = max(triton.cdiv(PROGRAMS, across), triton.cdiv(tokens, LONGEST))
+    wanted = min(wanted, MOST_RANGES)
     each = triton.cdiv(triton.cdiv(tokens, wanted), block_tokens) * block_tokens
     return across, triton.cdiv(tokens, each), each
 

@@ -30,6 +30,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def missing(device_type: str) -> str | None:
     """Why no Triton kernel can run on such a device; None if one can."""
+    if device_type not in ("cpu", "cuda"):
+        return "its kernels are for CUDA and, in the interpreter, CPU"
     if MISSING is None and device_type == "cpu" and not INTERPRETED:
         return "Triton runs on a CPU only in its interpreter (TRITON_INTERPRET=1)"
     return MISSING

@@ -45,12 +45,17 @@ inline bool in_eights(const void* matrix, int64_t columns, int64_t stride) {
   return reinterpret_cast<uintptr_t>(matrix) % 16 == 0 && columns % 8 == 0 && stride % 8 == 0;
 }
 
-// Lets a kernel use that many bytes of dynamic shared memory on the current device.
+// Lets a kernel use that many bytes of dynamic shared memory on the current device: all there is,
+// as another thread may be about to launch the same kernel with more.
 template <class Kernel>
 cudaError_t allow_shared(Kernel* kernel, int64_t bytes) {
   if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
+  int device = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status != cudaSuccess) return status;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 
 // launch(T{}) for the type of a dtype code.

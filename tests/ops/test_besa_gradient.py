@@ -229,3 +229,34 @@ def test_repeats_bit_for_bit(device, backend):
     weight, ranks = ranked(64, 4096, device, torch.bfloat16)
     first, *others = (BACKWARD(weight, weight, ranks, 4, 101, backend=backend) for _ in range(4))
     assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("ranks", [torch.full((4, 9), 65_535), torch.randint(65_536, (4, 9))])
+def test_ranks_that_are_no_permutation_stay_inside(device, backend, ranks):
+    """What comes out means nothing; nothing else may be read or written."""
+    weight = torch.randn(4, 9, device=device)
+    found = BACKWARD(weight, weight, ranks.to(torch.uint16).to(device), 2, 5, backend=backend)
+    assert found.shape == (2, 5)
+    assert found[:, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "groups", "message"),
+    [
+        (3_000_000, 1, "weight has 3000000 columns; at most 65535"),
+        (8, -1, "2 rows cannot be -1 groups"),
+    ],
+)
+def test_bad_sizes_of_the_gradient_are_named(device, backend, columns, groups, message):
+    weight = torch.zeros(2, columns, device=device)
+    ranks = torch.zeros(2, columns, dtype=torch.uint16, device=device)
+    for forced in (None, backend):
+        with pytest.raises(ValueError, match=f"besa_mask_backward: {message}"):
+            BACKWARD(weight, weight, ranks, groups, 3, backend=forced)
+
+
+def test_a_gradient_of_no_tensor_is_named(device, backend):
+    with pytest.raises(
+        TypeError, match="besa_mask_backward: weight must be a tensor, not NoneType"
+    ):
+        BACKWARD(None, None, torch.zeros(2, 2), 1, 3, backend=backend)

@@ -118,6 +118,10 @@ def test_compiles_without_a_break():
         ({"beta": torch.zeros(4, 5)}, r"beta has shape \[4, 5\]; it must be \[2, any\]"),
         ({"beta": torch.zeros(2, 1)}, "1 candidates; 2 to 4097"),
         ({"beta": None, "cut": None}, "beta and cut are both None"),
+        (
+            {"weight": torch.zeros(4, 65_536), "rank": torch.zeros(4, 65_536, dtype=torch.uint16)},
+            "weight has 65536 columns; at most 65535",
+        ),
     ],
 )
 @pytest.mark.parametrize("forced", [None, "ref"])

@@ -125,3 +125,22 @@ def test_an_unknown_name_in_the_environment_is_refused():
     done = under("fast")
     assert done.returncode != 0
     assert "COMPRESSOR_BACKEND is 'fast'; it is one of ref, triton, ext." in done.stderr
+
+
+@pytest.mark.parametrize("name", ["ref", "ext"])
+def test_tensors_that_are_not_plain_memory_are_refused(name):
+    if name not in OPS["compact"].available("cpu"):
+        pytest.skip(f"{name} does not run here")
+    quantized = torch.quantize_per_tensor(WEIGHT, 0.1, 0, torch.qint8)
+    with pytest.raises(TypeError, match="compact: weight is a quantized tensor"):
+        compact_many([quantized], backend=name)
+    lazy = torch._neg_view(WEIGHT)  # as the imaginary part of a conjugate is
+    with pytest.raises(ValueError, match="compact: a tensor is negated or conjugated lazily"):
+        compact_many([lazy], backend=name)
+    assert torch.equal(compact_many([lazy])[0], -WEIGHT)
+
+
+@pytest.mark.parametrize("name", ["triton", "ext"])
+def test_other_devices_have_no_kernels(name):
+    with pytest.raises(ValueError, match=f"colsum: backend '{name}' cannot run on meta: .*: ref"):
+        colsum(WEIGHT.to("meta"), backend=name)

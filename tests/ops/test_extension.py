@@ -1,5 +1,6 @@
 """The extension and Triton are optional: what runs, and what is said, without them."""
 
+import os
 import subprocess
 import sys
 
@@ -66,3 +67,26 @@ def test_a_launch_without_a_gpu_says_why():
     table[0, 6:9] = 1
     with pytest.raises(RuntimeError, match=r"compact_cuda: .+"):
         extension.compact_cuda(table.data_ptr(), 1, 0)
+
+
+def test_too_few_threads_are_no_error():
+    """Where the system starts no more threads, the parts that they would take run all the same."""
+    pytest.importorskip("compressor._C")
+    if not sys.platform.startswith("linux") or "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("needs a limit of the address space that stops threads only")
+    code = """if True:
+        import resource
+        import torch
+        from compressor.kernels.colsum import colsum
+        torch.set_num_threads(1)
+        weight = torch.randn(1024, 1024)
+        alone = colsum(weight, backend="ext")
+        torch.set_num_threads(8)
+        pages = int(open("/proc/self/statm").read().split()[0])
+        # Room for the stacks of two threads of seven.
+        limit = pages * resource.getpagesize() + (20 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        print(torch.equal(colsum(weight, backend="ext"), alone))
+    """
+    done = run(code)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.kernels.moments import OP, moments
+from compressor.kernels.token_rows import ranges
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -141,3 +142,12 @@ def test_compiles_without_a_break():
 def test_bad_input_is_named(arguments, message, forced):
     with pytest.raises((ValueError, TypeError), match=message):
         moments(*arguments, backend=forced)
+
+
+def test_any_number_of_tokens_is_one_grid():
+    """CUDA's grids have at most 65,535 blocks on their second axis."""
+    pytest.importorskip("triton")
+    for tokens, channels in [(1, 1), (5000, 128), (67_200_000, 8), (2**33, 1)]:
+        _, down, each = ranges(tokens, channels, 16)
+        assert down <= 65_535 and each % 16 == 0
+        assert (down - 1) * each < tokens <= down * each

@@ -1,5 +1,7 @@
 """Ranks within rows: every backend against numpy's stable argsort, exactly."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy
 import pytest
 import torch
@@ -141,3 +143,19 @@ def test_compiles_without_a_break():
 def test_bad_input_is_named(arguments, message, forced):
     with pytest.raises((ValueError, TypeError), match=message):
         rank(*arguments, backend=forced)
+
+
+def test_threads_do_not_disturb_each_other(device, backend):
+    """Rows of several widths at a time need several amounts of a CUDA block's shared memory."""
+    weights = [
+        torch.randn(4, columns, device=device) for columns in (8_000, 12_000, 20_000, 30_000)
+    ]
+    wanted = [expected(weight) for weight in weights]
+
+    def run(which):
+        for _ in range(200 if device == "cuda" else 2):
+            found = rank(weights[which], backend=backend)
+        check(found, wanted[which])
+
+    with ThreadPoolExecutor(len(weights)) as pool:
+        list(pool.map(run, range(len(weights))))
