@@ -60,8 +60,10 @@ class Method:
     def _pattern(mode: str) -> str:
         """The key of `modes` that a mode falls under, or of none."""
         name, colon, number = mode.partition(":")
+        if not colon:
+            return mode
         try:
-            return f"{name}:a" if colon and 0 <= float(number) <= 1 else name * (not colon)
+            return f"{name}:a" if 0 <= float(number) <= 1 else ""
         except ValueError:
             return ""
 
