@@ -71,7 +71,8 @@ class Ninja(build_ext):
         python = [f"-isystem{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
         binding = flags + python
         if home := cuda_home():
-            archs = os.environ.get("COMPRESSOR_CUDA_ARCHS", "80;90").split(";")
+            named = os.environ.get("COMPRESSOR_CUDA_ARCHS", "").split(";")
+            archs = list(filter(None, named)) or ["80", "90"]  # set to nothing is not set
             newest = max(archs, key=lambda arch: int(re.sub(r"\D", "", arch) or 0))
             codes = [(arch, f"sm_{arch}") for arch in archs] + [(newest, f"compute_{newest}")]
             nvcc = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{a},code={code}" for a, code in codes)]
