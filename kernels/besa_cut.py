@@ -12,6 +12,7 @@ from compressor.kernels.checks import check_tensor
 from compressor.kernels.dispatch import Op
 from compressor.kernels.native import native
 from compressor.kernels.philox import first_words
+from compressor.kernels.rank import MOST_COLUMNS
 
 MOST_CANDIDATES = 4097
 
@@ -73,8 +74,8 @@ def _check(beta, columns, seed, offset):
         raise ValueError(
             f"besa_cut: beta has {beta.shape[1]} candidates; 2 to {MOST_CANDIDATES} are possible."
         )
-    if not 0 <= columns <= 65_535:
-        raise ValueError(f"besa_cut: columns is {columns}; it must be 0 to 65,535.")
+    if not 0 <= columns <= MOST_COLUMNS:
+        raise ValueError(f"besa_cut: columns is {columns}; it must be 0 to {MOST_COLUMNS:,}.")
 
 
 OP = Op(

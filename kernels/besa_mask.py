@@ -13,8 +13,8 @@ import torch
 
 from compressor.kernels.besa_cut import MOST_CANDIDATES, besa_cut
 from compressor.kernels.checks import check_tensor
-from compressor.kernels.dispatch import LIBRARY, Op
-from compressor.kernels.native import native
+from compressor.kernels.dispatch import LIBRARY, Op, exact_dtype
+from compressor.kernels.native import in_rows, native
 from compressor.kernels.rank import MOST_COLUMNS
 
 PART_ROWS = 8  # of a larger group, summed one after the other; the parts' sums are added afterwards
@@ -62,7 +62,7 @@ def _ref(weight, rank, beta, cut):
 
 
 def _ext(weight, rank, beta, cut):
-    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    weight = in_rows(weight)
     out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     if out.numel() == 0:
         return out
@@ -92,7 +92,7 @@ def _check(weight, rank, beta, cut):
 
 def _backward_ref(grad, weight, rank, groups, candidates):
     rows, columns = weight.shape
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    exact = exact_dtype(weight)
     buckets = candidates - 1
     # One bucket more for what is no rank of a column: on a GPU a bad index would stop the device.
     sums = torch.zeros(rows, buckets + 1, dtype=exact, device=weight.device)
@@ -108,8 +108,7 @@ def _backward_ref(grad, weight, rank, groups, candidates):
 
 
 def _backward_ext(grad, weight, rank, groups, candidates):
-    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    weight, grad = in_rows(weight), in_rows(grad)
     rows, columns = weight.shape
     if weight.numel() == 0:
         return torch.zeros(groups, candidates, dtype=torch.float32, device=weight.device)
@@ -125,8 +124,7 @@ def _backward_ext(grad, weight, rank, groups, candidates):
 
 
 def _backward_fake(grad, weight, rank, groups, candidates):
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return weight.new_empty(groups, candidates, dtype=exact)
+    return weight.new_empty(groups, candidates, dtype=exact_dtype(weight))
 
 
 def _backward_check(grad, weight, rank, groups, candidates):

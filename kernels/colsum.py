@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from compressor.kernels.checks import check_choice, check_tensor
-from compressor.kernels.dispatch import Op
-from compressor.kernels.native import native
+from compressor.kernels.dispatch import Op, exact_dtype
+from compressor.kernels.native import in_rows, native
 from compressor.kernels.triton_support import Variant, jit, on, tl, triton
 
 REF_ROWS = 512  # at a time, so that no float32 copy of the whole matrix is made
@@ -36,7 +36,7 @@ def colsum(
 
 
 def _ref(weight, scale, p):
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    exact = exact_dtype(weight)
     total = torch.zeros(weight.shape[1], dtype=exact, device=weight.device)
     for begin in range(0, weight.shape[0], REF_ROWS):
         part = slice(begin, begin + REF_ROWS)
@@ -106,7 +106,7 @@ def _triton(weight, scale, p):
 
 
 def _ext(weight, scale, p):
-    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    weight = in_rows(weight)
     scale = None if scale is None else scale.float().contiguous()
     rows, columns = weight.shape
     out = torch.empty(columns, dtype=torch.float32, device=weight.device)
@@ -116,8 +116,7 @@ def _ext(weight, scale, p):
 
 
 def _fake(weight, scale, p):
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return weight.new_empty(weight.shape[1], dtype=exact)
+    return weight.new_empty(weight.shape[1], dtype=exact_dtype(weight))
 
 
 def _check(weight, scale, p):

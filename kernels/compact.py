@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from compressor.kernels.checks import FLOATS, check_tensor
-from compressor.kernels.dispatch import Op
-from compressor.kernels.native import DTYPES, native
+from compressor.kernels.dispatch import Op, exact_dtype
+from compressor.kernels.native import DTYPES, in_rows, native
 
 # Bits are moved as integers of the same size: a NaN keeps its payload, and any dtype will do.
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -80,7 +80,7 @@ def _ref_one(weight, rows, columns, scale, dtype):
     out = out if columns is None else out.index_select(1, columns)
     out = out.view(weight.dtype)
     if scale is not None:
-        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        exact = exact_dtype(weight)
         out = out.to(exact) * scale.to(exact)
     whole = rows is None and columns is None
     dtype = weight.dtype if dtype is None else dtype
@@ -97,7 +97,7 @@ def _ext(weights, rows, columns, scales, dtype):
             continue
         if weight.dim() == 1:  # a matrix of one row, whose columns the list chooses
             weight, kept = weight[None], [None, kept[0]]
-        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        weight = in_rows(weight)
         lists = [None if k is None else k.long().contiguous() for k in kept]
         scale = None if scale is None else scale.float().contiguous()
         used += [weight, *lists, scale]  # until the launch

@@ -133,5 +133,11 @@ def device_of(arguments) -> str:
     raise ValueError("An operator was called without a tensor.")
 
 
+def exact_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """What sums over such tensors are made in: float64 if one of them is, else float32."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
 def needs_reference(arguments) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in tensors_in(arguments))

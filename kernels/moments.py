@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from compressor.kernels.dispatch import Op
+from compressor.kernels.dispatch import Op, exact_dtype
 from compressor.kernels.native import native
 from compressor.kernels.token_rows import (
     BLOCK_CHANNELS,
@@ -46,11 +46,6 @@ def _ref(x, mask):
     for part in parts(x, mask):
         total += torch.stack((part.abs().sum(0), part.sum(0), part.square().sum(0)))
     return total.to(exact_dtype(x))
-
-
-def exact_dtype(x: torch.Tensor) -> torch.dtype:
-    """What sums over x are made in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def parts(x: torch.Tensor, mask: torch.Tensor | None) -> Iterator[torch.Tensor]:

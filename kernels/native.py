@@ -43,6 +43,11 @@ def native(name: str, device: torch.device, *arguments) -> None:
         function(*values, torch.cuda.current_stream().cuda_stream)
 
 
+def in_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix itself if the elements of its rows are neighbours in memory, else a copy of it."""
+    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
+
+
 def _plain(argument):
     if argument is None:
         return 0

@@ -8,8 +8,8 @@ Reads 2 bytes an element in bfloat16 and writes 2 (a sorted index of torch takes
 import torch
 
 from compressor.kernels.checks import check_tensor
-from compressor.kernels.dispatch import Op
-from compressor.kernels.native import native
+from compressor.kernels.dispatch import Op, exact_dtype
+from compressor.kernels.native import in_rows, native
 
 MOST_COLUMNS = 65_535  # so that a rank, and a number of columns, is a uint16
 SCRATCH = 1 << 26  # keys at a time, for rows that are too wide for shared memory
@@ -29,7 +29,7 @@ def rank(
 
 
 def _ref(weight, scale):
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    exact = exact_dtype(weight)
     out = torch.empty(weight.shape, dtype=torch.uint16, device=weight.device)
     places = torch.arange(weight.shape[1], device=weight.device)
     for begin in range(0, weight.shape[0], REF_ROWS):
@@ -42,7 +42,7 @@ def _ref(weight, scale):
 
 
 def _ext(weight, scale):
-    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    weight = in_rows(weight)
     scale = None if scale is None else scale.float().contiguous()
     rows, columns = weight.shape
     out = torch.empty(weight.shape, dtype=torch.uint16, device=weight.device)

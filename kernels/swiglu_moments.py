@@ -15,8 +15,8 @@ import torch
 
 from compressor.kernels.activations import ACTIVATIONS, FUNCTIONS, activate
 from compressor.kernels.checks import check_choice
-from compressor.kernels.dispatch import Op
-from compressor.kernels.moments import MOMENTS, exact_dtype, parts
+from compressor.kernels.dispatch import Op, exact_dtype
+from compressor.kernels.moments import MOMENTS, parts
 from compressor.kernels.native import native
 from compressor.kernels.token_rows import (
     BLOCK_CHANNELS,

@@ -18,8 +18,8 @@ import torch
 
 from compressor.kernels import taylor_triton
 from compressor.kernels.checks import check_choice, check_tensor
-from compressor.kernels.dispatch import Op
-from compressor.kernels.native import native
+from compressor.kernels.dispatch import Op, exact_dtype
+from compressor.kernels.native import in_rows, native
 
 STATISTICS = ("signed", "absolute", "square")
 MAGNITUDES = ("l1", "l2_squared")
@@ -65,7 +65,7 @@ def taylor(
     _check_matrices(weight, grad, row_group, column_group)
     count = len(STATISTICS) + (len(MAGNITUDES) if magnitude else 0)
     if out is None:
-        like = {"dtype": _exact(weight, grad), "device": weight.device}
+        like = {"dtype": exact_dtype(weight, grad), "device": weight.device}
         height, width = weight.shape
         out = Taylor(
             torch.zeros(count, height // row_group, **like) if rows else None,
@@ -88,16 +88,12 @@ def grouped(sums: torch.Tensor, group: int) -> torch.Tensor:
     return sums.unflatten(-1, (-1, group)).sum(-1)
 
 
-def _exact(weight, grad):
-    return torch.promote_types(torch.promote_types(weight.dtype, grad.dtype), torch.float32)
-
-
 def _count(rows, columns):
     return len(columns if rows is None else rows)
 
 
 def _ref(weight, grad, rows, columns, nonfinite, row_group, column_group, grad_scale):
-    exact = _exact(weight, grad)
+    exact = exact_dtype(weight, grad)
     step = -(-REF_ROWS // row_group) * row_group
     for begin in range(0, weight.shape[0], step):
         w = weight[begin : begin + step].to(exact)
@@ -119,8 +115,7 @@ def _ext(weight, grad, rows, columns, nonfinite, row_group, column_group, grad_s
         # A transposed view: its columns are rows in memory.
         weight, grad = weight.T, grad.T
         rows, columns, row_group, column_group = columns, rows, column_group, row_group
-    weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    grad = grad if grad.stride(1) == 1 else grad.contiguous()
+    weight, grad = in_rows(weight), in_rows(grad)
     matrices = (weight, weight.dtype, weight.stride(0), grad, grad.dtype, grad.stride(0))
     sums = (_count(rows, columns), rows, row_group, columns, column_group, nonfinite)
     native("taylor", weight.device, *matrices, *weight.shape, grad_scale, *sums)
@@ -152,7 +147,7 @@ def _check(weight, grad, rows, columns, nonfinite, row_group, column_group, grad
     }
     for name, (sums, size) in groups.items():
         if sums is not None:
-            exact = (_exact(weight, grad),)
+            exact = (exact_dtype(weight, grad),)
             check_tensor("taylor", name, sums, exact, (count, size), weight.device)
             if not sums.is_contiguous():
                 raise ValueError(f"taylor: {name} must be contiguous.")

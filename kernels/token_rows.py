@@ -10,6 +10,8 @@ import math
 import torch
 
 from compressor.kernels.checks import check_tensor
+from compressor.kernels.dispatch import exact_dtype
+from compressor.kernels.native import in_rows
 from compressor.kernels.triton_support import triton
 
 BLOCK_CHANNELS = 128  # 16-byte loads of bfloat16 by 16 threads a token
@@ -22,8 +24,7 @@ MOST_RANGES = 65_535  # what the second axis of a CUDA grid may have
 
 def rows(x: torch.Tensor) -> torch.Tensor:
     """x [..., channels] as [tokens, channels] whose channels are neighbours; a view where it can be."""
-    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return in_rows(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def bytes_of(mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -58,5 +59,4 @@ def check_mask(op: str, mask: torch.Tensor | None, x: torch.Tensor) -> None:
 
 def check_gate(op: str, z: torch.Tensor, x: torch.Tensor, group: int = 1) -> None:
     """One number for every `group` channels of x, float32, or float64 with x."""
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    check_tensor(op, "z", z, (exact,), (x.shape[-1] // group,), x.device)
+    check_tensor(op, "z", z, (exact_dtype(x),), (x.shape[-1] // group,), x.device)
