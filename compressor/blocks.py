@@ -123,14 +123,15 @@ class BlockStream:
 
     @torch.no_grad()
     def run(
-        self, batches: list[torch.Tensor], visit=None, kept: list[Activations] | None = None
+        self, batches: list[torch.Tensor], visit=None, kept: list[tuple] | None = None
     ) -> Activations:
         """Feed all batches through all blocks; returns the hidden states after the last one.
 
         visit(index, layer, forward), if given, is called once a block with its weights in place;
         forward() is an iterator that runs the block on one batch after the other and yields each
         batch's index, so statistics can be taken by hooks. It may be iterated more than once: the
-        last pass counts. With `kept`, the inputs of every block are appended to it, not dropped.
+        last pass counts. With `kept`, what every block was called with is appended to it, not
+        dropped: (its inputs, [(args, keywords) of each batch]).
         """
         states, calls = self.record(batches)
         for index, weights in self.weights():
@@ -155,7 +156,7 @@ class BlockStream:
             if kept is None:
                 states.discard()
             else:
-                kept.append(states)
+                kept.append((states, [call[index] for call in calls]))
             states = following_states
             trim_heap()
         return states

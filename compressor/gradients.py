@@ -29,25 +29,25 @@ def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> 
 
     InputError when a loss or the gradient of a block's input is not finite.
     """
-    inputs: list[Activations] = []
-    final = stream.run(batches, kept=inputs)
+    called: list[tuple] = []
+    final = stream.run(batches, kept=called)
     gradients = Activations(stream.offload)
     losses = []
     for i, (loss, gradient) in enumerate(head_gradients(stream, batches, final)):
         losses.append(loss)
         gradients.put(i, gradient)
     final.discard()
-    states, calls = stream.record(batches)
-    states.discard()
     for index, weights in stream.weights(reverse=True):
         with loaded(stream.layers[index], weights) as layer:
             del weights
+            inputs, calls = called[index]
             given, passed = gradients, Activations(stream.offload)
 
-            def steps(layer=layer, index=index, given=given, passed=passed) -> Iterator[int]:
-                for i in range(len(batches)):
-                    args, call = calls[i][index]
-                    hidden = inputs[index].get(i, stream.device).requires_grad_()
+            def steps(
+                layer=layer, index=index, inputs=inputs, calls=calls, given=given, passed=passed
+            ) -> Iterator[int]:
+                for i, (args, call) in enumerate(calls):
+                    hidden = inputs.get(i, stream.device).requires_grad_()
                     with torch.enable_grad():
                         output = layer(hidden, *args, **call)
                         output = output[0] if isinstance(output, tuple) else output
@@ -61,7 +61,7 @@ def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> 
                     yield i
 
             visit(index, layer, steps)
-        inputs[index].discard()
+        inputs.discard()
         given.discard()
         gradients = passed
     gradients.discard()
