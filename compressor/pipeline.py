@@ -254,9 +254,7 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
     # A backward keeps what enters every block; a forward what enters and leaves one.
-    method = METHODS[settings.method]
-    backward = "gradients" in method.wants(method.check_mode(settings.mode))
-    states = checkpoint.blocks + 3 if backward else 2
+    states = checkpoint.blocks + 3 if METHODS[settings.method].fuse is not None else 2
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

@@ -45,7 +45,8 @@ class Scores:
         try:
             with safe_open(path, framework="pt") as handle:
                 about = json.loads((handle.metadata() or {})["scores"])
-                count = 1 + max(int(name.partition(".")[0]) for name in handle.keys())  # noqa: SIM118
+                names = handle.keys()
+                count = 1 + max(int(name.partition(".")[0]) for name in names)
 
                 def read(suffix: str) -> list[dict[str, torch.Tensor]]:
                     return [
@@ -54,7 +55,7 @@ class Scores:
                     ]
 
                 blocks = read("")
-                alpha = read(".alpha") if f"0.{GROUPS[0]}.alpha" in handle.keys() else []  # noqa: SIM118
+                alpha = read(".alpha") if f"0.{GROUPS[0]}.alpha" in names else []
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
         return cls(blocks, about, alpha)
