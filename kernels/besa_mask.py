@@ -13,7 +13,8 @@ import torch
 
 from compressor.kernels.besa_cut import MOST_CANDIDATES, besa_cut
 from compressor.kernels.checks import check_tensor
-from compressor.kernels.dispatch import LIBRARY, Op, exact_dtype
+from compressor.kernels.dispatch import Op, exact_dtype
+from compressor.kernels.gradient import differentiable
 from compressor.kernels.native import in_rows, native
 from compressor.kernels.rank import MOST_COLUMNS
 
@@ -51,9 +52,7 @@ def besa_mask(
         cut = besa_cut(beta, weight.shape[1], backend=backend)
     elif type(cut) is torch.Tensor and cut.is_cpu and not torch.compiler.is_compiling():
         _check_values(cut, weight.shape[1])
-    if backend is None:
-        return OP(weight, rank, beta, cut)
-    return _Forced.apply(weight, rank, beta, cut, backend)
+    return DIFFERENTIABLE(weight, rank, beta, cut, backend=backend)
 
 
 def _ref(weight, rank, beta, cut):
@@ -180,33 +179,17 @@ BACKWARD = Op(
 
 
 def _save(ctx, inputs, output):
-    weight, rank, beta, cut, *forced = inputs
-    ctx.save_for_backward(weight, rank, beta, cut)
-    ctx.forced = forced
+    ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad):
+def _gradient(ctx, grad, backend):
     weight, rank, beta, cut = ctx.saved_tensors
-    backend = ctx.forced[0] if ctx.forced else None
     to_weight = to_beta = None
     if ctx.needs_input_grad[0]:
         to_weight = OP(grad, rank, None, cut, backend=backend)
     if ctx.needs_input_grad[2]:
         to_beta = BACKWARD(grad, weight, rank, *beta.shape, backend=backend).to(beta.dtype)
-    return to_weight, None, to_beta, None, *(None for _ in ctx.forced)
+    return to_weight, None, to_beta, None
 
 
-class _Forced(torch.autograd.Function):
-    """The op's gradient for a forced backend, which does not go through torch's dispatcher."""
-
-    @staticmethod
-    def forward(weight, rank, beta, cut, backend):
-        return OP(weight, rank, beta, cut, backend=backend)
-
-    setup_context = staticmethod(_save)
-    backward = staticmethod(_backward)
-
-
-torch.library.register_autograd(
-    "compressor::besa_mask", _backward, setup_context=_save, lib=LIBRARY
-)
+DIFFERENTIABLE = differentiable(OP, _gradient, _save)
