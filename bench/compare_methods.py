@@ -17,13 +17,20 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.blocks import BlockStream
-from compressor.calibration import describe, read_text, tokenize
+from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.methods import METHODS
-from compressor.plan import Target, allocate
+from compressor.plan import Plan, Target, allocate
 from compressor.scores import score
 from compressor.writing import write
+
+
+def perplexity_after(checkpoint: Checkpoint, plan: Plan, judged: TokenSet) -> float:
+    """Perplexity of what a plan leaves, without repair."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(checkpoint, plan, Path(folder) / "out")
+        return perplexity(BlockStream(Checkpoint(Path(folder) / "out")), judged)["perplexity"]
 
 
 def main(
@@ -58,10 +65,7 @@ def main(
                 for k in keep:
                     plan = allocate(scores, checkpoint, Target(kind, k))
                     widths[k] = plan.widths()[0]
-                    with tempfile.TemporaryDirectory() as folder:
-                        write(checkpoint, plan, Path(folder) / "out")
-                        cut = BlockStream(Checkpoint(Path(folder) / "out"))
-                        found[k].append(perplexity(cut, judged)["perplexity"])
+                    found[k].append(perplexity_after(checkpoint, plan, judged))
             table.add_row(method.name, mode, *(f"{statistics.median(found[k]):.3f}" for k in keep))
     table.caption = (
         f"calibration {describe(seen.protocol)}\nevaluation {describe(judged.protocol)}\n"
