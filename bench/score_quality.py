@@ -112,7 +112,9 @@ def correlations(scores: Scores, truth: Truth) -> dict[str, float]:
 
     found = {"all units": of(lambda b, g: True)}
     for group in scores.blocks[0]:
-        inner = [of(lambda *c, cell=cell: c == cell) for cell in {*cells} if cell[1] == group]
+        inner = [
+            of(lambda *c, cell=cell: c == cell) for cell in sorted({*cells}) if cell[1] == group
+        ]
         found[group] = of(lambda b, g, group=group: g == group)
         found[f"{group} in block"] = statistics.mean(inner)
     return found
