@@ -21,8 +21,8 @@ from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
 from compressor.report import Lines, Meter, versions, write_card, write_record
-from compressor.scores import score
-from compressor.settings import Settings, check_before_starting, target_name
+from compressor.scoring import score
+from compressor.settings import Settings, check_before_starting, chosen_grains, target_name
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -89,6 +89,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.seed,
             kept_units,
             progress,
+            chosen_grains(settings),
         )
     scores.save(work / "scores.safetensors")
     before = None
@@ -254,7 +255,7 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
     # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].fuse is not None else 2
+    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:
