@@ -169,7 +169,7 @@ def score(
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.checkpoint import Checkpoint
-    from compressor.pipeline import open_stream, read_texts
+    from compressor.pipeline import open_stream, position_notes, read_texts
     from compressor.report import Lines
     from compressor.scoring import score as run
     from compressor.settings import Settings, check_method, chosen_grains
@@ -209,6 +209,8 @@ def score(
             grains=chosen_grains(settings),
         )
         found.save(out)
+    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
+        print(note)
 
 
 @stages.command()

@@ -126,6 +126,9 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
         results[0]["dest"] = str(final)
     publish(partial, final)
     for result in results:
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+            scores.about["notes"] + result["warnings"]
+        )
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
         cuda = torch.cuda.is_available()
@@ -246,6 +249,17 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
         if tokens is not None and max(int(s.max()) for s in tokens.sequences) >= vocabulary:
             raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
     return calibration, evaluation
+
+
+def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
+    """A sentence if texts were cut because the model has fewer positions than --length."""
+    positions = checkpoint.config.get("max_position_embeddings")
+    if not positions or settings.length <= positions or not any(tokens):
+        return []
+    return [
+        f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
+        f"--length {settings.length}."
+    ]
 
 
 def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:

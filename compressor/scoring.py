@@ -41,6 +41,13 @@ def score(
     chosen = METHODS[method]
     mode = chosen.check_mode(mode)
     grains = grains or chosen.grains
+    notes = []
+    if mode == "attention" and len(tokens.sequences) == 1:
+        mode = "fixed:0.5"
+        notes.append(
+            "One calibration sequence has no variance to attend to, so coarse and fine importance "
+            "were weighed equally (fixed:0.5); give more --samples."
+        )
     geometry = Geometry.of(checkpoint)
     for name in checkpoint.outer_tensors():
         check_finite(name, checkpoint.read([name])[name])
@@ -74,6 +81,7 @@ def score(
             "fingerprint": checkpoint.fingerprint,
             "statistics": "pruned" if kept_units else "dense",
             "calibration": tokens.protocol if tokens and chosen.wants(mode) else None,
+            "notes": notes,
         },
         {name: [as_float32(block) for block in part] for name, part in parts.items()},
     )

@@ -22,9 +22,9 @@ between blocks is kept. Then
 
 Provenance. The paper's body could not be read: that a coarse and a fine Taylor importance are fused by
 an attention mechanism is the paper's; this attention, which needs no training, is ours. The element-
-and vector-wise formulas are LLM-Pruner's (arXiv 2305.11627), which takes them of the mean gradient (methods
-`taylor`, `taylor-vector`, `taylor-mix`). Everywhere the query heads of a KV group are its own (the
-published code folds others into it).
+and vector-wise formulas are LLM-Pruner's (arXiv 2305.11627), which takes them of the mean gradient
+(methods `taylor`, `taylor-vector`, `taylor-mix`). Everywhere the query heads of a KV group are its
+own (the published code folds others into it).
 """
 
 from collections.abc import Mapping
