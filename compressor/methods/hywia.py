@@ -150,6 +150,20 @@ def coarse_share(mode: str) -> float:
     return alone[mode] if mode in alone else float(mode.removeprefix("fixed:"))
 
 
+def fitted_share(parts: torch.Tensor, changes: torch.Tensor) -> float:
+    """The coarse share a / (a + b) of the non-negative least squares fit a c + b f to loss changes.
+
+    parts [2, probes]: coarse c and fine f of the masked units; changes [probes], in nats. With two
+    columns the solution is the free fit, or one column alone where that has a negative weight.
+    """
+    gram, cross = parts @ parts.T, parts @ changes
+    free = torch.linalg.lstsq(gram, cross[:, None]).solution[:, 0]
+    if (free >= 0).all() and free.sum() > 0:
+        return (free[0] / free.sum()).item()
+    gains = cross.clamp_min(0).square() / gram.diagonal().clamp_min(TINY)
+    return 0.5 if not gains.any() else float(gains[0] > gains[1])
+
+
 def normalised(blocks: Blocks) -> dict[str, Blocks]:
     """Coarse and fine tokens over their means, over all units of a group in the model."""
     parts = {part: [{} for _ in blocks] for part in PARTS}
