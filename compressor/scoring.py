@@ -59,7 +59,7 @@ def score(
         if chosen.fuse is not None:
             shares = {}
             if mode == "calibrated":
-                shares, said = calibrated_shares(stream, tokens, normalised(blocks), seed)
+                shares, said = calibrated_shares(stream, tokens, blocks, seed)
                 notes += said
             fused = chosen.fuse(blocks, mode, shares)
             blocks = fused.scores
@@ -162,7 +162,7 @@ def observe_backward(
 
 
 def calibrated_shares(
-    stream: BlockStream, tokens: TokenSet, parts: dict[str, list[Block]], seed: int
+    stream: BlockStream, tokens: TokenSet, blocks: list[Block], seed: int
 ) -> tuple[dict[str, float], list[str]]:
     """The coarse share of each group by `fitted_share` to measured loss changes, and how well
     coarse, fine and fused rank them (Spearman), in sentences.
@@ -174,14 +174,13 @@ def calibrated_shares(
     probes = sample_probes(checkpoint.units, checkpoint.blocks, PROBES, seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.offload)
+    blocks = normalised(blocks)
     changes = loss_changes(wide, texts.batches(), probes)
     shares, said = {}, []
     for group in checkpoint.units:
         mine = [i for i, probe in enumerate(probes) if probe[1] == group]
-        values = torch.stack(
-            [torch.stack([parts[part][b][group][u] for part in PARTS]) for b, _, u in
-             (probes[i] for i in mine)], 1
-        )
+        places = [(probes[i][0], probes[i][2]) for i in mine]
+        values = torch.stack([blocks[b][group][: len(PARTS), u] for b, u in places], 1)
         true = changes[mine]
         shares[group] = share = fitted_share(values, true)
         fused = share * values[0] + (1 - share) * values[1]
