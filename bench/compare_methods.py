@@ -7,9 +7,9 @@ Of each method are printed the perplexity after a uniform cut without repair, at
 blocks' weights, and Spearman's correlation of its scores with the truth: the loss change of switching
 off single units, all of them or `--probes` so many, on documents that no score has seen (FFN channels
 and KV groups over all blocks, and as a mean of the blocks' own). Figures are medians over seeds; a
-seed draws the calibration documents. With `--recover-steps N` the first seed's cuts are recovered by
-LoRA on all calibration documents, and measured again. What was measured with the same settings lies in
-FOLDER and is not measured again.
+seed draws the calibration documents. With `--recover-steps N` the first seed's cuts (of
+`--recover-keep`) are recovered by LoRA on all calibration documents, and measured again. What was
+measured with the same settings lies in FOLDER and is not measured again.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from compressor.plan import Plan, Target, allocate
 from compressor.probing import loss_changes, sample_probes, spearman, state_bytes
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.settings import Recovery
-from compressor.recovery.stage import adopt, recover
+from compressor.recovery.stage import recover
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import Settings
@@ -113,11 +113,10 @@ def perplexity_after(
         write(stream.checkpoint, plan, folder)
         if data is not None:
             settings = Settings(stream.checkpoint.path, folder, (), recovery=recovery)
-            state, expected = Path(place) / "state", Path(place) / "expected"
-            history = recover(settings, data, folder, state, expected, stream)
+            cut, folder = folder, Path(place) / "recovered"
+            history = recover(settings, data, cut, folder, Path(place) / "state", stream)
             if history.stopped:
                 return float("inf")
-            adopt(folder)
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"]
 
 
@@ -135,6 +134,8 @@ def main(
     method: Annotated[list[str] | None, typer.Option(help="METHOD or METHOD:MODE.")] = None,
     keep: Annotated[list[float] | None, typer.Option(help="Shares of the blocks.")] = None,
     recover_steps: Annotated[int, typer.Option(help="Of LoRA, for the first seed.")] = 0,
+    recover_batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
+    recover_keep: Annotated[list[float] | None, typer.Option(help="At these; else all.")] = None,
 ) -> None:
     keep = keep or [0.9, 0.8, 0.7]
     checkpoint = Checkpoint(model)
@@ -152,13 +153,14 @@ def main(
         | {"calibration": known.protocol, "probed": probed.protocol, "judged": judged.protocol},
     )
     truth = measure_truth(stream, probed, probes, found)
-    recovery = Recovery("lora", steps=max(1, recover_steps))
+    recovery = Recovery("lora", steps=max(1, recover_steps), batch=recover_batch)
+    recovery = recovery.of_width(checkpoint.hidden_size)
     data = None
     if recover_steps:
         wanted = recovery.steps * recovery.batch
         data = read_data(text, tokenizer, length, wanted, calibration_range)
     kept = {k: f"keep {k:g}" for k in keep}
-    recovered = {k: f"LoRA {k:g}" for k in keep if recover_steps}
+    recovered = {k: f"LoRA {k:g}" for k in recover_keep or keep if recover_steps}
     columns = (*kept.values(), *recovered.values(), *CORRELATIONS)
     for name in method or DEFAULT:
         for seed in range(seeds):
@@ -176,7 +178,7 @@ def main(
                 plan = allocate(scores, checkpoint, Target("keep-blocks", k))
                 if kept[k] not in row:
                     row[kept[k]] = perplexity_after(stream, plan, judged)
-                if data and seed == 0 and recovered[k] not in row:
+                if seed == 0 and k in recovered and recovered[k] not in row:
                     row[recovered[k]] = perplexity_after(stream, plan, judged, data, recovery)
                 found.save()
     dense = perplexity(stream, judged)["perplexity"]
