@@ -16,12 +16,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.methods import METHODS
-from compressor.plan import Target, allocate
+from compressor.plan import Target
 from compressor.scores import score
 from compressor.writing import write
 

@@ -200,8 +200,9 @@ def plan(
     container: str = "auto",
 ) -> None:
     """Turn scores into the list of units that stay."""
+    from compressor.allocation import allocate
     from compressor.checkpoint import Checkpoint
-    from compressor.plan import Target, allocate
+    from compressor.plan import Target
     from compressor.scores import Scores
 
     given = {

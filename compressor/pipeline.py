@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from compressor import __version__
+from compressor.allocation import allocate, lattice, protected, solve
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
-from compressor.plan import Plan, allocate, lattice, protected, solve
+from compressor.plan import Plan
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scores import score
 from compressor.settings import Settings, check_before_starting, target_name

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.allocation import lattice, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.methods import DEFAULT_METHOD, METHODS
-from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.plan import Costs, Target
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
