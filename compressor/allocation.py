@@ -1,92 +1,66 @@
-"""Allocation: how many units of each group stay in each block, on the lattice of widths, and which."""
+"""Allocation: how many units of each group stay in each block, on the lattice of widths.
+
+    uniform   the same widths in every block
+    global    all units of the model ranked together; every block its own widths
+
+Which units stay is the same in both: the best-scored of each group of each block.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.lattice import Lattice, lattice
 from compressor.plan import Costs, Plan, Target, limit_of, reached
 from compressor.scores import GROUPS, Scores, best
 
-WIDE, ALIGN_WIDE = 2048, 128
+Widths = dict[str, int]  # units of each group, of one block
+
+TINY = torch.finfo(torch.float64).tiny
 
 
-@dataclass(frozen=True)
-class Lattice:
-    """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending."""
-
-    ffn: list[int]
-    attention: list[int]
-
-
-def default_align(width: int) -> int:
-    """128 for real models; for small ones the largest power of two that divides, up to width/16."""
-    if width >= WIDE:
-        return ALIGN_WIDE
-    align = 4
-    while align * 2 <= width // 16 and width % (align * 2) == 0:
-        align *= 2
-    return align
-
-
-def lattice(
-    checkpoint: Checkpoint, align: int | None = None, tp: int = 1, container: str = "auto"
-) -> Lattice:
-    """Widths of the uniform layout that the container can express and `tp` devices can share."""
-    family, width = checkpoint.family, checkpoint.units["ffn"]
-    if (align is not None and align < 1) or tp < 1:
-        raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
-    step = align or default_align(width)
-    if tp > 1:
-        step = math.lcm(step, ALIGN_WIDE * tp)
-    if step > width:
-        raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
-    groups = checkpoint.kv_heads
-    rep = checkpoint.heads // groups
-    biased = any("bias" in t for t in checkpoint.block_tensors(0))
-    bound_by_hidden = (
-        family.heads_divide_hidden
-        and container != family.container
-        and (container == family.model_type or biased or not family.container)
-    )
-    counts = [
-        g
-        for g in range(1, groups + 1)
-        if (g == groups)
-        or ((not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0) and g % tp == 0)
-    ]
-    widths = sorted({*range(step, width + 1, step), width})
-    return Lattice(widths, counts)
+def smallest(
+    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+) -> list[Widths]:
+    """The least widths of every block; `InputError` where even they are above the target."""
+    costs, units = Costs.of(checkpoint), checkpoint.units
+    least = {"attention": lattice.attention[0], "ffn": lattice.ffn[0]}
+    widths = [dict(units) if b in protect else dict(least) for b in range(checkpoint.blocks)]
+    size = costs.size(widths, units, target.measure)
+    if size > limit_of(target, costs)[0]:
+        raise InputError(
+            f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
+            f"{reached(target, costs, size):,.6g} ({size:,} {target.measure})."
+        )
+    return widths
 
 
 def solve(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
-) -> list[dict[str, int]]:
-    """Widths of every block: the largest size on the lattice that is not above the target.
+) -> list[Widths]:
+    """Uniform widths: the largest size on the lattice that is not above the target.
 
     The share of KV groups that stay is the one nearest above the blocks' share (whole groups are
     few, and one too many costs more than channels do); FFN channels fill the rest exactly.
     """
+    smallest(target, checkpoint, lattice, protect)
     costs, units = Costs.of(checkpoint), checkpoint.units
-    measure = "bytes" if target.kind == "bytes" else "params"
     limit, whole = limit_of(target, costs)
     cut_blocks = [b for b in range(checkpoint.blocks) if b not in protect]
 
-    def widths(groups: int, channels: int) -> list[dict[str, int]]:
+    def widths(groups: int, channels: int) -> list[Widths]:
         cut = {"attention": groups, "ffn": channels}
         return [dict(units) if b in protect else cut for b in range(checkpoint.blocks)]
 
     def size(groups: int, channels: int) -> int:
-        return costs.size(widths(groups, channels), units, measure)
+        return costs.size(widths(groups, channels), units, target.measure)
 
-    least = size(lattice.attention[0], lattice.ffn[0])
-    if least > limit or not cut_blocks:
-        raise InputError(
-            f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
-            f"{reached(target, costs, least):,.6g} ({least:,} {measure})."
-        )
-    movable = len(cut_blocks) * sum(units[g] * costs.unit[g][measure] for g in GROUPS)
+    movable = len(cut_blocks) * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
     enough = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
     # Fewer groups only where the channels alone cannot make room for this many.
@@ -98,6 +72,99 @@ def solve(
         if fitting:
             return widths(groups, fitting[-1])
     raise AssertionError("the smallest size fits, so some width does")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step up the lattice: a group of a block grows by `units`, to `width`."""
+
+    worth: float  # mean normalised score of the units added
+    block: int
+    group: str
+    width: int
+    units: int
+
+
+def ranked_steps(
+    blocks: Sequence[Mapping[str, torch.Tensor]], lattice: Mapping[str, Sequence[int]]
+) -> list[Step]:
+    """All steps of all blocks beyond the least widths, the best first.
+
+    The rank is the score per parameter, divided by the mean of this over the group's units in the
+    whole model: one constant for the FFN channels and one for the KV groups. So an average
+    parameter counts the same in both, whatever their scores are measured in and whatever a unit
+    costs, and what scores know between blocks is kept. (All units of a group cost the same, which
+    leaves score / mean score.) Where scores are not comparable between blocks, as with norms of
+    activations, neither is their rank. That sizes are compared by score per parameter is usual
+    (LLM-Pruner, arXiv 2305.11627); this normalisation is ours.
+
+    A step is worth the mean of its units, and at most what the step before it is. Ties go to
+    attention, then to the lower block.
+    """
+    steps = []
+    for group, widths in lattice.items():
+        values = torch.cat([block[group] for block in blocks]).double()
+        mean = values.abs().mean().clamp_min(TINY)
+        for b, block in enumerate(blocks):
+            normalised = block[group].double().sort(descending=True).values / mean
+            worth = math.inf
+            for narrow, wide in pairwise(widths):
+                worth = min(worth, normalised[narrow:wide].mean().item())
+                steps.append(Step(worth, b, group, wide, wide - narrow))
+    return sorted(steps, key=lambda step: -step.worth)
+
+
+def grow(
+    widths: Sequence[Widths], steps: Sequence[Step], costs: Mapping[str, int], room: float
+) -> list[Widths]:
+    """Take the steps in their order as far as there is room, in the measure of `costs` (of a unit).
+
+    A step that no longer fits ends its group in its block, and the others go on: at the end no step
+    that could be next fits. With more room the size is never smaller.
+    """
+    widths = [dict(width) for width in widths]
+    full = set()
+    for step in steps:
+        place, cost = (step.block, step.group), step.units * costs[step.group]
+        if place in full:
+            continue
+        if cost > room:
+            full.add(place)
+            continue
+        widths[step.block][step.group] = step.width
+        room -= cost
+    return widths
+
+
+def solve_globally(
+    scores: Scores,
+    target: Target,
+    checkpoint: Checkpoint,
+    lattice: Lattice,
+    protect: Sequence[int] = (),
+) -> list[Widths]:
+    """Widths by one ranking of all units of the blocks that are not protected, not above the target.
+
+    It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
+    """
+    costs = Costs.of(checkpoint)
+    least = smallest(target, checkpoint, lattice, protect)
+    steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
+    free = [step for step in steps if step.block not in protect]
+    unit = {group: costs.unit[group][target.measure] for group in GROUPS}
+    room = limit_of(target, costs)[0] - costs.size(least, checkpoint.units, target.measure)
+    return grow(least, free, unit, room)
+
+
+ALLOCATIONS = {
+    "uniform": lambda scores, *constraints: solve(*constraints),
+    "global": solve_globally,
+}
+
+
+def check_allocation(how: str) -> None:
+    if how not in ALLOCATIONS:
+        raise InputError(f"--allocate is {' or '.join(ALLOCATIONS)}, not {how!r}.")
 
 
 def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
@@ -117,15 +184,18 @@ def allocate(
     tp: int = 1,
     protect: Sequence[int] = (),
     container: str = "auto",
+    how: str = "uniform",
 ) -> Plan:
-    """Uniform allocation: the best-scored units of every block, as many as the target allows."""
+    """The best-scored units of every block, as many as the allocation `how` gives each."""
+    check_allocation(how)
     blocks = checkpoint.blocks
     protect = protected(protect, checkpoint)
     if len(scores.blocks) != blocks or any(
         len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
     ):
         raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
-    chosen = solve(target, checkpoint, lattice(checkpoint, align, tp, container), protect)
+    widths = lattice(checkpoint, align, tp, container)
+    chosen = ALLOCATIONS[how](scores, target, checkpoint, widths, protect)
     kept = [
         {g: best(block[g], width[g]) for g in GROUPS}
         for block, width in zip(scores.blocks, chosen, strict=True)
@@ -140,7 +210,7 @@ def allocate(
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
             "parameters": params,
             "bytes": costs.size(chosen, checkpoint.units, "bytes"),
-            "allocate": "uniform",
+            "allocate": how,
             "protect": protect,
             "scores": scores.about,
         },

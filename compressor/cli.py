@@ -52,6 +52,9 @@ def compress(
         str, Option(help="llm-bip, hywia, wanda-sp, magnitude or random.")
     ] = "llm-bip",
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
+    allocate: Annotated[
+        str, Option(help="uniform widths, or global: one ranking of all units (layout padded).")
+    ] = "uniform",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -106,6 +109,7 @@ def compress(
         targets=targets,
         method=method,
         mode=mode,
+        allocate=allocate,
         layout=layout,
         container=container,
         calibration=calibration,
@@ -198,9 +202,12 @@ def plan(
     protect: str = "",
     tp: int = 1,
     container: str = "auto",
+    allocate: Annotated[
+        str, Option(help="uniform, or global (every block its own widths).")
+    ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
-    from compressor.allocation import allocate
+    from compressor.allocation import allocate as run
     from compressor.checkpoint import Checkpoint
     from compressor.plan import Target
     from compressor.scores import Scores
@@ -216,13 +223,13 @@ def plan(
         raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
-    made = allocate(loaded, checkpoint, targets[0], align, tp, parse_blocks(protect), container)
+    blocks = parse_blocks(protect)
+    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate)
     made.save(out)
-    widths = made.widths()[0]
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
-        f"{made.about['keep_blocks_reached']:.4f} of the blocks: {widths['attention']} KV groups, "
-        f"{widths['ffn']} FFN channels a block"
+        f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
+        f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
 
 

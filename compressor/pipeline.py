@@ -12,12 +12,13 @@ import psutil
 import torch
 
 from compressor import __version__
-from compressor.allocation import allocate, lattice, protected, solve
+from compressor.allocation import allocate, protected, solve
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
+from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan
@@ -108,6 +109,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.tp,
             settings.protect,
             settings.container,
+            settings.allocate,
         )
         plan.save(work / f"{name}.json")
         result = cut_one(

@@ -17,6 +17,11 @@ class Target:
     kind: str
     value: float
 
+    @property
+    def measure(self) -> str:
+        """What sizes are counted in: params or bytes."""
+        return "bytes" if self.kind == "bytes" else "params"
+
 
 @dataclass
 class Plan:
@@ -27,6 +32,12 @@ class Plan:
 
     def widths(self) -> list[dict[str, int]]:
         return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
+
+    def width_range(self, group: str) -> str:
+        """`64`, or `32 to 96` where blocks differ."""
+        counts = [w[group] for w in self.widths()]
+        least, most = min(counts), max(counts)
+        return f"{least}" if least == most else f"{least} to {most}"
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
@@ -92,7 +103,7 @@ def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
     """The largest allowed size and the present size, in the target's measure."""
     if target.kind in ("keep", "keep-blocks") and not 0 < target.value < 1:
         raise InputError(f"--{target.kind} must lie between 0 and 1, not {target.value:g}.")
-    whole = costs.total["bytes" if target.kind == "bytes" else "params"]
+    whole = costs.total[target.measure]
     if target.kind == "keep":
         limit = target.value * whole
     elif target.kind == "keep-blocks":

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from compressor.allocation import allocate, default_align, lattice, solve
+from compressor.allocation import allocate, solve
 from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import InputError
+from compressor.lattice import default_align, lattice
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores, best, score
 
