@@ -26,17 +26,23 @@ SEED_STRIDE = 100_003  # blocks of one seed share no stream with blocks of the n
 class Scores:
     """`blocks[b][group]` is a float32 tensor [units]; `about` says how it was made.
 
-    `alpha`, of the same form, is how much of each fused score is its coarse part (HyWIA).
+    `alpha`, of the same form, is how much of each fused score is its coarse part (HyWIA); `parts`
+    holds by name what was fused, `coarse` and `fine`, normalised, of the same form each.
     """
 
     blocks: list[dict[str, torch.Tensor]]
     about: dict = field(default_factory=dict)
     alpha: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    parts: dict[str, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        tensors = {f"{b}.{g}": t for b, block in enumerate(self.blocks) for g, t in block.items()}
-        tensors |= {
-            f"{b}.{g}.alpha": t for b, block in enumerate(self.alpha) for g, t in block.items()
+        named = {"": self.blocks, ".alpha": self.alpha}
+        named |= {f".{part}": blocks for part, blocks in self.parts.items()}
+        tensors = {
+            f"{b}.{g}{suffix}": t
+            for suffix, blocks in named.items()
+            for b, block in enumerate(blocks)
+            for g, t in block.items()
         }
         save_file(tensors, path, metadata={"scores": json.dumps(self.about)})
 
@@ -55,10 +61,12 @@ class Scores:
                     ]
 
                 blocks = read("")
-                alpha = read(".alpha") if f"0.{GROUPS[0]}.alpha" in names else []
+                suffixes = {name.split(".")[2] for name in names if name.count(".") == 2}
+                alpha = read(".alpha") if "alpha" in suffixes else []
+                parts = {part: read(f".{part}") for part in sorted(suffixes - {"alpha"})}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
-        return cls(blocks, about, alpha)
+        return cls(blocks, about, alpha, parts)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:

@@ -110,6 +110,23 @@ def test_scores_and_plans_are_files(llama, tmp_path):
     assert Plan.load(tmp_path / "p.json") == plan
 
 
+def test_what_was_fused_is_in_the_file(tmp_path):
+    def blocks(begin: int) -> list[dict[str, torch.Tensor]]:
+        return [
+            {"attention": torch.ones(2) * (begin + b), "ffn": torch.arange(3.0)} for b in (0, 1)
+        ]
+
+    Scores(blocks(0), {}, blocks(2), {"coarse": blocks(4), "fine": blocks(6)}).save(tmp_path / "s")
+    loaded = Scores.load(tmp_path / "s")
+    found = [loaded.blocks, loaded.alpha, loaded.parts["coarse"], loaded.parts["fine"]]
+    assert [block["attention"].tolist() for part in found for block in part] == [
+        [float(n)] * 2 for n in range(8)
+    ]
+    assert [block["ffn"].tolist() for block in loaded.parts["fine"]] == [[0.0, 1.0, 2.0]] * 2
+    Scores(blocks(0)).save(tmp_path / "s")
+    assert (Scores.load(tmp_path / "s").alpha, Scores.load(tmp_path / "s").parts) == ([], {})
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "not json"])
 def test_broken_files_are_refused(tmp_path, content):
     (tmp_path / "x").write_text(content)
