@@ -4,7 +4,7 @@
         --evaluation TEXT --evaluation-range 617:917 --keep 0.9 --keep 0.8
 
 Scores once a method, cuts at every ratio, no repair, no training; random is the median of seeds 0,
-1 and 2. Prints one table.
+1 and 2. With `--allocate global` results are written padded. Prints one table.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.allocation import allocate
+from compressor.allocation import allocate as made_by
 from compressor.blocks import BlockStream
 from compressor.calibration import describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
@@ -35,10 +35,13 @@ def main(
     evaluation_range: str | None = None,
     keep: Annotated[list[float] | None, typer.Option()] = None,
     kind: Annotated[str, typer.Option(help="keep or keep-blocks.")] = "keep",
+    method: Annotated[list[str] | None, typer.Option(help="Of these only.")] = None,
+    allocate: Annotated[str, typer.Option(help="uniform or global.")] = "uniform",
     samples: int = 128,
     length: int = 512,
 ) -> None:
-    keep = keep or [0.9, 0.8]
+    keep, chosen = keep or [0.9, 0.8], method or METHODS
+    layout = "uniform" if allocate == "uniform" else "padded"
     checkpoint = Checkpoint(model)
     tokenizer = checkpoint.tokenizer()
     length = min(length, checkpoint.config["max_position_embeddings"])
@@ -46,21 +49,22 @@ def main(
     judged = tokenize(read_text(evaluation), tokenizer, length, None, evaluation_range)
     stream = BlockStream(checkpoint)
     dense = perplexity(stream, judged)["perplexity"]
-    table = Table(title=f"{model.name}: perplexity, dense {dense:.3f}")
+    table = Table(title=f"{model.name}: perplexity, dense {dense:.3f}, {allocate}")
     for column in ("method", "mode", *(f"{kind} {k:g}" for k in keep)):
         table.add_column(column, justify="right")
     widths = {}
-    for method in METHODS.values():
-        for mode in method.modes:
+    for method in (METHODS[name] for name in chosen):
+        for mode in (m.replace(":a", ":0.5") for m in method.modes):
             seeds = (0, 1, 2) if method.name == "random" else (0,)
             found: dict[float, list[float]] = {k: [] for k in keep}
             for seed in seeds:
                 scores = score(checkpoint, method.name, mode, seen, stream, 100 * seed)
                 for k in keep:
-                    plan = allocate(scores, checkpoint, Target(kind, k))
-                    widths[k] = plan.widths()[0]
+                    plan = made_by(scores, checkpoint, Target(kind, k), how=allocate)
+                    if allocate == "uniform":  # the same for all methods
+                        widths[k] = plan.widths()[0]
                     with tempfile.TemporaryDirectory() as folder:
-                        write(checkpoint, plan, Path(folder) / "out")
+                        write(checkpoint, plan, Path(folder) / "out", layout)
                         cut = BlockStream(Checkpoint(Path(folder) / "out"))
                         found[k].append(perplexity(cut, judged)["perplexity"])
             table.add_row(method.name, mode, *(f"{statistics.median(found[k]):.3f}" for k in keep))

@@ -85,31 +85,36 @@ class Step:
     units: int
 
 
+def normalised(blocks: Sequence[Mapping[str, torch.Tensor]], group: str) -> list[torch.Tensor]:
+    """A group's scores in every block, [units] float64, over their mean in the whole model.
+
+    One constant for the FFN channels and one for the KV groups. All units of a group cost the same,
+    so this is the score per parameter over the group's mean score per parameter: an average
+    parameter counts the same in both, whatever their scores are measured in and whatever a unit
+    costs, and what scores know between blocks is kept. Where scores are not comparable between
+    blocks, as norms of activations are not, neither are these.
+
+    That sizes are compared by score per parameter is usual (LLM-Pruner, arXiv 2305.11627); this
+    normalisation is ours.
+    """
+    mean = torch.cat([block[group] for block in blocks]).double().abs().mean()
+    return [block[group].double() / mean.clamp_min(TINY) for block in blocks]
+
+
 def ranked_steps(
     blocks: Sequence[Mapping[str, torch.Tensor]], lattice: Mapping[str, Sequence[int]]
 ) -> list[Step]:
-    """All steps of all blocks beyond the least widths, the best first.
-
-    The rank is the score per parameter, divided by the mean of this over the group's units in the
-    whole model: one constant for the FFN channels and one for the KV groups. So an average
-    parameter counts the same in both, whatever their scores are measured in and whatever a unit
-    costs, and what scores know between blocks is kept. (All units of a group cost the same, which
-    leaves score / mean score.) Where scores are not comparable between blocks, as with norms of
-    activations, neither is their rank. That sizes are compared by score per parameter is usual
-    (LLM-Pruner, arXiv 2305.11627); this normalisation is ours.
+    """All steps of all blocks beyond the least widths, by `normalised` score, the best first.
 
     A step is worth the mean of its units, and at most what the step before it is. Ties go to
     attention, then to the lower block.
     """
     steps = []
     for group, widths in lattice.items():
-        values = torch.cat([block[group] for block in blocks]).double()
-        mean = values.abs().mean().clamp_min(TINY)
-        for b, block in enumerate(blocks):
-            normalised = block[group].double().sort(descending=True).values / mean
-            worth = math.inf
+        for b, values in enumerate(normalised(blocks, group)):
+            descending, worth = values.sort(descending=True).values, math.inf
             for narrow, wide in pairwise(widths):
-                worth = min(worth, normalised[narrow:wide].mean().item())
+                worth = min(worth, descending[narrow:wide].mean().item())
                 steps.append(Step(worth, b, group, wide, wide - narrow))
     return sorted(steps, key=lambda step: -step.worth)
 

@@ -179,8 +179,7 @@ def score(
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
+    check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     with Lines(quiet).stage("score") as progress:
@@ -231,6 +230,34 @@ def plan(
         f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
         f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
+
+
+@stages.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="File of scores.")],
+    out: Annotated[Path, Option(help="Picture to draw (PNG).")],
+    source: Annotated[
+        Path | None, Option(help="The checkpoint, if it moved since scoring.")
+    ] = None,
+    keep: Annotated[float, Option(help="Share of all parameters that the shown cut keeps.")] = 0.7,
+    align: int | None = None,
+    protect: str = "",
+    allocate: str = "uniform",
+) -> None:
+    """Draw scores, fusion rates and a cut, block by block."""
+    from compressor.allocation import allocate as run
+    from compressor.checkpoint import Checkpoint
+    from compressor.drawing import draw
+    from compressor.lattice import lattice
+    from compressor.plan import Target
+    from compressor.scores import Scores
+
+    check_folder(out)
+    loaded = Scores.load(scores)
+    checkpoint = Checkpoint(source or loaded.about["source"])
+    blocks = parse_blocks(protect)
+    made = run(loaded, checkpoint, Target("keep", keep), align, protect=blocks, how=allocate)
+    draw(out, loaded, made, checkpoint, lattice(checkpoint, align))
 
 
 @stages.command()
@@ -296,6 +323,11 @@ def evaluate(
         print(json.dumps(found, indent=1))
     else:
         print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+
+
+def check_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
 
 
 def run(app: Callable, arguments: list[str]) -> int:
