@@ -60,17 +60,25 @@ def block_sparsity(
     return np.array([100 - 100 * sum(w[g] * cost[g] for g in units) / whole for w in widths])
 
 
+def fusion_rates(scores: Scores) -> list[dict[str, torch.Tensor]]:
+    """alpha of every block; none where nothing was fused, or at the same rate everywhere."""
+    alpha = scores.parts.get("alpha", [])
+    rates = [values for block in alpha for values in block.values()]
+    return alpha if rates and torch.cat(rates).unique().numel() > 1 else []
+
+
 def ranked_sparsity(
     scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Lattice
 ) -> dict[str, np.ndarray]:
-    """`block_sparsity` of a global ranking by each part alone and by the fused score.
+    """`block_sparsity` of a global ranking by the coarse, the fine and the fused score.
 
     For the plan's target and protected blocks, whatever its own allocation is.
     """
     target, protect = Target(**plan.about["asked"]), plan.about["protect"]
     costs, found = Costs.of(checkpoint), {}
-    for name, blocks in {**scores.parts, "fused": scores.blocks}.items():
-        widths = solve_globally(Scores(blocks), target, checkpoint, lattice, protect)
+    for name in LINES:
+        ranked = Scores(scores.parts.get(name, scores.blocks))
+        widths = solve_globally(ranked, target, checkpoint, lattice, protect)
         found[name] = block_sparsity(widths, checkpoint.units, costs)
     return found
 
@@ -93,8 +101,9 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
     """The figure: a row a subject, FFN on the left and attention on the right, blocks along x."""
     from matplotlib.figure import Figure
 
+    alpha = fusion_rates(scores)
     rows = [list(NAMES)]
-    rows += [[f"alpha {g}" for g in NAMES]] if scores.alpha else []
+    rows += [[f"alpha {g}" for g in NAMES]] if alpha else []
     rows += [[f"scores {g}" for g in NAMES]]
     rows += [["sparsity"] * 2] if scores.parts else []
     height = ROW * len(rows) + MARGIN
@@ -106,8 +115,8 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
     shares = kept_shares(plan, checkpoint.units)
     for group in NAMES:
         draw_widths(panels[group], group, shares[group], checkpoint.units[group])
-        if scores.alpha:
-            draw_alpha(panels[f"alpha {group}"], group, [block[group] for block in scores.alpha])
+        if alpha:
+            draw_alpha(panels[f"alpha {group}"], group, [block[group] for block in alpha])
         kept = [block[group] for block in plan.blocks]
         draw_scores(panels[f"scores {group}"], group, normalised(scores.blocks, group), kept)
     if scores.parts:

@@ -10,7 +10,8 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
 from compressor.plan import Costs, Target
-from compressor.scores import GROUPS, Scores, score
+from compressor.scores import GROUPS, Scores
+from compressor.scoring import score
 
 LATTICE = {"attention": [1, 2, 3], "ffn": [2, 4, 5]}
 LEAST = {group: widths[0] for group, widths in LATTICE.items()}

@@ -17,6 +17,7 @@ from compressor.drawing import (
     cut_levels,
     draw,
     figure_of,
+    fusion_rates,
     kept_shares,
     quantiles,
     ranked_sparsity,
@@ -24,7 +25,8 @@ from compressor.drawing import (
 from compressor.errors import MachineError
 from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
-from compressor.scores import Scores, score
+from compressor.scores import Scores
+from compressor.scoring import score
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -41,7 +43,7 @@ def fused(llama) -> Scores:
         for a, c, f in zip(alpha, coarse, fine, strict=True)
     ]
     about = {"method": "hywia", "mode": "attention", "source": str(llama)}
-    return Scores(blocks, about, alpha, {"coarse": coarse, "fine": fine})
+    return Scores(blocks, about, {"alpha": alpha, "coarse": coarse, "fine": fine})
 
 
 def planned(scores: Scores, llama, how: str = "global", **options) -> tuple:
@@ -95,7 +97,8 @@ def test_sparsity_by_each_part_is_that_of_a_global_plan(fused, llama, how):
     _, plan, checkpoint, _ = arguments
     found = ranked_sparsity(*arguments)
     assert found.keys() == {"coarse", "fine", "fused"}
-    for name, blocks in (*fused.parts.items(), ("fused", fused.blocks)):
+    for name in found:
+        blocks = fused.parts.get(name, fused.blocks)
         alone = planned(Scores(blocks), llama, protect=[-1])[1]
         expected = block_sparsity(alone.widths(), checkpoint.units, Costs.of(checkpoint))
         assert found[name].tolist() == expected.tolist()
@@ -117,7 +120,7 @@ def test_panels_show_the_arrays(fused, llama):
     ]  # fmt: skip
     for group, shares in kept_shares(plan, checkpoint.units).items():
         assert [bar.get_height() for bar in panels[group].patches] == shares.tolist()
-        means = [block[group].mean().item() for block in fused.alpha]
+        means = [block[group].mean().item() for block in fused.parts["alpha"]]
         assert panels[f"alpha {group}"].lines[0].get_ydata() == pytest.approx(means)
         units = checkpoint.units[group] * checkpoint.blocks
         marks = [c for c in panels[f"scores {group}"].collections if c.get_label() != "cut"]
@@ -132,6 +135,13 @@ def test_without_alpha_there_are_widths_and_scores(llama):
     figure = figure_of(*planned(score(Checkpoint(llama), "magnitude"), llama))
     labels = [axes.get_label() for axes in figure.axes]
     assert labels == ["ffn", "attention", "scores ffn", "scores attention"]
+
+
+def test_a_fixed_rate_is_not_drawn(fused):
+    assert fusion_rates(fused) == fused.parts["alpha"]
+    fixed = [{group: torch.full_like(v, 0.5) for group, v in b.items()} for b in fused.blocks]
+    assert fusion_rates(Scores(fused.blocks, {}, {"alpha": fixed})) == []
+    assert fusion_rates(Scores(fused.blocks)) == []
 
 
 def test_png(fused, llama, tmp_path):

@@ -9,7 +9,8 @@ from compressor.cut import cut_block
 from compressor.errors import InputError
 from compressor.lattice import default_align, lattice
 from compressor.plan import Costs, Plan, Target
-from compressor.scores import Scores, best, score
+from compressor.scores import Scores, best
+from compressor.scoring import score
 
 
 @pytest.mark.parametrize(
@@ -108,23 +109,6 @@ def test_scores_and_plans_are_files(llama, tmp_path):
     assert plan.blocks == allocate(scores, checkpoint, Target("keep", 0.8)).blocks
     plan.save(tmp_path / "p.json")
     assert Plan.load(tmp_path / "p.json") == plan
-
-
-def test_what_was_fused_is_in_the_file(tmp_path):
-    def blocks(begin: int) -> list[dict[str, torch.Tensor]]:
-        return [
-            {"attention": torch.ones(2) * (begin + b), "ffn": torch.arange(3.0)} for b in (0, 1)
-        ]
-
-    Scores(blocks(0), {}, blocks(2), {"coarse": blocks(4), "fine": blocks(6)}).save(tmp_path / "s")
-    loaded = Scores.load(tmp_path / "s")
-    found = [loaded.blocks, loaded.alpha, loaded.parts["coarse"], loaded.parts["fine"]]
-    assert [block["attention"].tolist() for part in found for block in part] == [
-        [float(n)] * 2 for n in range(8)
-    ]
-    assert [block["ffn"].tolist() for block in loaded.parts["fine"]] == [[0.0, 1.0, 2.0]] * 2
-    Scores(blocks(0)).save(tmp_path / "s")
-    assert (Scores.load(tmp_path / "s").alpha, Scores.load(tmp_path / "s").parts) == ([], {})
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "not json"])

@@ -13,7 +13,7 @@ from compressor.errors import InputError, VerificationError
 from compressor.pipeline import make_record
 from compressor.plan import Target
 from compressor.report import write_record
-from compressor.scores import score
+from compressor.scoring import score
 from compressor.verify import verify, verify_here
 from compressor.writing import write
 
