@@ -12,14 +12,17 @@ import psutil
 import torch
 
 from compressor import __version__
+from compressor.allocation import allocate, protected, solve
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
+from compressor.drawing import PICTURE, draw
 from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
+from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
-from compressor.plan import Plan, allocate, lattice, protected, solve
+from compressor.plan import Plan
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scoring import score
 from compressor.settings import Settings, check_before_starting, chosen_grains, target_name
@@ -108,10 +111,21 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.tp,
             settings.protect,
             settings.container,
+            settings.allocate,
         )
         plan.save(work / f"{name}.json")
         result = cut_one(
-            settings, checkpoint, plan, target, folder, work, before, evaluation, meter, lines
+            settings,
+            checkpoint,
+            scores,
+            plan,
+            target,
+            folder,
+            work,
+            before,
+            evaluation,
+            meter,
+            lines,
         )
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
@@ -137,7 +151,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
 
 
 def cut_one(
-    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines
+    settings, checkpoint, scores, plan: Plan, target, folder, work, before, evaluation, meter, lines
 ):
     """Write one result, verify it and measure it; the folder is complete when this returns."""
     with meter.stage("write"), lines.stage("write") as progress:
@@ -191,6 +205,12 @@ def cut_one(
     record |= {name: result[name] for name in (*kept, "perplexity_before", "perplexity_after")}
     record["verified"] = result["verified"]
     write_record(folder, record)
+    with meter.stage("draw"):
+        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        try:
+            draw(folder / PICTURE, scores, plan, checkpoint, widths)
+        except MachineError as missing:
+            result["warnings"].append(str(missing))
     write_card(folder, result, record)
     return result
 

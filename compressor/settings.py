@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.allocation import check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.lattice import lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
-from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.plan import Costs, Target
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -26,6 +28,7 @@ class Settings:
     coarse: str | None = None
     fine: str | None = None
     reduce: str | None = None
+    allocate: str = "uniform"
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -66,8 +69,20 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_allocation(settings.allocate)
+    if settings.statistics == "pruned" and settings.allocate != "uniform":
+        raise InputError(
+            "--statistics pruned cuts each block as it is scored, and --allocate "
+            f"{settings.allocate} finds the widths when all are; leave one of them out."
+        )
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
+    if settings.layout == "uniform" and settings.allocate != "uniform":
+        raise InputError(
+            f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
+            "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
+            "--allocate out."
+        )
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":

@@ -162,6 +162,12 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
         (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
+        (["--keep", 0.7, "--allocate", "magic"], "uniform or global, not 'magic'"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout padded"),
+        (
+            ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
+            "finds the widths when all are",
+        ),
         (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
         (["--keep", 0.7, 0.7], "given twice"),
@@ -222,6 +228,31 @@ def test_pruned_statistics(llama, quick, tmp_path):
     assert compress(llama, tmp_path / "b", *options, *padded) == 0
     record = json.loads((tmp_path / "b" / "compression.json").read_text())
     assert len(record["plan"]["blocks"][0]["ffn"]) == 48
+
+
+def test_global_allocation(llama, quick, tmp_path, capsys):
+    options = ["--allocate", "global", "--protect", "0", "--align", 2]
+    whole = [*options, "--layout", "padded", "--keep", 0.7, "--method", "hywia", *quick[:-1]]
+    assert compress(llama, tmp_path / "whole", *whole, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["allocate"] == "global" and found["keep_reached"] <= 0.7
+    assert found["verified"].startswith("logits within")
+    record = json.loads((tmp_path / "whole" / "compression.json").read_text())
+    widths = [len(block["ffn"]) for block in record["plan"]["blocks"]]
+    assert widths[0] == 48 and widths[1] != widths[2]
+
+    def stage(*arguments) -> int:
+        return run(stages, [str(a) for a in arguments])
+
+    scores, plan, dest = tmp_path / "s.safetensors", tmp_path / "p.json", tmp_path / "cut"
+    assert stage("score", llama, "--out", scores, "--method", "hywia", *quick[:-1]) == 0
+    assert stage("plan", scores, "--keep", 0.7, "--out", plan, *options) == 0
+    assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
+    assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
+    assert stage("cut", llama, dest, "--plan", plan) == 2
+    assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
+    assert stage("cut", llama, dest, "--plan", plan, "--layout", "padded", "--no-verify") == 0
+    assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
 
 
 def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_path):
