@@ -49,9 +49,21 @@ def compress(
     target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
     target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
     method: Annotated[
-        str, Option(help="llm-bip, hywia, wanda-sp, magnitude or random.")
+        str,
+        Option(
+            help="llm-bip, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, wanda-sp, "
+            "magnitude or random."
+        ),
     ] = "llm-bip",
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
+    coarse: Annotated[str | None, Option(help="hywia: gate or vector.")] = None,
+    fine: Annotated[str | None, Option(help="hywia: first, second or mix.")] = None,
+    reduce: Annotated[
+        str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
+    ] = None,
+    allocate: Annotated[
+        str, Option(help="uniform widths, or global: one ranking of all units (layout padded).")
+    ] = "uniform",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -106,6 +118,10 @@ def compress(
         targets=targets,
         method=method,
         mode=mode,
+        coarse=coarse,
+        fine=fine,
+        reduce=reduce,
+        allocate=allocate,
         layout=layout,
         container=container,
         calibration=calibration,
@@ -143,6 +159,9 @@ def score(
     out: Annotated[Path, Option(help="File of scores to write.")],
     method: str = "llm-bip",
     mode: str | None = None,
+    coarse: str | None = None,
+    fine: str | None = None,
+    reduce: str | None = None,
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -154,10 +173,10 @@ def score(
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.checkpoint import Checkpoint
-    from compressor.pipeline import open_stream, read_texts
+    from compressor.pipeline import open_stream, position_notes, read_texts
     from compressor.report import Lines
-    from compressor.scores import score as run
-    from compressor.settings import Settings, check_method
+    from compressor.scoring import score as run
+    from compressor.settings import Settings, check_method, chosen_grains
 
     settings = Settings(
         source=source,
@@ -165,6 +184,9 @@ def score(
         targets=(),
         method=method,
         mode=mode,
+        coarse=coarse,
+        fine=fine,
+        reduce=reduce,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
@@ -175,12 +197,23 @@ def score(
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
+    check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     with Lines(quiet).stage("score") as progress:
-        run(checkpoint, method, mode, tokens, stream, seed, progress=progress).save(out)
+        found = run(
+            checkpoint,
+            method,
+            mode,
+            tokens,
+            stream,
+            seed,
+            progress=progress,
+            grains=chosen_grains(settings),
+        )
+        found.save(out)
+    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
+        print(note)
 
 
 @stages.command()
@@ -198,10 +231,14 @@ def plan(
     protect: str = "",
     tp: int = 1,
     container: str = "auto",
+    allocate: Annotated[
+        str, Option(help="uniform, or global (every block its own widths).")
+    ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
+    from compressor.allocation import allocate as run
     from compressor.checkpoint import Checkpoint
-    from compressor.plan import Target, allocate
+    from compressor.plan import Target
     from compressor.scores import Scores
 
     given = {
@@ -215,14 +252,42 @@ def plan(
         raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
-    made = allocate(loaded, checkpoint, targets[0], align, tp, parse_blocks(protect), container)
+    blocks = parse_blocks(protect)
+    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate)
     made.save(out)
-    widths = made.widths()[0]
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
-        f"{made.about['keep_blocks_reached']:.4f} of the blocks: {widths['attention']} KV groups, "
-        f"{widths['ffn']} FFN channels a block"
+        f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
+        f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
+
+
+@stages.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="File of scores.")],
+    out: Annotated[Path, Option(help="Picture to draw (PNG).")],
+    source: Annotated[
+        Path | None, Option(help="The checkpoint, if it moved since scoring.")
+    ] = None,
+    keep: Annotated[float, Option(help="Share of all parameters that the shown cut keeps.")] = 0.7,
+    align: int | None = None,
+    protect: str = "",
+    allocate: str = "uniform",
+) -> None:
+    """Draw scores, fusion rates and a cut, block by block."""
+    from compressor.allocation import allocate as run
+    from compressor.checkpoint import Checkpoint
+    from compressor.drawing import draw
+    from compressor.lattice import lattice
+    from compressor.plan import Target
+    from compressor.scores import Scores
+
+    check_folder(out)
+    loaded = Scores.load(scores)
+    checkpoint = Checkpoint(source or loaded.about["source"])
+    blocks = parse_blocks(protect)
+    made = run(loaded, checkpoint, Target("keep", keep), align, protect=blocks, how=allocate)
+    draw(out, loaded, made, checkpoint, lattice(checkpoint, align))
 
 
 @stages.command()
@@ -288,6 +353,11 @@ def evaluate(
         print(json.dumps(found, indent=1))
     else:
         print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+
+
+def check_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
 
 
 def run(app: Callable, arguments: list[str]) -> int:

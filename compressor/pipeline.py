@@ -12,17 +12,20 @@ import psutil
 import torch
 
 from compressor import __version__
+from compressor.allocation import allocate, protected, solve
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
+from compressor.drawing import PICTURE, draw
 from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
+from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
-from compressor.plan import Plan, allocate, lattice, protected, solve
+from compressor.plan import Plan
 from compressor.report import Lines, Meter, versions, write_card, write_record
-from compressor.scores import score
-from compressor.settings import Settings, check_before_starting, target_name
+from compressor.scoring import score
+from compressor.settings import Settings, check_before_starting, chosen_grains, target_name
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -89,6 +92,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.seed,
             kept_units,
             progress,
+            chosen_grains(settings),
         )
     scores.save(work / "scores.safetensors")
     before = None
@@ -107,10 +111,21 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.tp,
             settings.protect,
             settings.container,
+            settings.allocate,
         )
         plan.save(work / f"{name}.json")
         result = cut_one(
-            settings, checkpoint, plan, target, folder, work, before, evaluation, meter, lines
+            settings,
+            checkpoint,
+            scores,
+            plan,
+            target,
+            folder,
+            work,
+            before,
+            evaluation,
+            meter,
+            lines,
         )
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
@@ -125,6 +140,9 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
         results[0]["dest"] = str(final)
     publish(partial, final)
     for result in results:
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+            scores.about["notes"] + result["warnings"]
+        )
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
         cuda = torch.cuda.is_available()
@@ -133,7 +151,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
 
 
 def cut_one(
-    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines
+    settings, checkpoint, scores, plan: Plan, target, folder, work, before, evaluation, meter, lines
 ):
     """Write one result, verify it and measure it; the folder is complete when this returns."""
     with meter.stage("write"), lines.stage("write") as progress:
@@ -187,6 +205,12 @@ def cut_one(
     record |= {name: result[name] for name in (*kept, "perplexity_before", "perplexity_after")}
     record["verified"] = result["verified"]
     write_record(folder, record)
+    with meter.stage("draw"):
+        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        try:
+            draw(folder / PICTURE, scores, plan, checkpoint, widths)
+        except MachineError as missing:
+            result["warnings"].append(str(missing))
     write_card(folder, result, record)
     return result
 
@@ -247,6 +271,17 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     return calibration, evaluation
 
 
+def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
+    """A sentence if texts were cut because the model has fewer positions than --length."""
+    positions = checkpoint.config.get("max_position_embeddings")
+    if not positions or settings.length <= positions or not any(tokens):
+        return []
+    return [
+        f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
+        f"--length {settings.length}."
+    ]
+
+
 def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
     """A stream on the chosen device and dtype; activations go to files where memory is short."""
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -254,7 +289,7 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
     # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].fuse is not None else 2
+    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compressor.drawing import PICTURE
+
 VERSIONED = ("torch", "transformers", "safetensors")
 
 
@@ -95,6 +97,9 @@ def write_card(folder: Path, result: dict, record: dict) -> None:
             f"Perplexity {before:.3f} before, {after:.3f} after "
             f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
         )
+    picture = ""
+    if (folder / PICTURE).exists():
+        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
     scored = record["plan"]["about"]["scores"]
     text = f"""---
 base_model: {Path(result["source"]).name}
@@ -112,7 +117,7 @@ of the type `{result["container"]}`; it loads with plain `transformers`:
 
 Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, without training.
 `compression.json` holds the plan and all settings.
-"""
+{picture}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.allocation import check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.lattice import lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
-from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.methods.hywia import Grains
+from compressor.plan import Costs, Target
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -22,6 +25,10 @@ class Settings:
     targets: Sequence[Target]
     method: str = DEFAULT_METHOD
     mode: str | None = None
+    coarse: str | None = None
+    fine: str | None = None
+    reduce: str | None = None
+    allocate: str = "uniform"
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -56,14 +63,26 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError("The same target is given twice.")
     if settings.statistics not in ("dense", "pruned"):
         raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
-    if settings.statistics == "pruned" and METHODS[settings.method].fuse is not None:
+    if settings.statistics == "pruned" and METHODS[settings.method].observe is not None:
         raise InputError(
             f"--statistics pruned needs a forward pass; {settings.method} runs backward."
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_allocation(settings.allocate)
+    if settings.statistics == "pruned" and settings.allocate != "uniform":
+        raise InputError(
+            "--statistics pruned cuts each block as it is scored, and --allocate "
+            f"{settings.allocate} finds the widths when all are; leave one of them out."
+        )
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
+    if settings.layout == "uniform" and settings.allocate != "uniform":
+        raise InputError(
+            f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
+            "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
+            "--allocate out."
+        )
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
@@ -85,12 +104,19 @@ def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
     method = METHODS[settings.method]
     mode = method.check_mode(settings.mode)
+    chosen_grains(settings)
     method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
     if settings.samples < 1 or settings.length < 2:
         raise InputError(
             f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
             f"{settings.length}."
         )
+
+
+def chosen_grains(settings: Settings) -> Grains | None:
+    """What weighs the gradients, if the method does; an option that does not apply is refused."""
+    given = {"coarse": settings.coarse, "fine": settings.fine, "reduce": settings.reduce}
+    return METHODS[settings.method].choose_grains(**given)
 
 
 def check_dest(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
@@ -15,6 +16,7 @@ from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run, stages
 from compressor.errors import InputError
 from compressor.methods import METHODS
+from compressor.scores import Scores
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",
@@ -160,6 +162,12 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
         (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
+        (["--keep", 0.7, "--allocate", "magic"], "uniform or global, not 'magic'"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout padded"),
+        (
+            ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
+            "finds the widths when all are",
+        ),
         (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
         (["--keep", 0.7, 0.7], "given twice"),
@@ -220,6 +228,31 @@ def test_pruned_statistics(llama, quick, tmp_path):
     assert compress(llama, tmp_path / "b", *options, *padded) == 0
     record = json.loads((tmp_path / "b" / "compression.json").read_text())
     assert len(record["plan"]["blocks"][0]["ffn"]) == 48
+
+
+def test_global_allocation(llama, quick, tmp_path, capsys):
+    options = ["--allocate", "global", "--protect", "0", "--align", 2]
+    whole = [*options, "--layout", "padded", "--keep", 0.7, "--method", "hywia", *quick[:-1]]
+    assert compress(llama, tmp_path / "whole", *whole, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["allocate"] == "global" and found["keep_reached"] <= 0.7
+    assert found["verified"].startswith("logits within")
+    record = json.loads((tmp_path / "whole" / "compression.json").read_text())
+    widths = [len(block["ffn"]) for block in record["plan"]["blocks"]]
+    assert widths[0] == 48 and widths[1] != widths[2]
+
+    def stage(*arguments) -> int:
+        return run(stages, [str(a) for a in arguments])
+
+    scores, plan, dest = tmp_path / "s.safetensors", tmp_path / "p.json", tmp_path / "cut"
+    assert stage("score", llama, "--out", scores, "--method", "hywia", *quick[:-1]) == 0
+    assert stage("plan", scores, "--keep", 0.7, "--out", plan, *options) == 0
+    assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
+    assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
+    assert stage("cut", llama, dest, "--plan", plan) == 2
+    assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
+    assert stage("cut", llama, dest, "--plan", plan, "--layout", "padded", "--no-verify") == 0
+    assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
 
 
 def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_path):
@@ -327,3 +360,70 @@ def test_amounts(text, units, value):
 def test_bad_amounts(text):
     with pytest.raises(InputError, match="not an amount"):
         parse_amount(text, SIZES)
+
+
+def test_grains_reach_the_scores_file(llama, text_file, tmp_path):
+    out = tmp_path / "s.safetensors"
+    asked = ["score", llama, "--out", out, "--calibration", text_file, "--samples", 3]
+    chosen = ["--method", "hywia", "--coarse", "vector", "--fine", "mix", "--reduce", "max"]
+    assert run(stages, [str(a) for a in (*asked, *chosen, "--length", 32)]) == 0
+    grains = Scores.load(out).about["grains"]
+    assert grains == {
+        "coarse": "vector", "fine": "mix", "reduce": "max", "gradient": "sequences",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--method", "wanda-sp", "--coarse", "gate"],
+            "--coarse does not apply to the method wanda",
+        ),
+        (["--method", "taylor", "--fine", "mix"], "--fine does not apply to the method taylor"),
+        (["--method", "hywia", "--coarse", "rough"], "one of gate, vector, not 'rough'"),
+        (["--method", "taylor", "--reduce", "median"], "sum, mean, max, prod, last, not 'median'"),
+    ],
+)
+def test_grains_that_do_not_apply(llama, quick, tmp_path, capsys, options, words):
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *options, *quick) == 2
+    assert words in capsys.readouterr().err.replace("\n", " ")
+    assert left_over(tmp_path / "out") == []
+
+
+def test_one_sequence_is_weighed_equally_and_said(llama, text_file, tmp_path, capsys):
+    code = compress(
+        llama, tmp_path / "out", "--keep", 0.7, "--method", "hywia", "--samples", 1, "--no-verify",
+        "--calibration", text_file, "--length", 40, "--json",
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0 and found["mode"] == "fixed:0.5"
+    assert any("One calibration sequence has no variance" in w for w in found["warnings"])
+
+
+def test_texts_beyond_the_positions_are_cut_and_said(llama, text_file, tmp_path, capsys):
+    code = compress(
+        llama, tmp_path / "out", "--keep", 0.7, "--calibration", text_file, "--samples", 2,
+        "--no-verify", "--length", 100, "--json",
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert any("64 positions" in w and "--length 100" in w for w in found["warnings"])
+
+
+@pytest.mark.parametrize("method", ["hywia", "llm-bip"])
+def test_a_full_disk_under_the_activations_is_a_clean_stop(
+    llama, quick, tmp_path, capsys, monkeypatch, method
+):
+    written = []
+
+    def full(tensors, path):
+        if len(written) == 3:
+            raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+        written.append(save_file(tensors, path))
+
+    monkeypatch.setattr("compressor.blocks.save_file", full)
+    options = ["--keep", 0.7, "--method", method, "--max-memory", "1KB", *quick]
+    assert compress(llama, tmp_path / "out", *options) == 4
+    assert "No space left" in capsys.readouterr().err
+    assert len(written) == 3 and left_over(tmp_path / "out") == []

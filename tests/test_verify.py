@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.allocation import allocate
 from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.errors import InputError, VerificationError
 from compressor.pipeline import make_record
-from compressor.plan import Target, allocate
+from compressor.plan import Target
 from compressor.report import write_record
-from compressor.scores import score
+from compressor.scoring import score
 from compressor.verify import verify, verify_here
 from compressor.writing import write
 
