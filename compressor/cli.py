@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,13 @@ from compressor.arguments import (
     spread_ratios,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.recovery.settings import Recovery
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
 Option = typer.Option
+TRAINED = partial(typer.Option, rich_help_panel="Recovery")
+TRAINING = Recovery()
 HELP = {"help_option_names": ["-h", "--help"]}
 
 job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
@@ -76,12 +80,46 @@ def compress(
         Path | None, Option(help="Where scores and plans are kept meanwhile.")
     ] = None,
     seed: int = 0,
+    recover: Annotated[str, TRAINED(help="Train what is left: none, lora or distill.")] = "none",
+    recover_steps: Annotated[int, TRAINED(help="Optimiser steps.")] = TRAINING.steps,
+    recover_data: Annotated[
+        str | None,
+        TRAINED(help="Text to train on, or JSON(L) rows of instructions; else the calibration's."),
+    ] = None,
+    recover_range: Annotated[
+        str | None, TRAINED(help="Its documents, windows or rows A:B.")
+    ] = None,
+    recover_batch: Annotated[int, TRAINED(help="Sequences a step.")] = TRAINING.batch,
+    recover_accumulate: Annotated[
+        int, TRAINED(help="Parts a step is computed in, one after the other.")
+    ] = TRAINING.accumulate,
+    learning_rate: Annotated[float, TRAINED(help="At its highest.")] = TRAINING.learning_rate,
+    recover_warmup: Annotated[
+        float, TRAINED(help="Share of the steps in which it rises.")
+    ] = TRAINING.warmup,
+    weight_decay: Annotated[float, TRAINED(help="AdamW's.")] = TRAINING.weight_decay,
+    clip_norm: Annotated[float, TRAINED(help="Largest norm of a gradient.")] = TRAINING.clip_norm,
+    lora_rank: Annotated[int, TRAINED(help="Rank of the adapters.")] = TRAINING.rank,
+    lora_alpha: Annotated[
+        float, TRAINED(help="Adapters count alpha / rank times.")
+    ] = TRAINING.alpha,
+    lora_dropout: Annotated[float, TRAINED(help="Of what adapters see.")] = TRAINING.dropout,
+    distill_weight: Annotated[
+        float, TRAINED(help="Share of the divergence from SOURCE in the loss of distill.")
+    ] = TRAINING.distill_weight,
+    teacher_top: Annotated[
+        int, TRAINED(help="Likeliest tokens of SOURCE that distill learns from.")
+    ] = TRAINING.teacher_top,
+    recover_save_every: Annotated[
+        int, TRAINED(help="Steps between saved states.")
+    ] = TRAINING.save_every,
     max_perplexity_ratio: Annotated[
         str, Option(help="Reject a result worse than this; or off.")
     ] = "3",
     verify: Annotated[
         bool, Option(help="Reload the result in a fresh process and compare.")
     ] = True,
+    resume: Annotated[bool, Option(help="Go on with an interrupted job.")] = False,
     overwrite: Annotated[bool, Option(help="Replace DEST.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
@@ -123,6 +161,25 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        recovery=Recovery(
+            method=recover,
+            steps=recover_steps,
+            data=recover_data,
+            data_range=recover_range,
+            batch=recover_batch,
+            accumulate=recover_accumulate,
+            learning_rate=learning_rate,
+            warmup=recover_warmup,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            rank=lora_rank,
+            alpha=lora_alpha,
+            dropout=lora_dropout,
+            distill_weight=distill_weight,
+            teacher_top=teacher_top,
+            save_every=recover_save_every,
+        ),
+        resume=resume,
         overwrite=overwrite,
         verify=verify,
         max_perplexity_ratio=parse_ratio(max_perplexity_ratio),
