@@ -93,7 +93,9 @@ def compress(
     recover_accumulate: Annotated[
         int, TRAINED(help="Parts a step is computed in, one after the other.")
     ] = TRAINING.accumulate,
-    learning_rate: Annotated[float, TRAINED(help="At its highest.")] = TRAINING.learning_rate,
+    learning_rate: Annotated[
+        float | None, TRAINED(help="At its highest; else one that suits the model's width.")
+    ] = None,
     recover_warmup: Annotated[
         float, TRAINED(help="Share of the steps in which it rises.")
     ] = TRAINING.warmup,

@@ -7,7 +7,7 @@ done until the end, so that an interrupted job can be resumed.
 
 import hashlib
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,7 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     """Run the whole job; one result a target. `QualityError` after publishing as .rejected."""
     checkpoint = Checkpoint(settings.source)
     check_before_starting(settings, checkpoint)
+    settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
     dest = settings.dest
     partial = dest.with_name(dest.name + ".partial")
     work = open_work(settings)
