@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.stdlib_text import stdlib_documents
 
@@ -193,6 +194,13 @@ def tokenize(
         "tokens": tokens,
     }
     return TokenSet(sequences, protocol)
+
+
+def check_ids(sequences: list[torch.Tensor], checkpoint: Checkpoint) -> None:
+    """Refuse ids that the model has no embedding of."""
+    rows = checkpoint.tensors[checkpoint.family.embedding].shape[0]
+    if max(int(s.max()) for s in sequences) >= rows:
+        raise InputError(f"The tokenizer makes ids beyond the embedding's {rows} rows.")
 
 
 def spread_excerpts(strings: list[str], samples: int, characters: int) -> list[str]:

@@ -5,7 +5,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from compressor.arguments import (
     parse_blocks,
     parse_ratio,
     spread_ratios,
+    takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
 from compressor.recovery.settings import Recovery
@@ -26,8 +26,6 @@ from compressor.recovery.settings import Recovery
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
 Option = typer.Option
-TRAINED = partial(typer.Option, rich_help_panel="Recovery")
-TRAINING = Recovery()
 HELP = {"help_option_names": ["-h", "--help"]}
 
 job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
@@ -41,6 +39,7 @@ stages = typer.Typer(
 
 @job.command()
 @stages.command()
+@takes("recovery", Recovery, panel="Recovery")
 def compress(
     source: Source,
     dest: Dest,
@@ -53,9 +52,18 @@ def compress(
     target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
     target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
     method: Annotated[
-        str, Option(help="llm-bip, hywia, wanda-sp, magnitude or random.")
+        str,
+        Option(
+            help="llm-bip, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, wanda-sp, "
+            "magnitude or random."
+        ),
     ] = "llm-bip",
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
+    coarse: Annotated[str | None, Option(help="hywia: gate or vector.")] = None,
+    fine: Annotated[str | None, Option(help="hywia: first, second or mix.")] = None,
+    reduce: Annotated[
+        str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
+    ] = None,
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -80,41 +88,6 @@ def compress(
         Path | None, Option(help="Where scores and plans are kept meanwhile.")
     ] = None,
     seed: int = 0,
-    recover: Annotated[str, TRAINED(help="Train what is left: none, lora or distill.")] = "none",
-    recover_steps: Annotated[int, TRAINED(help="Optimiser steps.")] = TRAINING.steps,
-    recover_data: Annotated[
-        str | None,
-        TRAINED(help="Text to train on, or JSON(L) rows of instructions; else the calibration's."),
-    ] = None,
-    recover_range: Annotated[
-        str | None, TRAINED(help="Its documents, windows or rows A:B.")
-    ] = None,
-    recover_batch: Annotated[int, TRAINED(help="Sequences a step.")] = TRAINING.batch,
-    recover_accumulate: Annotated[
-        int, TRAINED(help="Parts a step is computed in, one after the other.")
-    ] = TRAINING.accumulate,
-    learning_rate: Annotated[
-        float | None, TRAINED(help="At its highest; else one that suits the model's width.")
-    ] = None,
-    recover_warmup: Annotated[
-        float, TRAINED(help="Share of the steps in which it rises.")
-    ] = TRAINING.warmup,
-    weight_decay: Annotated[float, TRAINED(help="AdamW's.")] = TRAINING.weight_decay,
-    clip_norm: Annotated[float, TRAINED(help="Largest norm of a gradient.")] = TRAINING.clip_norm,
-    lora_rank: Annotated[int, TRAINED(help="Rank of the adapters.")] = TRAINING.rank,
-    lora_alpha: Annotated[
-        float, TRAINED(help="Adapters count alpha / rank times.")
-    ] = TRAINING.alpha,
-    lora_dropout: Annotated[float, TRAINED(help="Of what adapters see.")] = TRAINING.dropout,
-    distill_weight: Annotated[
-        float, TRAINED(help="Share of the divergence from SOURCE in the loss of distill.")
-    ] = TRAINING.distill_weight,
-    teacher_top: Annotated[
-        int, TRAINED(help="Likeliest tokens of SOURCE that distill learns from.")
-    ] = TRAINING.teacher_top,
-    recover_save_every: Annotated[
-        int, TRAINED(help="Steps between saved states.")
-    ] = TRAINING.save_every,
     max_perplexity_ratio: Annotated[
         str, Option(help="Reject a result worse than this; or off.")
     ] = "3",
@@ -126,6 +99,8 @@ def compress(
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
+    *,
+    recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
     from compressor.pipeline import compress as run
@@ -146,6 +121,9 @@ def compress(
         targets=targets,
         method=method,
         mode=mode,
+        coarse=coarse,
+        fine=fine,
+        reduce=reduce,
         layout=layout,
         container=container,
         calibration=calibration,
@@ -163,24 +141,7 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
-        recovery=Recovery(
-            method=recover,
-            steps=recover_steps,
-            data=recover_data,
-            data_range=recover_range,
-            batch=recover_batch,
-            accumulate=recover_accumulate,
-            learning_rate=learning_rate,
-            warmup=recover_warmup,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            rank=lora_rank,
-            alpha=lora_alpha,
-            dropout=lora_dropout,
-            distill_weight=distill_weight,
-            teacher_top=teacher_top,
-            save_every=recover_save_every,
-        ),
+        recovery=recovery,
         resume=resume,
         overwrite=overwrite,
         verify=verify,
@@ -202,6 +163,9 @@ def score(
     out: Annotated[Path, Option(help="File of scores to write.")],
     method: str = "llm-bip",
     mode: str | None = None,
+    coarse: str | None = None,
+    fine: str | None = None,
+    reduce: str | None = None,
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -213,10 +177,10 @@ def score(
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.checkpoint import Checkpoint
-    from compressor.pipeline import open_stream, read_texts
+    from compressor.pipeline import open_stream, position_notes, read_texts
     from compressor.report import Lines
-    from compressor.scores import score as run
-    from compressor.settings import Settings, check_method
+    from compressor.scoring import score as run
+    from compressor.settings import Settings, check_method, chosen_grains
 
     settings = Settings(
         source=source,
@@ -224,6 +188,9 @@ def score(
         targets=(),
         method=method,
         mode=mode,
+        coarse=coarse,
+        fine=fine,
+        reduce=reduce,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
@@ -239,7 +206,19 @@ def score(
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     with Lines(quiet).stage("score") as progress:
-        run(checkpoint, method, mode, tokens, stream, seed, progress=progress).save(out)
+        found = run(
+            checkpoint,
+            method,
+            mode,
+            tokens,
+            stream,
+            seed,
+            progress=progress,
+            grains=chosen_grains(settings),
+        )
+        found.save(out)
+    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
+        print(note)
 
 
 @stages.command()

@@ -7,7 +7,7 @@ done until the end, so that an interrupted job can be resumed.
 
 import hashlib
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ import torch
 
 from compressor import __version__
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, read_text, tokenize
+from compressor.calibration import TokenSet, check_ids, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
@@ -23,10 +23,17 @@ from compressor.journal import Journal
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
-from compressor.recovery.data import RecoveryData, read_data
+from compressor.recovery.job import adopt, agree_on_recovery, read_recovery, recover_one
 from compressor.report import Lines, Meter, versions, write_card, write_record
-from compressor.scores import Scores, score
-from compressor.settings import Settings, check_before_starting, decisive, target_name
+from compressor.scores import Scores
+from compressor.scoring import score
+from compressor.settings import (
+    Settings,
+    check_before_starting,
+    chosen_grains,
+    decisive,
+    target_name,
+)
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -124,8 +131,18 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             journal.put(name, done)
         if data is not None:
             recover_one(
-                settings, data, folder, work, name, done, stream, evaluation, journal, meter, lines
+                settings,
+                data,
+                folder,
+                work / name,
+                done,
+                stream,
+                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                meter,
+                lines,
             )
+            journal.put(name, done)
+            adopt(folder)
         result = done["result"]
         judge(settings, folder, result, done["record"])
         if len(settings.targets) > 1:
@@ -144,6 +161,9 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         results[0]["dest"] = str(final)
     publish(partial, final)
     for result in results:
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+            scores.about["notes"] + result["warnings"]
+        )
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
         cuda = torch.cuda.is_available()
@@ -167,6 +187,7 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             settings.seed,
             kept_units,
             progress,
+            chosen_grains(settings),
         )
 
 
@@ -227,43 +248,6 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
     with meter.stage("evaluate"), lines.stage("evaluate"):
         stream = open_stream(settings, Checkpoint(folder), work, evaluation)
         return perplexity(stream, evaluation)["perplexity"]
-
-
-def recover_one(
-    settings, data, folder, work, name, done, stream, evaluation, journal, meter, lines
-) -> None:
-    """Train one result, unless a resumed job has done it; `done` says what came of it."""
-    from compressor.recovery.stage import MERGED, adopt, recover, verdict
-
-    result, record = done["result"], done["record"]
-    if not done["recovered"]:
-        state = work / f"{name}.training.safetensors"
-        expected = work / f"{name}.expected.safetensors"
-        with meter.stage("recover"), lines.stage("recover") as progress:
-            history = recover(settings, data, folder, state, expected, stream, progress)
-        after = None
-        if not history.stopped:
-            after = measure(settings, folder / MERGED, work, evaluation, meter, lines)
-        failure = verdict(history, result["perplexity_pruned"], after)
-        if failure:
-            shutil.rmtree(folder / MERGED, ignore_errors=True)
-            result["warnings"].append(failure)
-        else:
-            result["perplexity_after"] = after
-            if settings.verify:
-                with meter.stage("verify"), lines.stage("verify"):
-                    found = verify(folder / MERGED, expected=expected)
-                result["verified"] += f", recovered within {found['logits_difference']:.1e}"
-        record["recovery"] = result["recovery"] = {
-            "kept": failure is None,
-            "settings": asdict(settings.recovery),
-            "data": data.protocol,
-            "losses": history.losses,
-            "held_back": history.held_back,
-        }
-        done["recovered"] = True
-        journal.put(name, done)
-    adopt(folder)
 
 
 def judge(settings, folder: Path, result: dict, record: dict) -> None:
@@ -330,42 +314,19 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
         evaluation = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
     for tokens in (calibration, evaluation):
         if tokens is not None:
-            check_vocabulary(checkpoint, tokens.sequences)
+            check_ids(tokens.sequences, checkpoint)
     return calibration, evaluation
 
 
-def check_vocabulary(checkpoint: Checkpoint, sequences: list[torch.Tensor]) -> None:
-    vocabulary = checkpoint.tensors[checkpoint.family.embedding].shape[0]
-    if max(int(s.max()) for s in sequences) >= vocabulary:
-        raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
-
-
-def read_recovery(settings, checkpoint) -> RecoveryData | None:
-    """What recovery trains on: its own text, or all of the calibration's."""
-    recovery = settings.recovery
-    if recovery.method == "none":
-        return None
-    own = recovery.data or recovery.data_range
-    data = read_data(
-        recovery.data or settings.calibration,
-        checkpoint.tokenizer(),
-        min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30),
-        recovery.steps * recovery.batch,
-        recovery.data_range if own else settings.calibration_range,
-        settings.seed,
-    )
-    check_vocabulary(checkpoint, [e.ids for e in (*data.train, *data.held_back)])
-    return data
-
-
-def agree_on_recovery(settings, data: RecoveryData | None, work: Path, journal: Journal) -> None:
-    """A training that has been saved goes on with the settings and the text it was begun with."""
-    if not any(work.glob("*.training.safetensors")):
-        shutil.rmtree(work / "teacher", ignore_errors=True)
-        journal.put("recovery", None)
-    given = {f"the recovery's {name}": value for name, value in asdict(settings.recovery).items()}
-    given["the SHA-256 of the recovery's text"] = data and data.protocol["sha256"]
-    journal.agree("recovery", given)
+def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
+    """A sentence if texts were cut because the model has fewer positions than --length."""
+    positions = checkpoint.config.get("max_position_embeddings")
+    if not positions or settings.length <= positions or not any(tokens):
+        return []
+    return [
+        f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
+        f"--length {settings.length}."
+    ]
 
 
 def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
@@ -375,7 +336,7 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
     # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].fuse is not None else 2
+    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

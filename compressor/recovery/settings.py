@@ -1,41 +1,66 @@
 """What recovery was asked for."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
 
 from compressor.errors import InputError
 
-METHODS = ("none", "lora", "distill")
+Fits = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
+COUNT: Fits = ("at least 1", lambda x: x >= 1)
+POSITIVE: Fits = ("positive", lambda x: 0 < x < float("inf"))
+SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
+NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
+METHODS: Fits = ("none, lora or distill", lambda x: x in ("none", "lora", "distill"))
+
+
+def option(default, flag: str, help: str, fits: Fits = ("", lambda x: True)) -> Any:
+    return field(default=default, metadata={"flag": flag, "help": help, "fits": fits})
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """The options of recovery, as the command line documents them.
-
-    A step takes `batch` sequences, `batch / accumulate` of them at a time in memory. The learning
-    rate rises linearly over the share `warmup` of the steps and falls to zero along a cosine; None
-    stands for `usual_rate` of the model's width. `distill_weight` is the share of the divergence from
-    the source in the loss of `distill`, the rest being the ordinary cross-entropy; of the source's
-    distribution the `teacher_top` likeliest tokens are kept.
+    """The options of recovery, with their names and help on the command line.
 
     Rank, alpha and dropout are LLM-Pruner's (github.com/horseee/LLM-Pruner, post_training.py).
     """
 
-    method: str = "none"
-    steps: int = 200
-    data: str | None = None
-    data_range: str | None = None
-    batch: int = 16
-    accumulate: int = 4
-    learning_rate: float | None = None
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    distill_weight: float = 1.0
-    teacher_top: int = 64
-    save_every: int = 50
+    method: str = option("none", "--recover", "Train what is left: none, lora or distill.", METHODS)
+    steps: int = option(200, "--recover-steps", "Optimiser steps.", COUNT)
+    data: str | None = option(
+        None,
+        "--recover-data",
+        "Text to train on, or JSON(L) rows of instructions; else the calibration's.",
+    )
+    data_range: str | None = option(
+        None, "--recover-range", "Its documents, windows or rows A:B; else the calibration's range."
+    )
+    batch: int = option(16, "--recover-batch", "Sequences a step.", COUNT)
+    accumulate: int = option(
+        4, "--recover-accumulate", "Parts a step is computed in, one after the other.", COUNT
+    )
+    learning_rate: float | None = option(
+        None, "--learning-rate", "At its highest; else one that suits the model's width.", POSITIVE
+    )
+    warmup: float = option(
+        0.1, "--recover-warmup", "Share of the steps in which the rate rises.", BELOW_ONE
+    )
+    weight_decay: float = option(0.0, "--weight-decay", "AdamW's.", NOT_NEGATIVE)
+    clip_norm: float = option(1.0, "--clip-norm", "Largest norm of a gradient.", POSITIVE)
+    rank: int = option(8, "--lora-rank", "Rank of the adapters.", COUNT)
+    alpha: float = option(16.0, "--lora-alpha", "Adapters count alpha / rank times.", POSITIVE)
+    dropout: float = option(0.05, "--lora-dropout", "Of what adapters see.", BELOW_ONE)
+    distill_weight: float = option(
+        1.0,
+        "--distill-weight",
+        "Share of the divergence from SOURCE in distill's loss; the rest is cross-entropy.",
+        SHARE,
+    )
+    teacher_top: int = option(
+        64, "--teacher-top", "Likeliest tokens of SOURCE that distill learns from.", COUNT
+    )
+    save_every: int = option(50, "--recover-save-every", "Steps between saved states.", COUNT)
 
     def of_width(self, hidden_size: int) -> "Recovery":
         """These settings with the learning rate that a model so wide is trained at."""
@@ -43,26 +68,8 @@ class Recovery:
 
     def check(self) -> None:
         """Refuse what cannot be trained, by the name of the option."""
-        if self.method not in METHODS:
-            raise InputError(f"--recover is {', '.join(METHODS)}, not {self.method!r}.")
-        below_one = "from 0 to below 1"
-        for option, value, fits, wanted in (
-            ("--recover-steps", self.steps, self.steps >= 1, "at least 1"),
-            ("--recover-batch", self.batch, self.batch >= 1, "at least 1"),
-            ("--recover-accumulate", self.accumulate, self.accumulate >= 1, "at least 1"),
-            ("--recover-save-every", self.save_every, self.save_every >= 1, "at least 1"),
-            ("--recover-warmup", self.warmup, 0 <= self.warmup < 1, below_one),
-            ("--learning-rate", self.learning_rate or 0, positive(self.learning_rate), "positive"),
-            ("--weight-decay", self.weight_decay, self.weight_decay >= 0, "not negative"),
-            ("--clip-norm", self.clip_norm, positive(self.clip_norm), "positive"),
-            ("--lora-rank", self.rank, self.rank >= 1, "at least 1"),
-            ("--lora-alpha", self.alpha, positive(self.alpha), "positive"),
-            ("--lora-dropout", self.dropout, 0 <= self.dropout < 1, below_one),
-            ("--distill-weight", self.distill_weight, 0 <= self.distill_weight <= 1, "from 0 to 1"),
-            ("--teacher-top", self.teacher_top, self.teacher_top >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise InputError(f"{option} must be {wanted}, not {value:g}.")
+        for each in fields(self):
+            check_value(each, getattr(self, each.name))
         if self.batch % self.accumulate:
             raise InputError(
                 f"--recover-batch {self.batch} cannot be divided into --recover-accumulate "
@@ -70,8 +77,10 @@ class Recovery:
             )
 
 
-def positive(value: float | None) -> bool:
-    return value is None or 0 < value < float("inf")
+def check_value(described: Field, value) -> None:
+    wanted, fits = described.metadata["fits"]
+    if value is not None and not fits(value):
+        raise InputError(f"{described.metadata['flag']} must be {wanted}, not {value!r}.")
 
 
 def usual_rate(hidden_size: int) -> float:

@@ -1,12 +1,15 @@
-"""The stage: train a cut checkpoint, merge the result, and judge whether it became better."""
+"""Training a cut checkpoint and writing what came of it.
 
-import math
+Started by torchrun, every process trains its share of each step, and the first one writes.
+"""
+
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 
 from compressor.blocks import BlockStream
@@ -17,35 +20,37 @@ from compressor.recovery.data import RecoveryData
 from compressor.recovery.lora import adapters, layers, load_adapted
 from compressor.recovery.merge import write_merged
 from compressor.recovery.precision import computed_dtype
-from compressor.recovery.teacher import teach
+from compressor.recovery.teacher import Teacher, teach
 from compressor.recovery.training import History, train
 from compressor.settings import Settings
 from compressor.verify import PROMPTS, logits
-
-MERGED = "recovered"  # a folder inside the cut's, so that its files can be renamed into place
 
 
 def recover(
     settings: Settings,
     data: RecoveryData,
     folder: Path,
+    out: Path,
     state: Path,
-    expected: Path,
     source: BlockStream,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> History:
-    """Train the cut checkpoint in `folder` and write the result beside it, as folder / MERGED.
+    """Train the cut checkpoint in `folder` and write the result as the new folder `out`.
 
-    state: the file the training is saved in, and goes on from if it exists. expected: the file to
-    write the trained model's logits to, for verification. source: the stream of the uncut model, on
-    the device to train on; `distill` reads it. Nothing but `state` is written where the history
-    says that the training stopped. `MachineError` when memory runs out.
+    state: the file the training is saved in, and goes on from if it exists. Beside it come the
+    logits that the result must compute, for verification (`expected_of`), and what `distill` learns
+    from `source`, the stream of the uncut model on the device to train on. Where the history says
+    that the training stopped, nothing is written. `MachineError` when memory runs out.
     """
     recovery, device = settings.recovery, source.device
+    processes = PartialState(cpu=device.type == "cpu")
     teacher = None
     if recovery.method == "distill":
-        folder_of_all = state.with_name("teacher")  # of every target: it knows the source alone
-        teacher = teach(source, data.train, recovery.teacher_top, folder_of_all, progress)
+        kept = state.with_name("teacher")  # for every target: it knows the source alone
+        if processes.is_main_process:
+            teach(source, data.train, recovery.teacher_top, kept, progress)
+        processes.wait_for_everyone()
+        teacher = Teacher(kept)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_errors():
         model = load_adapted(folder, recovery, device, settings.dtype, settings.seed)
         history = train(
@@ -59,15 +64,18 @@ def recover(
             teacher,
             progress,
         )
-        if history.stopped:
-            return history
-        trained = adapters(model)
-        save_expected(model, folder, expected)
-        del model
+        if not history.stopped and processes.is_main_process:
+            trained = adapters(model)
+            save_expected(model, folder, expected_of(state))
+            shutil.rmtree(out, ignore_errors=True)
+            write_merged(folder, out, trained, recovery.alpha / recovery.rank)
+    del model
     trim_heap()
-    shutil.rmtree(folder / MERGED, ignore_errors=True)
-    write_merged(folder, folder / MERGED, trained, recovery.alpha / recovery.rank)
     return history
+
+
+def expected_of(state: Path) -> Path:
+    return state.with_suffix(".expected.safetensors")
 
 
 def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
@@ -96,33 +104,3 @@ def memory_errors():
         raise MachineError(
             f"Memory ran out while training: {error}. Raise --recover-accumulate, or lower --length."
         ) from error
-
-
-def verdict(history: History, before: float | None, after: float | None) -> str | None:
-    """Why the cut is better left as it was, in a sentence, or None.
-
-    before, after: perplexities on the evaluation text; without one those on the sequences held back.
-    """
-    text = "the evaluation text"
-    if before is None or after is None:
-        text = "the sequences held back"
-        before, after = (math.exp(history.held_back[i][1]) for i in (0, -1))
-    if history.stopped:
-        reason = history.stopped
-    elif not after < before:
-        reason = f"perplexity on {text} went from {before:.4f} to {after:.4f}"
-    else:
-        return None
-    return (
-        f"The recovery was given up, because {reason}; the result is the cut model without it. "
-        "Lower --learning-rate, or give more --recover-data."
-    )
-
-
-def adopt(folder: Path) -> None:
-    """Put the recovered files in the place of the cut's; may be interrupted and done again."""
-    out = folder / MERGED
-    if out.exists():
-        for file in out.iterdir():
-            file.replace(folder / file.name)
-        out.rmdir()
