@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.stdlib_text import stdlib_documents
 
@@ -196,11 +195,10 @@ def tokenize(
     return TokenSet(sequences, protocol)
 
 
-def check_ids(sequences: list[torch.Tensor], checkpoint: Checkpoint) -> None:
+def check_ids(sequences: list[torch.Tensor], vocabulary: int) -> None:
     """Refuse ids that the model has no embedding of."""
-    rows = checkpoint.tensors[checkpoint.family.embedding].shape[0]
-    if max(int(s.max()) for s in sequences) >= rows:
-        raise InputError(f"The tokenizer makes ids beyond the embedding's {rows} rows.")
+    if max(int(s.max()) for s in sequences) >= vocabulary:
+        raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
 
 
 def spread_excerpts(strings: list[str], samples: int, characters: int) -> list[str]:

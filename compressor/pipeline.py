@@ -6,6 +6,7 @@ done until the end, so that an interrupted job can be resumed.
 """
 
 import hashlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from compressor.journal import Journal
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
-from compressor.recovery.job import adopt, agree_on_recovery, read_recovery, recover_one
+from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -42,13 +43,17 @@ OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
     """Run the whole job; one result a target. `QualityError` after publishing as .rejected."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "compress runs in one process; cut without --recover, and then start "
+            "`torchrun -m compressor recover` on the result."
+        )
     checkpoint = Checkpoint(settings.source)
     check_before_starting(settings, checkpoint)
     settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
     dest = settings.dest
     partial = dest.with_name(dest.name + ".partial")
-    work = open_work(settings)
-    journal = Journal.resume(work) if settings.resume else Journal(work, {})
+    work, journal = open_work(settings)
     if not settings.resume:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
@@ -74,17 +79,23 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     return results
 
 
-def open_work(settings: Settings) -> Path:
-    """The work folder: DEST.work, or a folder of DEST's own in --work-dir (which is the user's)."""
+def work_folder(settings: Settings) -> Path:
+    """DEST.work, or a folder of DEST's own in --work-dir (which is the user's)."""
     dest = settings.dest.absolute()
-    work = dest.with_name(dest.name + ".work")
-    if settings.work_dir is not None:
-        digest = hashlib.sha256(str(dest).encode()).hexdigest()[:12]
-        work = settings.work_dir / f"{dest.name}.work-{digest}"
-    if not settings.resume:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-    return work
+    if settings.work_dir is None:
+        return dest.with_name(dest.name + ".work")
+    digest = hashlib.sha256(str(dest).encode()).hexdigest()[:12]
+    return settings.work_dir / f"{dest.name}.work-{digest}"
+
+
+def open_work(settings: Settings) -> tuple[Path, Journal]:
+    """The work folder, new unless a job is resumed, and the journal in it."""
+    work = work_folder(settings)
+    if settings.resume:
+        return work, Journal.resume(work)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return work, Journal(work, {})
 
 
 def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dict]:
@@ -134,6 +145,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 settings,
                 data,
                 folder,
+                folder / MERGED,
                 work / name,
                 done,
                 stream,
@@ -314,7 +326,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
         evaluation = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
     for tokens in (calibration, evaluation):
         if tokens is not None:
-            check_ids(tokens.sequences, checkpoint)
+            check_ids(tokens.sequences, checkpoint.vocabulary)
     return calibration, evaluation
 
 

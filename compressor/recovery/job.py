@@ -34,7 +34,7 @@ def read_recovery(settings: Settings, checkpoint: Checkpoint) -> RecoveryData | 
         recovery.data_range if own else settings.calibration_range,
         settings.seed,
     )
-    check_ids([e.ids for e in (*data.train, *data.held_back)], checkpoint)
+    check_ids([e.ids for e in (*data.train, *data.held_back)], checkpoint.vocabulary)
     return data
 
 
@@ -55,6 +55,7 @@ def recover_one(
     settings: Settings,
     data: RecoveryData,
     folder: Path,
+    out: Path,
     stem: Path,
     done: dict,
     source: BlockStream,
@@ -62,8 +63,8 @@ def recover_one(
     meter: Meter,
     lines: Lines,
 ) -> None:
-    """Recover the cut in `folder`, unless `done` says that a resumed job has. The better of the two
-    is what `adopt` leaves, and what `done` then tells of.
+    """Recover the cut in `folder` as the folder `out`, which is there afterwards if it is better.
+    `done` tells of the result, and if it says that it is recovered, nothing is left to do.
 
     stem: the beginning of the names of the files that belong to this result in the work folder.
     measure: the evaluation text's perplexity of a folder, None without such a text.
@@ -72,21 +73,22 @@ def recover_one(
         return
     from compressor.recovery.stage import expected_of, recover  # peft takes seconds to import
 
-    result, record, merged = done["result"], done["record"], folder / MERGED
+    result, record = done["result"], done["record"]
     state = stem.with_name(stem.name + STATE)
     with meter.stage("recover"), lines.stage("recover") as progress:
-        history = recover(settings, data, folder, merged, state, source, progress)
-    after = None if history.stopped else measure(merged)
+        history = recover(settings, data, folder, out, state, source, progress)
+    after = None if history.stopped else measure(out)
     failure = verdict(history, result["perplexity_pruned"], after)
     if failure:
-        shutil.rmtree(merged, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
         result["warnings"].append(failure)
     else:
         result["perplexity_after"] = after
         if settings.verify:
             with meter.stage("verify"), lines.stage("verify"):
-                found = verify(merged, expected=expected_of(state))
-            result["verified"] += f", recovered within {found['logits_difference']:.1e}"
+                found = verify(out, expected=expected_of(state))
+            proof = f"recovered within {found['logits_difference']:.1e}"
+            result["verified"] = ", ".join(filter(None, (result["verified"], proof)))
     record["recovery"] = result["recovery"] = {
         "kept": failure is None,
         "settings": asdict(settings.recovery),

@@ -29,7 +29,7 @@ class Soft:
     @classmethod
     def of(cls, logits: torch.Tensor, top: int) -> "Soft":
         """From logits [positions, vocabulary]."""
-        logs = logits.float().log_softmax(-1)
+        logs = widened(logits).log_softmax(-1)
         if top >= logs.shape[-1]:
             tokens = torch.arange(logs.shape[-1], dtype=torch.int32, device=logs.device)
             return cls(tokens.expand(len(logs), -1).contiguous(), logs)
@@ -42,6 +42,10 @@ class Soft:
 
     def to(self, device: torch.device) -> "Soft":
         return Soft(self.tokens.to(device), self.logs.to(device))
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def divergence(logits: torch.Tensor, soft: Soft) -> torch.Tensor:
@@ -90,7 +94,7 @@ def differentiate(
     distill_weight: float = 1.0,
 ) -> torch.Tensor:
     """Add the gradient of these examples' part in a mean over `predicted` tokens; returns that part
-    of the loss, a float32 scalar on the device.
+    of the loss, a float64 scalar on the device.
 
     The loss of a token is its cross-entropy, or with a teacher distill_weight times the divergence
     from it plus the rest times the cross-entropy.
@@ -99,15 +103,15 @@ def differentiate(
     ids, labels = padded(examples, head.weight.device)
     states, targets = counted_states(model, ids, labels)
     share = 0.0 if soft is None else distill_weight
-    loss, gradients = torch.zeros((), device=head.weight.device), []
+    loss, gradients = torch.zeros((), dtype=torch.float64, device=head.weight.device), []
     for rows in chunks(states, len(head.weight)):
         entering = states[rows].detach().requires_grad_()
-        logits = head(entering).float()
-        part = torch.zeros_like(loss)
+        logits = widened(head(entering))
+        part = 0.0
         if share < 1:
-            part = part + (1 - share) * cross_entropy(logits, targets[rows], reduction="sum")
+            part += (1 - share) * cross_entropy(logits, targets[rows], reduction="sum")
         if share > 0:
-            part = part + share * divergence(logits, soft[rows])
+            part += share * divergence(logits, soft[rows])
         part = part / predicted
         part.backward()
         gradients.append(entering.grad)
@@ -126,7 +130,7 @@ def mean_loss(model: nn.Module, examples: Sequence[Example], at_a_time: int) -> 
         ids, labels = padded(ordered[begin : begin + at_a_time], head.weight.device)
         states, targets = counted_states(model, ids, labels)
         for rows in chunks(states, len(head.weight)):
-            logits = head(states[rows]).float()
+            logits = widened(head(states[rows]))
             total += cross_entropy(logits, targets[rows], reduction="sum").item()
         count += len(targets)
     return total / count

@@ -103,7 +103,7 @@ def train(
         # Long sequences together: fewer paddings.
         chosen.sort(key=lambda i: -len(examples[i].ids))
         predicted = sum(int(examples[i].predicted.sum()) for i in chosen)
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
         parts = range(0, recovery.batch, at_a_time)
         for begin in parts[processes.process_index :: processes.num_processes]:
             part = chosen[begin : begin + at_a_time]
