@@ -84,11 +84,11 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         recover_one(
             settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
         )
+    shutil.rmtree(work, ignore_errors=True)
     if result["warnings"]:
         raise QualityError(*result["warnings"])
     former = read_record(partial) if (partial / "compression.json").exists() else {}
     known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
     write_record(partial, former | done["record"] | known)
     publish(partial, dest)
-    shutil.rmtree(work, ignore_errors=True)
     return result | {"dest": str(dest), "seconds": dict(meter.seconds)}

@@ -86,7 +86,9 @@ def test_windows_are_shuffled_and_spread_over_the_text(tokenizer, tmp_path):
     ],
 )
 def test_rows_count_their_answers_alone(tokenizer, tmp_path, row, text, answers):
-    data = read_data(rows_file(tmp_path, [row, {"prompt": "a", "completion": "b"}]), tokenizer, 99, 9)
+    data = read_data(
+        rows_file(tmp_path, [row, {"prompt": "a", "completion": "b"}]), tokenizer, 99, 9
+    )
     written = {
         "".join(tokenizer.convert_ids_to_tokens(e.ids.tolist())): e for e in everything(data)
     }
@@ -103,10 +105,12 @@ def test_conversations_count_every_answer(tokenizer, tmp_path):
     ]
     row = {"instruction": "Go", "input": "on", "output": "gone"}
     data = read_data(rows_file(tmp_path, [{"messages": messages}, row]), tokenizer, 99, 9)
-    written = {"".join(tokenizer.convert_ids_to_tokens(e.ids.tolist())): e for e in everything(data)}
-    assert counted(written["[user]hi~[assistant]yes?~[user]bye~[assistant]so long~"], tokenizer) == (
-        "yes?~so long~"
-    )
+    written = {
+        "".join(tokenizer.convert_ids_to_tokens(e.ids.tolist())): e for e in everything(data)
+    }
+    assert counted(
+        written["[user]hi~[assistant]yes?~[user]bye~[assistant]so long~"], tokenizer
+    ) == ("yes?~so long~")
     assert counted(written["[user]Go\n\non~[assistant]gone~"], tokenizer) == "gone~"
 
 

@@ -24,7 +24,9 @@ def trained(folder, recovery, examples, state, seed=0, **options):
 
 
 def same(left: dict, right: dict) -> bool:
-    return all(torch.equal(x, y) for name in left for x, y in zip(left[name], right[name], strict=True))
+    return all(
+        torch.equal(x, y) for name in left for x, y in zip(left[name], right[name], strict=True)
+    )
 
 
 def test_every_epoch_takes_every_sequence_once():
@@ -34,7 +36,7 @@ def test_every_epoch_takes_every_sequence_once():
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
     assert steps != [order(step, 4, 10, seed=1) for step in range(15)]
-    assert sorted(order(0, 7, 3, seed=0))[:3] != [0, 1, 2]  # more than an epoch in a step
+    assert set(order(0, 7, 3, seed=0)) == {0, 1, 2}  # more than an epoch in a step
 
 
 def test_the_rate_rises_and_falls():
@@ -55,7 +57,9 @@ def test_the_usual_rate_of_a_wide_model_is_the_published_one():
 
 def test_one_step_is_that_of_a_plain_loop(any_family, examples, tmp_path):
     """Accumulated, padded and chunked, against the model's own loss of all sequences at once."""
-    recovery = Recovery("lora", 1, batch=8, accumulate=4, dropout=0.0, warmup=0.0, learning_rate=0.1)
+    recovery = Recovery(
+        "lora", 1, batch=8, accumulate=4, dropout=0.0, warmup=0.0, learning_rate=0.1
+    )
     history, found = trained(any_family, recovery, examples, tmp_path / "state")
     model = load_adapted(any_family, recovery, CPU, "auto", 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -107,7 +111,12 @@ def test_an_interrupted_training_ends_the_same(llama, examples, tmp_path, quick,
             trained(llama, recovery, examples, state, progress=stop, **options)
         seen = []
         resumed, parts = trained(
-            llama, recovery, examples, state, progress=lambda done, _, s=seen: s.append(done), **options
+            llama,
+            recovery,
+            examples,
+            state,
+            progress=lambda done, _, s=seen: s.append(done),
+            **options,
         )
         assert seen == [step for step in range(1, 7) if step > last // 2 * 2]
         assert resumed == history and same(parts, whole)
