@@ -83,6 +83,10 @@ class Checkpoint:
         return self.family.head not in self.tensors
 
     @property
+    def vocabulary(self) -> int:
+        return self.tensors[self.family.embedding].shape[0]
+
+    @property
     def parameters(self) -> int:
         return sum(t.numel for t in self.tensors.values())
 

@@ -18,8 +18,10 @@ from compressor.arguments import (
     parse_blocks,
     parse_ratio,
     spread_ratios,
+    takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.recovery.settings import Recovery
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
@@ -37,6 +39,7 @@ stages = typer.Typer(
 
 @job.command()
 @stages.command()
+@takes("recovery", Recovery, panel="Recovery")
 def compress(
     source: Source,
     dest: Dest,
@@ -94,10 +97,13 @@ def compress(
     verify: Annotated[
         bool, Option(help="Reload the result in a fresh process and compare.")
     ] = True,
+    resume: Annotated[bool, Option(help="Go on with an interrupted job.")] = False,
     overwrite: Annotated[bool, Option(help="Replace DEST.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
+    *,
+    recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
     from compressor.pipeline import compress as run
@@ -139,6 +145,8 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        recovery=recovery,
+        resume=resume,
         overwrite=overwrite,
         verify=verify,
         max_perplexity_ratio=parse_ratio(max_perplexity_ratio),
@@ -304,6 +312,60 @@ def cut(
     from compressor.plan import Plan
 
     print(apply_plan(source, dest, Plan.load(plan), layout, container, verify))
+
+
+@stages.command()
+@takes("recovery", Recovery, panel="Recovery")
+def recover(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint that was cut before.")],
+    dest: Dest,
+    source: Annotated[Path | None, Option(help="The uncut one, for distill to learn from.")] = None,
+    calibration: Annotated[str, Option(help="Text to train on.")] = "stdlib",
+    calibration_range: str | None = None,
+    evaluation: str | None = None,
+    evaluation_range: str | None = None,
+    length: int = 512,
+    device: str | None = None,
+    dtype: str = "auto",
+    max_memory: str | None = None,
+    work_dir: Path | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    *,
+    recovery: Recovery,
+) -> None:
+    """Train a cut checkpoint; with torchrun on several GPUs."""
+    from dataclasses import replace
+
+    from compressor.recovery.alone import recover_folder
+    from compressor.report import Lines
+    from compressor.settings import Settings
+
+    settings = Settings(
+        source=folder,
+        dest=dest,
+        targets=(),
+        method="random",
+        calibration=calibration,
+        calibration_range=calibration_range,
+        evaluation=evaluation,
+        evaluation_range=evaluation_range,
+        length=length,
+        device=device,
+        dtype=dtype,
+        max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
+        work_dir=work_dir,
+        seed=seed,
+        recovery=replace(recovery, method="lora") if recovery.method == "none" else recovery,
+        resume=resume,
+        overwrite=overwrite,
+        verify=verify,
+    )
+    if found := recover_folder(settings, source, Lines(quiet)):
+        print(json.dumps(found, indent=1))
 
 
 @stages.command()

@@ -100,6 +100,18 @@ def write_card(folder: Path, result: dict, record: dict) -> None:
     picture = ""
     if (folder / PICTURE).exists():
         picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
+    trained = record.get("recovery")
+    training = "without training"
+    if trained and trained["kept"]:
+        settings, data = trained["settings"], trained["data"]
+        training = (
+            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
+            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
+        )
+        if after is not None:
+            training += (
+                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
+            )
     scored = record["plan"]["about"]["scores"]
     text = f"""---
 base_model: {Path(result["source"]).name}
@@ -115,7 +127,7 @@ of the type `{result["container"]}`; it loads with plain `transformers`:
 
 {quality}
 
-Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, without training.
+Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, {training}.
 `compression.json` holds the plan and all settings.
 {picture}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -141,6 +153,8 @@ def table(results: list[dict]) -> Table:
     if first["perplexity_before"] is not None:
         after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731
         row("perplexity", f"{first['perplexity_before']:.4f}", after)
+        if any(r["perplexity_pruned"] != r["perplexity_after"] for r in results):
+            row("perplexity before recovery", "", lambda r: f"{r['perplexity_pruned']:.4f}")
     row("verified", "", lambda r: r["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in first["seconds"].items())
     shown.caption = (

@@ -1,8 +1,10 @@
 """What `compress` was asked for, and everything that can be refused before the work begins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import torch
 
 from compressor.allocation import check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
@@ -11,6 +13,8 @@ from compressor.lattice import lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target
+from compressor.recovery.precision import check_memory
+from compressor.recovery.settings import Recovery
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -46,19 +50,39 @@ class Settings:
     max_memory: int | None = None
     work_dir: Path | None = None
     seed: int = 0
+    recovery: Recovery = field(default_factory=Recovery)
+    resume: bool = False
     overwrite: bool = False
     verify: bool = True
     max_perplexity_ratio: float | None = 3.0
+
+    @property
+    def on_device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
 
 
+def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
+    """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
+    free = {"dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
+    given = {
+        f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
+        for option in fields(settings)
+        if option.name not in free
+    }
+    given["the source's fingerprint"] = checkpoint.fingerprint
+    given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
+    return given
+
+
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
     check_method(settings, checkpoint)
     check_dest(settings)
+    settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
         raise InputError("The same target is given twice.")
     if settings.statistics not in ("dense", "pruned"):
@@ -96,6 +120,11 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
         needed += checkpoint.bytes if settings.layout == "padded" else size
+        if settings.recovery.method != "none":
+            left = Costs.of(checkpoint).size(chosen, checkpoint.units, "params")
+            check_memory(
+                left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
+            )
     check_space(settings.dest.parent, needed)
 
 
