@@ -290,6 +290,32 @@ def evaluate(
         print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
 
 
+@stages.command()
+def estimate(
+    folder: Source,
+    before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
+    device: Annotated[
+        str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
+    ] = None,
+    batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
+    context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
+    measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
+    from compressor.estimate import estimate as run
+    from compressor.estimate.tables import tables
+    from compressor.report import Lines
+
+    with Lines(as_json).stage("estimate") as progress:
+        result = run(folder, before, device, batch, context, measure, progress)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        Console(width=None if sys.stdout.isatty() else 120).print(shown, highlight=False)
+
+
 def run(app: Callable, arguments: list[str]) -> int:
     """The exit code; every failure is a sentence on stderr."""
 
