@@ -22,7 +22,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.methods import METHODS
 from compressor.plan import Target, allocate
-from compressor.scores import score
+from compressor.scoring import score
 from compressor.writing import write
 
 

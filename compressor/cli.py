@@ -49,9 +49,18 @@ def compress(
     target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
     target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
     method: Annotated[
-        str, Option(help="llm-bip, hywia, wanda-sp, magnitude or random.")
+        str,
+        Option(
+            help="llm-bip, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, wanda-sp, "
+            "magnitude or random."
+        ),
     ] = "llm-bip",
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
+    coarse: Annotated[str | None, Option(help="hywia: gate or vector.")] = None,
+    fine: Annotated[str | None, Option(help="hywia: first, second or mix.")] = None,
+    reduce: Annotated[
+        str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
+    ] = None,
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -106,6 +115,9 @@ def compress(
         targets=targets,
         method=method,
         mode=mode,
+        coarse=coarse,
+        fine=fine,
+        reduce=reduce,
         layout=layout,
         container=container,
         calibration=calibration,
@@ -143,6 +155,9 @@ def score(
     out: Annotated[Path, Option(help="File of scores to write.")],
     method: str = "llm-bip",
     mode: str | None = None,
+    coarse: str | None = None,
+    fine: str | None = None,
+    reduce: str | None = None,
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -154,10 +169,10 @@ def score(
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.checkpoint import Checkpoint
-    from compressor.pipeline import open_stream, read_texts
+    from compressor.pipeline import open_stream, position_notes, read_texts
     from compressor.report import Lines
-    from compressor.scores import score as run
-    from compressor.settings import Settings, check_method
+    from compressor.scoring import score as run
+    from compressor.settings import Settings, check_method, chosen_grains
 
     settings = Settings(
         source=source,
@@ -165,6 +180,9 @@ def score(
         targets=(),
         method=method,
         mode=mode,
+        coarse=coarse,
+        fine=fine,
+        reduce=reduce,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
@@ -180,7 +198,19 @@ def score(
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     with Lines(quiet).stage("score") as progress:
-        run(checkpoint, method, mode, tokens, stream, seed, progress=progress).save(out)
+        found = run(
+            checkpoint,
+            method,
+            mode,
+            tokens,
+            stream,
+            seed,
+            progress=progress,
+            grains=chosen_grains(settings),
+        )
+        found.save(out)
+    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
+        print(note)
 
 
 @stages.command()

@@ -21,8 +21,8 @@ from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
 from compressor.report import Lines, Meter, versions, write_card, write_record
-from compressor.scores import score
-from compressor.settings import Settings, check_before_starting, target_name
+from compressor.scoring import score
+from compressor.settings import Settings, check_before_starting, chosen_grains, target_name
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -89,6 +89,7 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.seed,
             kept_units,
             progress,
+            chosen_grains(settings),
         )
     scores.save(work / "scores.safetensors")
     before = None
@@ -125,6 +126,9 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
         results[0]["dest"] = str(final)
     publish(partial, final)
     for result in results:
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+            scores.about["notes"] + result["warnings"]
+        )
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
         cuda = torch.cuda.is_available()
@@ -247,6 +251,17 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     return calibration, evaluation
 
 
+def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
+    """A sentence if texts were cut because the model has fewer positions than --length."""
+    positions = checkpoint.config.get("max_position_embeddings")
+    if not positions or settings.length <= positions or not any(tokens):
+        return []
+    return [
+        f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
+        f"--length {settings.length}."
+    ]
+
+
 def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
     """A stream on the chosen device and dtype; activations go to files where memory is short."""
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -254,7 +269,7 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
     # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].fuse is not None else 2
+    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.methods import DEFAULT_METHOD, METHODS
+from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target, lattice, protected, solve
 from compressor.writing import LAYOUTS, check_space, choose_container
 
@@ -22,6 +23,9 @@ class Settings:
     targets: Sequence[Target]
     method: str = DEFAULT_METHOD
     mode: str | None = None
+    coarse: str | None = None
+    fine: str | None = None
+    reduce: str | None = None
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -56,7 +60,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError("The same target is given twice.")
     if settings.statistics not in ("dense", "pruned"):
         raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
-    if settings.statistics == "pruned" and METHODS[settings.method].fuse is not None:
+    if settings.statistics == "pruned" and METHODS[settings.method].observe is not None:
         raise InputError(
             f"--statistics pruned needs a forward pass; {settings.method} runs backward."
         )
@@ -85,12 +89,19 @@ def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
     method = METHODS[settings.method]
     mode = method.check_mode(settings.mode)
+    chosen_grains(settings)
     method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
     if settings.samples < 1 or settings.length < 2:
         raise InputError(
             f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
             f"{settings.length}."
         )
+
+
+def chosen_grains(settings: Settings) -> Grains | None:
+    """What weighs the gradients, if the method does; an option that does not apply is refused."""
+    given = {"coarse": settings.coarse, "fine": settings.fine, "reduce": settings.reduce}
+    return METHODS[settings.method].choose_grains(**given)
 
 
 def check_dest(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
@@ -15,6 +16,7 @@ from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run, stages
 from compressor.errors import InputError
 from compressor.methods import METHODS
+from compressor.scores import Scores
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",
@@ -327,3 +329,70 @@ def test_amounts(text, units, value):
 def test_bad_amounts(text):
     with pytest.raises(InputError, match="not an amount"):
         parse_amount(text, SIZES)
+
+
+def test_grains_reach_the_scores_file(llama, text_file, tmp_path):
+    out = tmp_path / "s.safetensors"
+    asked = ["score", llama, "--out", out, "--calibration", text_file, "--samples", 3]
+    chosen = ["--method", "hywia", "--coarse", "vector", "--fine", "mix", "--reduce", "max"]
+    assert run(stages, [str(a) for a in (*asked, *chosen, "--length", 32)]) == 0
+    grains = Scores.load(out).about["grains"]
+    assert grains == {
+        "coarse": "vector", "fine": "mix", "reduce": "max", "gradient": "sequences",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--method", "wanda-sp", "--coarse", "gate"],
+            "--coarse does not apply to the method wanda",
+        ),
+        (["--method", "taylor", "--fine", "mix"], "--fine does not apply to the method taylor"),
+        (["--method", "hywia", "--coarse", "rough"], "one of gate, vector, not 'rough'"),
+        (["--method", "taylor", "--reduce", "median"], "sum, mean, max, prod, last, not 'median'"),
+    ],
+)
+def test_grains_that_do_not_apply(llama, quick, tmp_path, capsys, options, words):
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *options, *quick) == 2
+    assert words in capsys.readouterr().err.replace("\n", " ")
+    assert left_over(tmp_path / "out") == []
+
+
+def test_one_sequence_is_weighed_equally_and_said(llama, text_file, tmp_path, capsys):
+    code = compress(
+        llama, tmp_path / "out", "--keep", 0.7, "--method", "hywia", "--samples", 1, "--no-verify",
+        "--calibration", text_file, "--length", 40, "--json",
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0 and found["mode"] == "fixed:0.5"
+    assert any("One calibration sequence has no variance" in w for w in found["warnings"])
+
+
+def test_texts_beyond_the_positions_are_cut_and_said(llama, text_file, tmp_path, capsys):
+    code = compress(
+        llama, tmp_path / "out", "--keep", 0.7, "--calibration", text_file, "--samples", 2,
+        "--no-verify", "--length", 100, "--json",
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert any("64 positions" in w and "--length 100" in w for w in found["warnings"])
+
+
+@pytest.mark.parametrize("method", ["hywia", "llm-bip"])
+def test_a_full_disk_under_the_activations_is_a_clean_stop(
+    llama, quick, tmp_path, capsys, monkeypatch, method
+):
+    written = []
+
+    def full(tensors, path):
+        if len(written) == 3:
+            raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+        written.append(save_file(tensors, path))
+
+    monkeypatch.setattr("compressor.blocks.save_file", full)
+    options = ["--keep", 0.7, "--method", method, "--max-memory", "1KB", *quick]
+    assert compress(llama, tmp_path / "out", *options) == 4
+    assert "No space left" in capsys.readouterr().err
+    assert len(written) == 3 and left_over(tmp_path / "out") == []

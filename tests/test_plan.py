@@ -7,7 +7,8 @@ from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import InputError
 from compressor.plan import Costs, Plan, Target, allocate, default_align, lattice, solve
-from compressor.scores import Scores, best, score
+from compressor.scores import Scores, best
+from compressor.scoring import score
 
 
 @pytest.mark.parametrize(

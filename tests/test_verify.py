@@ -12,7 +12,7 @@ from compressor.errors import InputError, VerificationError
 from compressor.pipeline import make_record
 from compressor.plan import Target, allocate
 from compressor.report import write_record
-from compressor.scores import score
+from compressor.scoring import score
 from compressor.verify import verify, verify_here
 from compressor.writing import write
 

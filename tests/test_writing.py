@@ -13,7 +13,7 @@ from compressor.checkpoint import INDEX, Checkpoint
 from compressor.errors import InputError, MachineError
 from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Plan, Target, allocate
-from compressor.scores import score
+from compressor.scoring import score
 from compressor.writing import check_space, patched_config, write
 
 

@@ -1,19 +1,20 @@
 """The methods, by name. A method turns a block's weights and statistics into scores of its units.
 
-A method that looks at one block at a time is a function of the block:
+Most look at one block at a time, and are a function of the block:
 
     score(weights, statistics, geometry, mode, seed) -> {"attention": [groups], "ffn": [channels]}
 
-weights: the block's tensors by name; statistics: means per token (methods/statistics.py). A method
-that needs gradients reduces each block's evidence (methods/gradient_statistics.py) to a few numbers a
-unit, and scores all blocks together in the end:
+weights: the block's tensors by name; statistics: means per token (methods/statistics.py). One that
+needs gradients observes each block during its backward and may score all blocks together in the end:
 
-    reduce(evidence, geometry) -> anything small
-    fuse([reduced of each block], mode) -> (scores of each block, alpha of each block)
+    observe(layer, geometry, block, grains) -> context manager with
+        end_sequence(predicted)   after the backward of a sequence with so many predicted tokens
+        reduced()                 a few numbers a unit, by group
+    fuse([reduced of each block], mode, shares) -> Fused; without it `reduced` are the scores
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,8 +35,10 @@ class Method:
     name: str
     score: Score | None
     modes: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    reduce: Callable | None = None
+    observe: Callable | None = None
     fuse: Callable | None = None
+    grains: hywia.Grains | None = None
+    free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
 
     def check_mode(self, mode: str | None) -> str:
         mode = mode or next(iter(self.modes))
@@ -56,6 +59,18 @@ class Method:
     def wants(self, mode: str) -> frozenset[str]:
         return self.modes[self._pattern(mode)]
 
+    def choose_grains(self, **given: str | None) -> hywia.Grains | None:
+        """The method's grains with those that are given (not None) in place of its own."""
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in given:
+            if name not in self.free_grains:
+                takers = [m.name for m in METHODS.values() if name in m.free_grains]
+                raise InputError(
+                    f"--{name} does not apply to the method {self.name}, but to "
+                    f"{', '.join(takers)}."
+                )
+        return self.grains and replace(self.grains, **given)
+
     @staticmethod
     def _pattern(mode: str) -> str:
         """The key of `modes` that a mode falls under, or of none."""
@@ -70,6 +85,14 @@ class Method:
 
 GRADIENTS = frozenset({"gradients"})
 
+
+def _preset(name: str, part: str, fine: str) -> Method:
+    """A score as LLM-Pruner publishes it: one part alone, of the mean gradient."""
+    grains = hywia.Grains("vector", fine, gradient="mean")
+    modes = {part: GRADIENTS}
+    return Method(name, None, modes, hywia.HybridGrains, hywia.fuse, grains, ("reduce",))
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -78,9 +101,14 @@ METHODS = {
             "hywia",
             None,
             {"attention": GRADIENTS, "fixed:a": GRADIENTS},
-            reduce=hywia.tokens,
-            fuse=hywia.fuse,
+            hywia.HybridGrains,
+            hywia.fuse,
+            hywia.Grains(),
+            ("coarse", "fine", "reduce"),
         ),
+        _preset("taylor", "fine", "first"),
+        _preset("taylor-vector", "coarse", "first"),
+        _preset("taylor-mix", "fine", "mix"),
         Method("wanda-sp", baselines.wanda_sp, {"l2": frozenset({"moments"})}),
         Method("magnitude", baselines.magnitude, {"l2": frozenset(), "l1": frozenset()}),
         Method("random", baselines.random, {"uniform": frozenset()}),

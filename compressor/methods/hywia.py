@@ -1,45 +1,96 @@
 """HyWIA (arXiv 2403.10799): hybrid-grained weight importance, coarse and fine fused by attention.
 
-Of unit u and calibration sequence n, with p = weight x gradient (`gradient_statistics`):
+Of unit u and calibration sequence n, with p = weight x gradient (`gradient_statistics`) and the
+coupled modules m of the unit reduced to one number (`reduce`: sum, mean, max, prod or last):
 
     coarse c_nu   `gate`    |sum p| over the unit's part of the output projection: to first order, what
                             the loss moves by when the unit is switched off
-                  `vector`  sum over the unit's channels of |sum p|, over all its tensors
-    fine   f_nu   `first`   sum |p| over the unit's weights; `second`  sum p^2
+                  `vector`  reduce_m sum over the unit's channels of |sum p|
+    fine   f_nu   `first`   reduce_m sum |p| over the unit's weights
+                  `second`  reduce_m sum p^2, whose mean is sum w^2 F with the Fisher diagonal F
+                  `mix`     reduce_m sum |w G - w^2 F / 2| with the mean gradient G
 
-Both are divided by their mean over all units of the model, one constant each for the FFN channels
-and one for the KV groups: what the gradient knows between blocks is kept. Then
+A token is the root mean square over the sequences. Both are divided by their mean over all units of
+the model, one constant each for the FFN channels and one for the KV groups: what the gradient knows
+between blocks is kept. Then
 
     attention   two tokens a unit, coarse and fine. A granularity tells units apart as far as they
                 differ in it, so the keys are the logarithms of its relative variance over the units
                 of the group in the block; alpha = softmax(keys / tau), score = sum alpha * token
     fixed:a     a * coarse + (1 - a) * fine
-
-where a token is the root mean square over the sequences.
+    calibrated  alpha of each group fitted to the measured loss changes of single masked units
 
 Provenance. The paper's body could not be read: that a coarse and a fine Taylor importance are fused by
 an attention mechanism is the paper's; this attention, which needs no training, is ours. The element-
-and vector-wise formulas are LLM-Pruner's (arXiv 2305.11627). Absolute values are taken per sequence,
-not of the batch's mean gradient as published, and the query heads of a KV group are its own.
+and vector-wise formulas are LLM-Pruner's (arXiv 2305.11627), which takes them of the mean gradient
+(methods `taylor`, `taylor-vector`, `taylor-mix`). Everywhere the query heads of a KV group are its
+own (the published code folds others into it).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from compressor.methods.gradient_statistics import KINDS
+from compressor.errors import InputError
+from compressor.methods.gradient_statistics import KINDS, GradientStatistics
 from compressor.methods.statistics import Geometry
 
-Evidence = Mapping[str, torch.Tensor]  # tensor name -> [sequences, kinds, units]
+Evidence = Mapping[str, Mapping[str, torch.Tensor]]  # source -> module -> [n, kinds, units]
+Blocks = list[dict[str, torch.Tensor]]
 
 COARSE = {"gate": "signed", "vector": "vector"}
-FINE = {"first": "absolute", "second": "square"}
+FINE = {"first": "absolute", "second": "square", "mix": "absolute"}
+PARTS = ("coarse", "fine")
 TEMPERATURE = 1.0
 TINY = torch.finfo(torch.float64).tiny
 
 
+@dataclass(frozen=True)
+class Grains:
+    """Which coarse and fine importance, how coupled modules are reduced, and of which gradient.
+
+    gradient: `sequences` (one after the other) or `mean` (of the calibration set, as published).
+    """
+
+    coarse: str = "gate"
+    fine: str = "first"
+    reduce: str = "sum"
+    gradient: str = "sequences"
+
+    def __post_init__(self) -> None:
+        for name, known in (("coarse", COARSE), ("fine", FINE), ("reduce", REDUCTIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"--{name} is one of {', '.join(known)}, not {value!r}.")
+
+    def sources(self) -> set[str]:
+        return {self.gradient, "mix"} if self.fine == "mix" else {self.gradient}
+
+
+# Products are of any size: their order is that of the geometric mean, which keeps the scale.
+REDUCTIONS = {
+    "sum": lambda modules: modules.sum(0),
+    "mean": lambda modules: modules.mean(0),
+    "max": lambda modules: modules.amax(0),
+    "prod": lambda modules: modules.log().mean(0).exp(),
+    "last": lambda modules: modules[-1],
+}
+
+
+class HybridGrains(GradientStatistics):
+    """Observes one block's backward; `reduced` gives the tokens of its units."""
+
+    def __init__(self, layer, geometry: Geometry, block: int, grains: Grains):
+        super().__init__(layer, geometry, block, grains.sources())
+        self.grains = grains
+
+    def reduced(self) -> dict[str, torch.Tensor]:
+        return tokens(self.evidence(), self.geometry, self.grains)
+
+
 def tokens(
-    evidence: Evidence, geometry: Geometry, coarse: str = "gate", fine: str = "first"
+    evidence: Evidence, geometry: Geometry, grains: Grains = Grains()
 ) -> dict[str, torch.Tensor]:
     """Of each group the two tokens of a block's units, coarse and fine: [2, units], float64.
 
@@ -47,32 +98,68 @@ def tokens(
     """
     found = {}
     for group, slices in geometry.family.groups().items():
-        names = [part.tensor for part in slices if part.tensor in evidence]
-        output = [geometry.family.output(group)]
-        c = _summed(evidence, COARSE[coarse], output if coarse == "gate" else names)
-        f = _summed(evidence, FINE[fine], names)
-        energies = c.square(), f.square() if fine == "first" else f
+        modules = dict.fromkeys(s.tensor.rpartition(".")[0] for s in slices)
+        output = [geometry.output_module(group)]
+        sequences = evidence[grains.gradient]
+        c = _reduced(
+            sequences, COARSE[grains.coarse], output if grains.coarse == "gate" else modules, grains
+        )
+        source = evidence["mix"] if grains.fine == "mix" else sequences
+        f = _reduced(source, FINE[grains.fine], modules, grains)
+        energies = c.square(), f if grains.fine == "second" else f.square()
         found[group] = torch.stack([energy.mean(0).sqrt() for energy in energies])
     return found
 
 
-def _summed(evidence: Evidence, kind: str, names: list[str]) -> torch.Tensor:
-    return sum(evidence[name][:, KINDS.index(kind)].double() for name in names)
+def _reduced(evidence, kind: str, modules, grains: Grains) -> torch.Tensor:
+    """[n, units] of the coupled modules, the output projection being the last."""
+    of_modules = [evidence[m][:, KINDS.index(kind)].double() for m in modules if m in evidence]
+    return REDUCTIONS[grains.reduce](torch.stack(of_modules))
 
 
-def fuse(
-    blocks: list[dict[str, torch.Tensor]], mode: str = "attention"
-) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
-    """Scores and the coarse token's weight alpha, both [units] by group, of each block's `tokens`."""
+@dataclass(frozen=True)
+class Fused:
+    """Of every block and group [units]: scores, the coarse token's weight alpha, and the tokens."""
+
+    scores: Blocks
+    alpha: Blocks
+    parts: dict[str, Blocks]
+
+
+def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = {}) -> Fused:
+    """Fuse the `tokens` of all blocks. shares[group]: the coarse share that was fitted, if any."""
+    parts = normalised(blocks)
     scores, alphas = [{} for _ in blocks], [{} for _ in blocks]
+    for b, _ in enumerate(blocks):
+        for group in blocks[0]:
+            values = torch.stack([parts[part][b][group] for part in PARTS])
+            if mode == "attention":
+                alpha = attend(values)
+            else:
+                share = shares[group] if group in shares else coarse_share(mode)
+                alpha = torch.full_like(values, share)
+                alpha[1] = 1 - share
+            scores[b][group] = (alpha * values).sum(0)
+            alphas[b][group] = alpha[0]
+    return Fused(scores, alphas, parts)
+
+
+def coarse_share(mode: str) -> float:
+    """The weight of the coarse token in a mode that fixes it: `fixed:a`, `coarse` or `fine`."""
+    alone = {"coarse": 1.0, "fine": 0.0}
+    return alone[mode] if mode in alone else float(mode.removeprefix("fixed:"))
+
+
+def normalised(blocks: Blocks) -> dict[str, Blocks]:
+    """Coarse and fine tokens over their means, over all units of a group in the model."""
+    parts = {part: [{} for _ in blocks] for part in PARTS}
     for group in blocks[0]:
         means = torch.cat([block[group] for block in blocks], 1).mean(1, keepdim=True)
         for b, block in enumerate(blocks):
             values = block[group] / means.clamp_min(TINY)
-            alpha = attend(values) if mode == "attention" else _fixed(mode, values)
-            scores[b][group] = (alpha * values).sum(0)
-            alphas[b][group] = alpha[0]
-    return scores, alphas
+            for part, value in zip(PARTS, values, strict=True):
+                parts[part][b][group] = value
+    return parts
 
 
 def attend(values: torch.Tensor) -> torch.Tensor:
@@ -81,8 +168,3 @@ def attend(values: torch.Tensor) -> torch.Tensor:
         return torch.full_like(values, 0.5)
     spread = values.var(1, keepdim=True) / values.mean(1, keepdim=True).square().clamp_min(TINY)
     return torch.softmax(spread.clamp_min(TINY).log() / TEMPERATURE, 0).expand_as(values)
-
-
-def _fixed(mode: str, values: torch.Tensor) -> torch.Tensor:
-    share = float(mode.removeprefix("fixed:"))
-    return torch.tensor([[share], [1 - share]], dtype=values.dtype).expand_as(values)

@@ -5,7 +5,7 @@ import torch
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.scores import score
+from compressor.scoring import score
 
 
 def test_random_depends_on_the_seed_alone(llama):

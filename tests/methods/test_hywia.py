@@ -11,9 +11,10 @@ from compressor.errors import InputError
 from compressor.gradients import backward
 from compressor.methods import METHODS
 from compressor.methods.gradient_statistics import KINDS, GradientStatistics
-from compressor.methods.hywia import attend, fuse, tokens
+from compressor.methods.hywia import Grains, attend, fuse, tokens
 from compressor.methods.statistics import Geometry
-from compressor.scores import Scores, score
+from compressor.scores import Scores
+from compressor.scoring import score
 
 
 def token_set(lengths=(20, 7, 13)) -> TokenSet:
@@ -21,74 +22,171 @@ def token_set(lengths=(20, 7, 13)) -> TokenSet:
     return TokenSet([torch.randint(3, 120, (n,), generator=generator) for n in lengths])
 
 
-def evidence_of(folder, dtype=torch.float64):
+def observed(folder, sources, dtype=torch.float64):
+    """The checkpoint, and the evidence of each block."""
     checkpoint = Checkpoint(folder)
     stream = BlockStream(checkpoint, dtype=dtype)
     found = {}
 
     def visit(index, layer, steps):
-        with GradientStatistics(layer, Geometry.of(checkpoint), index) as statistics:
-            for _ in steps():
-                pass
+        with GradientStatistics(layer, Geometry.of(checkpoint), index, sources) as statistics:
+            for i in steps():
+                statistics.end_sequence(len(token_set().sequences[i]) - 1)
+            found[index] = statistics.evidence()
         assert not any(p.requires_grad for p in layer.parameters())
-        found[index] = statistics.tensors()
 
     backward(stream, [s[None] for s in token_set().sequences], visit)
     return checkpoint, [found[b] for b in range(checkpoint.blocks)]
 
 
-def test_equal_those_of_an_ordinary_backward(any_family):
-    checkpoint, found = evidence_of(any_family)
-    model = AutoModelForCausalLM.from_pretrained(any_family, dtype=torch.float64)
-    for n, ids in enumerate(token_set().sequences):
+def whole_model(folder):
+    """The checkpoint's model in float64, and every sequence's gradients by parameter name."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    gradients = []
+    for ids in token_set().sequences:
         model.zero_grad()
         logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
         torch.nn.functional.cross_entropy(logits, ids[1:]).backward()
-        for b, evidence in enumerate(found):
-            parts = {p.tensor: p.axis for g in checkpoint.family.groups().values() for p in g}
-            for name, rows in evidence.items():
-                parameter = model.get_parameter(checkpoint.block_name(b, name))
-                product = (parameter * parameter.grad).detach()
-                product = product if parts[name] == 0 else product.T
-                units = product.reshape(rows.shape[-1], -1)
-                channels = product.reshape(len(product), -1).sum(1).view(len(units), -1)
-                expected = (units.sum(1).abs(), channels.abs().sum(1), units.abs().sum(1))
-                scale = expected[2]
-                for kind, value in zip(KINDS, (*expected, units.square().sum(1)), strict=True):
-                    error = (rows[n, KINDS.index(kind)] - value).abs()
-                    assert (error <= 1e-9 * scale + 1e-9 * value).all(), (name, kind)
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    return model, gradients
+
+
+def products(model, checkpoint, block: int, gradient, name: str, axis: int, units: int):
+    """[units, channels, weights]: weight x gradient of a module, a bias being one more column."""
+    parts = []
+    for leaf in ("weight", "bias"):
+        full = checkpoint.block_name(block, f"{name}.{leaf}")
+        if full in gradient:
+            product = (model.get_parameter(full) * gradient[full]).detach()
+            parts.append(
+                product[:, None] if product.ndim == 1 else product if axis == 0 else product.T
+            )
+    return torch.cat(parts, 1).unflatten(0, (units, -1))
+
+
+def modules_of(checkpoint):
+    """(module, axis, units, group) of every module that units own."""
+    return {
+        (part.tensor.rpartition(".")[0], part.axis, checkpoint.units[group], group)
+        for group, parts in checkpoint.family.groups().items()
+        for part in parts
+    }
+
+
+def test_equal_those_of_an_ordinary_backward(any_family):
+    checkpoint, found = observed(any_family, {"sequences"})
+    model, gradients = whole_model(any_family)
+    for b, evidence in enumerate(found):
+        for module, axis, units, _ in modules_of(checkpoint):
+            rows = evidence["sequences"][module]
+            for n, gradient in enumerate(gradients):
+                product = products(model, checkpoint, b, gradient, module, axis, units)
+                size = product.abs().sum((1, 2))
+                expected = (
+                    product.sum((1, 2)).abs(),
+                    product.sum(2).abs().sum(1),
+                    size,
+                    product.square().sum((1, 2)),
+                )
+                for kind, value in enumerate(expected):
+                    error = (rows[n, kind] - value).abs()
+                    assert (error <= 1e-9 * size + 1e-9 * value).all(), (module, KINDS[kind])
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "prod", "last"])
+@pytest.mark.parametrize("method", ["taylor", "taylor-vector", "taylor-mix"])
+def test_presets_are_the_published_formulas(any_family, method, reduce):
+    # LLM-Pruner: with the calibration set's gradient G and F = mean_n g_n^2,
+    # |sum W G| a channel, |W G| or |W G - W^2 F / 2| a weight, added within a unit.
+    checkpoint = Checkpoint(any_family)
+    stream = BlockStream(checkpoint, dtype=torch.float64)
+    grains = METHODS[method].choose_grains(reduce=reduce)
+    found = score(checkpoint, method, None, token_set(), stream, grains=grains)
+    model, gradients = whole_model(any_family)
+    mean = {n: sum(g[n] for g in gradients) / len(gradients) for n in gradients[0]}
+    fisher = {n: sum(g[n].square() for g in gradients) / len(gradients) for n in mean}
+    effective = {n: g - model.get_parameter(n) * fisher[n] / 2 for n, g in mean.items()}
+    used = effective if method == "taylor-mix" else mean
+    expected = {"attention": [], "ffn": []}
+    for b in range(checkpoint.blocks):
+        of = {"attention": [], "ffn": []}
+        for module, axis, units, group in sorted(modules_of(checkpoint), key=lambda m: m[1]):
+            product = products(model, checkpoint, b, used, module, axis, units).detach()
+            inner = product.sum(2).abs() if method == "taylor-vector" else product.abs().sum(2)
+            of[group].append(inner.sum(1))
+        for group, parts in of.items():
+            stack = torch.stack(parts)
+            expected[group].append(
+                {
+                    "sum": stack.sum(0),
+                    "mean": stack.mean(0),
+                    "max": stack.amax(0),
+                    "prod": stack.prod(0) ** (1 / len(stack)),
+                    "last": stack[-1],
+                }[reduce]
+            )
+    for group, blocks in expected.items():
+        scale = torch.cat(blocks).mean()
+        for b, values in enumerate(blocks):
+            torch.testing.assert_close(
+                found.blocks[b][group].double(), values / scale, rtol=1e-5, atol=1e-9
+            )
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("mlp.up_proj.weight", "mlp.down_proj.weight"),
-        ("self_attn.v_proj.weight", "self_attn.o_proj.weight"),
-        ("self_attn.q_proj.weight", "self_attn.k_proj.weight"),
+        ("mlp.up_proj", "mlp.down_proj"),
+        ("self_attn.v_proj", "self_attn.o_proj"),
+        ("self_attn.q_proj", "self_attn.k_proj"),
     ],
 )
 def test_coupled_tensors_have_one_gate_derivative(llama, one, other):
     # Scaling a unit's up rows or its down columns is the same change of the loss: a query head that
     # was counted to the wrong KV group would break it.
-    for evidence in evidence_of(llama)[1]:
-        a, b = (evidence[name][:, KINDS.index("signed")] for name in (one, other))
-        size = evidence[one][:, KINDS.index("absolute")]
+    for evidence in observed(llama, {"sequences"})[1]:
+        rows = evidence["sequences"]
+        a, b = (rows[name][:, KINDS.index("signed")] for name in (one, other))
+        size = rows[one][:, KINDS.index("absolute")]
         assert ((a - b).abs() <= 1e-9 * size).all()
         assert (a > 0).any()
 
 
+def test_query_heads_count_for_their_own_group(llama):
+    # 8 query heads share 4 KV groups: heads 0 and 1 are group 0's. Head h's rows are made to be
+    # worth 10^h, so any other fold is another number.
+    checkpoint = Checkpoint(llama)
+    layer = BlockStream(checkpoint, dtype=torch.float64).layers[0].to_empty(device="cpu")
+    weight = layer.self_attn.q_proj.weight
+    weight.data.fill_(1.0)
+    worth = 10.0 ** torch.arange(8, dtype=torch.float64).repeat_interleave(4)
+    with GradientStatistics(layer, Geometry.of(checkpoint), 0, {"sequences", "mean"}) as found:
+        (weight * worth[:, None]).sum().backward()
+        found.end_sequence(1)
+    elements = 4 * 32  # of a head: head_dim rows of the hidden size
+    expected = torch.tensor([1e0 + 1e1, 1e2 + 1e3, 1e4 + 1e5, 1e6 + 1e7]).double() * elements
+    for source in ("sequences", "mean"):
+        kinds = found.evidence()[source]["self_attn.q_proj"][0]
+        for kind in ("signed", "vector", "absolute"):
+            torch.testing.assert_close(kinds[KINDS.index(kind)], expected)
+
+
 def test_tokens_are_root_mean_squares(llama):
-    checkpoint, found = evidence_of(llama)
+    checkpoint, found = observed(llama, {"sequences", "mix"})
     geometry = Geometry.of(checkpoint)
+    rows = found[0]["sequences"]
     coarse, fine = tokens(found[0], geometry)["ffn"]
-    signed = found[0]["mlp.down_proj.weight"][:, KINDS.index("signed")]
+    signed = rows["mlp.down_proj"][:, KINDS.index("signed")]
     torch.testing.assert_close(coarse, signed.square().mean(0).sqrt())
     names = ("gate", "up", "down")
-    total = sum(found[0][f"mlp.{n}_proj.weight"][:, KINDS.index("absolute")] for n in names)
+    total = sum(rows[f"mlp.{n}_proj"][:, KINDS.index("absolute")] for n in names)
     torch.testing.assert_close(fine, total.square().mean(0).sqrt())
     assert (coarse <= fine).all()
-    second = tokens(found[0], geometry, coarse="vector", fine="second")["attention"]
-    assert second.shape == (2, checkpoint.kv_heads) and (second > 0).all()
+    second = tokens(found[0], geometry, Grains("vector", "second"))["ffn"][1]
+    squares = sum(rows[f"mlp.{n}_proj"][:, KINDS.index("square")] for n in names)
+    torch.testing.assert_close(second, squares.mean(0).sqrt())
+    mixed = tokens(found[0], geometry, Grains("vector", "mix"))["attention"]
+    assert mixed.shape == (2, checkpoint.kv_heads) and (mixed > 0).all()
 
 
 def random_blocks(units=6, blocks=3, seed=0):
@@ -100,21 +198,24 @@ def random_blocks(units=6, blocks=3, seed=0):
 @pytest.mark.parametrize("mode", ["attention", "fixed:0.3"])
 def test_fusion_knows_neither_units_nor_the_scale_of_either_part(mode):
     blocks = random_blocks()
-    scores, alphas = fuse(blocks, mode)
+    fused = fuse(blocks, mode)
+    scores, alphas = fused.scores, fused.alpha
     scaled = [{"ffn": b["ffn"] * torch.tensor([[7.0], [0.01]])} for b in blocks]
     order = torch.randperm(6)
     permuted = [{"ffn": b["ffn"][:, order]} for b in blocks]
     for b in range(3):
-        torch.testing.assert_close(fuse(scaled, mode)[0][b]["ffn"], scores[b]["ffn"])
-        torch.testing.assert_close(fuse(permuted, mode)[0][b]["ffn"], scores[b]["ffn"][order])
+        torch.testing.assert_close(fuse(scaled, mode).scores[b]["ffn"], scores[b]["ffn"])
+        torch.testing.assert_close(fuse(permuted, mode).scores[b]["ffn"], scores[b]["ffn"][order])
         assert ((alphas[b]["ffn"] >= 0) & (alphas[b]["ffn"] <= 1)).all()
 
 
-@pytest.mark.parametrize(("mode", "row"), [("fixed:1", 0), ("fixed:0", 1)])
+@pytest.mark.parametrize(
+    ("mode", "row"), [("fixed:1", 0), ("coarse", 0), ("fixed:0", 1), ("fine", 1)]
+)
 def test_the_ends_are_coarse_and_fine_alone(mode, row):
     blocks = random_blocks()
     mean = torch.cat([b["ffn"][row] for b in blocks]).mean()
-    for block, found in zip(blocks, fuse(blocks, mode)[0], strict=True):
+    for block, found in zip(blocks, fuse(blocks, mode).scores, strict=True):
         torch.testing.assert_close(found["ffn"], block["ffn"][row] / mean)
 
 
@@ -134,7 +235,11 @@ def test_scores_and_alpha_are_kept(llama, tmp_path):
     assert found.about["mode"] == "attention"
     found.save(tmp_path / "s.safetensors")
     loaded = Scores.load(tmp_path / "s.safetensors")
-    for kept, made in ((loaded.blocks, found.blocks), (loaded.alpha, found.alpha)):
+    assert set(found.parts) == set(loaded.parts) == {"alpha", "coarse", "fine"}
+    for kept, made in (
+        (loaded.blocks, found.blocks),
+        *((loaded.parts[p], found.parts[p]) for p in found.parts),
+    ):
         assert len(kept) == checkpoint.blocks
         for a, b in zip(kept, made, strict=True):
             assert all(torch.equal(a[g], b[g]) for g in ("attention", "ffn"))
@@ -158,7 +263,7 @@ def test_a_gradient_that_is_not_finite_is_named(llama):
     weight = layer.mlp.up_proj.weight
     weight.data.fill_(1.0)
     with (
-        GradientStatistics(layer, Geometry.of(checkpoint), 4),
+        GradientStatistics(layer, Geometry.of(checkpoint), 4, {"sequences"}),
         pytest.raises(InputError, match=r"mlp.up_proj.weight in block 4 has 1536 infinite"),
     ):
         weight.mul(float("inf")).sum().backward()

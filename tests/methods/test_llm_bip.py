@@ -9,7 +9,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.methods import METHODS
 from compressor.methods.llm_bip import MODES, amplification
 from compressor.methods.statistics import Geometry, only_units
-from compressor.scores import score
+from compressor.scoring import score
 
 
 def token_set(lengths=(20, 13, 7, 20), seed=0) -> TokenSet:
