@@ -37,10 +37,16 @@ class BlockWidths:
         return self.key_value // self.head_dim
 
     @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """Shapes [out, in] of q, k, v, o and the FFN's."""
+        inward = [self.query, self.key_value, self.key_value, *[self.ffn] * self.ffn_inputs]
+        outward = [self.query, self.ffn]
+        return [(w, self.hidden) for w in inward] + [(self.hidden, w) for w in outward]
+
+    @property
     def weights(self) -> int:
-        """Parameters of all matrices: q, k, v, o and the FFN's."""
-        attention = 2 * self.query + 2 * self.key_value
-        return self.hidden * (attention + (self.ffn_inputs + 1) * self.ffn)
+        """Parameters of all matrices."""
+        return sum(rows * columns for rows, columns in self.matrices)
 
 
 @dataclass(frozen=True)

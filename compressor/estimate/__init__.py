@@ -53,8 +53,7 @@ def estimate(
         found = parts(widths, batch, context)
         roof = products = DEVICES.get(device)
         if here:
-            read = sum(part.decode.bytes for part in found)
-            roof, products = measured_device(device, widths.dtype, read, batch)
+            roof, products = measured_device(device, widths, batch)
         model = described(checkpoint, found, roof, widths.dtype, batch)
         if clock:
             model["measured"] = compared(checkpoint, model, found, products, batch, context)

@@ -1,15 +1,18 @@
-"""The ceilings of this machine, measured: a copy, a square product, and a product with few rows."""
+"""The ceilings of this machine, measured: a copy, a square product, and products of few rows."""
 
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from functools import lru_cache
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import accumulate
 
 import torch
 
 from compressor.errors import MachineError
 from compressor.estimate.roofline import Device
+from compressor.widths import ModelWidths
 
 LARGE = {"cpu": 2**28, "cuda": 2**30}  # bytes, far beyond any cache
 SIDE = {"cpu": 2048, "cuda": 8192}
@@ -30,6 +33,7 @@ def seconds(function: Callable, device: str, repeats: int = 7) -> float:
     return statistics.median(found)
 
 
+@cache
 def copy_bandwidth(device: str, size: int | None = None) -> float:
     """Bytes a second, read plus written, of a copy of `size` bytes, by default beyond any cache."""
     source = torch.empty(size or LARGE[kind(device)], dtype=torch.uint8, device=device).random_()
@@ -37,6 +41,7 @@ def copy_bandwidth(device: str, size: int | None = None) -> float:
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
 
 
+@cache
 def multiply_rate(device: str, dtype: torch.dtype = torch.float32, repeats: int = 7) -> float:
     """FLOPs a second of a large square product; float32 without reduced precision inside."""
     torch.set_float32_matmul_precision("highest")
@@ -45,45 +50,46 @@ def multiply_rate(device: str, dtype: torch.dtype = torch.float32, repeats: int 
     return 2 * size**3 / seconds(lambda: a @ b, device, repeats)
 
 
-def product_bandwidth(device: str, dtype: torch.dtype, rows: int, size: int) -> float:
-    """Bytes of weights a second in products of `rows` rows: what decoding is made of.
+def product_bandwidth(
+    device: str, dtype: torch.dtype, rows: int, shapes: Sequence[tuple[int, int]]
+) -> float:
+    """Bytes of weights a second in products of `rows` rows with matrices of these shapes, in turn."""
+    matrices = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
+    inputs = [torch.randn(rows, m.shape[1], dtype=dtype, device=device) for m in matrices]
 
-    `size` bytes of square matrices are multiplied one after the other, as a model's are.
-    """
-    side = 2048
-    count = max(1, size // (side * side * dtype.itemsize))
-    matrices = [torch.randn(side, side, device=device).to(dtype) for _ in range(count)]
-    x = torch.randn(rows, side, device=device).to(dtype)
-
-    def stream() -> None:
-        for matrix in matrices:
+    def products() -> None:
+        for x, matrix in zip(inputs, matrices, strict=True):
             torch.nn.functional.linear(x, matrix)
 
-    return sum(m.nbytes for m in matrices) / seconds(stream, device)
+    return sum(m.nbytes for m in matrices) / seconds(products, device)
 
 
-def measured_device(name: str, dtype: torch.dtype, read: int, batch: int) -> tuple[Device, Device]:
-    """This machine as a `Device`, for a model that reads `read` bytes a step: twice.
+def measured_device(name: str, model: ModelWidths, batch: int) -> tuple[Device, Device]:
+    """This machine as a `Device`, for this model at this batch: twice.
 
-    The first has the ceilings: the bandwidth of a copy that touches as many bytes as the model reads
+    The first has the ceilings: the bandwidth of a copy that touches as many bytes as the model has
     (what fits a cache is faster there), and the rate of a product. The second has, in place of the
-    copy, the rate at which products of `batch` rows read weights, which a library may reach or not.
+    copy, the rate at which products of `batch` rows read matrices of the model's own shapes, which is
+    what decoding is made of.
     """
-    size = min(read, 2 * LARGE[kind(name)])
-    return _measured_device(name, dtype, size, batch)
-
-
-@lru_cache
-def _measured_device(name: str, dtype: torch.dtype, size: int, batch: int) -> tuple[Device, Device]:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise MachineError(f"The device {name!r} cannot be used: {error}") from error
-    peak = {dtype: multiply_rate(name, dtype, repeats=3)}
-    copied = copy_bandwidth(name, max(size // 2, 1 << 16))
-    read = product_bandwidth(name, dtype, batch, size)
+    check(name)
+    most = 2 * LARGE[kind(name)]
+    shapes = [s for block in model.blocks for s in block.matrices]
+    shapes.append((model.vocabulary, model.hidden))
+    sizes = [*accumulate(rows * columns * model.dtype.itemsize for rows, columns in shapes)]
+    sample = shapes[: max(1, bisect(sizes, most))]
+    peak = {model.dtype: multiply_rate(name, model.dtype, repeats=3)}
+    copied = copy_bandwidth(name, max(min(most, sizes[-1]) // 2, 1 << 16))
+    read = product_bandwidth(name, model.dtype, batch, sample)
     source = f"measured in this run on {describe(name)}"
     return Device(name, copied, peak, source), Device(name, read, peak, source)
+
+
+def check(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MachineError(f"The device {device!r} cannot be used: {error}") from error
 
 
 def kind(device: str) -> str:

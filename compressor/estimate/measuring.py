@@ -32,8 +32,9 @@ class Times:
 
 def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tuple[Times, Times]:
     """Times of the checkpoint, and of its empty twin: the framework's overhead."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, logging
 
+    logging.disable_progress_bar()
     if context < 2:
         raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
     free = (

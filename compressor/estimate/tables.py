@@ -144,6 +144,6 @@ def scaled(value: float, unit: str) -> str:
     """Three digits and a decimal prefix: 2.20 GB, 13.1 us, 105 M."""
     if not value:
         return "0"
-    power = min(4, max(-3, math.floor(math.log10(value * 1.0005) / 3)))
+    power = min(5, max(-3, math.floor(math.log10(value * 1.0005) / 3)))
     number = f"{value / 1000**power:#.3g}".rstrip(".")
-    return f"{number} {'num kMGT'[power + 3].strip()}{unit}".strip()
+    return f"{number} {'num kMGTP'[power + 3].strip()}{unit}".strip()

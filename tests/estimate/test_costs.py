@@ -136,15 +136,9 @@ def header(checkpoint: Checkpoint, block: int) -> dict:
 
 def test_blocks_of_different_widths_each_cost_their_own(make_checkpoint, tmp_path):
     """Widths are the tensors': two models' blocks in one model cost what each costs."""
+    sizes = {"intermediate_size": 20, "num_attention_heads": 2, "num_key_value_heads": 1}
     wide = model_widths(Checkpoint(make_checkpoint(tmp_path / "wide")))
-    narrow = model_widths(
-        Checkpoint(
-            make_checkpoint(
-                tmp_path / "narrow", intermediate_size=20, num_key_value_heads=1,
-                num_attention_heads=2,
-            )  # fmt: skip
-        )
-    )
+    narrow = model_widths(Checkpoint(make_checkpoint(tmp_path / "narrow", **sizes)))
     mixed = replace(wide, blocks=(wide.blocks[0], narrow.blocks[1], wide.blocks[2]))
     expected = parts(wide, 2, 9)
     expected[2] = parts(narrow, 2, 9)[2]

@@ -54,6 +54,8 @@ def test_every_device_knows_every_dtype():
 
 
 def test_unknown_devices_are_told_the_known_ones():
-    with pytest.raises(InputError, match=r"'b300' is not known; known are h200, a100, rtx4090, .*cpu"):
+    with pytest.raises(
+        InputError, match=r"'b300' is not known; known are h200, a100, rtx4090, .*cpu"
+    ):
         is_here("b300")
     assert [is_here(name) for name in ("h200", "cpu", "cuda", "cuda:1")] == [False, *[True] * 3]
