@@ -321,6 +321,23 @@ def evaluate(
 
 
 @stages.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Widths of every block, sizes, and what loads the folder, with the number that decides."""
+    from compressor.inspection import inspect as run
+    from compressor.inspection import tables
+
+    result = run(folder)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown, highlight=False, markup=False)
+
+
+@stages.command()
 def estimate(
     folder: Source,
     before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
@@ -343,7 +360,12 @@ def estimate(
         print(json.dumps(result, indent=1))
         return
     for shown in tables(result):
-        Console(width=None if sys.stdout.isatty() else 120).print(shown, highlight=False)
+        wide_console().print(shown, highlight=False)
+
+
+def wide_console() -> Console:
+    """For tables of many columns: a pipe has no width of its own."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def run(app: Callable, arguments: list[str]) -> int:

@@ -103,15 +103,17 @@ def block_widths(
 
     The input projections of attention have `query + 2 key_value` channels together, fused or not,
     and those of the FFN `ffn_inputs` times as many as its output projection reads. `InputError` if
-    the block has matrices that the family's table does not name.
+    the block lacks matrices of the family's table, or has others.
     """
     channels = {}
     for group, slices in family.groups().items():
-        matrices = [
-            (tensors[part.tensor].shape, part.axis)
-            for part in slices
-            if part.tensor in tensors and len(tensors[part.tensor].shape) == 2
-        ]
+        matrices = []
+        for part in slices:
+            shape = tensors[part.tensor].shape if part.tensor in tensors else []
+            if len(shape) == 2:
+                matrices.append((shape, part.axis))
+            elif not part.optional:
+                raise InputError(f"A block lacks the matrix {part.tensor}.")
         *inputs, (shape, axis) = matrices
         hidden = shape[1 - axis]
         channels[group] = shape[axis], sum(shape[axis] for shape, axis in inputs)
@@ -124,7 +126,7 @@ def block_widths(
         key_value=(query_key_value - query) // 2,
         head_dim=head_dim,
         ffn=ffn,
-        ffn_inputs=ffn_inputs // ffn,
+        ffn_inputs=ffn_inputs // max(ffn, 1),
         vectors=sum(numel for axes, numel in sizes if axes == 1),
         window=window,
     )
