@@ -20,7 +20,7 @@ import torch
 
 from compressor.errors import InputError
 from compressor.kernels.activations import ACTIVATIONS
-from compressor.methods import baselines, hywia, llm_bip
+from compressor.methods import baselines, hywia, kfac, llm_bip
 
 Score = Callable[..., dict[str, torch.Tensor]]
 
@@ -90,7 +90,11 @@ def _preset(name: str, part: str, fine: str) -> Method:
     """A score as LLM-Pruner publishes it: one part alone, of the mean gradient."""
     grains = hywia.Grains("vector", fine, gradient="mean")
     modes = {part: GRADIENTS}
-    return Method(name, None, modes, hywia.HybridGrains, hywia.fuse, grains, ("reduce",))
+    return Method(name, None, modes, hywia.GrainTokens, hywia.fuse, grains, ("reduce",))
+
+
+def _without_grains(observe: Callable) -> Callable:
+    return lambda layer, geometry, block, grains: observe(layer, geometry, block)
 
 
 METHODS = {
@@ -100,7 +104,7 @@ METHODS = {
         Method(
             "hywia",
             None,
-            {"attention": GRADIENTS, "fixed:a": GRADIENTS},
+            {"attention": GRADIENTS, "fixed:a": GRADIENTS, "calibrated": GRADIENTS},
             hywia.HybridGrains,
             hywia.fuse,
             hywia.Grains(),
@@ -109,6 +113,8 @@ METHODS = {
         _preset("taylor", "fine", "first"),
         _preset("taylor-vector", "coarse", "first"),
         _preset("taylor-mix", "fine", "mix"),
+        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(kfac.Kfac)),
+        Method("mask-fisher", None, {"tokens": GRADIENTS}, _without_grains(kfac.MaskFisher)),
         Method("wanda-sp", baselines.wanda_sp, {"l2": frozenset({"moments"})}),
         Method("magnitude", baselines.magnitude, {"l2": frozenset(), "l1": frozenset()}),
         Method("random", baselines.random, {"uniform": frozenset()}),

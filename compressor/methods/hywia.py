@@ -10,13 +10,15 @@ coupled modules m of the unit reduced to one number (`reduce`: sum, mean, max, p
                   `second`  reduce_m sum p^2, whose mean is sum w^2 F with the Fisher diagonal F
                   `mix`     reduce_m sum |w G - w^2 F / 2| with the mean gradient G
 
-A token is the root mean square over the sequences. Both are divided by their mean over all units of
+A token is the root mean square over the sequences. Tokens are divided by their mean over all units of
 the model, one constant each for the FFN channels and one for the KV groups: what the gradient knows
 between blocks is kept. Then
 
-    attention   two tokens a unit, coarse and fine. A granularity tells units apart as far as they
-                differ in it, so the keys are the logarithms of its relative variance over the units
-                of the group in the block; alpha = softmax(keys / tau), score = sum alpha * token
+    attention   the tokens of a unit are keys and values; the query is what the same backward says of
+                the unit without a weight gradient, in the loss's own metric: q = sqrt(tr(W^T G W S)),
+                the K-FAC output error (`kfac`), normalised like a token. A granularity is attended
+                to as far as it agrees with the query:
+                alpha = softmax(-(log key - log q)^2 / tau), score = sum alpha * token
     fixed:a     a * coarse + (1 - a) * fine
     calibrated  alpha of each group fitted to the measured loss changes of single masked units
 
@@ -34,6 +36,7 @@ import torch
 
 from compressor.errors import InputError
 from compressor.methods.gradient_statistics import KINDS, GradientStatistics
+from compressor.methods.kfac import Kfac
 from compressor.methods.statistics import Geometry
 
 Evidence = Mapping[str, Mapping[str, torch.Tensor]]  # source -> module -> [n, kinds, units]
@@ -42,7 +45,7 @@ Blocks = list[dict[str, torch.Tensor]]
 COARSE = {"gate": "signed", "vector": "vector"}
 FINE = {"first": "absolute", "second": "square", "mix": "absolute"}
 PARTS = ("coarse", "fine")
-TEMPERATURE = 1.0
+TEMPERATURE = 0.01  # of squared differences of logarithms: tokens 10 % apart are told apart
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -78,8 +81,8 @@ REDUCTIONS = {
 }
 
 
-class HybridGrains(GradientStatistics):
-    """Observes one block's backward; `reduced` gives the tokens of its units."""
+class GrainTokens(GradientStatistics):
+    """Observes one block's backward; `reduced` gives the two tokens of its units by group."""
 
     def __init__(self, layer, geometry: Geometry, block: int, grains: Grains):
         super().__init__(layer, geometry, block, grains.sources())
@@ -87,6 +90,34 @@ class HybridGrains(GradientStatistics):
 
     def reduced(self) -> dict[str, torch.Tensor]:
         return tokens(self.evidence(), self.geometry, self.grains)
+
+
+class HybridGrains:
+    """Observes the same and the K-FAC output error: `reduced` is [3, units], coarse, fine, query."""
+
+    def __init__(self, layer, geometry: Geometry, block: int, grains: Grains):
+        self.grains = GrainTokens(layer, geometry, block, grains)
+        self.query = Kfac(layer, geometry, block)
+
+    def __enter__(self) -> "HybridGrains":
+        self.grains.__enter__()
+        self.query.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.query.__exit__(*error)
+        self.grains.__exit__(*error)
+
+    def end_sequence(self, predicted: int) -> None:
+        self.grains.end_sequence(predicted)
+        self.query.end_sequence(predicted)
+
+    def reduced(self) -> dict[str, torch.Tensor]:
+        queries = self.query.reduced()
+        return {
+            group: torch.cat((found, queries[group].sqrt()[None]))
+            for group, found in self.grains.reduced().items()
+        }
 
 
 def tokens(
@@ -127,21 +158,43 @@ class Fused:
 
 
 def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = {}) -> Fused:
-    """Fuse the `tokens` of all blocks. shares[group]: the coarse share that was fitted, if any."""
-    parts = normalised(blocks)
-    scores, alphas = [{} for _ in blocks], [{} for _ in blocks]
-    for b, _ in enumerate(blocks):
-        for group in blocks[0]:
-            values = torch.stack([parts[part][b][group] for part in PARTS])
+    """Fuse what was `reduced` of all blocks. shares[group]: the coarse share that was fitted, if any."""
+    blocks = normalised(blocks)
+    fused = Fused([{} for _ in blocks], [{} for _ in blocks], parts_of(blocks))
+    for b, block in enumerate(blocks):
+        for group, rows in block.items():
+            values = rows[: len(PARTS)]
             if mode == "attention":
-                alpha = attend(values)
+                alpha = attend(values, rows[-1])
             else:
                 share = shares[group] if group in shares else coarse_share(mode)
-                alpha = torch.full_like(values, share)
-                alpha[1] = 1 - share
-            scores[b][group] = (alpha * values).sum(0)
-            alphas[b][group] = alpha[0]
-    return Fused(scores, alphas, parts)
+                alpha = torch.tensor([[share], [1 - share]], dtype=values.dtype).expand_as(values)
+            fused.scores[b][group] = (alpha * values).sum(0)
+            fused.alpha[b][group] = alpha[0]
+    return fused
+
+
+def normalised(blocks: Blocks) -> Blocks:
+    """Every row over its mean over all units of the group in the model."""
+    means = {
+        group: torch.cat([block[group] for block in blocks], 1).mean(1, keepdim=True)
+        for group in blocks[0]
+    }
+    return [{g: rows / means[g].clamp_min(TINY) for g, rows in block.items()} for block in blocks]
+
+
+def parts_of(blocks: Blocks) -> dict[str, Blocks]:
+    """The coarse and the fine token of every block and group, by name."""
+    return {
+        part: [{group: rows[i] for group, rows in block.items()} for block in blocks]
+        for i, part in enumerate(PARTS)
+    }
+
+
+def attend(keys: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """alpha [2, units]: how much a unit's query [units] agrees with each of its keys [2, units]."""
+    distance = keys.clamp_min(TINY).log() - query.clamp_min(TINY).log()
+    return torch.softmax(-distance.square() / TEMPERATURE, 0)
 
 
 def coarse_share(mode: str) -> float:
@@ -150,21 +203,15 @@ def coarse_share(mode: str) -> float:
     return alone[mode] if mode in alone else float(mode.removeprefix("fixed:"))
 
 
-def normalised(blocks: Blocks) -> dict[str, Blocks]:
-    """Coarse and fine tokens over their means, over all units of a group in the model."""
-    parts = {part: [{} for _ in blocks] for part in PARTS}
-    for group in blocks[0]:
-        means = torch.cat([block[group] for block in blocks], 1).mean(1, keepdim=True)
-        for b, block in enumerate(blocks):
-            values = block[group] / means.clamp_min(TINY)
-            for part, value in zip(PARTS, values, strict=True):
-                parts[part][b][group] = value
-    return parts
+def fitted_share(parts: torch.Tensor, changes: torch.Tensor) -> float:
+    """The coarse share a / (a + b) of the non-negative least squares fit a c + b f to loss changes.
 
-
-def attend(values: torch.Tensor) -> torch.Tensor:
-    """alpha [2, units] of tokens [2, units]: by how far the units of a block differ in each."""
-    if values.shape[1] < 2:
-        return torch.full_like(values, 0.5)
-    spread = values.var(1, keepdim=True) / values.mean(1, keepdim=True).square().clamp_min(TINY)
-    return torch.softmax(spread.clamp_min(TINY).log() / TEMPERATURE, 0).expand_as(values)
+    parts [2, probes]: coarse c and fine f of the masked units; changes [probes], in nats. With two
+    columns the solution is the free fit, or one column alone where that has a negative weight.
+    """
+    gram, cross = parts @ parts.T, parts @ changes
+    free = torch.linalg.lstsq(gram, cross[:, None]).solution[:, 0]
+    if (free >= 0).all() and free.sum() > 0:
+        return (free[0] / free.sum()).item()
+    gains = cross.clamp_min(0).square() / gram.diagonal().clamp_min(TINY)
+    return 0.5 if not gains.any() else float(gains[0] > gains[1])

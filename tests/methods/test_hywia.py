@@ -11,7 +11,8 @@ from compressor.errors import InputError
 from compressor.gradients import backward
 from compressor.methods import METHODS
 from compressor.methods.gradient_statistics import KINDS, GradientStatistics
-from compressor.methods.hywia import Grains, attend, fuse, tokens
+from compressor.methods.hywia import Grains, HybridGrains, attend, fitted_share, fuse, tokens
+from compressor.methods.kfac import Kfac
 from compressor.methods.statistics import Geometry
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -191,7 +192,7 @@ def test_tokens_are_root_mean_squares(llama):
 
 def random_blocks(units=6, blocks=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    make = torch.rand(blocks, 2, units, generator=generator, dtype=torch.float64)
+    make = torch.rand(blocks, 3, units, generator=generator, dtype=torch.float64)
     return [{"ffn": block} for block in make + 0.1]
 
 
@@ -200,7 +201,7 @@ def test_fusion_knows_neither_units_nor_the_scale_of_either_part(mode):
     blocks = random_blocks()
     fused = fuse(blocks, mode)
     scores, alphas = fused.scores, fused.alpha
-    scaled = [{"ffn": b["ffn"] * torch.tensor([[7.0], [0.01]])} for b in blocks]
+    scaled = [{"ffn": b["ffn"] * torch.tensor([[7.0], [0.01], [3.0]])} for b in blocks]
     order = torch.randperm(6)
     permuted = [{"ffn": b["ffn"][:, order]} for b in blocks]
     for b in range(3):
@@ -219,13 +220,67 @@ def test_the_ends_are_coarse_and_fine_alone(mode, row):
         torch.testing.assert_close(found["ffn"], block["ffn"][row] / mean)
 
 
-def test_attention_goes_where_units_differ():
-    flat = torch.ones(5, dtype=torch.float64)
-    steep = torch.tensor([0.1, 0.2, 0.5, 1.0, 3.2], dtype=torch.float64)
-    assert (attend(torch.stack((steep, flat)))[0] > 0.99).all()
-    assert (attend(torch.stack((flat, steep)))[0] < 0.01).all()
-    assert attend(torch.stack((flat, flat))).eq(0.5).all()
-    assert attend(torch.rand(2, 1)).eq(0.5).all()
+def test_attention_goes_to_the_token_that_agrees_with_the_query():
+    coarse = torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0]).double()
+    fine = torch.tensor([4.0, 4.0, 4.0, 2.0, 0.0]).double()
+    query = torch.tensor([1.0, 4.0, 2.0, 9.0, 0.0]).double()  # like coarse, like fine, halfway
+    alpha = attend(torch.stack((coarse, fine)), query)
+    torch.testing.assert_close(alpha.sum(0), torch.ones(5).double())
+    torch.testing.assert_close(alpha[0], torch.tensor([1.0, 0.0, 0.5, 0.5, 0.5]).double())
+
+
+def test_the_query_is_the_output_error(llama):
+    # `reduced` has the tokens first, as without a query, and then the root of what `kfac` scores.
+    checkpoint = Checkpoint(llama)
+    stream = BlockStream(checkpoint, dtype=torch.float64)
+    geometry, sequences = Geometry.of(checkpoint), token_set().sequences
+    found = {"hybrid": {}, "tokens": {}, "query": {}}
+
+    def visit(index, layer, steps):
+        observers = {
+            "hybrid": HybridGrains(layer, geometry, index, Grains()),
+            "query": Kfac(layer, geometry, index),
+        }
+        with observers["hybrid"], observers["query"]:
+            for i in steps():
+                for observer in observers.values():
+                    observer.end_sequence(len(sequences[i]) - 1)
+            for name, observer in observers.items():
+                found[name][index] = observer.reduced()
+        found["tokens"][index] = tokens(observers["hybrid"].grains.evidence(), geometry)
+
+    backward(stream, [s[None] for s in sequences], visit)
+    for block in range(checkpoint.blocks):
+        for group in geometry.units:
+            rows = found["hybrid"][block][group]
+            assert torch.equal(rows[:2], found["tokens"][block][group])
+            torch.testing.assert_close(rows[2].square(), found["query"][block][group])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_fitted_share_is_found(share):
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.rand(2, 40, generator=generator, dtype=torch.float64)
+    changes = 3e-3 * (share * parts[0] + (1 - share) * parts[1])
+    assert fitted_share(parts, changes) == pytest.approx(share, abs=1e-9)
+
+
+def test_no_share_is_negative():
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.rand(2, 40, generator=generator, dtype=torch.float64)
+    assert fitted_share(parts, 2 * parts[0] - 0.5 * parts[1]) == 1.0
+    assert fitted_share(parts, 2 * parts[1] - 0.5 * parts[0]) == 0.0
+    assert fitted_share(parts, -parts.sum(0)) == 0.5
+
+
+def test_calibrated_fits_to_measured_changes(llama):
+    checkpoint = Checkpoint(llama)
+    found = score(checkpoint, "hywia", "calibrated", token_set(), BlockStream(checkpoint))
+    assert len(found.about["notes"]) == 2
+    for group, note in zip(("attention", "ffn"), found.about["notes"], strict=True):
+        alphas = {a for block in found.parts["alpha"] for a in block[group].tolist()}
+        assert len(alphas) == 1 and f"{alphas.pop():.2f} of the score is coarse" in note
+        assert "Spearman" in note and "fused" in note
 
 
 def test_scores_and_alpha_are_kept(llama, tmp_path):

@@ -1,0 +1,176 @@
+"""Probes: what the loss really does when units are switched off, in one pass over the blocks.
+
+A probe is the model without some units of one block. It is born where its block streams by, from the
+dense model's input to that block; from there on it is carried through the blocks beside the dense
+model, and in the end the head gives the loss of both. So the weights are read once for any number
+of probes, and what a probe costs is the hidden states of the probing text: `state_bytes`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from compressor.blocks import BlockStream, loaded, replaced_forward
+from compressor.calibration import Batch
+from compressor.errors import InputError
+from compressor.gradients import LOGITS_TOKENS
+from compressor.memory import trim_heap
+from compressor.methods.statistics import Geometry, only_units
+
+STACKED_TOKENS = 4096  # of several variants, fed to a block as one batch
+
+# (block, group, unit): without this unit; (block, kept): with these alone, as `only_units` takes them.
+Probe = tuple[int, str, int] | tuple[int, Mapping[str, Sequence[int]]]
+
+
+@torch.no_grad()
+def loss_changes(
+    stream: BlockStream,
+    batches: list[Batch],
+    probes: Sequence[Probe],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> torch.Tensor:
+    """Loss of each probe minus the dense model's: float64 [probes], in nats a token.
+
+    The loss is total nll / predicted tokens over all batches, as in `evaluation.perplexity`.
+    Differences of single units are thousandths of a nat: give a stream in float32. progress(done,
+    total) counts blocks.
+
+    InputError when a probe names what the model has not, when nothing is predicted, and when a loss
+    is not finite.
+    """
+    geometry = Geometry.of(stream.checkpoint)
+    for probe in probes:
+        check(probe, geometry, stream.checkpoint.blocks)
+    predicted = sum(int(batch.mask[:, 1:].sum()) for batch in batches)
+    if not predicted:
+        raise InputError(
+            "The probing text predicts no token; give sequences of two tokens or more."
+        )
+    ids = [batch.ids for batch in batches]
+    # Variant 0 is the dense model; variant v of batch i has the key v * batches + i.
+    states, _ = stream.record(ids)
+    _, calls = stream.record([i[:1] for i in ids])  # of one sequence: they broadcast to any number
+    alive = [0]
+    for index, weights in stream.weights():
+        with loaded(stream.layers[index], weights) as layer:
+            del weights
+            born = [v for v, probe in enumerate(probes, 1) if probe[0] == index]
+            for i, batch in enumerate(batches):
+                args, call = calls[i][index]
+
+                def run(hidden, layer=layer, args=args, call=call) -> torch.Tensor:
+                    output = layer(hidden, *args, **call)
+                    return output[0] if isinstance(output, tuple) else output
+
+                dense = states.get(i, stream.device)
+                for v in born:
+                    with only_units(layer, geometry, kept_units(probes[v - 1], geometry)):
+                        states.put(v * len(batches) + i, run(dense))
+                for stack in pieces(alive, max(1, STACKED_TOKENS // batch.ids.numel())):
+                    keys = [v * len(batches) + i for v in stack]
+                    hidden = torch.cat([states.get(key, stream.device) for key in keys])
+                    for key, state in zip(keys, run(hidden).chunk(len(keys)), strict=True):
+                        states.put(key, state)
+            alive += born
+        trim_heap()
+        progress(index + 1, stream.checkpoint.blocks)
+    nll = torch.zeros(1 + len(probes), dtype=torch.float64)
+    with stream.outer(head=True) as model:
+        for i, batch in enumerate(batches):
+            real = batch.mask[:, 1:].to(stream.device)
+            targets = batch.ids[:, 1:].to(stream.device)[real]
+            for v in range(len(nll)):
+                rows = states.get(v * len(batches) + i, stream.device)[:, :-1][real]
+                nll[v] += head_nll(stream, model, rows, targets).cpu()
+    states.discard()
+    for v in (~nll.isfinite()).nonzero().flatten().tolist():
+        where = f"with the probe {probes[v - 1]}" if v else "of the dense model"
+        raise InputError(f"The loss {where} is {nll[v].item()}; try --dtype float32.")
+    return (nll[1:] - nll[0]) / predicted
+
+
+def head_nll(
+    stream: BlockStream, model: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Summed cross-entropy, float64 [], of rows [tokens, hidden] that leave the last block.
+
+    The model's own forward computes the logits, of `LOGITS_TOKENS` rows at a time.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for part, wanted in zip(rows.split(LOGITS_TOKENS), targets.split(LOGITS_TOKENS), strict=True):
+        part = part[None]
+        with replaced_forward(stream.layers, lambda *_, part=part, **__: part):
+            logits = model(inputs_embeds=part, use_cache=False).logits[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").double()
+    return total
+
+
+def state_bytes(stream: BlockStream, batches: list[Batch], probes: int) -> int:
+    """What `loss_changes` keeps on the host (or in files): the states of all probes and the dense."""
+    tokens = sum(batch.ids.numel() for batch in batches)
+    return (1 + probes) * tokens * stream.checkpoint.hidden_size * stream.dtype.itemsize
+
+
+def sample_probes(
+    units: Mapping[str, int], blocks: int, count: int, seed: int = 0
+) -> list[tuple[int, str, int]]:
+    """`count` single units (or all, where there are fewer), in order, drawn evenly.
+
+    Every group of every block gives as many, as far as it has them: few KV groups are all taken, and
+    the FFN channels share the rest. `units` counts one block's units by group.
+    """
+    if count < 1:
+        raise InputError(f"The number of probes must be positive, not {count}.")
+    generator = torch.Generator().manual_seed(seed)
+    cells = [(block, group) for block in range(blocks) for group in units]
+    order = torch.randperm(len(cells), generator=generator).tolist()
+    cells = sorted((cells[i] for i in order), key=lambda cell: units[cell[1]])
+    probes = []
+    for done, (block, group) in enumerate(cells):
+        share = (count - len(probes)) // (len(cells) - done)
+        drawn = torch.randperm(units[group], generator=generator)[:share]
+        probes += [(block, group, unit) for unit in drawn.tolist()]
+    return sorted(probes)
+
+
+def spearman(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Rank correlation of two vectors of a length; ties share their mean rank, NaN if one is flat."""
+    return torch.corrcoef(torch.stack((ranks(one), ranks(other))))[0, 1].item()
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Mean ranks from 1, float64."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+
+
+def kept_units(probe: Probe, geometry: Geometry) -> Mapping[str, Sequence[int]]:
+    if len(probe) == 2:
+        return probe[1]
+    _, group, lost = probe
+    return {group: [unit for unit in range(geometry.units[group]) if unit != lost]}
+
+
+def check(probe: Probe, geometry: Geometry, blocks: int) -> None:
+    """Refuse a block, group or unit that the model has not."""
+    block, *rest = probe
+    named = rest[0] if len(rest) == 1 else {rest[0]: [rest[1]]}
+    if not 0 <= block < blocks:
+        raise InputError(f"There is no block {block} to probe: the model has {blocks}.")
+    for group, units in named.items():
+        if group not in geometry.units:
+            raise InputError(
+                f"There is no group {group!r}; groups are {', '.join(geometry.units)}."
+            )
+        for unit in units:
+            if not 0 <= unit < geometry.units[group]:
+                raise InputError(
+                    f"There is no unit {unit} in the {group} group of a block: it has "
+                    f"{geometry.units[group]}."
+                )
+
+
+def pieces(items: list[int], size: int) -> Iterator[list[int]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
