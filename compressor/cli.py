@@ -422,6 +422,54 @@ def check_folder(out: Path) -> None:
         raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
 
 
+@stages.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Widths of every block, sizes, and what loads the folder, with the number that decides."""
+    from compressor.inspection import inspect as run
+    from compressor.inspection import tables
+
+    result = run(folder)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown, highlight=False, markup=False)
+
+
+@stages.command()
+def estimate(
+    folder: Source,
+    before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
+    device: Annotated[
+        str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
+    ] = None,
+    batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
+    context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
+    measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
+    from compressor.estimate import estimate as run
+    from compressor.estimate.tables import tables
+    from compressor.report import Lines
+
+    with Lines(as_json).stage("estimate") as progress:
+        result = run(folder, before, device, batch, context, measure, progress)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown, highlight=False)
+
+
+def wide_console() -> Console:
+    """For tables of many columns: a pipe has no width of its own."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def run(app: Callable, arguments: list[str]) -> int:
     """The exit code; every failure is a sentence on stderr."""
 
