@@ -20,6 +20,8 @@ from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
+from compressor.repair import check_repair
+from compressor.repair.streaming import Repair
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scoring import score
 from compressor.settings import Settings, check_before_starting, chosen_grains, target_name
@@ -110,8 +112,19 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.container,
         )
         plan.save(work / f"{name}.json")
+        repair = open_repair(settings, stream, plan, calibration)
         result = cut_one(
-            settings, checkpoint, plan, target, folder, work, before, evaluation, meter, lines
+            settings,
+            checkpoint,
+            plan,
+            target,
+            folder,
+            work,
+            before,
+            evaluation,
+            meter,
+            lines,
+            repair,
         )
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
@@ -136,13 +149,23 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
     return results
 
 
+def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
+    return None if settings.repair == "none" else Repair(stream, plan, tokens, settings.repair)
+
+
 def cut_one(
-    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines
+    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines, repair
 ):
     """Write one result, verify it and measure it; the folder is complete when this returns."""
-    with meter.stage("write"), lines.stage("write") as progress:
+    with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
         container = write(
-            checkpoint, plan, folder, settings.layout, settings.container, progress=progress
+            checkpoint,
+            plan,
+            folder,
+            settings.layout,
+            settings.container,
+            progress=progress,
+            changes=repair and meter.timed("repair", repair.blocks()),
         )
     result = {
         "source": str(checkpoint.path),
@@ -150,6 +173,7 @@ def cut_one(
         "method": plan.about["scores"]["method"],
         "mode": plan.about["scores"]["mode"],
         "allocate": plan.about["allocate"],
+        "repair": settings.repair,
         "layout": settings.layout,
         "container": container,
         "model_type": checkpoint.family.model_type,
@@ -161,7 +185,7 @@ def cut_one(
         "perplexity_before": before and before["perplexity"],
         "perplexity_after": None,
         "seed": settings.seed,
-        "warnings": [],
+        "warnings": repair.warnings if repair else [],
         "verified": "no",
     }
     if container != checkpoint.family.model_type:
@@ -169,7 +193,7 @@ def cut_one(
             f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
             "number of heads; the tensors and the arithmetic are the same."
         )
-    record = make_record(checkpoint, plan, settings.layout, container)
+    record = make_record(checkpoint, plan, settings.layout, container, repair)
     record["evaluation"] = evaluation and evaluation.protocol
     write_record(folder, record)
     trim_heap()
@@ -195,35 +219,45 @@ def cut_one(
     return result
 
 
-def apply_plan(
-    source: Path, dest: Path, plan: Plan, layout: str, container: str, verified: bool
-) -> str:
+def apply_plan(settings: Settings, plan: Plan) -> str:
     """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
-    checkpoint = Checkpoint(source)
+    checkpoint, dest = Checkpoint(settings.source), settings.dest
+    check_repair(settings.repair, checkpoint)
     if dest.exists():
         raise InputError(f"{dest} exists; choose another DEST.")
+    calibration, _ = read_texts(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        chosen = write(checkpoint, plan, partial, layout, container)
-        write_record(partial, make_record(checkpoint, plan, layout, chosen))
-        difference = verify(partial, source)["logits_difference"] if verified else None
+        stream = open_stream(settings, checkpoint, dest.parent, calibration)
+        repair = open_repair(settings, stream, plan, calibration)
+        changes = repair and repair.blocks()
+        layout, container = settings.layout, settings.container
+        chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
+        write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
+        difference = None
+        if settings.verify:
+            difference = verify(partial, settings.source)["logits_difference"]
         written = Checkpoint(partial)
         publish(partial, dest)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
-    return f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    return "\n".join([found, *(repair.warnings if repair else [])])
 
 
-def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str) -> dict:
+def make_record(
+    checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
+) -> dict:
     """What compression.json holds of every result."""
     return {
         "format": 1,
         "compressor": __version__,
         "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
         "plan": {"blocks": plan.blocks, "about": plan.about},
+        "repair": repair and repair.about,
         "layout": layout,
         "container": container,
         "versions": versions(),
@@ -231,12 +265,12 @@ def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str)
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method looks at activations) and evaluation (if asked for)."""
+    """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if method.wants(method.check_mode(settings.mode)):
+    if settings.repair != "none" or method.wants(method.check_mode(settings.mode)):
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
@@ -268,8 +302,11 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
+    # A backward keeps what enters every block; a forward what enters and leaves one; a repair's two
+    # paths the streams before, within and after one.
+    states = 2 if settings.repair == "none" else 6
+    if METHODS[settings.method].observe is not None:
+        states = max(states, checkpoint.blocks + 3)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

@@ -9,6 +9,7 @@ from compressor.errors import InputError
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.repair import DEFAULT_REPAIR, check_repair
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -35,6 +36,7 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
     tp: int = 1
@@ -66,6 +68,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_repair(settings.repair, checkpoint)
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
