@@ -20,7 +20,7 @@ from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
-from compressor.repair import check_repair
+from compressor.repair import check_repair, check_text
 from compressor.repair.streaming import Repair
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scoring import score
@@ -274,6 +274,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
+        check_text(settings.repair, calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.evaluation)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 
@@ -34,6 +35,15 @@ KINDS = {
     "none": None,
 }
 DEFAULT_REPAIR = "ridge"
+
+
+def check_text(repair: str, tokens: TokenSet) -> None:
+    """Refuse a calibration text of which nothing can be held back."""
+    if repair != "none" and len(tokens.sequences) < 2:
+        raise InputError(
+            f"--repair {repair} holds back a part of the calibration text and needs at least 2 "
+            f"sequences, not {len(tokens.sequences)}; raise --samples, or use --repair none."
+        )
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

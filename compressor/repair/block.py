@@ -189,7 +189,9 @@ class BlockRepair:
     def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
         """New parameters [outputs, channels], or None where the present ones are no worse."""
         outputs, channels = present.shape
-        fit, held = (Moments.empty(channels, outputs, self.device) for _ in range(2))
+        half = self.task.stream.dtype == torch.bfloat16
+        dtype = torch.bfloat16 if half else torch.float32
+        fit, held = (Moments.empty(channels, outputs, self.device, dtype) for _ in range(2))
         for i, (inputs, targets) in enumerate(pairs):
             real = self.task.batches[i].mask.to(self.device)
             (fit if i < self.task.fitted else held).add(inputs[real], targets[real])

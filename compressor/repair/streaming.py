@@ -26,11 +26,10 @@ import torch
 from compressor.blocks import BlockStream, loaded
 from compressor.calibration import TokenSet
 from compressor.cut import cut_block
-from compressor.errors import InputError
 from compressor.memory import trim_heap
 from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
-from compressor.repair import KINDS, check_repair, digest
+from compressor.repair import KINDS, check_repair, check_text, digest
 from compressor.repair.block import BlockRepair, Task, narrowed
 
 HELD_BACK = 16
@@ -50,11 +49,7 @@ class Repair:
     def __init__(self, stream: BlockStream, plan: Plan, tokens: TokenSet, repair: str):
         plan.check(stream.checkpoint)
         check_repair(repair, stream.checkpoint)
-        if len(tokens.sequences) < 2:
-            raise InputError(
-                f"--repair {repair} holds back a part of the calibration text and needs at least 2 "
-                f"sequences, not {len(tokens.sequences)}; raise --samples, or use --repair none."
-            )
+        check_text(repair, tokens)
         self.stream, self.plan, self.checkpoint = stream, plan, stream.checkpoint
         self.name, self.protocol = repair, tokens.protocol
         fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]

@@ -120,6 +120,21 @@ def test_the_sums_it_is_given_are_left_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
 
 
+def test_moments_of_bfloat16_are_exact_and_leave_no_setting_behind():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(500, 64), torch.randn(500, 40)
+    found = Moments.empty(64, 40, torch.device("cpu"), torch.bfloat16)
+    found.add(inputs, targets)
+    gram, cross, energy = sums(*(x.bfloat16().double() for x in (inputs, targets)))
+    torch.testing.assert_close(found.gram.double(), gram, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found.cross.double(), cross, rtol=1e-5, atol=1e-3)
+    assert found.energy.item() == pytest.approx(energy.item(), rel=1e-6)
+    assert torch.equal(found.gram, found.gram.T)
+    product, exact = inputs.T @ inputs, inputs.double().T @ inputs.double()
+    torch.testing.assert_close(product.double(), exact, rtol=1e-5, atol=1e-3)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_moments_do_not_depend_on_the_split():
     inputs, targets, _ = (x.float() for x in problem())
     whole, parts = (Moments.empty(CHANNELS, OUTPUTS, torch.device("cpu")) for _ in range(2))
