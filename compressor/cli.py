@@ -81,6 +81,9 @@ def compress(
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
+    repair: Annotated[
+        str, Option(help="Refit what stays, without training: ridge, ridge-local, bias or none.")
+    ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",
     tp: Annotated[int, Option(help="Tensor-parallel devices the widths must divide by.")] = 1,
@@ -137,6 +140,7 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
+        repair=repair,
         align=align,
         protect=parse_blocks(protect),
         tp=tp,
@@ -201,6 +205,7 @@ def score(
         length=length,
         device=device,
         dtype=dtype,
+        repair="none",
         seed=seed,
     )
     checkpoint = Checkpoint(source)
@@ -305,13 +310,37 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
+    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
+    calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
+    calibration_range: str | None = None,
+    samples: int = 128,
+    length: int = 512,
+    device: str | None = None,
+    dtype: str = "auto",
     verify: bool = True,
 ) -> None:
-    """Apply a plan to a checkpoint."""
+    """Apply a plan to a checkpoint, and repair what stays."""
     from compressor.pipeline import apply_plan
     from compressor.plan import Plan
+    from compressor.settings import Settings
 
-    print(apply_plan(source, dest, Plan.load(plan), layout, container, verify))
+    settings = Settings(
+        source=source,
+        dest=dest,
+        targets=(),
+        method="random",
+        layout=layout,
+        container=container,
+        repair=repair,
+        calibration=calibration,
+        calibration_range=calibration_range,
+        samples=samples,
+        length=length,
+        device=device,
+        dtype=dtype,
+        verify=verify,
+    )
+    print(apply_plan(settings, Plan.load(plan)))
 
 
 @stages.command()
@@ -401,6 +430,7 @@ def evaluate(
         dest=folder,
         targets=(),
         method="random",
+        repair="none",
         evaluation=text,
         evaluation_range=span,
         length=length,

@@ -28,6 +28,8 @@ from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan
 from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
+from compressor.repair import check_repair, check_text
+from compressor.repair.streaming import Repair
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -151,6 +153,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 evaluation,
                 meter,
                 lines,
+                open_repair(settings, stream, plan, calibration),
             )
             done = {"result": result, "record": record, "recovered": False}
             journal.put(name, done)
@@ -217,13 +220,34 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
         )
 
 
+def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
+    return None if settings.repair == "none" else Repair(stream, plan, tokens, settings.repair)
+
+
 def cut_one(
-    settings, checkpoint, scores, plan: Plan, target, folder, work, before, evaluation, meter, lines
+    settings,
+    checkpoint,
+    scores,
+    plan: Plan,
+    target,
+    folder,
+    work,
+    before,
+    evaluation,
+    meter,
+    lines,
+    repair,
 ) -> tuple[dict, dict]:
     """Write one result, verify it and measure it; what to say of it and its compression.json."""
-    with meter.stage("write"), lines.stage("write") as progress:
+    with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
         container = write(
-            checkpoint, plan, folder, settings.layout, settings.container, progress=progress
+            checkpoint,
+            plan,
+            folder,
+            settings.layout,
+            settings.container,
+            progress=progress,
+            changes=repair and meter.timed("repair", repair.blocks()),
         )
     result = {
         "source": str(checkpoint.path),
@@ -231,6 +255,7 @@ def cut_one(
         "method": plan.about["scores"]["method"],
         "mode": plan.about["scores"]["mode"],
         "allocate": plan.about["allocate"],
+        "repair": settings.repair,
         "layout": settings.layout,
         "container": container,
         "model_type": checkpoint.family.model_type,
@@ -244,7 +269,7 @@ def cut_one(
         "perplexity_after": None,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": [],
+        "warnings": repair.warnings if repair else [],
         "verified": "no",
     }
     if container != checkpoint.family.model_type:
@@ -252,7 +277,7 @@ def cut_one(
             f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
             "number of heads; the tensors and the arithmetic are the same."
         )
-    record = make_record(checkpoint, plan, settings.layout, container)
+    record = make_record(checkpoint, plan, settings.layout, container, repair)
     record["evaluation"] = evaluation and evaluation.protocol
     write_record(folder, record)
     trim_heap()
@@ -295,35 +320,45 @@ def judge(settings, folder: Path, result: dict, record: dict) -> None:
     write_card(folder, result, record)
 
 
-def apply_plan(
-    source: Path, dest: Path, plan: Plan, layout: str, container: str, verified: bool
-) -> str:
+def apply_plan(settings: Settings, plan: Plan) -> str:
     """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
-    checkpoint = Checkpoint(source)
+    checkpoint, dest = Checkpoint(settings.source), settings.dest
+    check_repair(settings.repair, checkpoint)
     if dest.exists():
         raise InputError(f"{dest} exists; choose another DEST.")
+    calibration, _ = read_texts(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        chosen = write(checkpoint, plan, partial, layout, container)
-        write_record(partial, make_record(checkpoint, plan, layout, chosen))
-        difference = verify(partial, source)["logits_difference"] if verified else None
+        stream = open_stream(settings, checkpoint, dest.parent, calibration)
+        repair = open_repair(settings, stream, plan, calibration)
+        changes = repair and repair.blocks()
+        layout, container = settings.layout, settings.container
+        chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
+        write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
+        difference = None
+        if settings.verify:
+            difference = verify(partial, settings.source)["logits_difference"]
         written = Checkpoint(partial)
         publish(partial, dest)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
-    return f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    return "\n".join([found, *(repair.warnings if repair else [])])
 
 
-def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str) -> dict:
+def make_record(
+    checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
+) -> dict:
     """What compression.json holds of every result."""
     return {
         "format": 1,
         "compressor": __version__,
         "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
         "plan": {"blocks": plan.blocks, "about": plan.about},
+        "repair": repair and repair.about,
         "layout": layout,
         "container": container,
         "versions": versions(),
@@ -331,15 +366,16 @@ def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str)
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method looks at activations) and evaluation (if asked for)."""
+    """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if method.wants(method.check_mode(settings.mode)):
+    if settings.repair != "none" or method.wants(method.check_mode(settings.mode)):
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
+        check_text(settings.repair, calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.evaluation)
@@ -367,8 +403,11 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
+    # A backward keeps what enters every block; a forward what enters and leaves one; a repair's two
+    # paths the streams before, within and after one.
+    states = 2 if settings.repair == "none" else 6
+    if METHODS[settings.method].observe is not None:
+        states = max(states, checkpoint.blocks + 3)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

@@ -4,6 +4,7 @@ import json
 import platform
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ class Meter:
     def __init__(self, interval: float = 0.05):
         self.seconds: dict[str, float] = {}
         self.peak_rss = 0
+        self._nested = 0.0
         self._interval, self._done = interval, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -48,12 +50,25 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str):
-        begun = time.monotonic()
+        """Time a stage; one inside another counts for itself and not for the outer one."""
+        begun, before, self._nested = time.monotonic(), self._nested, 0.0
         try:
             yield
         finally:
             spent = time.monotonic() - begun
-            self.seconds[name] = round(self.seconds.get(name, 0) + spent, 3)
+            own = spent - self._nested
+            self.seconds[name] = round(self.seconds.get(name, 0) + own, 3)
+            self._nested = before + spent
+
+    def timed(self, name: str, items: Iterable) -> Iterator:
+        """The items, the time they take to come being a stage's."""
+        source = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
 
 class Lines:

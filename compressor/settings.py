@@ -15,6 +15,7 @@ from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
+from compressor.repair import DEFAULT_REPAIR, check_repair
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -42,6 +43,7 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
     tp: int = 1
@@ -99,6 +101,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "--statistics pruned cuts each block as it is scored, and --allocate "
             f"{settings.allocate} finds the widths when all are; leave one of them out."
         )
+    check_repair(settings.repair, checkpoint)
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
     if settings.layout == "uniform" and settings.allocate != "uniform":
