@@ -274,7 +274,7 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     assert stage("cut", llama, dest, "--plan", plan) == 2
     assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
     padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
-        assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
+    assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
     assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
 
 
