@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
 from compressor.checkpoint import SINGLE, Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.repair import KINDS
 from compressor.scores import Scores
+from compressor.stages import stages
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",

@@ -10,7 +10,7 @@ import torch
 
 from compressor.allocation import allocate, normalised
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.drawing import (
     PICTURE,
     block_sparsity,
@@ -27,6 +27,7 @@ from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.stages import stages
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

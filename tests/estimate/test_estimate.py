@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.estimate import estimate, machine, measuring
 from compressor.estimate.tables import scaled, tables
+from compressor.stages import stages
 
 
 def stage(*arguments) -> int:
