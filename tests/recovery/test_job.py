@@ -164,7 +164,7 @@ def test_an_interruption_after_the_training_is_resumed(llama, quick, tmp_path, m
 
 def test_a_killed_job_is_resumed(llama, quick, tmp_path):
     """SIGKILL, as soon as a state was saved."""
-    options = [str(o) for o in [*quick, "--recover-steps", 200, "--recover-save-every", 5]]
+    options = [str(o) for o in [*quick, "--recover-steps", 90, "--recover-save-every", 5]]
     command = [sys.executable, "-m", "compressor", "compress", str(llama), str(tmp_path / "dest")]
     with subprocess.Popen([*command, "--keep", "0.7", *options], env=os.environ) as process:
         state = tmp_path / "dest.work" / "keep-0.7.training.safetensors"
