@@ -170,7 +170,7 @@ def no_matplotlib(monkeypatch):
 
 
 def compressed(llama, dest) -> int:
-    options = ["--method", "random", "--keep", 0.9, "--no-verify", "--json"]
+    options = ["--method", "random", "--keep", 0.9, "--no-verify", "--json", "--length", 64]
     return run(job, [str(a) for a in (llama, dest, *options)])
 
 
