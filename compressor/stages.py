@@ -330,7 +330,7 @@ def inspect(
         print(json.dumps(result, indent=1))
         return
     for shown in tables(result):
-        wide_console().print(shown, highlight=False, markup=False)
+        wide_console().print(shown)
 
 
 @stages.command()
@@ -356,9 +356,10 @@ def estimate(
         print(json.dumps(result, indent=1))
         return
     for shown in tables(result):
-        wide_console().print(shown, highlight=False)
+        wide_console().print(shown)
 
 
 def wide_console() -> Console:
     """For tables of many columns: a pipe has no width of its own."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, highlight=False, markup=False)

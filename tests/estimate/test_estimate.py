@@ -51,7 +51,7 @@ def test_before_and_after_of_a_cut(llama, cut, capsys):
         checkpoint = Checkpoint(folder)
         assert model["total"]["parameters"] == checkpoint.parameters
         assert model["total"]["bytes"] == checkpoint.bytes
-        names = [row["name"] for row in model["parts"]]
+        names = [row["block"] for row in model["parts"]]
         assert names == ["embedding", "0", "1", "2", "head"]
         assert model["parts"][1]["ffn"] == checkpoint.units["ffn"]
         assert model["parts"][1]["kv_heads"] == checkpoint.kv_heads
