@@ -24,7 +24,15 @@ from compressor.journal import Journal
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
 from compressor.plan import Plan, allocate, lattice, protected, solve
-from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
+from compressor.recovery.data import RecoveryData
+from compressor.recovery.job import (
+    MERGED,
+    adopt,
+    agree_on_recovery,
+    describe_data,
+    read_recovery,
+    recover_one,
+)
 from compressor.report import Lines, Meter, versions, write_card, write_record
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -103,10 +111,13 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     data = read_recovery(settings, checkpoint)
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     agree_on_recovery(settings, data, work, journal)
-    stream = open_stream(settings, checkpoint, work, calibration, evaluation)
+    taught = data if settings.recovery.method == "distill" else None
+    stream = open_stream(settings, checkpoint, work, calibration, evaluation, taught)
     for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
         if tokens is not None:
             lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    if data is not None:
+        lines.console.print(f"{'recovery':<12} {describe_data(data.protocol)}", highlight=False)
     if journal.get("scored"):
         scores = Scores.load(work / "scores.safetensors")
     else:
@@ -173,7 +184,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         results[0]["dest"] = str(final)
     publish(partial, final)
     for result in results:
-        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
             scores.about["notes"] + result["warnings"]
         )
         result["seconds"] = dict(meter.seconds)
@@ -330,7 +341,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     return calibration, evaluation
 
 
-def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
+def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
     """A sentence if texts were cut because the model has fewer positions than --length."""
     positions = checkpoint.config.get("max_position_embeddings")
     if not positions or settings.length <= positions or not any(tokens):
@@ -341,7 +352,9 @@ def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
     ]
 
 
-def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
+def open_stream(
+    settings, checkpoint, offload: Path, *tokens: TokenSet | RecoveryData | None
+) -> BlockStream:
     """A stream on the chosen device and dtype; activations go to files where memory is short."""
     device = settings.on_device
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
