@@ -58,7 +58,7 @@ def recovered(model: Path, out: Path, keep: float, method: str, options: list[st
     if not dest.exists():
         command = [str(Path(sys.executable).with_name("compress")), str(model), str(dest)]
         command += ["--keep-blocks", str(keep), "--recover", method, *options]
-        command += ["--max-perplexity-ratio", "off", "--no-verify"]
+        command += ["--max-perplexity-ratio", "off", "--no-verify", "--quiet"]
         command += ["--resume"] if dest.with_name(dest.name + ".work").exists() else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads((dest / "compression.json").read_text())

@@ -11,20 +11,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import torch
 
-from compressor import __version__
-from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, check_ids, describe, read_text, tokenize
+from compressor.allocation import allocate, protected, solve
+from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, MachineError, QualityError
+from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
-from compressor.memory import trim_heap
-from compressor.methods import METHODS
-from compressor.plan import Plan, allocate, lattice, protected, solve
-from compressor.recovery.data import RecoveryData
+from compressor.lattice import lattice
+from compressor.opening import open_stream, position_notes, read_texts
 from compressor.recovery.job import (
     MERGED,
     adopt,
@@ -33,7 +29,8 @@ from compressor.recovery.job import (
     read_recovery,
     recover_one,
 )
-from compressor.report import Lines, Meter, versions, write_card, write_record
+from compressor.report import Lines, Meter
+from compressor.result import cut_one, judge, measure, open_repair
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import (
@@ -43,10 +40,7 @@ from compressor.settings import (
     decisive,
     target_name,
 )
-from compressor.verify import verify
-from compressor.writing import publish, write
-
-OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
+from compressor.writing import publish
 
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
@@ -141,13 +135,25 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             settings.tp,
             settings.protect,
             settings.container,
+            settings.allocate,
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None
         if done is None:
             shutil.rmtree(folder, ignore_errors=True)
             result, record = cut_one(
-                settings, checkpoint, plan, target, folder, work, before, evaluation, meter, lines
+                settings,
+                checkpoint,
+                scores,
+                plan,
+                target,
+                folder,
+                work,
+                before,
+                evaluation,
+                meter,
+                lines,
+                open_repair(settings, stream, plan, calibration),
             )
             done = {"result": result, "record": record, "recovered": False}
             journal.put(name, done)
@@ -212,170 +218,3 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             progress,
             chosen_grains(settings),
         )
-
-
-def cut_one(
-    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines
-) -> tuple[dict, dict]:
-    """Write one result, verify it and measure it; what to say of it and its compression.json."""
-    with meter.stage("write"), lines.stage("write") as progress:
-        container = write(
-            checkpoint, plan, folder, settings.layout, settings.container, progress=progress
-        )
-    result = {
-        "source": str(checkpoint.path),
-        "dest": str(settings.dest),
-        "method": plan.about["scores"]["method"],
-        "mode": plan.about["scores"]["mode"],
-        "allocate": plan.about["allocate"],
-        "layout": settings.layout,
-        "container": container,
-        "model_type": checkpoint.family.model_type,
-        "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
-        "keep_reached": plan.about["keep_reached"],
-        "keep_blocks_reached": plan.about["keep_blocks_reached"],
-        "parameters_before": checkpoint.parameters,
-        "bytes_before": checkpoint.bytes,
-        "perplexity_before": before and before["perplexity"],
-        "perplexity_pruned": None,
-        "perplexity_after": None,
-        "seed": settings.seed,
-        "recovery": None,
-        "warnings": [],
-        "verified": "no",
-    }
-    if container != checkpoint.family.model_type:
-        result["warnings"].append(
-            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
-            "number of heads; the tensors and the arithmetic are the same."
-        )
-    record = make_record(checkpoint, plan, settings.layout, container)
-    record["evaluation"] = evaluation and evaluation.protocol
-    write_record(folder, record)
-    trim_heap()
-    if settings.verify:
-        with meter.stage("verify"), lines.stage("verify"):
-            found = verify(folder, checkpoint.path)
-        result["verified"] = f"logits within {found['logits_difference']:.1e}"
-    written = Checkpoint(folder)
-    result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
-    result["perplexity_pruned"] = measure(settings, folder, work, evaluation, meter, lines)
-    result["perplexity_after"] = result["perplexity_pruned"]
-    return result, record
-
-
-def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> float | None:
-    """Perplexity of the checkpoint in a folder; None without an evaluation text."""
-    if evaluation is None:
-        return None
-    with meter.stage("evaluate"), lines.stage("evaluate"):
-        stream = open_stream(settings, Checkpoint(folder), work, evaluation)
-        return perplexity(stream, evaluation)["perplexity"]
-
-
-def judge(settings, folder: Path, result: dict, record: dict) -> None:
-    """Hold the result against --max-perplexity-ratio; write its record and its card."""
-    limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
-    measured = after is not None and limit is not None
-    if measured and not after / result["perplexity_before"] <= limit:
-        result["verified"] = "rejected"
-    kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
-    perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
-    write_record(folder, record)
-    write_card(folder, result, record)
-
-
-def apply_plan(
-    source: Path, dest: Path, plan: Plan, layout: str, container: str, verified: bool
-) -> str:
-    """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
-    checkpoint = Checkpoint(source)
-    if dest.exists():
-        raise InputError(f"{dest} exists; choose another DEST.")
-    partial = dest.with_name(dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        chosen = write(checkpoint, plan, partial, layout, container)
-        write_record(partial, make_record(checkpoint, plan, layout, chosen))
-        difference = verify(partial, source)["logits_difference"] if verified else None
-        written = Checkpoint(partial)
-        publish(partial, dest)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
-    return f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-
-
-def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str) -> dict:
-    """What compression.json holds of every result."""
-    return {
-        "format": 1,
-        "compressor": __version__,
-        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
-        "plan": {"blocks": plan.blocks, "about": plan.about},
-        "layout": layout,
-        "container": container,
-        "versions": versions(),
-    }
-
-
-def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method looks at activations) and evaluation (if asked for)."""
-    tokenizer = None
-    method = METHODS[settings.method]
-    calibration = evaluation = None
-    limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if method.wants(method.check_mode(settings.mode)):
-        tokenizer = checkpoint.tokenizer()
-        text = read_text(settings.calibration)
-        calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
-    if settings.evaluation is not None:
-        tokenizer = tokenizer or checkpoint.tokenizer()
-        text = read_text(settings.evaluation)
-        evaluation = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
-    for tokens in (calibration, evaluation):
-        if tokens is not None:
-            check_ids(tokens.sequences, checkpoint.vocabulary)
-    return calibration, evaluation
-
-
-def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
-    """A sentence if texts were cut because the model has fewer positions than --length."""
-    positions = checkpoint.config.get("max_position_embeddings")
-    if not positions or settings.length <= positions or not any(tokens):
-        return []
-    return [
-        f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
-        f"--length {settings.length}."
-    ]
-
-
-def open_stream(
-    settings, checkpoint, offload: Path, *tokens: TokenSet | RecoveryData | None
-) -> BlockStream:
-    """A stream on the chosen device and dtype; activations go to files where memory is short."""
-    device = settings.on_device
-    dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
-    memory = settings.max_memory or psutil.virtual_memory().available
-    count = max((t.tokens for t in tokens if t is not None), default=0)
-    # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
-    needed = states * count * checkpoint.hidden_size * dtype.itemsize
-    use_files = needed > OFFLOAD_SHARE * memory
-    try:
-        return BlockStream(checkpoint, device, dtype, offload if use_files else None)
-    except (RuntimeError, AssertionError) as error:
-        raise MachineError(f"The device {device!r} cannot be used: {error}") from error
-
-
-def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:
-    """`auto` is the stored dtype, but float32 for float16 on a CPU, which has no such units."""
-    if asked == "auto":
-        half_on_cpu = stored == torch.float16 and device == "cpu"
-        return torch.float32 if half_on_cpu else stored
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if asked not in known:
-        raise InputError(f"--dtype is auto, {', '.join(known)}, not {asked!r}.")
-    return known[asked]

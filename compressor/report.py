@@ -4,14 +4,18 @@ import json
 import platform
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from compressor.drawing import PICTURE
 
 VERSIONED = ("torch", "transformers", "safetensors")
 
@@ -22,6 +26,7 @@ class Meter:
     def __init__(self, interval: float = 0.05):
         self.seconds: dict[str, float] = {}
         self.peak_rss = 0
+        self._nested = 0.0
         self._interval, self._done = interval, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -46,12 +51,25 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str):
-        begun = time.monotonic()
+        """Time a stage; one inside another counts for itself and not for the outer one."""
+        begun, before, self._nested = time.monotonic(), self._nested, 0.0
         try:
             yield
         finally:
             spent = time.monotonic() - begun
-            self.seconds[name] = round(self.seconds.get(name, 0) + spent, 3)
+            own = spent - self._nested
+            self.seconds[name] = round(self.seconds.get(name, 0) + own, 3)
+            self._nested = before + spent
+
+    def timed(self, name: str, items: Iterable) -> Iterator:
+        """The items, the time they take to come being a stage's."""
+        source = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
 
 class Lines:
@@ -95,6 +113,9 @@ def write_card(folder: Path, result: dict, record: dict) -> None:
             f"Perplexity {before:.3f} before, {after:.3f} after "
             f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
         )
+    picture = ""
+    if (folder / PICTURE).exists():
+        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
     trained = record.get("recovery")
     training = "without training"
     if trained and trained["kept"]:
@@ -124,8 +145,16 @@ of the type `{result["container"]}`; it loads with plain `transformers`:
 
 Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, {training}.
 `compression.json` holds the plan and all settings.
-"""
+{picture}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
+    """Rows one after the other that differ in `block` alone, as one: `0-21, each`, and the first."""
+    for _, run in groupby(rows, key=lambda row: row | {"block": None}):
+        first, *others = run
+        name = str(first["block"])
+        yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
 def table(results: list[dict]) -> Table:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 
+from compressor.allocation import check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.lattice import lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
-from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.plan import Costs, Target
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
+from compressor.repair import DEFAULT_REPAIR, check_repair
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -30,6 +33,7 @@ class Settings:
     coarse: str | None = None
     fine: str | None = None
     reduce: str | None = None
+    allocate: str = "uniform"
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -39,6 +43,7 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
     tp: int = 1
@@ -91,8 +96,21 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_allocation(settings.allocate)
+    if settings.statistics == "pruned" and settings.allocate != "uniform":
+        raise InputError(
+            "--statistics pruned cuts each block as it is scored, and --allocate "
+            f"{settings.allocate} finds the widths when all are; leave one of them out."
+        )
+    check_repair(settings.repair, checkpoint)
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
+    if settings.layout == "uniform" and settings.allocate != "uniform":
+        raise InputError(
+            f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
+            "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
+            "--allocate out."
+        )
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":

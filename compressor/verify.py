@@ -4,9 +4,10 @@
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, accepts no missing, unexpected or mismatched
 tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed units
-are masked, or with those in the file EXPECTED. All are computed in float32, a few rows of a weight
-being widened at a time and their pages dropped after use, so a model larger than the memory can be
-verified.
+are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
+source's: their bytes must have the digest that the repair recorded, and the masked source computes
+with them in the place of its own. All are computed in float32, a few rows of a weight being widened
+at a time and their pages dropped after use, so a model larger than the memory can be verified.
 """
 
 import json
@@ -19,9 +20,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from compressor.blocks import assign
 from compressor.checkpoint import Checkpoint
+from compressor.cut import cut_block
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.memory import drop_pages
+from compressor.repair import digest
 
 PROMPTS = (
     "Once upon a time there was a small house at the edge of a wood, and in it lived",
@@ -133,17 +137,51 @@ def read_record(folder: Path) -> dict:
 
 @contextmanager
 def masked_plan(model, source: Path, folder: Path):
-    """The source model with the units masked that compression.json says were removed."""
+    """The source model with the units masked that compression.json says were removed.
+
+    The groups that a repair changed compute with the folder's tensors, cut as they are.
+    """
     from compressor.methods.statistics import Geometry, only_units
 
     checkpoint = Checkpoint(source)
     geometry = Geometry.of(checkpoint)
-    kept = read_record(folder)["plan"]["blocks"]
+    record = read_record(folder)
+    kept = record["plan"]["blocks"]
+    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(kept)}
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
-        for layer, block in zip(layers, kept, strict=True):
-            masks.enter_context(only_units(layer, geometry, block))
+        for index, (layer, units) in enumerate(zip(layers, kept, strict=True)):
+            changed = repair["blocks"][index]["tensors"]
+            own = {
+                group
+                for group, slices in checkpoint.family.groups().items()
+                if not any(part.tensor in changed for part in slices)
+            }
+            masks.enter_context(only_units(layer, geometry, {g: units[g] for g in own}))
+            if changed:
+                tensors = repaired_block(checkpoint, folder, index, units, repair["blocks"][index])
+                whole = {s.tensor for g in own for s in checkpoint.family.groups()[g]}
+                assign(layer, {n: t for n, t in tensors.items() if n not in whole})
         yield
+
+
+def repaired_block(
+    checkpoint: Checkpoint, folder: Path, index: int, units: dict, record: dict
+) -> dict[str, torch.Tensor]:
+    """A block's cut tensors, those of the folder's where `record` says that a repair changed them."""
+    result = cut_block(checkpoint.read_block(index), checkpoint, units)
+    written = Checkpoint(folder).read_block(index)
+    changed = {}
+    for name in record["tensors"]:
+        changed[name] = written[name]
+        for axis, size in enumerate(result[name].shape):  # what is behind it is padding
+            changed[name] = changed[name].narrow(axis, 0, size)
+    if digest(changed) != record["sha256"]:
+        raise VerificationError(
+            f"The repaired tensors of block {index} in {folder} are not those that were made: "
+            f"{', '.join(changed)}."
+        )
+    return result | changed
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from accelerate import PartialState
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
-from compressor.pipeline import measure, open_stream, open_work, read_texts, work_folder
+from compressor.opening import open_stream, read_texts
+from compressor.pipeline import open_work, work_folder
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.report import Lines, Meter, write_record
+from compressor.result import measure
 from compressor.settings import Settings, check_dest, decisive
 from compressor.verify import read_record
 from compressor.writing import publish

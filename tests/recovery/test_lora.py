@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compressor.allocation import allocate
 from compressor.checkpoint import INDEX, SINGLE, Checkpoint
-from compressor.plan import Target, allocate
+from compressor.plan import Target
 from compressor.recovery.lora import adapters, layers, load_adapted, target_modules
 from compressor.recovery.merge import merged, write_merged
 from compressor.recovery.precision import computed_dtype, held_dtype
