@@ -9,6 +9,7 @@ from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, check_ids, read_text, tokenize
 from compressor.errors import InputError, MachineError
 from compressor.methods import METHODS
+from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
 
 OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
@@ -35,7 +36,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     return calibration, evaluation
 
 
-def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
+def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
     """A sentence if texts were cut because the model has fewer positions than --length."""
     positions = checkpoint.config.get("max_position_embeddings")
     if not positions or settings.length <= positions or not any(tokens):
@@ -46,7 +47,9 @@ def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
     ]
 
 
-def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
+def open_stream(
+    settings, checkpoint, offload: Path, *tokens: TokenSet | RecoveryData | None
+) -> BlockStream:
     """A stream on the chosen device and dtype; activations go to files where memory is short."""
     device = settings.on_device
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)

@@ -21,7 +21,14 @@ from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.lattice import lattice
 from compressor.opening import open_stream, position_notes, read_texts
-from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
+from compressor.recovery.job import (
+    MERGED,
+    adopt,
+    agree_on_recovery,
+    describe_data,
+    read_recovery,
+    recover_one,
+)
 from compressor.report import Lines, Meter
 from compressor.result import cut_one, judge, measure, open_repair
 from compressor.scores import Scores
@@ -98,10 +105,13 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     data = read_recovery(settings, checkpoint)
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     agree_on_recovery(settings, data, work, journal)
-    stream = open_stream(settings, checkpoint, work, calibration, evaluation)
+    taught = data if settings.recovery.method == "distill" else None
+    stream = open_stream(settings, checkpoint, work, calibration, evaluation, taught)
     for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
         if tokens is not None:
             lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    if data is not None:
+        lines.console.print(f"{'recovery':<12} {describe_data(data.protocol)}", highlight=False)
     if journal.get("scored"):
         scores = Scores.load(work / "scores.safetensors")
     else:
@@ -180,7 +190,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         results[0]["dest"] = str(final)
     publish(partial, final)
     for result in results:
-        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
             scores.about["notes"] + result["warnings"]
         )
         result["seconds"] = dict(meter.seconds)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.opening import open_stream, read_texts
@@ -69,8 +68,7 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         agree_on_recovery(settings, data, work, journal)
     processes.wait_for_everyone()
     work = work_folder(settings)
-    read = TokenSet([e.ids for e in data.train])
-    source = open_stream(settings, teacher, work, read)
+    source = open_stream(settings, teacher, work, data)
     if not processes.is_main_process:
         recover(settings, data, settings.source, partial, work / (NAME + STATE), source)
         return None
@@ -87,8 +85,8 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
             settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
         )
     shutil.rmtree(work, ignore_errors=True)
-    if result["warnings"]:
-        raise QualityError(*result["warnings"])
+    if not done["record"]["recovery"]["kept"]:
+        raise QualityError(result["warnings"][-1])
     former = read_record(partial) if (partial / "compression.json").exists() else {}
     known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
     write_record(partial, former | done["record"] | known)

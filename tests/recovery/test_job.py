@@ -182,7 +182,7 @@ def test_a_killed_job_is_resumed(llama, quick, tmp_path):
     [
         (["--recover-steps", 8], "had --recover-steps 6, and this one has 8"),
         (["--recover", "none"], "had --recover lora, and this one has none"),
-        (["--keep", 0.6], "had --targets"),
+        (["--keep", 0.6], "had the targets keep-0.7, and this one has keep-0.7 keep-0.6"),
         (["--seed", 1], "had --seed 0, and this one has 1"),
     ],
 )
