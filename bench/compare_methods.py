@@ -25,11 +25,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
-from compressor.plan import Plan, Target, allocate
+from compressor.plan import Plan, Target
 from compressor.probing import loss_changes, sample_probes, spearman, state_bytes
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.settings import Recovery

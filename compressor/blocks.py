@@ -8,7 +8,7 @@ So a stream computes the very numbers of the ordinary model.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -80,7 +80,7 @@ class BlockStream:
 
     # -- weights ----------------------------------------------------------------------------------
 
-    def _cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {n: t.to(device=self.device, dtype=self.dtype) for n, t in tensors.items()}
 
     @contextmanager
@@ -88,7 +88,7 @@ class BlockStream:
         """Everything but the blocks: embedding and norms, and the head if asked for."""
         family = self.checkpoint.family
         names = [n for n in self.checkpoint.outer_tensors() if head or n != family.head]
-        tensors = self._cast(self.checkpoint.read(names))
+        tensors = self.cast(self.checkpoint.read(names))
         if head and self.checkpoint.tied:
             tensors[family.head] = tensors[family.embedding]
         with ExitStack() as stack:
@@ -167,7 +167,7 @@ class BlockStream:
 
         def fetch(index: int) -> dict[str, torch.Tensor]:
             self.checkpoint.will_need_block(index)
-            return self._cast(self.checkpoint.read_block(index))
+            return self.cast(self.checkpoint.read_block(index))
 
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(fetch, blocks[0])
@@ -214,9 +214,16 @@ def loaded(module: nn.Module, tensors: dict[str, torch.Tensor], strict: bool = T
         module.load_state_dict(former, assign=True, strict=False)
 
 
+def assign(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Make these tensors, of whatever shape, the parameters of `module`."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
 @contextmanager
-def replaced_forward(layers: nn.ModuleList, forward):
-    """Every block calls `forward(block, hidden, ...)` instead of its own forward."""
+def replaced_forward(layers: Iterable[nn.Module], forward):
+    """Every one of these modules calls `forward(module, ...)` instead of its own forward."""
     for layer in layers:
         layer.forward = MethodType(forward, layer)
     try:

@@ -18,8 +18,10 @@ from compressor.arguments import (
     parse_blocks,
     parse_ratio,
     spread_ratios,
+    takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.recovery.settings import Recovery
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
@@ -37,6 +39,7 @@ stages = typer.Typer(
 
 @job.command()
 @stages.command()
+@takes("recovery", Recovery, panel="Recovery")
 def compress(
     source: Source,
     dest: Dest,
@@ -61,6 +64,9 @@ def compress(
     reduce: Annotated[
         str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
     ] = None,
+    allocate: Annotated[
+        str, Option(help="uniform widths, or global: one ranking of all units (layout padded).")
+    ] = "uniform",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -75,6 +81,9 @@ def compress(
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
+    repair: Annotated[
+        str, Option(help="Refit what stays, without training: ridge, ridge-local, bias or none.")
+    ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",
     tp: Annotated[int, Option(help="Tensor-parallel devices the widths must divide by.")] = 1,
@@ -91,10 +100,13 @@ def compress(
     verify: Annotated[
         bool, Option(help="Reload the result in a fresh process and compare.")
     ] = True,
+    resume: Annotated[bool, Option(help="Go on with an interrupted job.")] = False,
     overwrite: Annotated[bool, Option(help="Replace DEST.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
+    *,
+    recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
     from compressor.pipeline import compress as run
@@ -118,6 +130,7 @@ def compress(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
+        allocate=allocate,
         layout=layout,
         container=container,
         calibration=calibration,
@@ -127,6 +140,7 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
+        repair=repair,
         align=align,
         protect=parse_blocks(protect),
         tp=tp,
@@ -135,6 +149,8 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        recovery=recovery,
+        resume=resume,
         overwrite=overwrite,
         verify=verify,
         max_perplexity_ratio=parse_ratio(max_perplexity_ratio),
@@ -189,12 +205,12 @@ def score(
         length=length,
         device=device,
         dtype=dtype,
+        repair="none",
         seed=seed,
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
+    check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     with Lines(quiet).stage("score") as progress:
@@ -228,10 +244,14 @@ def plan(
     protect: str = "",
     tp: int = 1,
     container: str = "auto",
+    allocate: Annotated[
+        str, Option(help="uniform, or global (every block its own widths).")
+    ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
+    from compressor.allocation import allocate as run
     from compressor.checkpoint import Checkpoint
-    from compressor.plan import Target, allocate
+    from compressor.plan import Target
     from compressor.scores import Scores
 
     given = {
@@ -245,14 +265,42 @@ def plan(
         raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
-    made = allocate(loaded, checkpoint, targets[0], align, tp, parse_blocks(protect), container)
+    blocks = parse_blocks(protect)
+    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate)
     made.save(out)
-    widths = made.widths()[0]
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
-        f"{made.about['keep_blocks_reached']:.4f} of the blocks: {widths['attention']} KV groups, "
-        f"{widths['ffn']} FFN channels a block"
+        f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
+        f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
+
+
+@stages.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="File of scores.")],
+    out: Annotated[Path, Option(help="Picture to draw (PNG).")],
+    source: Annotated[
+        Path | None, Option(help="The checkpoint, if it moved since scoring.")
+    ] = None,
+    keep: Annotated[float, Option(help="Share of all parameters that the shown cut keeps.")] = 0.7,
+    align: int | None = None,
+    protect: str = "",
+    allocate: str = "uniform",
+) -> None:
+    """Draw scores, fusion rates and a cut, block by block."""
+    from compressor.allocation import allocate as run
+    from compressor.checkpoint import Checkpoint
+    from compressor.drawing import draw
+    from compressor.lattice import lattice
+    from compressor.plan import Target
+    from compressor.scores import Scores
+
+    check_folder(out)
+    loaded = Scores.load(scores)
+    checkpoint = Checkpoint(source or loaded.about["source"])
+    blocks = parse_blocks(protect)
+    made = run(loaded, checkpoint, Target("keep", keep), align, protect=blocks, how=allocate)
+    draw(out, loaded, made, checkpoint, lattice(checkpoint, align))
 
 
 @stages.command()
@@ -262,13 +310,91 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
+    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
+    calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
+    calibration_range: str | None = None,
+    samples: int = 128,
+    length: int = 512,
+    device: str | None = None,
+    dtype: str = "auto",
     verify: bool = True,
 ) -> None:
-    """Apply a plan to a checkpoint."""
+    """Apply a plan to a checkpoint, and repair what stays."""
     from compressor.pipeline import apply_plan
     from compressor.plan import Plan
+    from compressor.settings import Settings
 
-    print(apply_plan(source, dest, Plan.load(plan), layout, container, verify))
+    settings = Settings(
+        source=source,
+        dest=dest,
+        targets=(),
+        method="random",
+        layout=layout,
+        container=container,
+        repair=repair,
+        calibration=calibration,
+        calibration_range=calibration_range,
+        samples=samples,
+        length=length,
+        device=device,
+        dtype=dtype,
+        verify=verify,
+    )
+    print(apply_plan(settings, Plan.load(plan)))
+
+
+@stages.command()
+@takes("recovery", Recovery, panel="Recovery")
+def recover(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint that was cut before.")],
+    dest: Dest,
+    source: Annotated[Path | None, Option(help="The uncut one, for distill to learn from.")] = None,
+    calibration: Annotated[str, Option(help="Text to train on.")] = "stdlib",
+    calibration_range: str | None = None,
+    evaluation: str | None = None,
+    evaluation_range: str | None = None,
+    length: int = 512,
+    device: str | None = None,
+    dtype: str = "auto",
+    max_memory: str | None = None,
+    work_dir: Path | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    *,
+    recovery: Recovery,
+) -> None:
+    """Train a cut checkpoint; with torchrun on several GPUs."""
+    from dataclasses import replace
+
+    from compressor.recovery.alone import recover_folder
+    from compressor.report import Lines
+    from compressor.settings import Settings
+
+    settings = Settings(
+        source=folder,
+        dest=dest,
+        targets=(),
+        method="random",
+        calibration=calibration,
+        calibration_range=calibration_range,
+        evaluation=evaluation,
+        evaluation_range=evaluation_range,
+        length=length,
+        device=device,
+        dtype=dtype,
+        max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
+        work_dir=work_dir,
+        seed=seed,
+        recovery=replace(recovery, method="lora") if recovery.method == "none" else recovery,
+        resume=resume,
+        overwrite=overwrite,
+        verify=verify,
+    )
+    if found := recover_folder(settings, source, Lines(quiet)):
+        print(json.dumps(found, indent=1))
 
 
 @stages.command()
@@ -304,6 +430,7 @@ def evaluate(
         dest=folder,
         targets=(),
         method="random",
+        repair="none",
         evaluation=text,
         evaluation_range=span,
         length=length,
@@ -318,6 +445,59 @@ def evaluate(
         print(json.dumps(found, indent=1))
     else:
         print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+
+
+def check_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
+
+
+@stages.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Widths of every block, sizes, and what loads the folder, with the number that decides."""
+    from compressor.inspection import inspect as run
+    from compressor.inspection import tables
+
+    result = run(folder)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown, highlight=False, markup=False)
+
+
+@stages.command()
+def estimate(
+    folder: Source,
+    before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
+    device: Annotated[
+        str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
+    ] = None,
+    batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
+    context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
+    measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
+    from compressor.estimate import estimate as run
+    from compressor.estimate.tables import tables
+    from compressor.report import Lines
+
+    with Lines(as_json).stage("estimate") as progress:
+        result = run(folder, before, device, batch, context, measure, progress)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown, highlight=False)
+
+
+def wide_console() -> Console:
+    """For tables of many columns: a pipe has no width of its own."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def run(app: Callable, arguments: list[str]) -> int:

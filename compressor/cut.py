@@ -17,8 +17,9 @@ def cut_block(
     checkpoint: Checkpoint,
     kept: dict[str, list[int]],
     padded_to: dict[str, int] | None = None,
+    changed: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one block with the kept units only.
+    """The tensors of one block with the kept units only; those in `changed` replace the cut ones.
 
     With `padded_to` (units per group) the result is filled with zeros to that many units, which
     computes the same: the `padded` layout.
@@ -39,11 +40,13 @@ def cut_block(
         for axis in (0, 1)
     )
     result = dict(weights)
-    smaller = compact_many(sources, rows, columns)
-    for tensor, (part, group, width) in zip(smaller, owned, strict=True):
-        if padded_to is not None:
-            tensor = filled(tensor, part.axis, padded_to[group] * width)
+    for tensor, (part, _, _) in zip(compact_many(sources, rows, columns), owned, strict=True):
         result[part.tensor] = tensor
+    result |= changed or {}
+    if padded_to is not None:
+        for part, group, width in owned:
+            whole = padded_to[group] * width
+            result[part.tensor] = filled(result[part.tensor], part.axis, whole)
     return result
 
 

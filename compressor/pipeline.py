@@ -1,28 +1,45 @@
 """The main job: read, score, plan, cut, write, verify, judge, publish.
 
 Everything happens beside DEST (`DEST.partial`, `DEST.work`); DEST appears when it is complete and
-verified. `DEST.work` holds the scores and plans until the end.
+verified. `DEST.work` holds the scores, the plans, the state of a training and the journal of what is
+done until the end, so that an interrupted job can be resumed.
 """
 
+import hashlib
+import os
 import shutil
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from compressor import __version__
+from compressor.allocation import allocate, protected, solve
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, read_text, tokenize
+from compressor.calibration import TokenSet, check_ids, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint
+from compressor.drawing import PICTURE, draw
 from compressor.errors import InputError, MachineError, QualityError
 from compressor.evaluation import perplexity
+from compressor.journal import Journal
+from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.methods import METHODS
-from compressor.plan import Plan, allocate, lattice, protected, solve
+from compressor.plan import Plan
+from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
+from compressor.repair import check_repair, check_text
+from compressor.repair.streaming import Repair
 from compressor.report import Lines, Meter, versions, write_card, write_record
+from compressor.scores import Scores
 from compressor.scoring import score
-from compressor.settings import Settings, check_before_starting, chosen_grains, target_name
+from compressor.settings import (
+    Settings,
+    check_before_starting,
+    chosen_grains,
+    decisive,
+    target_name,
+)
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -31,18 +48,28 @@ OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
     """Run the whole job; one result a target. `QualityError` after publishing as .rejected."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "compress runs in one process; cut without --recover, and then start "
+            "`torchrun -m compressor recover` on the result."
+        )
     checkpoint = Checkpoint(settings.source)
     check_before_starting(settings, checkpoint)
+    settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
     dest = settings.dest
     partial = dest.with_name(dest.name + ".partial")
-    work = open_work(settings)
-    shutil.rmtree(partial, ignore_errors=True)
+    work, journal = open_work(settings)
+    if not settings.resume:
+        shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            results = _run(settings, checkpoint, partial, work, meter, lines)
+            results = _run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not (work / "scores.safetensors").exists():
+            if not any(journal.get(target_name(t)) for t in settings.targets):
+                shutil.rmtree(partial, ignore_errors=True)
+            if journal.get("scored"):
+                lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
+            else:
                 shutil.rmtree(work, ignore_errors=True)
             raise
     shutil.rmtree(work, ignore_errors=True)
@@ -57,45 +84,45 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     return results
 
 
-def open_work(settings: Settings) -> Path:
-    """The work folder: DEST.work, or a new one inside --work-dir (which is the user's)."""
+def work_folder(settings: Settings) -> Path:
+    """DEST.work, or a folder of DEST's own in --work-dir (which is the user's)."""
+    dest = settings.dest.absolute()
     if settings.work_dir is None:
-        work = settings.dest.with_name(settings.dest.name + ".work")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        return work
-    settings.work_dir.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f"{settings.dest.name}.work-", dir=settings.work_dir))
+        return dest.with_name(dest.name + ".work")
+    digest = hashlib.sha256(str(dest).encode()).hexdigest()[:12]
+    return settings.work_dir / f"{dest.name}.work-{digest}"
 
 
-def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
+def open_work(settings: Settings) -> tuple[Path, Journal]:
+    """The work folder, new unless a job is resumed, and the journal in it."""
+    work = work_folder(settings)
+    if settings.resume:
+        return work, Journal.resume(work)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return work, Journal(work, {})
+
+
+def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dict]:
     calibration, evaluation = read_texts(settings, checkpoint)
+    data = read_recovery(settings, checkpoint)
+    journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
+    agree_on_recovery(settings, data, work, journal)
     stream = open_stream(settings, checkpoint, work, calibration, evaluation)
     for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
         if tokens is not None:
             lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
-    kept_units = None
-    if settings.statistics == "pruned":
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
-        protect = protected(settings.protect, checkpoint)
-        kept_units = solve(settings.targets[0], checkpoint, widths, protect)
-    with meter.stage("score"), lines.stage("score") as progress:
-        scores = score(
-            checkpoint,
-            settings.method,
-            settings.mode,
-            calibration,
-            stream,
-            settings.seed,
-            kept_units,
-            progress,
-            chosen_grains(settings),
-        )
-    scores.save(work / "scores.safetensors")
-    before = None
-    if evaluation is not None:
+    if journal.get("scored"):
+        scores = Scores.load(work / "scores.safetensors")
+    else:
+        scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
+        scores.save(work / "scores.safetensors")
+        journal.put("scored", True)
+    before = journal.get("before")
+    if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
             before = perplexity(stream, evaluation)
+        journal.put("before", before)
     results = []
     for target in settings.targets:
         name = target_name(target)
@@ -108,17 +135,54 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
             settings.tp,
             settings.protect,
             settings.container,
+            settings.allocate,
         )
         plan.save(work / f"{name}.json")
-        result = cut_one(
-            settings, checkpoint, plan, target, folder, work, before, evaluation, meter, lines
-        )
+        done = journal.get(name) if folder.exists() else None
+        if done is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            result, record = cut_one(
+                settings,
+                checkpoint,
+                scores,
+                plan,
+                target,
+                folder,
+                work,
+                before,
+                evaluation,
+                meter,
+                lines,
+                open_repair(settings, stream, plan, calibration),
+            )
+            done = {"result": result, "record": record, "recovered": False}
+            journal.put(name, done)
+        if data is not None:
+            recover_one(
+                settings,
+                data,
+                folder,
+                folder / MERGED,
+                work / name,
+                done,
+                stream,
+                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                meter,
+                lines,
+            )
+            journal.put(name, done)
+            adopt(folder)
+        result = done["result"]
+        judge(settings, folder, result, done["record"])
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
-            if result["verified"] == "rejected":
-                folder.rename(folder.with_name(folder.name + ".rejected"))
-                result["dest"] += ".rejected"
+            result["dest"] += ".rejected" * (result["verified"] == "rejected")
         results.append(result)
+    for result in results if len(results) > 1 else []:
+        if result["verified"] == "rejected":
+            final = partial / Path(result["dest"]).name
+            shutil.rmtree(final, ignore_errors=True)
+            final.with_suffix("").rename(final)
     single_rejected = len(results) == 1 and results[0]["verified"] == "rejected"
     final = settings.dest
     if single_rejected:
@@ -136,13 +200,54 @@ def _run(settings, checkpoint, partial, work, meter, lines) -> list[dict]:
     return results
 
 
+def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
+    kept_units = None
+    if settings.statistics == "pruned":
+        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        protect = protected(settings.protect, checkpoint)
+        kept_units = solve(settings.targets[0], checkpoint, widths, protect)
+    with meter.stage("score"), lines.stage("score") as progress:
+        return score(
+            checkpoint,
+            settings.method,
+            settings.mode,
+            calibration,
+            stream,
+            settings.seed,
+            kept_units,
+            progress,
+            chosen_grains(settings),
+        )
+
+
+def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
+    return None if settings.repair == "none" else Repair(stream, plan, tokens, settings.repair)
+
+
 def cut_one(
-    settings, checkpoint, plan: Plan, target, folder, work, before, evaluation, meter, lines
-):
-    """Write one result, verify it and measure it; the folder is complete when this returns."""
-    with meter.stage("write"), lines.stage("write") as progress:
+    settings,
+    checkpoint,
+    scores,
+    plan: Plan,
+    target,
+    folder,
+    work,
+    before,
+    evaluation,
+    meter,
+    lines,
+    repair,
+) -> tuple[dict, dict]:
+    """Write one result, verify it and measure it; what to say of it and its compression.json."""
+    with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
         container = write(
-            checkpoint, plan, folder, settings.layout, settings.container, progress=progress
+            checkpoint,
+            plan,
+            folder,
+            settings.layout,
+            settings.container,
+            progress=progress,
+            changes=repair and meter.timed("repair", repair.blocks()),
         )
     result = {
         "source": str(checkpoint.path),
@@ -150,6 +255,7 @@ def cut_one(
         "method": plan.about["scores"]["method"],
         "mode": plan.about["scores"]["mode"],
         "allocate": plan.about["allocate"],
+        "repair": settings.repair,
         "layout": settings.layout,
         "container": container,
         "model_type": checkpoint.family.model_type,
@@ -159,9 +265,11 @@ def cut_one(
         "parameters_before": checkpoint.parameters,
         "bytes_before": checkpoint.bytes,
         "perplexity_before": before and before["perplexity"],
+        "perplexity_pruned": None,
         "perplexity_after": None,
         "seed": settings.seed,
-        "warnings": [],
+        "recovery": None,
+        "warnings": repair.warnings if repair else [],
         "verified": "no",
     }
     if container != checkpoint.family.model_type:
@@ -169,7 +277,7 @@ def cut_one(
             f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
             "number of heads; the tensors and the arithmetic are the same."
         )
-    record = make_record(checkpoint, plan, settings.layout, container)
+    record = make_record(checkpoint, plan, settings.layout, container, repair)
     record["evaluation"] = evaluation and evaluation.protocol
     write_record(folder, record)
     trim_heap()
@@ -179,51 +287,78 @@ def cut_one(
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
-    if evaluation is not None:
-        with meter.stage("evaluate"), lines.stage("evaluate"):
-            after = perplexity(open_stream(settings, written, work, evaluation), evaluation)
-        result["perplexity_after"] = after["perplexity"]
-        ratio = after["perplexity"] / before["perplexity"]
-        limit = settings.max_perplexity_ratio
-        if limit is not None and not ratio <= limit:
-            result["verified"] = "rejected"
+    with meter.stage("draw"):
+        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        try:
+            draw(folder / PICTURE, scores, plan, checkpoint, widths)
+        except MachineError as missing:
+            result["warnings"].append(str(missing))
+    result["perplexity_pruned"] = measure(settings, folder, work, evaluation, meter, lines)
+    result["perplexity_after"] = result["perplexity_pruned"]
+    return result, record
+
+
+def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> float | None:
+    """Perplexity of the checkpoint in a folder; None without an evaluation text."""
+    if evaluation is None:
+        return None
+    with meter.stage("evaluate"), lines.stage("evaluate"):
+        stream = open_stream(settings, Checkpoint(folder), work, evaluation)
+        return perplexity(stream, evaluation)["perplexity"]
+
+
+def judge(settings, folder: Path, result: dict, record: dict) -> None:
+    """Hold the result against --max-perplexity-ratio; write its record and its card."""
+    limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
+    measured = after is not None and limit is not None
+    if measured and not after / result["perplexity_before"] <= limit:
+        result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
-    record |= {name: result[name] for name in (*kept, "perplexity_before", "perplexity_after")}
-    record["verified"] = result["verified"]
+    perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
+    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
     write_record(folder, record)
     write_card(folder, result, record)
-    return result
 
 
-def apply_plan(
-    source: Path, dest: Path, plan: Plan, layout: str, container: str, verified: bool
-) -> str:
+def apply_plan(settings: Settings, plan: Plan) -> str:
     """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
-    checkpoint = Checkpoint(source)
+    checkpoint, dest = Checkpoint(settings.source), settings.dest
+    check_repair(settings.repair, checkpoint)
     if dest.exists():
         raise InputError(f"{dest} exists; choose another DEST.")
+    calibration, _ = read_texts(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        chosen = write(checkpoint, plan, partial, layout, container)
-        write_record(partial, make_record(checkpoint, plan, layout, chosen))
-        difference = verify(partial, source)["logits_difference"] if verified else None
+        stream = open_stream(settings, checkpoint, dest.parent, calibration)
+        repair = open_repair(settings, stream, plan, calibration)
+        changes = repair and repair.blocks()
+        layout, container = settings.layout, settings.container
+        chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
+        write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
+        difference = None
+        if settings.verify:
+            difference = verify(partial, settings.source)["logits_difference"]
         written = Checkpoint(partial)
         publish(partial, dest)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
-    return f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    return "\n".join([found, *(repair.warnings if repair else [])])
 
 
-def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str) -> dict:
+def make_record(
+    checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
+) -> dict:
     """What compression.json holds of every result."""
     return {
         "format": 1,
         "compressor": __version__,
         "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
         "plan": {"blocks": plan.blocks, "about": plan.about},
+        "repair": repair and repair.about,
         "layout": layout,
         "container": container,
         "versions": versions(),
@@ -231,23 +366,23 @@ def make_record(checkpoint: Checkpoint, plan: Plan, layout: str, container: str)
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method looks at activations) and evaluation (if asked for)."""
+    """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if method.wants(method.check_mode(settings.mode)):
+    if settings.repair != "none" or method.wants(method.check_mode(settings.mode)):
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
+        check_text(settings.repair, calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.evaluation)
         evaluation = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
-    vocabulary = checkpoint.tensors[checkpoint.family.embedding].shape[0]
     for tokens in (calibration, evaluation):
-        if tokens is not None and max(int(s.max()) for s in tokens.sequences) >= vocabulary:
-            raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
+        if tokens is not None:
+            check_ids(tokens.sequences, checkpoint.vocabulary)
     return calibration, evaluation
 
 
@@ -264,12 +399,15 @@ def position_notes(settings, checkpoint, *tokens: TokenSet | None) -> list[str]:
 
 def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -> BlockStream:
     """A stream on the chosen device and dtype; activations go to files where memory is short."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = settings.on_device
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    # A backward keeps what enters every block; a forward what enters and leaves one.
-    states = checkpoint.blocks + 3 if METHODS[settings.method].observe is not None else 2
+    # A backward keeps what enters every block; a forward what enters and leaves one; a repair's two
+    # paths the streams before, within and after one.
+    states = 2 if settings.repair == "none" else 6
+    if METHODS[settings.method].observe is not None:
+        states = max(states, checkpoint.blocks + 3)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

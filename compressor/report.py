@@ -4,6 +4,7 @@ import json
 import platform
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,8 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from compressor.drawing import PICTURE
 
 VERSIONED = ("torch", "transformers", "safetensors")
 
@@ -22,6 +25,7 @@ class Meter:
     def __init__(self, interval: float = 0.05):
         self.seconds: dict[str, float] = {}
         self.peak_rss = 0
+        self._nested = 0.0
         self._interval, self._done = interval, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -46,12 +50,25 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str):
-        begun = time.monotonic()
+        """Time a stage; one inside another counts for itself and not for the outer one."""
+        begun, before, self._nested = time.monotonic(), self._nested, 0.0
         try:
             yield
         finally:
             spent = time.monotonic() - begun
-            self.seconds[name] = round(self.seconds.get(name, 0) + spent, 3)
+            own = spent - self._nested
+            self.seconds[name] = round(self.seconds.get(name, 0) + own, 3)
+            self._nested = before + spent
+
+    def timed(self, name: str, items: Iterable) -> Iterator:
+        """The items, the time they take to come being a stage's."""
+        source = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
 
 class Lines:
@@ -95,6 +112,21 @@ def write_card(folder: Path, result: dict, record: dict) -> None:
             f"Perplexity {before:.3f} before, {after:.3f} after "
             f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
         )
+    picture = ""
+    if (folder / PICTURE).exists():
+        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
+    trained = record.get("recovery")
+    training = "without training"
+    if trained and trained["kept"]:
+        settings, data = trained["settings"], trained["data"]
+        training = (
+            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
+            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
+        )
+        if after is not None:
+            training += (
+                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
+            )
     scored = record["plan"]["about"]["scores"]
     text = f"""---
 base_model: {Path(result["source"]).name}
@@ -110,9 +142,9 @@ of the type `{result["container"]}`; it loads with plain `transformers`:
 
 {quality}
 
-Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, without training.
+Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, {training}.
 `compression.json` holds the plan and all settings.
-"""
+{picture}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -136,6 +168,8 @@ def table(results: list[dict]) -> Table:
     if first["perplexity_before"] is not None:
         after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731
         row("perplexity", f"{first['perplexity_before']:.4f}", after)
+        if any(r["perplexity_pruned"] != r["perplexity_after"] for r in results):
+            row("perplexity before recovery", "", lambda r: f"{r['perplexity_pruned']:.4f}")
     row("verified", "", lambda r: r["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in first["seconds"].items())
     shown.caption = (

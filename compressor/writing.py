@@ -7,8 +7,9 @@ class; side files are copied byte for byte; tensors are written as they are cut.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -34,8 +35,13 @@ def write(
     container: str = "auto",
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    changes: Iterable[dict[str, torch.Tensor]] | None = None,
 ) -> str:
-    """Cut `checkpoint` by `plan` into the new folder; returns the container's model type."""
+    """Cut `checkpoint` by `plan` into the new folder; returns the container's model type.
+
+    `changes` brings, of every block in order, the tensors that go out in place of the cut ones (a
+    repair's); it is read one block at a time.
+    """
     plan.check(checkpoint)
     check_layout(plan, layout)
     units = widest(plan)
@@ -52,8 +58,9 @@ def write(
             files |= dict.fromkeys(shard, file)
         for name in checkpoint.outer_tensors():
             files[name].put(name, checkpoint.read([name])[name])
-        for index, kept in enumerate(plan.blocks):
-            block = cut_block(checkpoint.read_block(index), checkpoint, kept, padded_to)
+        changes = repeat({}) if changes is None else changes
+        for index, (kept, changed) in enumerate(zip(plan.blocks, changes, strict=False)):
+            block = cut_block(checkpoint.read_block(index), checkpoint, kept, padded_to, changed)
             for inner, tensor in block.items():
                 name = checkpoint.block_name(index, inner)
                 files[name].put(name, tensor)
@@ -73,8 +80,8 @@ def check_layout(plan: Plan, layout: str) -> None:
     widths = plan.widths()
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(
-            "The plan has blocks of different widths (protected ones keep theirs), which no stock "
-            "model class loads; leave --protect out, or use --layout padded to evaluate it."
+            "The plan has blocks of different widths (global allocation, or protected blocks), which "
+            "no stock model class loads; plan without, or use --layout padded to evaluate it."
         )
 
 

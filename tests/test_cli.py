@@ -16,6 +16,7 @@ from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run, stages
 from compressor.errors import InputError
 from compressor.methods import METHODS
+from compressor.repair import KINDS
 from compressor.scores import Scores
 
 JSON_KEYS = {
@@ -58,6 +59,7 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     assert record["source"]["fingerprint"] == Checkpoint(llama).fingerprint
     assert record["evaluation"]["tokens"] > 0
     assert record["plan"]["about"]["scores"]["calibration"]["sha256"]
+    assert found["repair"] == record["repair"]["kind"] == "ridge" and found["seconds"]["repair"] > 0
     assert "AutoModelForCausalLM" in (dest / "README.md").read_text()
     assert left_over(dest) == ["small"]
 
@@ -89,6 +91,23 @@ def test_every_method_and_mode(llama, quick, tmp_path, method):
         assert Checkpoint(dest).units["ffn"] < 48
 
 
+@pytest.mark.parametrize("repair", [k for k in KINDS if k != "bias"])
+def test_every_repair(llama, quick, tmp_path, repair):
+    options = ["--method", "magnitude", "--keep", 0.7, "--repair", repair]
+    assert compress(llama, tmp_path / "out", *options, *quick) == 0
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())["repair"]
+    assert (record is None) == (repair == "none")
+    if record:
+        assert record["kind"] == repair and record["calibration"]["sha256"]
+        steps = [step for block in record["blocks"] for step in block["steps"].values()]
+        assert all(step.keys() == {"lambda", "before", "after"} for step in steps)
+
+
+def test_repair_by_biases_where_there_are_some(make_checkpoint, quick, tmp_path):
+    source = make_checkpoint(tmp_path / "m", attention_bias=True, mlp_bias=True)
+    assert compress(source, tmp_path / "out", "--keep", 0.7, "--repair", "bias", *quick) == 0
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("--target-params", "0.02M"), ("--target-bytes", "80KB")]
 )
@@ -109,7 +128,7 @@ def test_the_stages_alone_give_the_same(llama, quick, tmp_path, text_file, capsy
 
     assert stage("score", llama, "--out", scores, *quick[:-1]) == 0
     assert stage("plan", scores, "--keep", 0.7, "--out", plan) == 0
-    assert stage("cut", llama, tmp_path / "cut", "--plan", plan) == 0
+    assert stage("cut", llama, tmp_path / "cut", "--plan", plan, *quick[:-1]) == 0
     assert (tmp_path / "cut" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
     capsys.readouterr()
     assert stage("verify", tmp_path / "cut", "--source", llama) == 0
@@ -162,6 +181,12 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
         (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
+        (["--keep", 0.7, "--allocate", "magic"], "uniform or global, not 'magic'"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout padded"),
+        (
+            ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
+            "finds the widths when all are",
+        ),
         (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
         (["--keep", 0.7, 0.7], "given twice"),
@@ -172,6 +197,9 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--calibration-range", "5:5"], "empty or too short"),
         (["--keep", 0.7, "--calibration", "nowhere.txt"], "no file 'nowhere.txt'"),
         (["--keep", 0.7, "--align", 0], "must be positive"),
+        (["--keep", 0.7, "--repair", "glue"], "'glue' is not one of ridge"),
+        (["--keep", 0.7, "--repair", "bias"], "use --repair ridge"),
+        (["--keep", 0.7, "--samples", 1], "at least 2 sequences, not 1"),
     ],
 )
 def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, message):
@@ -222,6 +250,32 @@ def test_pruned_statistics(llama, quick, tmp_path):
     assert compress(llama, tmp_path / "b", *options, *padded) == 0
     record = json.loads((tmp_path / "b" / "compression.json").read_text())
     assert len(record["plan"]["blocks"][0]["ffn"]) == 48
+
+
+def test_global_allocation(llama, quick, tmp_path, capsys):
+    options = ["--allocate", "global", "--protect", "0", "--align", 2]
+    whole = [*options, "--layout", "padded", "--keep", 0.7, "--method", "hywia", *quick[:-1]]
+    assert compress(llama, tmp_path / "whole", *whole, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["allocate"] == "global" and found["keep_reached"] <= 0.7
+    assert found["verified"].startswith("logits within")
+    record = json.loads((tmp_path / "whole" / "compression.json").read_text())
+    widths = [len(block["ffn"]) for block in record["plan"]["blocks"]]
+    assert widths[0] == 48 and widths[1] != widths[2]
+
+    def stage(*arguments) -> int:
+        return run(stages, [str(a) for a in arguments])
+
+    scores, plan, dest = tmp_path / "s.safetensors", tmp_path / "p.json", tmp_path / "cut"
+    assert stage("score", llama, "--out", scores, "--method", "hywia", *quick[:-1]) == 0
+    assert stage("plan", scores, "--keep", 0.7, "--out", plan, *options) == 0
+    assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
+    assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
+    assert stage("cut", llama, dest, "--plan", plan) == 2
+    assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
+    padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
+    assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
+    assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
 
 
 def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_path):
@@ -286,6 +340,23 @@ def test_interruption_leaves_nothing(llama, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(compressor.pipeline, "write", interrupt)
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_interruption_of_a_repair_leaves_nothing(llama, quick, tmp_path, monkeypatch):
+    from compressor.repair.block import BlockRepair
+
+    run_block = BlockRepair.run
+
+    def interrupt(block, *streams):
+        if block.index == 1:
+            raise KeyboardInterrupt
+        return run_block(block, *streams)
+
+    monkeypatch.setattr(BlockRepair, "run", interrupt)
+    options = ["--keep", 0.7, "--max-memory", "1KB", *quick]
+    assert compress(llama, tmp_path / "out", *options) == 130
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert not [*tmp_path.rglob("activations-*")]
 
 
 def test_both_commands_start():
@@ -363,7 +434,7 @@ def test_grains_that_do_not_apply(llama, quick, tmp_path, capsys, options, words
 def test_one_sequence_is_weighed_equally_and_said(llama, text_file, tmp_path, capsys):
     code = compress(
         llama, tmp_path / "out", "--keep", 0.7, "--method", "hywia", "--samples", 1, "--no-verify",
-        "--calibration", text_file, "--length", 40, "--json",
+        "--calibration", text_file, "--length", 40, "--repair", "none", "--json",
     )  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert code == 0 and found["mode"] == "fixed:0.5"

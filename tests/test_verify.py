@@ -7,10 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.allocation import allocate
+from compressor.blocks import BlockStream
+from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.errors import InputError, VerificationError
 from compressor.pipeline import make_record
-from compressor.plan import Target, allocate
+from compressor.plan import Target
+from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.scoring import score
 from compressor.verify import verify, verify_here
@@ -30,6 +34,38 @@ def edit(folder, change):
     tensors = load_file(folder / SINGLE)
     change(tensors)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+
+
+@pytest.fixture(params=["ridge", "ridge-local"])
+def mended(request, llama, text_file, tmp_path):
+    """A repaired result, its FFN widths padded."""
+    checkpoint = Checkpoint(llama)
+    tokens = tokenize(read_text(str(text_file)), checkpoint.tokenizer(), 32)
+    plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), protect=[0])
+    repair = Repair(BlockStream(checkpoint), plan, tokens, request.param)
+    chosen = write(checkpoint, plan, tmp_path / "out", "padded", changes=repair.blocks())
+    write_record(tmp_path / "out", make_record(checkpoint, plan, "padded", chosen, repair))
+    return tmp_path / "out"
+
+
+def test_a_repaired_result_passes(mended, llama):
+    assert verify_here(mended, llama)["logits_difference"] <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("layers.1.self_attn.o_proj.weight", "repaired tensors of block 1 in .* are not those"),
+        ("layers.2.mlp.down_proj.weight", "repaired tensors of block 2"),
+        ("layers.0.mlp.up_proj.weight", "differ from the masked source"),
+        ("layers.1.input_layernorm.weight", "differ from the masked source"),
+        ("embed_tokens.weight", "differ from the masked source"),
+    ],
+)
+def test_one_changed_column_of_a_repaired_result_is_noticed(mended, llama, name, message):
+    edit(mended, lambda t: t[f"model.{name}"][..., 3].add_(0.5))
+    with pytest.raises(VerificationError, match=message):
+        verify_here(mended, llama)
 
 
 def test_a_good_result_passes_in_a_fresh_process(written, llama):

@@ -32,6 +32,7 @@ class Family:
     head: str = "lm_head.weight"
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
+    attention_norm: str = "input_layernorm"
     ffn_norm: str = "post_attention_layernorm"
     ffn_width_key: str = "intermediate_size"
     heads_key: str = "num_attention_heads"

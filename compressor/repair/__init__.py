@@ -1,0 +1,70 @@
+"""Closed-form repair: what a cut model computes is fitted to what the dense one computes, without
+training.
+
+A kind of repair says what the refitted projections aim at (`toward`) and what of them may move:
+
+    ridge        the dense model's residual stream; weights, and a correction of what projections read
+    ridge-local  the sub-layer's own former output for the same inputs; weights
+    bias         the dense model's residual stream; the biases of the output projections alone
+
+Formulas: `ridge.py`; the order in which a model is repaired: `streaming.py`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from compressor.calibration import TokenSet
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """toward: `dense` or `local`; weights: whether they are refitted, or biases alone."""
+
+    toward: str
+    weights: bool
+
+
+KINDS = {
+    "ridge": Kind("dense", weights=True),
+    "ridge-local": Kind("local", weights=True),
+    "bias": Kind("dense", weights=False),
+    "none": None,
+}
+DEFAULT_REPAIR = "ridge"
+
+
+def check_text(repair: str, tokens: TokenSet) -> None:
+    """Refuse a calibration text of which nothing can be held back."""
+    if repair != "none" and len(tokens.sequences) < 2:
+        raise InputError(
+            f"--repair {repair} holds back a part of the calibration text and needs at least 2 "
+            f"sequences, not {len(tokens.sequences)}; raise --samples, or use --repair none."
+        )
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the bytes of tensors, in the order of their names."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def check_repair(repair: str, checkpoint: Checkpoint) -> None:
+    """Refuse an unknown kind, and a kind that moves biases where there are none."""
+    if repair not in KINDS:
+        raise InputError(f"The repair {repair!r} is not one of {', '.join(KINDS)}.")
+    if repair != "bias":
+        return
+    present = checkpoint.block_tensors(0)
+    for group in checkpoint.family.groups():
+        bias = checkpoint.family.output(group).replace(".weight", ".bias")
+        if bias not in present:
+            raise InputError(
+                f"--repair bias folds what is lost into {bias}, which {checkpoint.path} does not "
+                "have; use --repair ridge."
+            )

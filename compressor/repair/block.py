@@ -1,0 +1,239 @@
+"""The repair of one block on two paths; `streaming.py` says what is done and why."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compressor.blocks import Activations, BlockStream, assign, replaced_forward
+from compressor.calibration import Batch
+from compressor.errors import InputError
+from compressor.methods.statistics import Geometry
+from compressor.repair import Kind
+from compressor.repair.ridge import Moments, ridge
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the repairs of all blocks share; batches from number `fitted` on are held back."""
+
+    stream: BlockStream
+    geometry: Geometry
+    kind: Kind
+    batches: list[Batch]
+    fitted: int
+
+
+class BlockRepair:
+    """The steps of one block.
+
+    layer: the block with its dense weights; narrow: the same with the cut ones, which are replaced
+    step by step; stored: the cut weights as the checkpoint stores them; calls: what the block is
+    called with besides the hidden states, for every batch.
+
+    Afterwards `changed` holds the new tensors, and `record` the lambda (None: the step was left out) and
+    the held-back error before and after every step that had anything to repair.
+    """
+
+    def __init__(self, task: Task, index: int, layer, narrow, stored, calls: list[tuple]):
+        self.task, self.index, self.calls = task, index, calls
+        self.layer, self.narrow, self.stored = layer, narrow, stored
+        self.device, self.family = task.stream.device, task.geometry.family
+        self.toward_dense = task.kind.toward == "dense"
+        self.changed: dict[str, torch.Tensor] = {}
+        self.record: dict[str, dict] = {}
+
+    def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
+        """Repair the block; both paths' streams before it become those after it."""
+        files = self.task.stream.offload
+        dense_after, cut_after, dense_out, cut_out, heads = (Activations(files) for _ in range(5))
+        batches = range(len(self.calls))
+
+        self.correct("attention", self.family.attention_norm, dense, cut)
+
+        def attention() -> Pairs:
+            for i, (args, call) in enumerate(self.calls):
+                x = cut.get(i, self.device)
+                given = dense.get(i, self.device) if self.toward_dense else x
+                after, out = self.reference(given, args, call)
+                dense_after.put(i, after)
+                dense_out.put(i, out)
+                inputs = self.heads(x, args, call)
+                heads.put(i, inputs)
+                yield self.weighed(after, inputs, after.float() - x.float(), "attention")
+
+        self.refit("attention", attention())
+        project = self.output("attention")
+        for i in batches:
+            cut_after.put(i, cut.get(i, self.device) + project(heads.get(i, self.device)))
+        for states in (heads, dense, cut):
+            states.discard()
+
+        self.correct("ffn", self.family.ffn_norm, dense_after, cut_after)
+        dense_after.discard()
+
+        def ffn() -> Pairs:
+            for i in batches:
+                x = cut_after.get(i, self.device)
+                inputs = captured(self.output("ffn"), lambda x=x: self.ffn(self.narrow, x))
+                local = not self.toward_dense
+                out = x + self.ffn(self.layer, x) if local else dense_out.get(i, self.device)
+                yield self.weighed(out, inputs, out.float() - x.float(), "ffn")
+
+        self.refit("ffn", ffn())
+        for i in batches:
+            x = cut_after.get(i, self.device)
+            cut_out.put(i, x + self.ffn(self.narrow, x))
+        cut_after.discard()
+        return dense_out, cut_out
+
+    def passed_on(self, states: Activations) -> Activations:
+        """The stream after a block that nothing was cut from, nor from those before it."""
+        out = Activations(self.task.stream.offload)
+        for i, (args, call) in enumerate(self.calls):
+            out.put(i, self.reference(states.get(i, self.device), args, call)[1])
+        states.discard()
+        return out
+
+    # -- the parts of a block ---------------------------------------------------------------------
+
+    def output(self, group: str) -> nn.Linear:
+        return self.narrow.get_submodule(self.task.geometry.output_module(group))
+
+    def ffn(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """What the FFN adds to the stream x."""
+        mlp = self.family.gate.rpartition(".")[0]
+        return layer.get_submodule(mlp)(layer.get_submodule(self.family.ffn_norm)(x))
+
+    def reference(self, hidden, args, call) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream after the attention and after the block, of the dense block."""
+        seen = []
+        norm = self.layer.get_submodule(self.family.ffn_norm)
+        handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            out = self.layer(hidden, *args, **call)
+        finally:
+            handle.remove()
+        return seen[0], out[0] if isinstance(out, tuple) else out
+
+    def heads(self, hidden, args, call) -> torch.Tensor:
+        """The input of the cut block's o_proj."""
+        mlp = self.narrow.get_submodule(self.family.gate.rpartition(".")[0])
+        with replaced_forward([mlp], lambda _, x: torch.zeros_like(x)):
+            return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
+
+    # -- the regressions --------------------------------------------------------------------------
+
+    def weighed(self, stream, inputs, targets, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of the refitted parameters, with every token's weight in them.
+
+        A bias is the weight of an input that is always one.
+        """
+        module = self.output(group)
+        if module.bias is not None:
+            one = torch.ones_like(inputs[..., :1])
+            if self.task.kind.weights:
+                inputs = torch.cat((inputs, one), -1)
+            else:
+                targets, inputs = targets - nn.functional.linear(inputs, module.weight).float(), one
+        rate = stream.float().square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+        return inputs.float() * rate, targets * rate
+
+    def refit(self, group: str, pairs: Pairs) -> None:
+        """Fit the output projection of a group to the targets."""
+        name = self.family.output(group)
+        bias = name.replace(".weight", ".bias")
+        parameters = {name: self.stored[name]} if self.task.kind.weights else {}
+        if bias in self.stored:
+            parameters[bias] = self.stored[bias][:, None]
+        present = torch.cat([p.float() for p in parameters.values()], 1).to(self.device)
+        found = self.regress(group, pairs, present)
+        if found is not None:
+            parts = found.split([p.shape[1] for p in parameters.values()], 1)
+            self.replace(
+                group,
+                {n: p.view(self.stored[n].shape) for n, p in zip(parameters, parts, strict=True)},
+            )
+
+    def correct(self, group: str, norm: str, dense: Activations, cut: Activations) -> None:
+        """Fold into the projections that read the normed stream the map toward the dense one."""
+        if self.task.kind.toward != "dense" or not self.task.kind.weights or dense is cut:
+            return
+        size = self.task.stream.checkpoint.hidden_size
+        read = self.narrow.get_submodule(norm)
+
+        def pairs() -> Pairs:
+            for i in range(len(self.calls)):
+                x = read(cut.get(i, self.device)).float()
+                yield x, read(dense.get(i, self.device)).float() - x
+
+        found = self.regress(
+            f"{group} inputs", pairs(), torch.zeros(size, size, device=self.device)
+        )
+        if found is None:
+            return
+        names = [
+            part.tensor
+            for part in self.family.groups()[group]
+            if part.axis == 0 and part.tensor.endswith(".weight")
+        ]
+        weights = {n: self.stored[n].to(self.device).float() for n in names}
+        self.replace(f"{group} inputs", {n: w + w @ found for n, w in weights.items()})
+
+    def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
+        """New parameters [outputs, channels], or None where the present ones are no worse."""
+        outputs, channels = present.shape
+        half = self.task.stream.dtype == torch.bfloat16
+        dtype = torch.bfloat16 if half else torch.float32
+        fit, held = (Moments.empty(channels, outputs, self.device, dtype) for _ in range(2))
+        for i, (inputs, targets) in enumerate(pairs):
+            real = self.task.batches[i].mask.to(self.device)
+            (fit if i < self.task.fitted else held).add(inputs[real], targets[real])
+        if not all(torch.isfinite(t).all() for t in (fit.gram, fit.cross, held.gram, held.cross)):
+            raise InputError(
+                f"The activations of block {self.index} ({step}) are not finite; "
+                "try --dtype float32."
+            )
+        new, taken, errors = ridge(
+            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, GRID
+        )
+        if len(errors) == 1:
+            return None
+        before, after = (e / held.energy.item() for e in (errors[0], min(errors)))
+        self.record[step] = {"lambda": taken, "before": before, "after": after}
+        return None if taken is None else new
+
+    def replace(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Put new tensors in the place of the cut ones, rounded as they are stored."""
+        rounded = {n: t.to(self.stored[n].dtype) for n, t in tensors.items()}
+        if not all(t.isfinite().all() for t in rounded.values()):
+            self.record[step] |= {"lambda": None, "after": self.record[step]["before"]}
+            return
+        self.changed |= {n: t.cpu() for n, t in rounded.items()}
+        assign(self.narrow, self.task.stream.cast(rounded))
+
+
+def captured(module: nn.Module, run) -> torch.Tensor:
+    """What `module` is given while run() runs; its own work is left out."""
+    seen = []
+
+    def take(linear, x):
+        seen.append(x)
+        return x.new_zeros(*x.shape[:-1], linear.weight.shape[0])
+
+    with replaced_forward([module], take):
+        run()
+    return seen[0]
+
+
+def narrowed(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """A copy of an empty layer with a cut block's tensors; attention reads its head count off them."""
+    copied = copy.deepcopy(layer)
+    assign(copied, tensors)
+    return copied

@@ -1,0 +1,130 @@
+"""The repair of a whole model, one block in memory, on two paths side by side.
+
+One path carries the residual stream of the dense model, the other that of the model as it is cut and
+repaired so far. In every block, in the order of the computation:
+
+1. What q, k and v read, the normed stream x of the cut path, is brought nearer to the dense path's z by
+   the linear map I + M, M the ridge regression of z - x on x. M is folded into the projections:
+   W' = W + W M.
+2. `o_proj` is refitted on the inputs that the block then gives it, so that the stream after the
+   attention is the dense model's: the target is that stream minus the cut path's stream before it.
+   So a block also mends what the blocks before it left broken.
+3., 4. The same for gate and up, and for `down_proj`.
+
+The tokens of 2 and 4 count in proportion to 1 / (mean square of the dense stream), because the norm that
+reads the stream divides by its root. Every regression has a lambda of its own, chosen on every
+`HELD_BACK`-th sequence of the calibration text, and is left out where it makes those worse.
+
+Ours. That the target is the dense stream, not the sub-layer's former output, and that weights shrink
+toward the kept ones, are what sets it apart from refits such as those of SlimGPT or ZipLM.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from compressor.blocks import BlockStream, loaded
+from compressor.calibration import TokenSet
+from compressor.cut import cut_block
+from compressor.memory import trim_heap
+from compressor.methods.statistics import Geometry
+from compressor.plan import Plan
+from compressor.repair import KINDS, check_repair, check_text, digest
+from compressor.repair.block import BlockRepair, Task, narrowed
+
+HELD_BACK = 16
+
+
+class Repair:
+    """One repair of one plan: iterate over `blocks()`, then read `record` and `warnings`.
+
+    record[block] names the tensors that were changed and their digest, and in `steps` the lambda
+    taken (None: the step was left out) and the held-back error before and after it, as a share of
+    the target's energy. Steps are `attention` and `ffn` for the output projections, `attention
+    inputs` and `ffn inputs` for what their groups read.
+
+    InputError for fewer than two sequences, and for activations that are not finite.
+    """
+
+    def __init__(self, stream: BlockStream, plan: Plan, tokens: TokenSet, repair: str):
+        plan.check(stream.checkpoint)
+        check_repair(repair, stream.checkpoint)
+        check_text(repair, tokens)
+        self.stream, self.plan, self.checkpoint = stream, plan, stream.checkpoint
+        self.name, self.protocol = repair, tokens.protocol
+        fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]
+        held = tokens.sequences[HELD_BACK - 1 :: HELD_BACK] or [fitted.pop()]
+        fitted, held = TokenSet(fitted), TokenSet(held)
+        batches = fitted.batches()
+        self.task = Task(
+            stream,
+            Geometry.of(self.checkpoint),
+            KINDS[repair],
+            [*batches, *held.batches()],
+            len(batches),
+        )
+        self.tokens = fitted.tokens
+        self.record: list[dict[str, dict]] = []
+
+    @property
+    def about(self) -> dict:
+        """What compression.json keeps."""
+        return {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences about what could not be repaired."""
+        channels = max(
+            units * self.task.geometry.channels(group)
+            for block in self.plan.widths()
+            for group, units in block.items()
+        )
+        found = []
+        if self.tokens < channels:
+            found.append(
+                f"The repair has {self.tokens:,} calibration tokens for {channels:,} inputs of a "
+                "projection; more --samples would let it do more."
+            )
+        left_out = [
+            f"{step} of block {index}"
+            for index, steps in enumerate(self.record)
+            for step, outcome in steps["steps"].items()
+            if outcome["lambda"] is None
+        ]
+        if left_out:
+            found.append(
+                "Refitting did not lower the held-back error, so these stay as they were cut: "
+                f"{', '.join(left_out)}."
+            )
+        return found
+
+    @torch.no_grad()
+    def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Of every block in order, the tensors to write in place of the cut ones, as they are stored."""
+        dense, calls = self.stream.record([b.ids for b in self.task.batches])
+        cut = dense
+        for index, weights in self.stream.weights():
+            kept = self.plan.blocks[index]
+            small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
+            narrow = narrowed(self.stream.layers[index], self.stream.cast(small))
+            with loaded(self.stream.layers[index], weights) as layer:
+                del weights
+                block = BlockRepair(
+                    self.task, index, layer, narrow, small, [c[index] for c in calls]
+                )
+                whole = all(len(kept[g]) == n for g, n in self.checkpoint.units.items())
+                if dense is cut and whole:
+                    dense = cut = block.passed_on(dense)
+                else:
+                    dense, cut = block.run(dense, cut)
+            self.record.append(
+                {
+                    "steps": block.record,
+                    "tensors": sorted(block.changed),
+                    "sha256": digest(block.changed),
+                }
+            )
+            yield block.changed
+            trim_heap()
+        dense.discard()
+        cut.discard()

@@ -1,0 +1,292 @@
+"""The streamed repair, against one written with whole models in float64."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from compressor.blocks import BlockStream
+from compressor.calibration import TokenSet
+from compressor.checkpoint import Checkpoint
+from compressor.cut import channels_of, cut_block
+from compressor.errors import InputError
+from compressor.methods.statistics import Geometry, only_units
+from compressor.plan import Plan
+from compressor.repair import KINDS
+from compressor.repair.streaming import HELD_BACK, Repair
+
+STEPS = ("attention inputs", "attention", "ffn inputs", "ffn")
+READ = {"attention": "self_attn.q_proj", "ffn": "mlp.gate_proj"}
+PLAN = {"attention": [0, 2, 3], "ffn": [*range(0, 40, 2), 41]}
+
+
+def texts(count=20) -> list[torch.Tensor]:
+    """Sequences of different lengths, so that batches are padded, of a few tokens that come again."""
+    torch.manual_seed(5)
+    return [torch.randint(3, 15, (30 + i % 7,)) for i in range(count)]
+
+
+def plan_of(checkpoint: Checkpoint, block=PLAN) -> Plan:
+    return Plan([block] * checkpoint.blocks)
+
+
+def repaired(folder, kind="ridge", sequences=None, plan=None, **options):
+    """The repair that has been run, and the tensors it changed in every block."""
+    checkpoint = Checkpoint(folder)
+    stream = BlockStream(checkpoint, **options)
+    plan = plan or plan_of(checkpoint)
+    repair = Repair(stream, plan, TokenSet(sequences or texts()), kind)
+    return repair, list(repair.blocks())
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory, make_checkpoint):
+    folder = tmp_path_factory.mktemp("biased") / "model"
+    return make_checkpoint(folder, attention_bias=True, mlp_bias=True)
+
+
+class Whole:
+    """Dense and masked model in memory, and what their modules see of every sequence."""
+
+    def __init__(self, folder, plan: Plan, masks: ExitStack):
+        self.dense, self.cut = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+            for _ in range(2)
+        )
+        geometry = Geometry.of(Checkpoint(folder))
+        self.family = geometry.family
+        for layer, kept in zip(self.cut.model.layers, plan.blocks, strict=True):
+            masks.enter_context(only_units(layer, geometry, kept))
+        self.sequences = texts()
+        self.held = [(i + 1) % HELD_BACK == 0 for i in range(len(self.sequences))]
+
+    def inputs(self, model, block: int | None, name: str) -> list[torch.Tensor]:
+        """Of every sequence, the input [tokens, channels] of a module of a block ("": the block),
+        or of a module beside the blocks.
+        """
+        seen = []
+        owner = model.model if block is None else model.model.layers[block]
+        module = owner.get_submodule(name)
+        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+        with torch.no_grad():
+            for sequence in self.sequences:
+                model(sequence[None], use_cache=False)
+        handle.remove()
+        return seen
+
+    def solve(self, inputs, targets, weight, step):
+        """The solution with the recorded lambda (None: as it was); held-back errors before, after."""
+        a, t = (
+            torch.cat([x for x, h in zip(xs, self.held, strict=True) if not h])
+            for xs in (inputs, targets)
+        )
+        held_a, held_t = (
+            torch.cat([x for x, h in zip(xs, self.held, strict=True) if h])
+            for xs in (inputs, targets)
+        )
+        new = weight
+        if step["lambda"] is not None:
+            gram = a.T @ a
+            damping = step["lambda"] * gram.diagonal().mean() * torch.eye(len(gram))
+            new = weight + (t - a @ weight.T).T @ a @ torch.linalg.inv(gram + damping)
+        energy = held_t.square().sum()
+        before, after = ((held_t - held_a @ w.T).square().sum() / energy for w in (weight, new))
+        return new, before.item(), after.item()
+
+    def local(self, block: int, group: str, before: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The streams after the dense sub-layer, where `before` are those before it."""
+        former = self.dense.model.layers[block]
+        norm = former.post_attention_layernorm
+        if group == "ffn":
+            with torch.no_grad():
+                return [x + former.mlp(norm(x)) for x in before]
+        given = iter(before)
+        handle = former.register_forward_pre_hook(lambda _, args: (next(given)[None], *args[1:]))
+        found = self.inputs(self.dense, block, "post_attention_layernorm")
+        handle.remove()
+        return found
+
+
+def run_beside(folder, kind):
+    """Repair a model by streaming and as a whole, and compare every step."""
+    checkpoint = Checkpoint(folder)
+    plan, geometry = plan_of(checkpoint), Geometry.of(checkpoint)
+    repair, changes = repaired(folder, kind)
+    with ExitStack() as masks:
+        whole = Whole(folder, plan, masks)
+        for block, changed in enumerate(changes):
+            steps = repair.record[block]["steps"]
+            assert steps.keys() <= {*STEPS}
+            for group in ("attention", "ffn"):
+                if f"{group} inputs" in steps:
+                    correct(whole, block, group, steps[f"{group} inputs"])
+                channels = channels_of(plan.blocks[block][group], geometry.channels(group))
+                refit(whole, block, group, channels, steps[group], kind)
+            layer = whole.cut.model.layers[block]
+            mine = cut_block(dict(layer.state_dict()), checkpoint, plan.blocks[block])
+            for name, found in changed.items():
+                torch.testing.assert_close(found.double(), mine[name], rtol=1e-3, atol=1e-4)
+    return changes
+
+
+def correct(whole, block: int, group: str, step: dict) -> None:
+    x, z = (whole.inputs(model, block, READ[group]) for model in (whole.cut, whole.dense))
+    size = x[0].shape[1]
+    aims = [b - a for a, b in zip(x, z, strict=True)]
+    start = torch.zeros(size, size, dtype=torch.float64)
+    correction, *errors = whole.solve(x, aims, start, step)
+    assert errors == pytest.approx([step["before"], step["after"]], rel=1e-3)
+    for part in whole.family.groups()[group]:
+        if part.axis == 0 and part.tensor.endswith("weight"):
+            weight = whole.cut.model.layers[block].get_parameter(part.tensor)
+            weight.data += weight @ correction
+
+
+def refit(whole, block: int, group: str, channels, step: dict, kind: str) -> None:
+    norm = "post_attention_layernorm"
+    before = whole.inputs(whole.cut, block, "" if group == "attention" else norm)
+    if kind == "ridge-local":
+        aims = whole.local(block, group, before)
+    elif group == "attention":
+        aims = whole.inputs(whole.dense, block, norm)
+    elif block + 1 < len(whole.cut.model.layers):
+        aims = whole.inputs(whole.dense, block + 1, "")
+    else:
+        aims = whole.inputs(whole.dense, None, "norm")
+    rates = [t.square().mean(-1, keepdim=True).rsqrt() for t in aims]
+    name = whole.family.output(group).removesuffix(".weight")
+    linear = whole.cut.model.layers[block].get_submodule(name)
+    inputs = [x[:, channels] for x in whole.inputs(whole.cut, block, name)]
+    weight = linear.weight[:, channels].detach()
+    if linear.bias is not None:
+        inputs = [torch.cat((x, torch.ones_like(x[:, :1])), 1) for x in inputs]
+        weight = torch.cat((weight, linear.bias[:, None].detach()), 1)
+    new, *errors = whole.solve(
+        [a * r for a, r in zip(inputs, rates, strict=True)],
+        [(t - b) * r for t, b, r in zip(aims, before, rates, strict=True)],
+        weight,
+        step,
+    )
+    assert errors == pytest.approx([step["before"], step["after"]], rel=1e-3, abs=1e-4)
+    linear.weight.data[:, channels] = new[:, : len(channels)]
+    if linear.bias is not None:
+        linear.bias.data = new[:, -1]
+
+
+OUTPUTS = {"self_attn.o_proj.weight", "mlp.down_proj.weight"}
+
+
+def test_equals_the_same_with_whole_models(any_family):
+    changes = run_beside(any_family, "ridge")
+    assert all(changed.keys() >= OUTPUTS for changed in changes)
+    assert "self_attn.q_proj.weight" in changes[1] and "mlp.up_proj.weight" in changes[1]
+
+
+def test_local_targets_are_those_of_the_dense_sublayers(llama):
+    assert all(changed.keys() == OUTPUTS for changed in run_beside(llama, "ridge-local"))
+
+
+def test_biases_are_refitted_with_the_weights(biased):
+    changes = run_beside(biased, "ridge")
+    assert all({"self_attn.o_proj.bias", "mlp.down_proj.bias"} <= c.keys() for c in changes)
+
+
+def test_bias_moves_biases_alone_and_by_the_mean(biased):
+    repair, changes = repaired(biased, "bias")
+    for block, changed in enumerate(changes):
+        assert changed.keys() <= {"self_attn.o_proj.bias", "mlp.down_proj.bias"}
+        for step in repair.record[block]["steps"].values():
+            assert step["after"] <= step["before"]
+    # In the first attention the removed heads' part is lost, and its weighted mean is folded in.
+    checkpoint = Checkpoint(biased)
+    with ExitStack() as masks:
+        whole = Whole(biased, plan_of(checkpoint), masks)
+        after, cut = (
+            whole.inputs(m, 0, "post_attention_layernorm") for m in (whole.dense, whole.cut)
+        )
+    fitted = [i for i, held in enumerate(whole.held) if not held]
+    a, c = (torch.cat([xs[i] for i in fitted]) for xs in (after, cut))
+    rate = 1 / a.square().mean(-1, keepdim=True)
+    mean = (
+        (rate * (a - c)).sum(0)
+        / rate.sum()
+        / (1 + repair.record[0]["steps"]["attention"]["lambda"])
+    )
+    old = whole.dense.model.layers[0].self_attn.o_proj.bias
+    found = changes[0]["self_attn.o_proj.bias"]
+    torch.testing.assert_close(found.double(), (old + mean).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "missing"), [({}, "self_attn.o_proj.bias"), ({"attention_bias": True}, "mlp.down")]
+)
+def test_bias_needs_biases(make_checkpoint, tmp_path, sizes, missing):
+    folder = make_checkpoint(tmp_path / "m", **sizes)
+    with pytest.raises(InputError, match=f"{missing}.*does not have; use --repair ridge"):
+        repaired(folder, "bias")
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("none", "bias")])
+def test_held_back_errors_never_grow(llama, kind):
+    repair, changes = repaired(llama, kind)
+    for block, changed in zip(repair.record, changes, strict=True):
+        for name, step in block["steps"].items():
+            assert step["after"] < step["before"] or step["lambda"] is None, name
+        assert block["tensors"] == sorted(changed)
+
+
+def test_nothing_changes_where_nothing_is_cut(llama):
+    checkpoint = Checkpoint(llama)
+    everything = {g: [*range(n)] for g, n in checkpoint.units.items()}
+    _, changes = repaired(llama, plan=plan_of(checkpoint, everything))
+    assert changes == [{}] * checkpoint.blocks
+    _, changes = repaired(llama, plan=Plan([everything, PLAN, everything]))
+    assert changes[0] == {} and "mlp.down_proj.weight" in changes[1]
+    assert "mlp.down_proj.weight" in changes[2]  # it mends what the one before it broke
+
+
+def test_stored_dtype_and_determinism(make_checkpoint, tmp_path):
+    folder = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16)
+    first, second = (repaired(folder) for _ in range(2))
+    assert all(t.dtype == torch.bfloat16 for changed in first[1] for t in changed.values())
+    assert first[0].about == second[0].about
+
+
+def test_activations_in_files_give_the_same_and_leave_nothing(llama, tmp_path):
+    _, expected = repaired(llama)
+    _, found = repaired(llama, offload=tmp_path)
+    for a, b in zip(expected, found, strict=True):
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_fewer_tokens_than_channels(llama):
+    repair, changes = repaired(llama, sequences=[s[:10] for s in texts(2)])
+    assert all(t.isfinite().all() for changed in changes for t in changed.values())
+    assert "10 calibration tokens for 24 inputs" in repair.warnings[0]
+
+
+def test_what_is_left_out_is_said(llama):
+    repair, _ = repaired(llama, sequences=[s[:10] for s in texts(2)])
+    left_out = [
+        f"{name} of block {index}"
+        for index, block in enumerate(repair.record)
+        for name, step in block["steps"].items()
+        if step["lambda"] is None
+    ]
+    assert left_out and ", ".join(left_out) in repair.warnings[1]
+
+
+def test_bad_input(llama, tmp_path, make_checkpoint):
+    with pytest.raises(InputError, match="at least 2 sequences, not 1"):
+        repaired(llama, sequences=texts(1))
+    with pytest.raises(InputError, match="'glue' is not one of ridge, ridge-local, bias, none"):
+        repaired(llama, "glue")
+    folder = make_checkpoint(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e38
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"block 1 \(ffn\) are not finite"):
+        repaired(folder)
