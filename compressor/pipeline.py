@@ -25,7 +25,6 @@ from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.lattice import lattice
 from compressor.memory import trim_heap
-from compressor.methods import METHODS
 from compressor.plan import Plan
 from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
 from compressor.repair import check_repair, check_text
@@ -63,11 +62,14 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            results = _run(settings, checkpoint, partial, work, journal, meter, lines)
+            run = _run
+            if settings.weights.single:
+                from compressor.sparse.job import run  # which is made of this module's parts
+            results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
                 shutil.rmtree(partial, ignore_errors=True)
-            if journal.get("scored"):
+            if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
             else:
                 shutil.rmtree(work, ignore_errors=True)
@@ -183,21 +185,26 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final = partial / Path(result["dest"]).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-    single_rejected = len(results) == 1 and results[0]["verified"] == "rejected"
-    final = settings.dest
-    if single_rejected:
-        final = settings.dest.with_name(settings.dest.name + ".rejected")
-        results[0]["dest"] = str(final)
-    publish(partial, final)
+    publish_results(settings, results, partial, meter)
     for result in results:
         result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
             scores.about["notes"] + result["warnings"]
         )
+    return results
+
+
+def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
+    """Give the complete folder its name, and say in the results what the job took."""
+    final = settings.dest
+    if len(results) == 1 and results[0]["verified"] == "rejected":
+        final = settings.dest.with_name(settings.dest.name + ".rejected")
+        results[0]["dest"] = str(final)
+    publish(partial, final)
+    for result in results:
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
         cuda = torch.cuda.is_available()
         result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
-    return results
 
 
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
@@ -307,7 +314,7 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
         return perplexity(stream, evaluation)["perplexity"]
 
 
-def judge(settings, folder: Path, result: dict, record: dict) -> None:
+def judge(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
     """Hold the result against --max-perplexity-ratio; write its record and its card."""
     limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
     measured = after is not None and limit is not None
@@ -315,7 +322,8 @@ def judge(settings, folder: Path, result: dict, record: dict) -> None:
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
+    names = (*kept, *perplexities, "verified")
+    record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
     write_card(folder, result, record)
 
@@ -368,14 +376,14 @@ def make_record(
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
     tokenizer = None
-    method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if settings.repair != "none" or method.wants(method.check_mode(settings.mode)):
+    if settings.reads_calibration:
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
-        check_text(settings.repair, calibration)
+        if not settings.weights.single:
+            check_text(settings.repair, calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.evaluation)
@@ -403,12 +411,9 @@ def open_stream(settings, checkpoint, offload: Path, *tokens: TokenSet | None) -
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    # A backward keeps what enters every block; a forward what enters and leaves one; a repair's two
-    # paths the streams before, within and after one.
-    states = 2 if settings.repair == "none" else 6
-    if METHODS[settings.method].observe is not None:
-        states = max(states, checkpoint.blocks + 3)
-    needed = states * count * checkpoint.hidden_size * dtype.itemsize
+    needed = (
+        settings.kept_states(checkpoint.blocks) * count * checkpoint.hidden_size * dtype.itemsize
+    )
     use_files = needed > OFFLOAD_SHARE * memory
     try:
         return BlockStream(checkpoint, device, dtype, offload if use_files else None)

@@ -19,8 +19,6 @@ came out. With `parity`, smoothing, start, optimizer and end are the program's:
     beta = softmax(sigmoid(theta)),    theta = 0 at first,    Prodigy,    floor(alpha C) at the end
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from compressor.blocks import Activations
@@ -29,6 +27,7 @@ from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.besa_mask import besa_mask
 from compressor.sparse.block import Block, relative_error
 from compressor.sparse.budget import candidates, exact_cuts, tilted
+from compressor.sparse.settings import Learning
 
 CANDIDATES = 101
 PENALTY = 5.0  # lambda in every published script
@@ -37,25 +36,6 @@ LEARNING_RATE = 5e-2
 PARITY_LEARNING_RATE = 1e-2
 D_COEF = {"row": 5.0, "layer": 50.0}  # of Prodigy, in the published scripts for 7B models
 SCALE = 2.0**16  # of the loss: in float16, gradients of a millionth would be lost
-
-
-@dataclass(frozen=True)
-class Options:
-    """How BESA learns; every combination is possible.
-
-    sharing     `row` or `layer`: what has a distribution of its own
-    parity      smoothing, start, end and the optimizer's settings as the authors' program has them
-    optimizer   `adamw` or `prodigy`
-    sampling    `none`, or `categorical`: the cuts of each step are drawn from beta
-    target      `pruned`: what the dense block makes of its inputs on the pruned path; `dense`: what
-                it makes of those on the dense path
-    """
-
-    sharing: str = "row"
-    parity: bool = False
-    optimizer: str = "adamw"
-    sampling: str = "none"
-    target: str = "pruned"
 
 
 class Groups:
@@ -107,34 +87,54 @@ def begin(groups: Groups, zeros: int, parity: bool) -> torch.Tensor:
     return tilted(theta, groups.sizes, zeros).float()
 
 
-def make_optimizer(theta: torch.Tensor, options: Options) -> torch.optim.Optimizer:
-    """One step size for all of theta. InputError where Prodigy is not installed."""
+def make_optimizer(theta: torch.Tensor, options: Learning) -> torch.optim.Optimizer:
+    """One step size for all of theta."""
     if options.optimizer == "adamw":
         rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE
         return torch.optim.AdamW([theta], lr=rate, weight_decay=0)
-    try:
-        from prodigyopt import Prodigy
-    except ImportError:
-        raise InputError(
-            "--besa-optimizer prodigy (which --besa-parity takes by default) needs the package "
-            "prodigyopt: pip install 'compressor-llm[prodigy]'. Or use --besa-optimizer adamw."
-        ) from None
+    from prodigyopt import Prodigy  # an optional dependency, which `Weights.check` has looked for
+
     return Prodigy([theta], d_coef=D_COEF[options.sharing])
 
 
-def loss(
-    output: torch.Tensor,
-    target: torch.Tensor,
-    alpha: torch.Tensor,
-    shares: torch.Tensor,
-    sparsity: float,
-) -> torch.Tensor:
-    """Equation 1 for one sequence.
+class Objective:
+    """The loss of one block as a function of theta (equation 1), on one sequence at a time.
 
-    output, target: [1, tokens, hidden]. alpha, shares: [groups], the mean sparsity of each group and
-    its share of the block's weights.
+    ranks: uint16, as `rank` gives them. targets: the output that the block should have on each
+    sequence. sparsity: the share of its weights that should go.
     """
-    return relative_error(output, target) + PENALTY * (shares @ alpha / sparsity - 1) ** 2
+
+    def __init__(
+        self,
+        block: Block,
+        ranks: dict[str, torch.Tensor],
+        targets: Activations,
+        groups: Groups,
+        sparsity: float,
+        parity: bool = False,
+    ):
+        self.block, self.ranks, self.targets = block, ranks, targets
+        self.weights, self.groups = block.weights, groups
+        self.sparsity, self.parity = sparsity, parity
+        self.shares = groups.sizes.double() / groups.sizes.sum()
+
+    def __call__(
+        self, theta: torch.Tensor, sequence: int, draw: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """A scalar, differentiable in theta. draw: seed and step of sampled cuts, else the means."""
+        beta = distribution(theta, self.parity)
+        masked = {}
+        for i, (name, own) in enumerate(self.groups.by_matrix(beta).items()):
+            weight, cut = self.weights[name], None
+            if draw is not None:
+                seed, step = draw
+                offset = step * len(self.weights) + i
+                cut = besa_cut(own, weight.shape[1], seed=seed, offset=offset)
+            masked[name] = besa_mask(weight, self.ranks[name], own, cut)
+        output = self.block.run(sequence, masked)
+        error = relative_error(output, self.targets.get(sequence, self.block.device))
+        mean = self.shares.to(beta.dtype) @ (beta @ candidates(CANDIDATES, beta))
+        return error + PENALTY * (mean / self.sparsity - 1) ** 2
 
 
 @torch.enable_grad()
@@ -143,46 +143,36 @@ def learn(
     ranks: dict[str, torch.Tensor],
     targets: Activations,
     zeros: int,
-    options: Options,
+    options: Learning,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """How many weights each row loses, int32 [rows] by the matrix's name.
 
-    ranks: uint16, as `rank` gives them. targets: the output that the block should have on each
-    sequence. zeros: how many weights of the block go; with parity about so many. The sequences come
-    in an order drawn from the seed, the samples from `seed` too. InputError for a loss that is not
-    finite.
+    ranks, targets: as `Objective` has them. zeros: how many weights of the block go; with parity
+    about so many. The seed draws the order of the sequences, and the samples. InputError for a loss
+    that is not finite, and for targets that are all zero.
     """
-    weights = block.weights
-    groups = Groups(weights, options.sharing)
-    sparsity = zeros / int(groups.sizes.sum())
+    groups = Groups(block.weights, options.sharing)
+    objective = Objective(
+        block, ranks, targets, groups, zeros / int(groups.sizes.sum()), options.parity
+    )
     theta = begin(groups, zeros, options.parity).requires_grad_()
     optimizer = make_optimizer(theta, options)
-    p, shares = candidates(CANDIDATES, theta), groups.sizes.to(theta) / groups.sizes.sum()
+    sampled = options.sampling == "categorical"
     losses = []
     for step, sequence in enumerate(shuffled(block.count, seed)):
-        beta = distribution(theta, options.parity)
-        masked = {}
-        for i, (name, own) in enumerate(groups.by_matrix(beta).items()):
-            cut = None
-            if options.sampling == "categorical":
-                offset = step * len(weights) + i
-                cut = besa_cut(own, weights[name].shape[1], seed=seed, offset=offset)
-            masked[name] = besa_mask(weights[name], ranks[name], own, cut)
-        output = block.run(sequence, masked)
-        target = targets.get(sequence, block.device)
-        found = loss(output, target, beta @ p, shares, sparsity)
+        loss = objective(theta, sequence, (seed, step) if sampled else None)
         optimizer.zero_grad()
-        (found * SCALE).backward()
+        (loss * SCALE).backward()
         theta.grad /= SCALE
         optimizer.step()
-        losses.append(found.detach())
-    check_losses(torch.stack(losses), block.index)
+        losses.append(loss.detach())
+    check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()
     if options.parity:
         cuts = {}
         for name, own in groups.by_matrix(distribution(theta, True)).items():
-            rows, columns = weights[name].shape
+            rows, columns = groups.shapes[name]
             cuts[name] = besa_cut(own, columns).repeat_interleave(rows // len(own))
         return cuts
     beta = tilted(theta, groups.sizes, zeros).softmax(1)
@@ -193,11 +183,17 @@ def shuffled(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def check_losses(losses: torch.Tensor, index: int) -> None:
-    """Once a block: to look at each step would have the device wait for us."""
+def check_losses(losses: torch.Tensor, block: Block, targets: Activations) -> None:
+    """When all steps are done: a look at each would have the device wait for us."""
     bad = (~losses.isfinite()).nonzero()
-    if len(bad):
+    if not len(bad):
+        return
+    if not any(targets.get(i, block.device).any() for i in range(block.count)):
         raise InputError(
-            f"The loss of block {index} is {losses[bad[0, 0]].item()} at step {int(bad[0, 0])}; "
-            "try --dtype float32."
+            f"All outputs of block {block.index} are zero, so there is nothing to learn from; the "
+            "checkpoint or the calibration text is damaged."
         )
+    step = int(bad[0])
+    raise InputError(
+        f"The loss of block {block.index} is {losses[step].item()} at step {step}; try --dtype float32."
+    )

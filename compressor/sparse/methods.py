@@ -1,4 +1,4 @@
-"""The methods that prune single weights, by name, and what a run of one is told.
+"""The methods that prune single weights, by name.
 
     prune(block, recipe, targets) -> the block's projections with zeros, by name
 
@@ -7,7 +7,6 @@ of the dense block on its own inputs, which the method then adds.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 
@@ -15,36 +14,13 @@ from compressor.blocks import Activations
 from compressor.kernels.besa_mask import besa_mask
 from compressor.kernels.rank import rank
 from compressor.sparse import baselines
-from compressor.sparse.besa import Options, learn
+from compressor.sparse.besa import learn
 from compressor.sparse.block import Block, gram, observe, squares
 from compressor.sparse.budget import budget
 from compressor.sparse.obs import cheapest_of_rows, correct, inverse_factor
+from compressor.sparse.settings import Recipe
 
 SEED_STRIDE = 100_003  # blocks of one seed share no draws with blocks of the next
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to do to every block.
-
-    sparsity: the share of the projections' weights to zero, between 0 and 1. update: `none`, or
-    `obs`: what BESA leaves is corrected.
-    """
-
-    method: str
-    sparsity: float
-    update: str = "none"
-    besa: Options = field(default_factory=Options)
-    seed: int = 0
-
-    @property
-    def corrects(self) -> bool:
-        """Whether weights that stay are changed."""
-        return self.method == "sparsegpt" or self.update == "obs"
-
-    @property
-    def wants_dense_path(self) -> bool:
-        return self.method == "besa" and self.besa.target == "dense"
 
 
 def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.Tensor]:
@@ -60,7 +36,7 @@ def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.
 
 
 def corrected(block: Block, cuts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every matrix without `cuts` [rows] weights, corrected on what the corrected ones before feed it."""
+    """Every matrix without `cuts` [rows] weights, corrected on what those before it then feed it."""
     done: dict[str, torch.Tensor] = {}
     for names in block.readers:
         grams = observe(block, gram, weights=done, readers=[names])

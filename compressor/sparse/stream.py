@@ -1,96 +1,131 @@
 """The pass that makes a checkpoint sparse: block after block, on what the pruned blocks pass on.
 
 One block's weights are in memory and the next one's are fetched meanwhile. What a method returns is
-rounded to the source's dtype, written, and goes on to the next block as it is written.
+rounded to the source's dtype, and goes on to the next block as it is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from compressor.blocks import Activations, BlockStream, loaded
-from compressor.checkpoint import Checkpoint
 from compressor.memory import trim_heap
+from compressor.repair import digest
 from compressor.scoring import check_finite
 from compressor.sparse.block import Block, projections, relative_error
-from compressor.sparse.methods import METHODS, Recipe
+from compressor.sparse.methods import METHODS
+from compressor.sparse.settings import Recipe
 
-Put = Callable[[str, torch.Tensor], None]
 
+class Sparsification:
+    """One pruning of one checkpoint: iterate over `blocks()`, then read `record` and `logits()`.
 
-@torch.no_grad()
-def sparsify(
-    stream: BlockStream,
-    sequences: Sequence[torch.Tensor],
-    prompts: Sequence[torch.Tensor],
-    recipe: Recipe,
-    put: Put,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[dict], list[torch.Tensor]]:
-    """Prune every block; put(name, tensor) receives each tensor of the result.
+    sequences: token ids [tokens] to calibrate on. prompts: the same, only carried along, so that
+    logits() are what the pruned blocks in memory computed. saved: a folder where finished blocks are
+    kept, and taken from if they are there.
 
-    sequences, prompts: token ids [tokens]; prompts are only carried along. Returns of each block its
-    zeros by tensor (and, of BESA, the mean error of its output), and the logits [tokens, vocabulary]
-    of each prompt.
+    record[block]: the `zeros` of each projection's weight, the `sha256` of all of them together, and
+    with BESA the mean `error` of the block's output (else None).
     """
-    checkpoint = stream.checkpoint
-    for name in checkpoint.outer_tensors():
-        tensor = checkpoint.read([name])[name]
-        check_finite(name, tensor)
-        put(name, tensor)
-    batches = [ids[None] for ids in (*sequences, *prompts)]
-    states, calls = stream.record(batches)
-    dense = states if recipe.wants_dense_path else None
-    blocks = []
-    for index, weights in stream.weights():
-        for name, tensor in weights.items():
-            check_finite(checkpoint.block_name(index, name), tensor)
-        readers = projections(checkpoint.family, weights)
-        with loaded(stream.layers[index], weights) as layer:
-            del weights
-            called = [call[index] for call in calls]
-            block = Block(index, layer, states, called, len(sequences), stream.device, readers)
-            targets = Activations(stream.offload)
-            if dense is not None:
-                for i in range(block.count):
-                    targets.put(i, block.run(i, inputs=dense))
-            pruned = METHODS[recipe.method](block, recipe, targets)
-            stored = as_stored(checkpoint, index, pruned, recipe.corrects)
-            pruned = {name: stored[name].to(stream.device, stream.dtype) for name in pruned}
-            following = Activations(stream.offload)
-            errors = []
-            for i in range(len(batches)):
-                output = block.run(i, pruned)
-                following.put(i, output)
-                if recipe.method == "besa" and i < block.count:
-                    errors.append(relative_error(output, targets.get(i, stream.device)).item())
-        found = {"zeros": {name: int((stored[name] == 0).sum()) for name in pruned}}
-        blocks.append(found | ({"error": sum(errors) / len(errors)} if errors else {}))
-        for name, tensor in stored.items():
-            put(checkpoint.block_name(index, name), tensor)
-        states.discard()
-        if dense is not None:
-            dense.discard()
-            dense = targets
-        else:
-            targets.discard()
-        states = following
-        trim_heap()
-        progress(index + 1, checkpoint.blocks)
-    last = Activations()
-    for i in range(len(prompts)):
-        last.put(i, states.get(len(sequences) + i, stream.device))
-    states.discard()
-    return blocks, [logits[0] for logits in stream.logits(batches[len(sequences) :], last)]
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        sequences: Sequence[torch.Tensor],
+        recipe: Recipe,
+        prompts: Sequence[torch.Tensor] = (),
+        saved: Path | None = None,
+    ):
+        self.stream, self.recipe, self.saved = stream, recipe, saved
+        self.count = len(sequences)
+        self.batches = [ids[None] for ids in (*sequences, *prompts)]
+        self.record: list[dict] = []
+        self.states: Activations | None = None  # what left the last finished block
+
+    @torch.no_grad()
+    def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Of every block in order its projections' weights, as they are to be stored."""
+        stream, checkpoint = self.stream, self.stream.checkpoint
+        for name in checkpoint.outer_tensors():
+            check_finite(name, checkpoint.read([name])[name])
+        self.states, calls = stream.record(self.batches)
+        dense = self.states if self.recipe.wants_dense_path else None
+        for index, weights in stream.weights():
+            for name, tensor in weights.items():
+                check_finite(checkpoint.block_name(index, name), tensor)
+            readers = projections(checkpoint.family, weights)
+            with loaded(stream.layers[index], weights) as layer:
+                del weights
+                called = [call[index] for call in calls]
+                block = Block(index, layer, self.states, called, self.count, stream.device, readers)
+                targets = Activations(stream.offload)
+                if dense is not None:
+                    outputs(block, dense, targets)
+                stored = self.finished(index)
+                if stored is None:
+                    pruned = METHODS[self.recipe.method](block, self.recipe, targets)
+                    stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
+                    self.keep(index, stored)
+                elif dense is None:
+                    outputs(block, self.states, targets)
+                following, error = self.passed_on(block, stored, targets)
+            zeros = {name: int((tensor == 0).sum()) for name, tensor in stored.items()}
+            self.record.append({"zeros": zeros, "sha256": digest(stored), "error": error})
+            self.states.discard()
+            (targets if dense is None else dense).discard()
+            dense = dense and targets
+            self.states = following
+            yield stored
+            trim_heap()
+
+    def passed_on(
+        self, block: Block, stored: dict[str, torch.Tensor], targets: Activations
+    ) -> tuple[Activations, float | None]:
+        """What a block passes on with its new weights, and BESA's mean error of it."""
+        weights, device = self.stream.cast(stored), self.stream.device
+        following, errors = Activations(self.stream.offload), []
+        for i in range(len(self.batches)):
+            output = block.run(i, weights)
+            following.put(i, output)
+            if self.recipe.learns and i < self.count:
+                errors.append(relative_error(output, targets.get(i, device)).item())
+        return following, sum(errors) / len(errors) if errors else None
+
+    def finished(self, index: int) -> dict[str, torch.Tensor] | None:
+        """A block's weights as an interrupted run left them; None if it did not come so far."""
+        file = self.saved and self.saved / f"{index}.safetensors"
+        return load_file(file) if file and file.exists() else None
+
+    def keep(self, index: int, stored: dict[str, torch.Tensor]) -> None:
+        if self.saved is not None:
+            self.saved.mkdir(parents=True, exist_ok=True)
+            unfinished = self.saved / "unfinished"
+            save_file(stored, unfinished)
+            unfinished.replace(self.saved / f"{index}.safetensors")
+
+    def logits(self) -> list[torch.Tensor]:
+        """[tokens, vocabulary] of every prompt, when all blocks are done."""
+        prompts = self.batches[self.count :]
+        last = Activations()
+        for i in range(len(prompts)):
+            last.put(i, self.states.get(self.count + i, self.stream.device))
+        return [logits[0] for logits in self.stream.logits(prompts, last)]
+
+
+def outputs(block: Block, inputs: Activations, found: Activations) -> None:
+    """What the dense block makes of the calibration sequences."""
+    for i in range(block.count):
+        found.put(i, block.run(i, inputs=inputs))
 
 
 def as_stored(
-    checkpoint: Checkpoint, index: int, pruned: dict[str, torch.Tensor], corrects: bool
+    sources: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor], corrects: bool
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a block as they are written: in the source's dtype, its own bits where unchanged."""
-    stored = checkpoint.read_block(index)
+    """The pruned weights in the sources' dtype; without correction the sources' own bits or 0."""
+    stored = {}
     for name, tensor in pruned.items():
-        tensor = tensor.to("cpu")
-        source = stored[name]
+        source, tensor = sources[name], tensor.cpu()
         stored[name] = tensor.to(source.dtype) if corrects else source.masked_fill(tensor == 0, 0)
     return stored
