@@ -56,7 +56,7 @@ def make_block(
     hidden = torch.randn(1, tokens, width, device=device, dtype=dtype)
     inputs.put(0, hidden)
     positions = torch.arange(tokens, device=device)[None]
-    rotary = LlamaRotaryEmbedding(config, device=device)(hidden, positions)
+    rotary = LlamaRotaryEmbedding(config).to(device)(hidden, positions)
     called = ((), {"position_embeddings": rotary, "attention_mask": None})
     return Block(0, layer, inputs, [called], 1, torch.device(device), READERS)
 

@@ -1,5 +1,6 @@
 // Gradient of BESA's distribution: sums of W * G over the buckets of ranks, then prefix sums. A row
-// is put in the order of its ranks, so that a bucket is a contiguous range, summed in one order
+// is put in the order of its ranks, so that a bucket is a contiguous range; where buckets are
+// narrow, every product goes to its bucket by a table instead. Either way sums are made in one order
 // whatever the number of threads or the machine.
 #include <vector>
 
@@ -34,6 +35,16 @@ COMPRESSOR_CLONES void add_buckets(const float* ordered, int64_t columns, int64_
   }
 }
 
+// The bucket of every rank; of what is no rank of a column one more, which nobody reads.
+std::vector<uint16_t> bucket_of_rank(int64_t columns, int64_t buckets) {
+  std::vector<uint16_t> table(UINT16_MAX + 1, static_cast<uint16_t>(buckets));
+  for (int64_t k = 0; k < buckets; ++k) {
+    std::fill(table.begin() + columns * k / buckets, table.begin() + columns * (k + 1) / buckets,
+              static_cast<uint16_t>(k));
+  }
+  return table;
+}
+
 template <class T>
 struct Backward {
   const T* grad;
@@ -41,10 +52,19 @@ struct Backward {
   const uint16_t* rank;
   int64_t columns, grad_stride, weight_stride, buckets;
 
+  bool narrow() const { return columns < kLanes * buckets; }
+
   struct Scratch {
-    explicit Scratch(int64_t columns) : products(columns), ordered(UINT16_MAX + 1) {}
-    std::vector<float> products;
-    std::vector<float> ordered;  // any rank at all stays inside
+    explicit Scratch(const Backward& b) : products(b.columns) {
+      if (b.narrow()) {
+        table = bucket_of_rank(b.columns, b.buckets);
+        scattered.resize(b.buckets + 1);
+      } else {
+        ordered.resize(UINT16_MAX + 1);  // any rank at all stays inside
+      }
+    }
+    std::vector<float> products, ordered, scattered;
+    std::vector<uint16_t> table;
   };
 
   void add_rows(int64_t begin, int64_t end, Scratch& scratch, float* sums) const {
@@ -53,8 +73,16 @@ struct Backward {
     for (int64_t r = begin; r < end; ++r) {
       multiply(weight + r * weight_stride, grad + r * grad_stride, columns, products);
       const uint16_t* row = rank + r * columns;
-      for (int64_t c = 0; c < columns; ++c) ordered[row[c]] = products[c];
-      add_buckets(ordered, columns, buckets, sums);
+      if (narrow()) {
+        for (int64_t c = 0; c < columns; ++c) scratch.scattered[scratch.table[row[c]]] += products[c];
+      } else {
+        for (int64_t c = 0; c < columns; ++c) ordered[row[c]] = products[c];
+        add_buckets(ordered, columns, buckets, sums);
+      }
+    }
+    if (narrow()) {
+      for (int64_t k = 0; k < buckets; ++k) sums[k] += scratch.scattered[k];
+      std::fill(scratch.scattered.begin(), scratch.scattered.end(), 0.0f);
     }
   }
 };
@@ -83,7 +111,7 @@ void besa_mask_backward_cpu(const void* grad, int64_t grad_stride, const void* w
                                buckets};
     const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(columns, 1));
     parallel_for(groups * parts, grain, threads, [&](int64_t begin, int64_t end) {
-      typename Backward<T>::Scratch scratch(columns);
+      typename Backward<T>::Scratch scratch(backward);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t group = i / parts, part = i % parts;
         const int64_t last = std::min((part + 1) * part_rows, group_rows);
