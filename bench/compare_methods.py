@@ -1,6 +1,6 @@
 """Every method on the same model and texts: perplexity after the cut, and what the scores know.
 
-    python bench/compare_methods.py MODEL TEXT --results FOLDER \\
+    python bench/compare_methods.py MODEL TEXT \\
         --calibration-range 0:400 --probe-range 400:416 --evaluation-range 617:917
 
 Of each method are printed the perplexity after a uniform cut without repair, at shares `--keep` of the
@@ -9,7 +9,7 @@ off single units, all of them or `--probes` so many, on documents that no score 
 and KV groups over all blocks, and as a mean of the blocks' own). Figures are medians over seeds; a
 seed draws the calibration documents. With `--recover-steps N` the first seed's cuts (of
 `--recover-keep`) are recovered by LoRA on all calibration documents, and measured again. What was
-measured with the same settings lies in FOLDER and is not measured again.
+measured with the same settings lies in bench/results/compare and is not measured again.
 """
 
 import hashlib
@@ -45,6 +45,7 @@ DEFAULT = [
     *("taylor", "taylor-vector", "taylor-mix", "mask-fisher", "kfac"),
     *("hywia:" + mode for mode in ("fixed:1", "fixed:0", "fixed:0.5", "attention")),
 ]
+RESULTS = Path(__file__).parent / "results/compare"
 PASS_BYTES = 1 << 30  # of hidden states that a pass of probes may keep
 CORRELATIONS = ("ffn", "ffn in block", "attention", "attention in block")
 
@@ -63,7 +64,12 @@ class Results:
         self.rows: dict[str, dict[str, float]] = found.get("rows", {})
 
     def save(self) -> None:
-        self.file.write_text(json.dumps(vars(self) | {"file": self.file.name}, indent=1) + "\n")
+        self.file.write_text(json.dumps(vars(self) | {"file": self.file.name}) + "\n")
+
+
+def named(tokens: TokenSet) -> dict:
+    """The protocol without the folder its text lies in: results hold on any machine."""
+    return tokens.protocol | {"source": Path(tokens.protocol["source"]).name}
 
 
 def measure_truth(stream: BlockStream, tokens: TokenSet, count: int | None, results) -> Truth:
@@ -124,7 +130,7 @@ def perplexity_after(
 def main(
     model: Path,
     text: str,
-    results: Annotated[Path, typer.Option(help="Folder for what was measured.")],
+    results: Annotated[Path, typer.Option(help="Folder for what was measured.")] = RESULTS,
     evaluation: Annotated[str | None, typer.Option(help="Another text to judge on.")] = None,
     calibration_range: str = "0:400",
     probe_range: str = "400:416",
@@ -151,7 +157,7 @@ def main(
     found = Results(
         results,
         {"source": checkpoint.fingerprint, "samples": samples, "probes": probes}
-        | {"calibration": known.protocol, "probed": probed.protocol, "judged": judged.protocol},
+        | {"calibration": named(known), "probed": named(probed), "judged": named(judged)},
     )
     truth = measure_truth(stream, probed, probes, found)
     recovery = Recovery("lora", steps=max(1, recover_steps), batch=recover_batch)
@@ -161,7 +167,8 @@ def main(
         wanted = recovery.steps * recovery.batch
         data = read_data(text, tokenizer, length, wanted, calibration_range)
     kept = {k: f"keep {k:g}" for k in keep}
-    recovered = {k: f"LoRA {k:g}" for k in recover_keep or keep if recover_steps}
+    trained = f"LoRA {recover_steps} x {recover_batch}"
+    recovered = {k: f"{k:g}, {trained}" for k in recover_keep or keep if recover_steps}
     columns = (*kept.values(), *recovered.values(), *CORRELATIONS)
     for name in method or DEFAULT:
         for seed in range(seeds):

@@ -105,6 +105,7 @@ def main(
     length: int = 256,
     device: str = "cpu",
     method: str = DEFAULT_METHOD,
+    repair: str = "none",
     folder: Annotated[Path | None, typer.Option(help="Where the checkpoint is or is made.")] = None,
     only_memory: Annotated[bool, typer.Option(help="One verified run, nothing else.")] = False,
 ) -> None:
@@ -115,12 +116,13 @@ def main(
     checkpoint = Checkpoint(source)
     count = tokenize(read_text("stdlib"), checkpoint.tokenizer(), length, samples).tokens
     options = ["--samples", str(samples), "--length", str(length), "--device", device]
-    options += ["--method", method]
+    options += ["--method", method, "--repair", repair]
     whole = compress(source, work / "out", "--keep", "0.7", *options)
     bound = memory_bound(checkpoint, count, method)
     figures = {
         "shape": shape,
         "method": method,
+        "repair": repair,
         "tokens": count,
         "dtype": str(checkpoint.dtype),
         "device": device,

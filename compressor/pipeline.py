@@ -11,25 +11,35 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import torch
 
-from compressor import __version__
 from compressor.allocation import allocate, protected, solve
-from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, check_ids, describe, read_text, tokenize
+from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
-from compressor.drawing import PICTURE, draw
-from compressor.errors import InputError, MachineError, QualityError
+from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.lattice import lattice
+<<<<<<< HEAD
 from compressor.memory import trim_heap
 from compressor.plan import Plan
 from compressor.recovery.job import MERGED, adopt, agree_on_recovery, read_recovery, recover_one
 from compressor.repair import check_repair, check_text
 from compressor.repair.streaming import Repair
 from compressor.report import Lines, Meter, versions, write_card, write_record
+=======
+from compressor.opening import open_stream, position_notes, read_texts
+from compressor.recovery.job import (
+    MERGED,
+    adopt,
+    agree_on_recovery,
+    describe_data,
+    read_recovery,
+    recover_one,
+)
+from compressor.report import Lines, Meter
+from compressor.result import cut_one, judge, measure, open_repair
+>>>>>>> main
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import (
@@ -39,10 +49,7 @@ from compressor.settings import (
     decisive,
     target_name,
 )
-from compressor.verify import verify
-from compressor.writing import publish, write
-
-OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
+from compressor.writing import publish
 
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
@@ -110,10 +117,13 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     data = read_recovery(settings, checkpoint)
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     agree_on_recovery(settings, data, work, journal)
-    stream = open_stream(settings, checkpoint, work, calibration, evaluation)
+    taught = data if settings.recovery.method == "distill" else None
+    stream = open_stream(settings, checkpoint, work, calibration, evaluation, taught)
     for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
         if tokens is not None:
             lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    if data is not None:
+        lines.console.print(f"{'recovery':<12} {describe_data(data.protocol)}", highlight=False)
     if journal.get("scored"):
         scores = Scores.load(work / "scores.safetensors")
     else:
@@ -187,7 +197,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final.with_suffix("").rename(final)
     publish_results(settings, results, partial, meter)
     for result in results:
-        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation) + (
+        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
             scores.about["notes"] + result["warnings"]
         )
     return results
@@ -225,6 +235,7 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             progress,
             chosen_grains(settings),
         )
+<<<<<<< HEAD
 
 
 def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
@@ -430,3 +441,5 @@ def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:
     if asked not in known:
         raise InputError(f"--dtype is auto, {', '.join(known)}, not {asked!r}.")
     return known[asked]
+=======
+>>>>>>> main

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import psutil
@@ -146,6 +147,14 @@ Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed
 `compression.json` holds the plan and all settings.
 {picture}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
+    """Rows one after the other that differ in `block` alone, as one: `0-21, each`, and the first."""
+    for _, run in groupby(rows, key=lambda row: row | {"block": None}):
+        first, *others = run
+        name = str(first["block"])
+        yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
 def table(results: list[dict]) -> Table:

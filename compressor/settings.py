@@ -88,14 +88,22 @@ def target_name(target: Target) -> str:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
+<<<<<<< HEAD
     free = {"dest", "max_memory", "work_dir", "weights", "recovery", "resume", "overwrite"}
+=======
+    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
+>>>>>>> main
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
         for option in fields(settings)
         if option.name not in free
     }
+<<<<<<< HEAD
     for option in fields(settings.weights):
         given[option.metadata["flag"]] = str(getattr(settings.weights, option.name))
+=======
+    given["the targets"] = " ".join(target_name(t) for t in settings.targets)
+>>>>>>> main
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given
@@ -143,17 +151,20 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
             "equal; add --layout padded (for evaluation), or leave --protect out."
         )
-    needed = 0
+    needed = largest = 0
     for target in settings.targets:
         chosen = solve(target, checkpoint, widths, protect)
         choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
-        needed += checkpoint.bytes if settings.layout == "padded" else size
+        size = checkpoint.bytes if settings.layout == "padded" else size
+        needed, largest = needed + size, max(largest, size)
         if settings.recovery.method != "none":
             left = Costs.of(checkpoint).size(chosen, checkpoint.units, "params")
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
+    if settings.recovery.method != "none":
+        needed += largest  # the cut stands until the recovered is judged
     check_space(settings.dest.parent, needed)
 
 

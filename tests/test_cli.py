@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
 from compressor.checkpoint import SINGLE, Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.repair import KINDS
 from compressor.scores import Scores
+from compressor.stages import stages
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",
@@ -319,25 +320,25 @@ def test_full_disk_is_said_before_starting(llama, quick, tmp_path, capsys, monke
 
 
 def test_failed_verification_leaves_nothing(llama, text_file, tmp_path, capsys, monkeypatch):
-    import compressor.pipeline
+    import compressor.result
     from compressor.errors import VerificationError
 
     def fail(*_):
         raise VerificationError("The logits differ.")
 
-    monkeypatch.setattr(compressor.pipeline, "verify", fail)
+    monkeypatch.setattr(compressor.result, "verify", fail)
     code = compress(llama, tmp_path / "out", "--keep", 0.7, "--calibration", text_file)
     assert code == 5
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_interruption_leaves_nothing(llama, quick, tmp_path, monkeypatch):
-    import compressor.pipeline
+    import compressor.result
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compressor.pipeline, "write", interrupt)
+    monkeypatch.setattr(compressor.result, "write", interrupt)
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 

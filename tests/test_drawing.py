@@ -10,7 +10,7 @@ import torch
 
 from compressor.allocation import allocate, normalised
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.drawing import (
     PICTURE,
     block_sparsity,
@@ -27,6 +27,7 @@ from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.stages import stages
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -169,7 +170,7 @@ def no_matplotlib(monkeypatch):
 
 
 def compressed(llama, dest) -> int:
-    options = ["--method", "random", "--keep", 0.9, "--no-verify", "--json"]
+    options = ["--method", "random", "--keep", 0.9, "--no-verify", "--json", "--length", 64]
     return run(job, [str(a) for a in (llama, dest, *options)])
 
 

@@ -1,5 +1,6 @@
 """What a model costs to hold and to run: counts, rooflines, and the clock beside them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def estimate(
 
 def checked_context(opened: list[Checkpoint], asked: int | None) -> int:
     """The context asked for, or 2,048 tokens, as far as every model has positions."""
-    positions = min(c.config.get("max_position_embeddings", CONTEXT) for c in opened)
+    stated = [c.config.get("max_position_embeddings") for c in opened]
+    positions = min(filter(None, stated), default=math.inf)
     context = min(CONTEXT, positions) if asked is None else asked
     if not 1 <= context <= positions:
         raise InputError(
@@ -82,7 +84,7 @@ def described(
         widths = part.widths
         rows.append(
             {
-                "name": part.name,
+                "block": part.name,
                 "heads": widths and widths.heads,
                 "kv_heads": widths and widths.kv_heads,
                 "ffn": widths and widths.ffn,

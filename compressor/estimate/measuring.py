@@ -6,7 +6,6 @@ token a sequence with a static cache of as many positions as the context, and th
 token. Medians, after warming up.
 """
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -58,7 +57,7 @@ def empty_twin(checkpoint: Checkpoint):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     family = checkpoint.family
-    config = copy.deepcopy(AutoConfig.from_pretrained(checkpoint.path))
+    config = AutoConfig.from_pretrained(checkpoint.path)
     config.hidden_size = config.head_dim = checkpoint.head_dim  # rotary settings depend on it
     for key, width in {
         family.heads_key: 1,
@@ -92,7 +91,6 @@ def times(model, batch: int, context: int) -> Times:
     steps = min(STEPS + WARM, context - 1)
     cache = StaticCache(config=model.config, max_cache_len=context)
     last = ids[:, : context - steps]
-    spent = []
 
     def step() -> None:
         nonlocal last

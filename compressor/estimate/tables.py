@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from itertools import groupby
 
 from rich.table import Table
+
+from compressor.report import equal_runs
 
 NOTE = (
     "A roofline bounds a time from below. Zeros count like any weight: dense kernels store, read and "
     "multiply them."
 )
+TIMES = ("roofline", "overhead", "expected", "measured")
 
 
 def tables(result: dict) -> Iterator[Table | str]:
@@ -47,13 +49,9 @@ def block_table(model: dict, context: int) -> Table:
             scaled(row["prefill_seconds"], "s"),
         ]
 
-    for _, equal in groupby(model["parts"], key=lambda row: row | {"name": row["ffn"] is None}):
-        first, *_, last = [*equal] * 2
-        name = first["name"]
-        if first is not last:
-            name = f"{name}-{last['name']}, each"
-        widths = [f"{first['heads']}/{first['kv_heads']}", str(first["ffn"])]
-        table.add_row(name, *(widths if first["ffn"] else ["", ""]), *costs(first))
+    for name, row in equal_runs(model["parts"]):
+        widths = [f"{row['heads']}/{row['kv_heads']}", str(row["ffn"])]
+        table.add_row(name, *(widths if row["ffn"] else ["", ""]), *costs(row))
     table.add_section()
     table.add_row("all", "", "", *costs(model["total"]))
     bound = {phase: bounds(model, phase) for phase in ("decode", "prefill")}
@@ -91,24 +89,21 @@ def comparison(models: list[dict], context: int) -> Table:
 
 def clock_table(result: dict) -> Table:
     table = Table(title="predicted and measured on this machine")
-    for column in ("", "roofline", "overhead", "expected", "measured", "measured / expected"):
+    for column in ("", *TIMES, "measured / expected"):
         table.add_column(column, justify="left" if not column else "right")
     for role, model in zip(roles(result), result["models"], strict=True):
         for phase in ("decode", "prefill"):
             row = model["measured"][phase]
-            times = [scaled(row[k], "s") for k in ("roofline", "overhead", "expected", "measured")]
             ratio = f"{row['measured_over_expected']:.2f}"
+            times = (scaled(row[key], "s") for key in TIMES)
             table.add_row(f"{role} {phase}".strip(), *times, ratio)
     if len(result["models"]) > 1:
         table.add_section()
         for phase in ("decode", "prefill"):
             before, after = (model["measured"][phase] for model in result["models"])
-            gains = {
-                k: before[k] / after[k] for k in ("roofline", "overhead", "expected", "measured")
-            }
-            shown = [f"{g:.2f}x" for g in gains.values()]
+            gains = {key: before[key] / after[key] for key in TIMES}
             ratio = f"{gains['measured'] / gains['expected']:.2f}"
-            table.add_row(f"speed-up, {phase}", *shown, ratio)
+            table.add_row(f"speed-up, {phase}", *(f"{g:.2f}x" for g in gains.values()), ratio)
     return table
 
 

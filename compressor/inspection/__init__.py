@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 
 from rich.table import Table
 
 from compressor.inspection.folder import Folder, disagreements, open_folder
 from compressor.inspection.loadability import answers
+from compressor.report import equal_runs
 from compressor.widths import BlockWidths
 
 
@@ -105,22 +105,17 @@ def summary(result: dict) -> str:
 
 def blocks(result: dict) -> Table:
     """A row for every run of equal blocks."""
-    table = Table()
-    for column in ("block", "heads", "KV heads", "FFN", "parameters of each"):
-        table.add_column(column, justify="right")
     known = not any("shapes" in row for row in result["blocks"])
-    if not known:
-        table = Table("block", "matrices")
-    for _, equal in groupby(result["blocks"], key=lambda row: {**row, "block": 0}):
-        rows = [*equal]
-        first = rows[0]
-        name = str(first["block"])
-        if len(rows) > 1:
-            name += f"-{rows[-1]['block']}"
+    table = Table(
+        "block", *(("heads", "KV heads", "FFN", "parameters") if known else ("matrices",))
+    )
+    for column in table.columns[1:] if known else ():
+        column.justify = "right"
+    for name, row in equal_runs(result["blocks"]):
         if known:
             columns = ("heads", "kv_heads", "ffn", "parameters")
-            table.add_row(name, *(f"{first[column]:,}" for column in columns))
+            table.add_row(name, *(f"{row[column]:,}" for column in columns))
         else:
-            shapes = (f"{n} {' x '.join(map(str, s))}" for n, s in first["shapes"].items())
+            shapes = (f"{n} {' x '.join(map(str, s))}" for n, s in row["shapes"].items())
             table.add_row(name, "\n".join(shapes))
     return table

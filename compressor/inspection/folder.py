@@ -24,11 +24,13 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 class Folder:
     """A folder's config and headers, and sentences about what is wrong with them.
 
-    `tensors` maps a name to its `shape`, `numel`, `bytes` and `dtype` (safetensors' name of it).
+    `index` maps a tensor's name to its file, where there are shards; `tensors` to its `shape`,
+    `numel`, `bytes` and `dtype` (safetensors' name of it).
     """
 
     path: Path
     config: dict = field(default_factory=dict)
+    index: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, SimpleNamespace] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -113,7 +115,11 @@ def open_folder(path: Path) -> Folder:
             folder.tensors[name] = SimpleNamespace(
                 shape=entry["shape"], numel=numel, bytes=end - begin, dtype=entry["dtype"]
             )
-    check_files(folder)
+    absent = [name for name in folder.index if name not in folder.tensors]
+    if absent:
+        folder.problems.append(
+            f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
+        )
     if folder.config and folder.family is None:
         folder.problems.append(
             f"The model type {folder.config.get('model_type')!r} has no table here (there are "
@@ -128,6 +134,7 @@ def weight_files(folder: Folder) -> list[str]:
     if (path / INDEX).exists():
         weight_map = read_json(folder, INDEX).get("weight_map")
         if isinstance(weight_map, dict):
+            folder.index = weight_map
             return sorted({Path(str(file)).name for file in weight_map.values()})
         folder.problems.append(f"{INDEX} has no weight_map.")
     if (path / SINGLE).exists():
@@ -157,18 +164,6 @@ def read_json(folder: Folder, name: str) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         folder.problems.append(f"{name} is not valid JSON: {error}.")
     return {}
-
-
-def check_files(folder: Folder) -> None:
-    """Does the index name what the shards hold?"""
-    if not (folder.path / INDEX).exists():
-        return
-    weight_map = read_json(Folder(folder.path), INDEX).get("weight_map") or {}
-    absent = [name for name in weight_map if name not in folder.tensors]
-    if absent:
-        folder.problems.append(
-            f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
-        )
 
 
 def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]:

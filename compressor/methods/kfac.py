@@ -84,13 +84,21 @@ class Metric:
             self.rows.clear()
 
     def factors(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matrices L, R with L^T R = columns^T M columns, for columns [hidden, n]."""
+        """Matrices L, R with L^T R = columns^T M columns, for columns [hidden, n].
+
+        Products with bfloat16 columns are taken in bfloat16: their errors are random and average out
+        over the hidden size, and the sums that follow are wide.
+        """
         if self.gram is not None:
-            columns = columns.to(self.gram.dtype)
-            return columns, self.gram @ columns
-        seen = torch.cat(self.rows)
-        through = seen @ columns.to(seen.dtype)
+            return columns.to(self.gram.dtype), self._product(self.gram, columns)
+        through = self._product(torch.cat(self.rows), columns)
         return through, through
+
+    @staticmethod
+    def _product(metric: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        narrow = columns.dtype == torch.bfloat16
+        computed = columns.dtype if narrow else metric.dtype
+        return (metric.to(computed) @ columns.to(computed)).to(metric.dtype)
 
 
 def output_error(weight: torch.Tensor, inputs: torch.Tensor, metric: Metric) -> torch.Tensor:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
-from compressor.pipeline import measure, open_stream, open_work, read_texts, work_folder
+from compressor.opening import open_stream, read_texts
+from compressor.pipeline import open_work, work_folder
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.report import Lines, Meter, write_record
+from compressor.result import measure
 from compressor.settings import Settings, check_dest, decisive
 from compressor.verify import read_record
 from compressor.writing import publish
@@ -67,8 +68,7 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         agree_on_recovery(settings, data, work, journal)
     processes.wait_for_everyone()
     work = work_folder(settings)
-    read = TokenSet([e.ids for e in data.train])
-    source = open_stream(settings, teacher, work, read)
+    source = open_stream(settings, teacher, work, data)
     if not processes.is_main_process:
         recover(settings, data, settings.source, partial, work / (NAME + STATE), source)
         return None
@@ -85,8 +85,8 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
             settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
         )
     shutil.rmtree(work, ignore_errors=True)
-    if result["warnings"]:
-        raise QualityError(*result["warnings"])
+    if not done["record"]["recovery"]["kept"]:
+        raise QualityError(result["warnings"][-1])
     former = read_record(partial) if (partial / "compression.json").exists() else {}
     known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
     write_record(partial, former | done["record"] | known)

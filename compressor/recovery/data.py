@@ -36,6 +36,10 @@ class RecoveryData:
     held_back: list[Example]
     protocol: dict = field(default_factory=dict)
 
+    @property
+    def tokens(self) -> int:
+        return sum(len(e.ids) for e in self.train)
+
 
 def read_data(
     source: str,

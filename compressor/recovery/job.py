@@ -38,6 +38,14 @@ def read_recovery(settings: Settings, checkpoint: Checkpoint) -> RecoveryData | 
     return data
 
 
+def describe_data(protocol: dict) -> str:
+    """What is trained on, in a line."""
+    return (
+        f"{protocol['source']}: {protocol['sequences']} sequences of at most {protocol['length']} "
+        f"tokens, {protocol['tokens']:,} tokens that count, and {protocol['held_back']} held back"
+    )
+
+
 def agree_on_recovery(
     settings: Settings, data: RecoveryData | None, work: Path, journal: Journal
 ) -> None:
@@ -79,6 +87,11 @@ def recover_one(
         history = recover(settings, data, folder, out, state, source, progress)
     after = None if history.stopped else measure(out)
     failure = verdict(history, result["perplexity_pruned"], after)
+    if too_long := data.protocol.get("rows_too_long"):
+        result["warnings"].append(
+            f"{too_long} rows of {data.protocol['source']} have no answer within "
+            f"{data.protocol['length']} tokens, and were left out of the recovery."
+        )
     if failure:
         shutil.rmtree(out, ignore_errors=True)
         result["warnings"].append(failure)

@@ -30,9 +30,9 @@ class Recovery:
     data_range: str | None = option(
         None, "--recover-range", "Its documents, windows or rows A:B; else the calibration's range."
     )
-    batch: int = option(16, "--recover-batch", "Sequences a step.", COUNT)
+    batch: int = option(8, "--recover-batch", "Sequences a step.", COUNT)
     accumulate: int = option(
-        4, "--recover-accumulate", "Parts a step is computed in, one after the other.", COUNT
+        2, "--recover-accumulate", "Parts a step is computed in, one after the other.", COUNT
     )
     learning_rate: float | None = option(
         None, "--learning-rate", "At its highest; else one that suits the model's width.", POSITIVE

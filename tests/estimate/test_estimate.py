@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.estimate import estimate, machine, measuring
 from compressor.estimate.tables import scaled, tables
+from compressor.stages import stages
 
 
 def stage(*arguments) -> int:
@@ -50,7 +51,7 @@ def test_before_and_after_of_a_cut(llama, cut, capsys):
         checkpoint = Checkpoint(folder)
         assert model["total"]["parameters"] == checkpoint.parameters
         assert model["total"]["bytes"] == checkpoint.bytes
-        names = [row["name"] for row in model["parts"]]
+        names = [row["block"] for row in model["parts"]]
         assert names == ["embedding", "0", "1", "2", "head"]
         assert model["parts"][1]["ffn"] == checkpoint.units["ffn"]
         assert model["parts"][1]["kv_heads"] == checkpoint.kv_heads

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.checkpoint import INDEX, SINGLE, Checkpoint
-from compressor.cli import run, stages
+from compressor.cli import run
 from compressor.inspection import inspect
 from compressor.inspection.folder import Folder
 from compressor.inspection.loadability import Answer, four_bits, k_quants, older, tensor_parallel
+from compressor.stages import stages
 from compressor.widths import BlockWidths
 
 YES = Answer("transformers", True, "")

@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops(llama, examples, tmp_path, quick):
         ({"method": "luck"}, "--recover must be none, lora or distill, not 'luck'"),
         ({"steps": 0}, "--recover-steps must be at least 1, not 0"),
         ({"batch": 0}, "--recover-batch must be at least 1"),
-        ({"accumulate": 3}, "--recover-batch 16 cannot be divided into --recover-accumulate 3"),
+        ({"accumulate": 3}, "--recover-batch 8 cannot be divided into --recover-accumulate 3"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive, not 0.0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be positive, not nan"),
         ({"warmup": 1.0}, "--recover-warmup must be from 0 to below 1"),
