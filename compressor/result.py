@@ -111,7 +111,7 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
         return perplexity(stream, evaluation)["perplexity"]
 
 
-def judge(settings, folder: Path, result: dict, record: dict) -> None:
+def judge(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
     """Hold the result against --max-perplexity-ratio; write its record and its card."""
     limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
     measured = after is not None and limit is not None
@@ -119,7 +119,8 @@ def judge(settings, folder: Path, result: dict, record: dict) -> None:
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
+    names = (*kept, *perplexities, "verified")
+    record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
     write_card(folder, result, record)
 

@@ -88,22 +88,16 @@ def target_name(target: Target) -> str:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-<<<<<<< HEAD
-    free = {"dest", "max_memory", "work_dir", "weights", "recovery", "resume", "overwrite"}
-=======
-    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
->>>>>>> main
+    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "resume"}
+    free |= {"overwrite"}
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
         for option in fields(settings)
         if option.name not in free
     }
-<<<<<<< HEAD
+    given["the targets"] = " ".join(target_name(t) for t in settings.targets)
     for option in fields(settings.weights):
         given[option.metadata["flag"]] = str(getattr(settings.weights, option.name))
-=======
-    given["the targets"] = " ".join(target_name(t) for t in settings.targets)
->>>>>>> main
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given

@@ -12,16 +12,11 @@ from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
-from compressor.pipeline import (
-    judge,
-    measure,
-    open_stream,
-    position_notes,
-    publish_results,
-    read_texts,
-)
+from compressor.opening import open_stream, position_notes, read_texts
+from compressor.pipeline import publish_results
 from compressor.plan import Plan
 from compressor.report import versions, write_record
+from compressor.result import judge, measure
 from compressor.settings import decisive
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card
 from compressor.sparse.stream import Sparsification
