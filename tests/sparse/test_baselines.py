@@ -134,7 +134,7 @@ def test_correction_lowers_the_error_of_the_same_mask():
     def error(pruned):
         return (x @ (pruned - weight).T).square().sum()
 
-    assert error(found) < 0.5 * error(plain)
+    assert error(found) < 0.75 * error(plain)
 
 
 def test_channels_that_are_always_zero_go_first():
