@@ -117,7 +117,10 @@ def compress(
     if target_bytes:
         targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
     if not targets and not weights.single:
-        raise InputError("Say how small: --keep, --keep-blocks, --target-params or --target-bytes.")
+        raise InputError(
+            "Say how small: --keep, --keep-blocks, --target-params or --target-bytes; or, for zeros "
+            "in the place of weights, --granularity weight and --sparsity."
+        )
     settings = Settings(
         source=source,
         dest=dest,

@@ -11,8 +11,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from compressor.allocation import allocate, protected, solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
@@ -30,7 +28,7 @@ from compressor.recovery.job import (
     recover_one,
 )
 from compressor.report import Lines, Meter
-from compressor.result import cut_one, judge, measure, open_repair
+from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import (
@@ -40,7 +38,7 @@ from compressor.settings import (
     decisive,
     target_name,
 )
-from compressor.writing import publish
+from compressor.sparse.job import run as prune_weights
 
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
@@ -60,9 +58,7 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            run = _run
-            if settings.weights.single:
-                from compressor.sparse.job import run  # which is made of this module's parts
+            run = prune_weights if settings.weights.single else _run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
@@ -192,20 +188,6 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             scores.about["notes"] + result["warnings"]
         )
     return results
-
-
-def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
-    """Give the complete folder its name, and say in the results what the job took."""
-    final = settings.dest
-    if len(results) == 1 and results[0]["verified"] == "rejected":
-        final = settings.dest.with_name(settings.dest.name + ".rejected")
-        results[0]["dest"] = str(final)
-    publish(partial, final)
-    for result in results:
-        result["seconds"] = dict(meter.seconds)
-        result["peak_rss_bytes"] = meter.peak_rss
-        cuda = torch.cuda.is_available()
-        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 
 
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:

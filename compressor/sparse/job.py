@@ -13,10 +13,9 @@ from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
-from compressor.pipeline import publish_results
 from compressor.plan import Plan
 from compressor.report import versions, write_record
-from compressor.result import judge, measure
+from compressor.result import judge, measure, publish_results
 from compressor.settings import decisive
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card
 from compressor.sparse.stream import Sparsification

@@ -20,6 +20,7 @@ from compressor.kernels.rank import rank
 
 COLUMNS = 128
 DAMPING = 0.01  # of the mean diagonal, as published
+DEAD = 1e-9  # of the mean diagonal, for a channel that is always zero
 
 Choice = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -27,11 +28,14 @@ Choice = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 def inverse_factor(gram: torch.Tensor, name: str, damping: float = DAMPING) -> torch.Tensor:
     """U float32 [in, in] of H^-1 = U^T U for H = gram + damping * mean(diag(gram)).
 
-    The program of the authors puts 1 on the diagonal for an input channel that is always zero; here the
-    damping does. InputError, by name, where H is not positive definite.
+    An input channel that is always zero has next to nothing on the diagonal, so that its weights cost
+    next to nothing (the authors' program zeroes all of them besides the share that goes). InputError,
+    by name, where H is not positive definite.
     """
     hessian = gram.float().clone()
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
+    diagonal = hessian.diagonal()
+    dead, mean = diagonal == 0, diagonal.mean()
+    diagonal.add_(damping * mean).masked_fill_(dead, DEAD * mean)
     upper, failed = None, not hessian.isfinite().all()
     if not failed:
         lower, failed = torch.linalg.cholesky_ex(hessian)

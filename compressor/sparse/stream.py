@@ -71,7 +71,7 @@ class Sparsification:
                 elif dense is None:
                     outputs(block, self.states, targets)
                 following, error = self.passed_on(block, stored, targets)
-            zeros = {name: int((tensor == 0).sum()) for name, tensor in stored.items()}
+            zeros = {name: int((stored[name] == 0).sum()) for name in block.names}
             self.record.append({"zeros": zeros, "sha256": digest(stored), "error": error})
             self.states.discard()
             (targets if dense is None else dense).discard()

@@ -81,7 +81,7 @@ def test_loss_and_gradient_are_the_eager_constructions(
 def test_the_error_is_the_mean_of_the_features_relative_errors():
     torch.manual_seed(0)
     output, target = torch.randn(2, 1, 9, 5, dtype=torch.float64)
-    target *= torch.tensor([1, 10, 100, 1e-3, 5.0])
+    target *= torch.tensor([1, 10, 30, 0.1, 5.0])
     wanted = [
         ((output[0, :, h] - target[0, :, h]) ** 2).sum() / (target[0, :, h] ** 2).sum()
         for h in range(5)
@@ -138,13 +138,13 @@ def test_learning_lowers_the_error(open_block, ranked, llama):
 def test_parity_has_the_programs_formulas(open_block, ranked, llama):
     """Start, smoothing, optimizer, penalty and end, in a loop of its own in float64."""
     prodigyopt = pytest.importorskip("prodigyopt")
-    block, targets = open_block(llama, torch.float64, sequences=8)
+    block, targets = open_block(llama, torch.float64, sequences=16)
     ranks = ranked(block)
     groups = Groups(block.weights, "row")
     orders = {name: torch.argsort(r.to(torch.int32), dim=1) for name, r in ranks.items()}
     theta = torch.zeros(len(groups.sizes), 101, dtype=torch.float64, requires_grad=True)
     optimizer = prodigyopt.Prodigy([theta], lr=1.0, d_coef=5.0)
-    for i in shuffled(8, 11):
+    for i in shuffled(16, 11):
         optimizer.zero_grad()
         cuts = {
             name: besa_cut(b, block.weights[name].shape[1])
@@ -153,7 +153,7 @@ def test_parity_has_the_programs_formulas(open_block, ranked, llama):
         eager_loss(block, targets, groups, theta, i, 0.4, True, orders, cuts).backward()
         optimizer.step()
     alpha = torch.softmax(torch.sigmoid(theta.detach()), 1) @ candidates(101, theta.detach())
-    assert (alpha - 0.5).abs().max() > 0.005  # it has moved
+    assert (alpha - 0.5).abs().max() > 0.02  # it has moved
     options = Learning("row", parity=True, optimizer="prodigy")
     zeros = budget(weights_of(block), 0.4)
     cuts = learn(block, ranks, targets, zeros, options, 11)
