@@ -11,8 +11,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from compressor.allocation import allocate, protected, solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
@@ -30,7 +28,7 @@ from compressor.recovery.job import (
     recover_one,
 )
 from compressor.report import Lines, Meter
-from compressor.result import cut_one, judge, measure, open_repair
+from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import (
@@ -40,7 +38,7 @@ from compressor.settings import (
     decisive,
     target_name,
 )
-from compressor.writing import publish
+from compressor.sparse.job import run as prune_weights
 
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
@@ -60,11 +58,12 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            results = _run(settings, checkpoint, partial, work, journal, meter, lines)
+            run = prune_weights if settings.weights.single else _run
+            results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
                 shutil.rmtree(partial, ignore_errors=True)
-            if journal.get("scored"):
+            if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
             else:
                 shutil.rmtree(work, ignore_errors=True)
@@ -183,20 +182,11 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final = partial / Path(result["dest"]).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-    single_rejected = len(results) == 1 and results[0]["verified"] == "rejected"
-    final = settings.dest
-    if single_rejected:
-        final = settings.dest.with_name(settings.dest.name + ".rejected")
-        results[0]["dest"] = str(final)
-    publish(partial, final)
+    publish_results(settings, results, partial, meter)
     for result in results:
         result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
             scores.about["notes"] + result["warnings"]
         )
-        result["seconds"] = dict(meter.seconds)
-        result["peak_rss_bytes"] = meter.peak_rss
-        cuda = torch.cuda.is_available()
-        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
     return results
 
 

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
@@ -16,10 +18,8 @@ from compressor.opening import open_stream, read_texts
 from compressor.plan import Plan
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
-from compressor.report import versions, write_card, write_record
-from compressor.settings import (
-    Settings,
-)
+from compressor.report import Meter, versions, write_card, write_record
+from compressor.settings import Settings
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -111,7 +111,7 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
         return perplexity(stream, evaluation)["perplexity"]
 
 
-def judge(settings, folder: Path, result: dict, record: dict) -> None:
+def judge(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
     """Hold the result against --max-perplexity-ratio; write its record and its card."""
     limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
     measured = after is not None and limit is not None
@@ -119,9 +119,24 @@ def judge(settings, folder: Path, result: dict, record: dict) -> None:
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
+    names = (*kept, *perplexities, "verified")
+    record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
     write_card(folder, result, record)
+
+
+def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
+    """Give the complete folder its name, and say in the results what the job took."""
+    final = settings.dest
+    if len(results) == 1 and results[0]["verified"] == "rejected":
+        final = settings.dest.with_name(settings.dest.name + ".rejected")
+        results[0]["dest"] = str(final)
+    publish(partial, final)
+    for result in results:
+        result["seconds"] = dict(meter.seconds)
+        result["peak_rss_bytes"] = meter.peak_rss
+        cuda = torch.cuda.is_available()
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 
 
 def apply_plan(settings: Settings, plan: Plan) -> str:

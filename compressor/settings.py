@@ -16,6 +16,7 @@ from compressor.plan import Costs, Target
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.sparse.settings import Weights, check_weights
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -52,6 +53,7 @@ class Settings:
     max_memory: int | None = None
     work_dir: Path | None = None
     seed: int = 0
+    weights: Weights = field(default_factory=Weights)
     recovery: Recovery = field(default_factory=Recovery)
     resume: bool = False
     overwrite: bool = False
@@ -62,6 +64,23 @@ class Settings:
     def on_device(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether the method or the repair looks at activations."""
+        if self.weights.single:
+            return self.method != "magnitude"
+        method = METHODS[self.method]
+        return self.repair != "none" or bool(method.wants(method.check_mode(self.mode)))
+
+    def kept_states(self, blocks: int) -> int:
+        """How many hidden states of every calibration token are kept at once."""
+        if self.weights.single:  # what enters and leaves a block, and should leave it, on two paths
+            return 5
+        # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
+        # two paths the streams before, within and after one.
+        states = 2 if self.repair == "none" else 6
+        return states if METHODS[self.method].observe is None else max(states, blocks + 3)
+
 
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
@@ -69,13 +88,16 @@ def target_name(target: Target) -> str:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
+    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "resume"}
+    free |= {"overwrite"}
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
         for option in fields(settings)
         if option.name not in free
     }
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
+    for option in fields(settings.weights):
+        given[option.metadata["flag"]] = str(getattr(settings.weights, option.name))
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given
@@ -83,8 +105,13 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
+    settings.weights.check(settings.method)
     check_method(settings, checkpoint)
     check_dest(settings)
+    if settings.weights.single:
+        check_weights(settings, checkpoint)
+        check_space(settings.dest.parent, checkpoint.bytes)
+        return
     settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
         raise InputError("The same target is given twice.")
@@ -136,17 +163,19 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
 
 
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
+    if settings.samples < 1 or settings.length < 2:
+        raise InputError(
+            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
+            f"{settings.length}."
+        )
+    if settings.weights.single:
+        return
     if settings.method not in METHODS:
         raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
     method = METHODS[settings.method]
     mode = method.check_mode(settings.mode)
     chosen_grains(settings)
     method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
-    if settings.samples < 1 or settings.length < 2:
-        raise InputError(
-            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
-            f"{settings.length}."
-        )
 
 
 def chosen_grains(settings: Settings) -> Grains | None:
