@@ -5,6 +5,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from compressor.allocation import ALLOCATIONS
+from compressor.allocation.guard import held_back
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, check_ids, read_text, tokenize
 from compressor.errors import InputError, MachineError
@@ -21,11 +23,14 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if settings.repair != "none" or method.wants(method.check_mode(settings.mode)):
+    judged = ALLOCATIONS[settings.allocate].measured
+    if settings.repair != "none" or judged or method.wants(method.check_mode(settings.mode)):
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
         check_text(settings.repair, calibration)
+        if judged:
+            held_back(calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.evaluation)
@@ -58,6 +63,8 @@ def open_stream(
     # A backward keeps what enters every block; a forward what enters and leaves one; a repair's two
     # paths the streams before, within and after one.
     states = 2 if settings.repair == "none" else 6
+    if ALLOCATIONS[settings.allocate].measured:
+        states = max(states, 5)  # those, what enters o_proj, and the streams after both sub-layers
     if METHODS[settings.method].observe is not None:
         states = max(states, checkpoint.blocks + 3)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize

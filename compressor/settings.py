@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.allocation import check_allocation, protected, solve
+from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
@@ -16,7 +16,7 @@ from compressor.plan import Costs, Target
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
-from compressor.writing import LAYOUTS, check_space, choose_container
+from compressor.writing import check_layout_name, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -103,9 +103,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             f"{settings.allocate} finds the widths when all are; leave one of them out."
         )
     check_repair(settings.repair, checkpoint)
-    if settings.layout not in LAYOUTS:
-        raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
-    if settings.layout == "uniform" and settings.allocate != "uniform":
+    check_layout_name(settings.layout)
+    if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
         raise InputError(
             f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
             "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
