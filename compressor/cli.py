@@ -61,7 +61,11 @@ def compress(
         str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
     ] = None,
     allocate: Annotated[
-        str, Option(help="uniform widths, or global: one ranking of all units (layout padded).")
+        str,
+        Option(
+            help="uniform shares; exact: widths of the least measured errors, judged by held-back "
+            "text; or global: one ranking of all units (layout padded)."
+        ),
     ] = "uniform",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",

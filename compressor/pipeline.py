@@ -11,7 +11,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.allocation import allocate, protected, solve
+from compressor.allocation import protected, solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
@@ -19,6 +19,7 @@ from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.lattice import lattice
 from compressor.opening import open_stream, position_notes, read_texts
+from compressor.planning import measure_cuts, plan_target
 from compressor.recovery.job import (
     MERGED,
     adopt,
@@ -117,6 +118,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
         scores.save(work / "scores.safetensors")
         journal.put("scored", True)
+    measure_cuts(settings, scores, stream, calibration, work / "scores.safetensors", meter, lines)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
@@ -126,15 +128,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     for target in settings.targets:
         name = target_name(target)
         folder = partial / name if len(settings.targets) > 1 else partial
-        plan = allocate(
-            scores,
-            checkpoint,
-            target,
-            settings.align,
-            settings.tp,
-            settings.protect,
-            settings.container,
-            settings.allocate,
+        plan = plan_target(
+            settings, scores, checkpoint, target, stream, calibration, journal, meter, lines
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None

@@ -157,6 +157,16 @@ def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
         yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
+def comparison(result: dict) -> str:
+    """The allocations that a result was compared with, a line each; the one taken has a star."""
+    found = result["held_back"] or {"rows": []}
+    return "\n".join(
+        f"{row['allocation']} ({row['attention']} x {row['ffn']}) {row['loss']:.4f}"
+        + " *" * (row["allocation"] == found["taken"])
+        for row in found["rows"]
+    )
+
+
 def table(results: list[dict]) -> Table:
     """The final table: a row a measure, a column a result."""
     shown = Table(title=f"{results[0]['source']}  ({results[0]['method']}, {results[0]['mode']})")
@@ -173,6 +183,8 @@ def table(results: list[dict]) -> Table:
     row("keep, blocks only", "", lambda r: f"{r['keep_blocks_reached']:.4f}")
     row("parameters", f"{first['parameters_before']:,}", lambda r: f"{r['parameters_after']:,}")
     row("bytes", f"{first['bytes_before']:,}", lambda r: f"{r['bytes_after']:,}")
+    if any(r["held_back"] for r in results):
+        row("held-back loss", "", comparison)
     row("type", first["model_type"], lambda r: f"{r['container']} ({r['layout']})")
     if first["perplexity_before"] is not None:
         after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731

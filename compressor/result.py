@@ -16,6 +16,7 @@ from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.plan import Plan
+from compressor.planning import comparison_note
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import Meter, versions, write_card, write_record
@@ -59,6 +60,7 @@ def cut_one(
         "method": plan.about["scores"]["method"],
         "mode": plan.about["scores"]["mode"],
         "allocate": plan.about["allocate"],
+        "held_back": plan.about.get("held_back"),
         "repair": settings.repair,
         "layout": settings.layout,
         "container": container,
@@ -73,7 +75,7 @@ def cut_one(
         "perplexity_after": None,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": repair.warnings if repair else [],
+        "warnings": comparison_note(plan) + (repair.warnings if repair else []),
         "verified": "no",
     }
     if container != checkpoint.family.model_type:

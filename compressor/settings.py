@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.allocation import check_allocation, protected, solve
+from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
@@ -17,7 +17,7 @@ from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
 from compressor.sparse.settings import Weights, check_weights
-from compressor.writing import LAYOUTS, check_space, choose_container
+from compressor.writing import check_layout_name, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -70,7 +70,13 @@ class Settings:
         if self.weights.single:
             return self.method != "magnitude"
         method = METHODS[self.method]
-        return self.repair != "none" or bool(method.wants(method.check_mode(self.mode)))
+        looks = bool(method.wants(method.check_mode(self.mode)))
+        return looks or self.repair != "none" or self.judged
+
+    @property
+    def judged(self) -> bool:
+        """Whether a part of the calibration text judges allocations."""
+        return not self.weights.single and ALLOCATIONS[self.allocate].measured
 
     def kept_states(self, blocks: int) -> int:
         """How many hidden states of every calibration token are kept at once."""
@@ -79,6 +85,10 @@ class Settings:
         # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
         # two paths the streams before, within and after one.
         states = 2 if self.repair == "none" else 6
+        if self.judged:
+            states = max(
+                states, 5
+            )  # those, what enters o_proj, and the streams after both sub-layers
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 
@@ -130,9 +140,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             f"{settings.allocate} finds the widths when all are; leave one of them out."
         )
     check_repair(settings.repair, checkpoint)
-    if settings.layout not in LAYOUTS:
-        raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
-    if settings.layout == "uniform" and settings.allocate != "uniform":
+    check_layout_name(settings.layout)
+    if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
         raise InputError(
             f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
             "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
