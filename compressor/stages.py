@@ -132,7 +132,7 @@ def plan(
         Option(help="uniform, exact (of scores with errors), or global (every block its own)."),
     ] = "uniform",
     layout: Annotated[
-        str, Option(help="uniform, or padded: exact may give every block its own widths.")
+        str, Option(help="per-layer or padded: exact may give every block its own widths.")
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""

@@ -31,7 +31,7 @@ def smallest(
     costs, units = Costs.of(checkpoint), checkpoint.units
     least = {"attention": lattice.attention[0], "ffn": lattice.ffn[0]}
     widths = [dict(units) if b in protect else dict(least) for b in range(checkpoint.blocks)]
-    size = costs.size(widths, units, target.measure)
+    size = costs.size(widths, target.measure)
     if size > limit_of(target, costs)[0]:
         raise InputError(
             f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
@@ -51,7 +51,7 @@ def constant_splits(
 
     def size(split: Widths) -> int:
         widths = everywhere(split, checkpoint, protect)
-        return costs.size(widths, checkpoint.units, target.measure)
+        return costs.size(widths, target.measure)
 
     found = []
     for groups in lattice.attention:
@@ -168,7 +168,7 @@ def solve_globally(
     steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
     free = [step for step in steps if step.block not in protect]
     unit = {group: costs.unit[group][target.measure] for group in GROUPS}
-    room = limit_of(target, costs)[0] - costs.size(least, checkpoint.units, target.measure)
+    room = limit_of(target, costs)[0] - costs.size(least, target.measure)
     return grow(least, free, unit, room)
 
 
@@ -200,7 +200,7 @@ def solve_exactly(
     costs = Costs.of(checkpoint)
     unit = {group: costs.unit[group][target.measure] for group in GROUPS}
     nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
-    room = limit_of(target, costs)[0] - costs.size(nothing, checkpoint.units, target.measure)
+    room = limit_of(target, costs)[0] - costs.size(nothing, target.measure)
     widths = [dict(checkpoint.units) for _ in range(checkpoint.blocks)]
     for b, width in zip(free, own_widths(errors, steps, unit, room), strict=True):
         widths[b] = width
@@ -287,7 +287,7 @@ def plan_of(
         for block, width in zip(scores.blocks, widths, strict=True)
     ]
     costs = Costs.of(checkpoint)
-    params = costs.size(widths, checkpoint.units, "params")
+    params = costs.size(widths, "params")
     return Plan(
         kept,
         {
@@ -295,7 +295,7 @@ def plan_of(
             "keep_reached": params / costs.total["params"],
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
             "parameters": params,
-            "bytes": costs.size(widths, checkpoint.units, "bytes"),
+            "bytes": costs.size(widths, "bytes"),
             "allocate": how,
             "protect": list(protect),
             "scores": scores.about,

@@ -102,9 +102,7 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
     own = allocate(measured, checkpoint, target, how="exact", alike=False).widths()
     costs = Costs.of(checkpoint)
     limit = {"keep": share, "keep-blocks": 1 - (1 - share) * costs.prunable / checkpoint.parameters}
-    room = limit.get(kind, share) * costs.total[target.measure] - costs.size(
-        own, checkpoint.units, target.measure
-    )
+    room = limit.get(kind, share) * costs.total[target.measure] - costs.size(own, target.measure)
     assert 0 <= room < 4 * costs.unit["ffn"][target.measure]
     assert error(own) <= error(alike)
 
