@@ -63,6 +63,7 @@ def solve(
     movable = len(cut_blocks) * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
     enough = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
+    enough = enough or lattice.attention[-1:]
     # Fewer groups only where the channels alone cannot make room for this many.
     for groups in [
         enough[0],
@@ -190,6 +191,7 @@ def allocate(
     protect: Sequence[int] = (),
     container: str = "auto",
     how: str = "uniform",
+    columns: int = 1,
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each."""
     check_allocation(how)
@@ -199,7 +201,7 @@ def allocate(
         len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
     ):
         raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
-    widths = lattice(checkpoint, align, tp, container)
+    widths = lattice(checkpoint, align, tp, container, columns)
     chosen = ALLOCATIONS[how](scores, target, checkpoint, widths, protect)
     kept = [
         {g: best(block[g], width[g]) for g in GROUPS}

@@ -20,6 +20,7 @@ from compressor.arguments import (
     takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
@@ -32,6 +33,7 @@ job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions
 
 @job.command()
 @takes("recovery", Recovery, panel="Recovery")
+@takes("quantization", Quantization, panel="Quantisation")
 def compress(
     source: Source,
     dest: Dest,
@@ -98,6 +100,7 @@ def compress(
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
     *,
+    quantization: Quantization,
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
@@ -111,7 +114,7 @@ def compress(
         targets.append(Target("params", parse_amount(target_params, COUNTS)))
     if target_bytes:
         targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
-    if not targets:
+    if not targets and not quantization.wanted:
         raise InputError("Say how small: --keep, --keep-blocks, --target-params or --target-bytes.")
     settings = Settings(
         source=source,
@@ -141,6 +144,7 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        quantization=quantization,
         recovery=recovery,
         resume=resume,
         overwrite=overwrite,

@@ -19,7 +19,6 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
-from compressor.lattice import lattice
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.recovery.job import (
     MERGED,
@@ -29,7 +28,7 @@ from compressor.recovery.job import (
     read_recovery,
     recover_one,
 )
-from compressor.report import Lines, Meter
+from compressor.report import Lines, Meter, write_card
 from compressor.result import cut_one, judge, measure, open_repair
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -38,6 +37,7 @@ from compressor.settings import (
     check_before_starting,
     chosen_grains,
     decisive,
+    open_lattice,
     target_name,
 )
 from compressor.writing import publish
@@ -60,7 +60,10 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            results = _run(settings, checkpoint, partial, work, journal, meter, lines)
+            run = _run
+            if not settings.cuts:
+                from compressor.quantization.job import run  # which is made of this module's parts
+            results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -136,6 +139,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             settings.protect,
             settings.container,
             settings.allocate,
+            settings.quantization.columns,
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None
@@ -173,7 +177,23 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             journal.put(name, done)
             adopt(folder)
         result = done["result"]
-        judge(settings, folder, result, done["record"])
+        card = write_card
+        if settings.quantization.wanted:
+            from compressor.quantization import job, report
+
+            job.quantize_one(
+                settings,
+                folder,
+                work / name,
+                done,
+                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                meter,
+                lines,
+            )
+            journal.put(name, done)
+            job.adopt(folder, done["files"])
+            card = report.write_card
+        judge(settings, folder, result, done["record"], card)
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
@@ -183,27 +203,32 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final = partial / Path(result["dest"]).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-    single_rejected = len(results) == 1 and results[0]["verified"] == "rejected"
-    final = settings.dest
-    if single_rejected:
-        final = settings.dest.with_name(settings.dest.name + ".rejected")
-        results[0]["dest"] = str(final)
-    publish(partial, final)
+    publish_results(settings, results, partial, meter)
     for result in results:
         result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
             scores.about["notes"] + result["warnings"]
         )
+    return results
+
+
+def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
+    """Give the complete folder its name, and say in the results what the job took."""
+    final = settings.dest
+    if len(results) == 1 and results[0]["verified"] == "rejected":
+        final = settings.dest.with_name(settings.dest.name + ".rejected")
+        results[0]["dest"] = str(final)
+    publish(partial, final)
+    for result in results:
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
         cuda = torch.cuda.is_available()
         result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
-    return results
 
 
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
     kept_units = None
     if settings.statistics == "pruned":
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:

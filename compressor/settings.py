@@ -9,10 +9,11 @@ import torch
 from compressor.allocation import check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import lattice
+from compressor.lattice import Lattice, lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target
+from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
@@ -53,6 +54,7 @@ class Settings:
     work_dir: Path | None = None
     seed: int = 0
     recovery: Recovery = field(default_factory=Recovery)
+    quantization: Quantization = field(default_factory=Quantization)
     resume: bool = False
     overwrite: bool = False
     verify: bool = True
@@ -62,6 +64,24 @@ class Settings:
     def on_device(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is cut; what keeps everything is quantised as it is."""
+        return not self.quantization.wanted or any(
+            t.value != 1 or t.measure == "bytes" or t.kind == "params" for t in self.targets
+        )
+
+
+def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+    """The widths that the options allow."""
+    return lattice(
+        checkpoint,
+        settings.align,
+        settings.tp,
+        settings.container,
+        settings.quantization.columns,
+    )
+
 
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
@@ -69,13 +89,16 @@ def target_name(target: Target) -> str:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
+    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "quantization", "resume"}
+    free |= {"overwrite"}
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
         for option in fields(settings)
         if option.name not in free
     }
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
+    for option in fields(settings.quantization):
+        given[option.metadata["flag"]] = str(getattr(settings.quantization, option.name))
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given
@@ -85,6 +108,10 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
     check_method(settings, checkpoint)
     check_dest(settings)
+    settings.quantization.check()
+    if not settings.cuts:
+        check_uncut(settings, checkpoint)
+        return
     settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
         raise InputError("The same target is given twice.")
@@ -111,15 +138,24 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
             "--allocate out."
         )
-    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
         raise InputError(
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
             "equal; add --layout padded (for evaluation), or leave --protect out."
         )
+    if settings.quantization.wanted and settings.layout == "padded":
+        raise InputError(
+            "--layout padded is for evaluating a cut, and --quantize for running it; leave one out."
+        )
     needed = largest = 0
     for target in settings.targets:
+        if settings.quantization.wanted and target.kind == "bytes":
+            raise InputError(
+                "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
+                "--keep-blocks or --target-params."
+            )
         chosen = solve(target, checkpoint, widths, protect)
         choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
@@ -130,9 +166,20 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    if settings.recovery.method != "none":
-        needed += largest  # the cut stands until the recovered is judged
+    if settings.recovery.method != "none" or settings.quantization.wanted:
+        needed += largest  # the cut stands until the recovered or the quantised is complete
     check_space(settings.dest.parent, needed)
+
+
+def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse what quantising a whole source cannot do."""
+    from compressor.quantization.stream import check_columns
+    from compressor.quantization.writing import quantized_bytes
+
+    if settings.recovery.method != "none":
+        raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
+    check_columns(checkpoint, settings.quantization.group)
+    check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
 
 
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:

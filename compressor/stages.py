@@ -284,9 +284,9 @@ def evaluate(
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
-    from compressor.checkpoint import Checkpoint
     from compressor.evaluation import perplexity
     from compressor.opening import open_stream, read_texts
+    from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
     settings = Settings(
@@ -301,7 +301,7 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_model(folder)
     _, tokens = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)
