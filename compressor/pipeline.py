@@ -11,15 +11,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from compressor.allocation import allocate, protected, solve
+from compressor.allocation import protected, solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.opening import open_stream, position_notes, read_texts
+from compressor.planning import measure_cuts, plan_target
+from compressor.quantization import job as quantization
+from compressor.quantization.report import write_card as write_quantized_card
 from compressor.recovery.job import (
     MERGED,
     adopt,
@@ -29,7 +30,7 @@ from compressor.recovery.job import (
     recover_one,
 )
 from compressor.report import Lines, Meter, write_card
-from compressor.result import cut_one, judge, measure, open_repair
+from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import (
@@ -40,7 +41,7 @@ from compressor.settings import (
     open_lattice,
     target_name,
 )
-from compressor.writing import publish
+from compressor.sparse.job import run as prune_weights
 
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
@@ -60,14 +61,14 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            run = _run
+            run = prune_weights if settings.weights.single else _run
             if not settings.cuts:
-                from compressor.quantization.job import run  # which is made of this module's parts
+                run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
                 shutil.rmtree(partial, ignore_errors=True)
-            if journal.get("scored"):
+            if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
             else:
                 shutil.rmtree(work, ignore_errors=True)
@@ -121,6 +122,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
         scores.save(work / "scores.safetensors")
         journal.put("scored", True)
+    measure_cuts(settings, scores, stream, calibration, work / "scores.safetensors", meter, lines)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
@@ -130,16 +132,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     for target in settings.targets:
         name = target_name(target)
         folder = partial / name if len(settings.targets) > 1 else partial
-        plan = allocate(
-            scores,
-            checkpoint,
-            target,
-            settings.align,
-            settings.tp,
-            settings.protect,
-            settings.container,
-            settings.allocate,
-            settings.quantization.columns,
+        plan = plan_target(
+            settings, scores, checkpoint, target, stream, calibration, journal, meter, lines
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None
@@ -179,9 +173,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         result = done["result"]
         card = write_card
         if settings.quantization.wanted:
-            from compressor.quantization import job, report
-
-            job.quantize_one(
+            quantization.quantize_one(
                 settings,
                 folder,
                 work / name,
@@ -191,8 +183,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 lines,
             )
             journal.put(name, done)
-            job.adopt(folder, done["files"])
-            card = report.write_card
+            quantization.adopt(folder, done["files"])
+            card = write_quantized_card
         judge(settings, folder, result, done["record"], card)
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
@@ -209,20 +201,6 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             scores.about["notes"] + result["warnings"]
         )
     return results
-
-
-def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
-    """Give the complete folder its name, and say in the results what the job took."""
-    final = settings.dest
-    if len(results) == 1 and results[0]["verified"] == "rejected":
-        final = settings.dest.with_name(settings.dest.name + ".rejected")
-        results[0]["dest"] = str(final)
-    publish(partial, final)
-    for result in results:
-        result["seconds"] = dict(meter.seconds)
-        result["peak_rss_bytes"] = meter.peak_rss
-        cuda = torch.cuda.is_available()
-        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 
 
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:

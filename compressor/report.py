@@ -166,6 +166,16 @@ def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
         yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
+def comparison(result: dict) -> str:
+    """The allocations that a result was compared with, a line each; the one taken has a star."""
+    found = result["held_back"] or {"rows": []}
+    return "\n".join(
+        f"{row['allocation']} ({row['attention']} x {row['ffn']}) {row['loss']:.4f}"
+        + " *" * (row["allocation"] == found["taken"])
+        for row in found["rows"]
+    )
+
+
 def table(results: list[dict]) -> Table:
     """The final table: a row a measure, a column a result."""
     first = results[0]
@@ -185,6 +195,8 @@ def table(results: list[dict]) -> Table:
     row("bytes", f"{first['bytes_before']:,}", lambda r: f"{r['bytes_after']:,}")
     if first["quantization"]:
         row("bits a projection weight", "", lambda r: f"{r['quantization']['bits_per_weight']:.3f}")
+    if any(r["held_back"] for r in results):
+        row("held-back loss", "", comparison)
     row("type", first["model_type"], lambda r: f"{r['container']} ({r['layout']})")
     if first["perplexity_before"] is not None:
         after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731

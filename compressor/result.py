@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
@@ -13,10 +15,11 @@ from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.plan import Plan
+from compressor.planning import comparison_note
 from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
-from compressor.report import versions, write_card, write_record
+from compressor.report import Meter, versions, write_card, write_record
 from compressor.settings import Settings, open_lattice
 from compressor.verify import verify
 from compressor.writing import publish, write
@@ -57,6 +60,7 @@ def cut_one(
         "method": plan.about["scores"]["method"],
         "mode": plan.about["scores"]["mode"],
         "allocate": plan.about["allocate"],
+        "held_back": plan.about.get("held_back"),
         "repair": settings.repair,
         "layout": settings.layout,
         "container": container,
@@ -72,7 +76,7 @@ def cut_one(
         "seed": settings.seed,
         "recovery": None,
         "quantization": None,
-        "warnings": repair.warnings if repair else [],
+        "warnings": comparison_note(plan) + (repair.warnings if repair else []),
         "verified": "no",
     }
     if container != checkpoint.family.model_type:
@@ -123,6 +127,20 @@ def judge(settings, folder: Path, result: dict, record: dict, write_card=write_c
     record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
     write_card(folder, result, record)
+
+
+def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
+    """Give the complete folder its name, and say in the results what the job took."""
+    final = settings.dest
+    if len(results) == 1 and results[0]["verified"] == "rejected":
+        final = settings.dest.with_name(settings.dest.name + ".rejected")
+        results[0]["dest"] = str(final)
+    publish(partial, final)
+    for result in results:
+        result["seconds"] = dict(meter.seconds)
+        result["peak_rss_bytes"] = meter.peak_rss
+        cuda = torch.cuda.is_available()
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 
 
 def apply_plan(settings: Settings, plan: Plan) -> str:

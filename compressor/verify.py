@@ -6,8 +6,9 @@ loads DIR with `AutoModelForCausalLM.from_pretrained`, accepts no missing, unexp
 tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. All are computed in float32, a few rows of a weight being widened
-at a time and their pages dropped after use, so a model larger than the memory can be verified.
+with them in the place of its own. Of a sparse folder the zeros are counted. All are computed in
+float32, a few rows of a weight being widened at a time and their pages dropped after use, so a model
+larger than the memory can be verified.
 """
 
 import json
@@ -28,6 +29,7 @@ from compressor.memory import drop_pages
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
+from compressor.sparse.verification import check_sparse
 
 PROMPTS = (
     "Once upon a time there was a small house at the edge of a wood, and in it lived",
@@ -41,7 +43,8 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
     expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
-    what a trained or quantised model computed before it was written. Give a source, or this, or neither.
+    what a trained, sparse or quantised model computed before it was written, and of how much a
+    difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
     """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
@@ -94,19 +97,24 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
     del model
+    tolerance = TOLERANCE
+    sparsity = read_record(folder).get("sparsity")
+    if sparsity is not None and quantization is None:
+        report["zeros"] = check_sparse(folder, sparsity, source)
     if expected is not None:
-        theirs, whose = load_file(expected), "model's in memory"
-        theirs = [theirs[str(i)] for i in range(len(prompts))]
-    elif source is not None:
+        known, whose = load_file(expected), "model's in memory"
+        theirs = [known[str(i)] for i in range(len(prompts))]
+        tolerance = known.get("tolerance", torch.tensor(TOLERANCE)).item()
+    elif source is not None and sparsity is None:
         theirs, whose = masked_logits(source, folder, prompts), "masked source's"
     else:
         return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
     report["logits_difference"] = worst
-    if not worst <= TOLERANCE:
+    if not worst <= tolerance:
         raise VerificationError(
             f"The logits of {folder} differ from the {whose} by {worst:.2e} of their "
-            f"standard deviation; at most {TOLERANCE:.0e} is rounding."
+            f"standard deviation; at most {tolerance:.0e} is rounding."
         )
     return report
 

@@ -70,9 +70,13 @@ def write(
     return chosen
 
 
-def check_layout(plan: Plan, layout: str) -> None:
+def check_layout_name(layout: str) -> None:
     if layout not in LAYOUTS:
         raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
+
+
+def check_layout(plan: Plan, layout: str) -> None:
+    check_layout_name(layout)
     widths = plan.widths()
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(

@@ -122,6 +122,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "method": "none",
         "mode": None,
         "allocate": "none",
+        "held_back": None,
         "repair": "none",
         "layout": "uniform",
         "container": checkpoint.family.model_type,

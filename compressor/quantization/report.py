@@ -34,9 +34,22 @@ projections of the blocks are symmetric 4-bit integers with a scale for every {g
 
 {quality(result, record)}
 
-{how_made(folder, result, record) if "plan" in record else "`compression.json` holds all settings."}
+{made(folder, result, record)}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def made(folder: Path, result: dict, record: dict) -> str:
+    """What was done before the quantisation, and where all of it is kept."""
+    if "plan" in record:
+        return how_made(folder, result, record)
+    kept = "`compression.json` holds all settings."
+    if "sparsity" not in record:
+        return kept
+    return (
+        f"{result['zeros']:,} weights, {result['sparsity_reached']:.1%} of the projections', were zeroed "
+        f"by `{result['method']}`, seed {result['seed']}; the format stores zeros like any weight. {kept}"
+    )
 
 
 def loading(group: int) -> str:

@@ -305,3 +305,19 @@ def test_projections_and_their_columns(llama):
     check_columns(checkpoint, 16)
     with pytest.raises(InputError, match="down_proj"):
         check_columns(checkpoint, 32)
+
+
+def test_after_zeros(llama, text_file, tmp_path, capsys):
+    """Pruned weights stay zero, and the card tells of both."""
+    options = ["--granularity", "weight", "--method", "wanda", "--sparsity", 0.5]
+    texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
+    assert quantize(llama, tmp_path / "q", *options, *texts, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    written = open_model(tmp_path / "q")
+    blocks = [written.read_block(b) for b in range(3)]
+    zeros = sum(int((t == 0).sum()) for b in blocks for n, t in b.items() if "proj" in n)
+    assert zeros >= result["zeros"] > 0
+    record = json.loads((tmp_path / "q" / "compression.json").read_text())
+    assert record["sparsity"]["asked"] == 0.5 and record["quantization"]["group"] == GROUP
+    assert "were zeroed by `wanda`" in (tmp_path / "q" / "README.md").read_text()
+    assert verify_here(tmp_path / "q")["loads"]
