@@ -11,13 +11,12 @@ from compressor.calibration import describe
 from compressor.checkpoint import INDEX, Checkpoint
 from compressor.memory import trim_heap
 from compressor.opening import position_notes, read_texts
-from compressor.pipeline import publish_results
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.report import write_card
 from compressor.quantization.stream import Quantizing
 from compressor.quantization.writing import write_quantized
 from compressor.report import Lines, Meter, write_record
-from compressor.result import base_record, judge, measure
+from compressor.result import base_record, judge, measure, publish_results
 from compressor.settings import Settings, decisive
 from compressor.verify import PROMPTS, verify
 

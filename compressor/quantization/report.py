@@ -47,8 +47,9 @@ def made(folder: Path, result: dict, record: dict) -> str:
     if "sparsity" not in record:
         return kept
     return (
-        f"{result['zeros']:,} weights, {result['sparsity_reached']:.1%} of the projections', were zeroed "
-        f"by `{result['method']}`, seed {result['seed']}; the format stores zeros like any weight. {kept}"
+        f"{result['zeros']:,} weights, {result['sparsity_reached']:.1%} of the projections', were "
+        f"zeroed by `{result['method']}`, seed {result['seed']}; the format stores zeros like any "
+        f"weight. {kept}"
     )
 
 
