@@ -26,11 +26,13 @@ class Kind:
 
     toward: str
     weights: bool
+    refined: bool = False
 
 
 KINDS = {
     "ridge": Kind("dense", weights=True),
     "ridge-local": Kind("local", weights=True),
+    "refine": Kind("dense", weights=True, refined=True),
     "bias": Kind("dense", weights=False),
     "none": None,
 }

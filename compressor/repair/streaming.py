@@ -31,6 +31,7 @@ from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
 from compressor.repair import KINDS, check_repair, check_text, digest
 from compressor.repair.block import BlockRepair, Task, narrowed
+from compressor.repair.refine import RATE
 
 HELD_BACK = 16
 
@@ -89,7 +90,7 @@ class Repair:
             f"{step} of block {index}"
             for index, steps in enumerate(self.record)
             for step, outcome in steps["steps"].items()
-            if outcome["lambda"] is None
+            if outcome.get("lambda", 0) is None
         ]
         if left_out:
             found.append(
@@ -102,7 +103,7 @@ class Repair:
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         """Of every block in order, the tensors to write in place of the cut ones, as they are stored."""
         dense, calls = self.stream.record([b.ids for b in self.task.batches])
-        cut = dense
+        cut, rate = dense, RATE
         for index, weights in self.stream.weights():
             kept = self.plan.blocks[index]
             small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
@@ -110,13 +111,14 @@ class Repair:
             with loaded(self.stream.layers[index], weights) as layer:
                 del weights
                 block = BlockRepair(
-                    self.task, index, layer, narrow, small, [c[index] for c in calls]
+                    self.task, index, layer, narrow, small, [c[index] for c in calls], rate
                 )
                 whole = all(len(kept[g]) == n for g, n in self.checkpoint.units.items())
                 if dense is cut and whole:
                     dense = cut = block.passed_on(dense)
                 else:
                     dense, cut = block.run(dense, cut)
+            rate = block.rate
             self.record.append(
                 {
                     "steps": block.record,
