@@ -60,6 +60,7 @@ gpu:
 	$(PYTHON) -m pytest -q bench/bench_ops.py
 	$(PYTHON) bench/roofline.py
 	$(PYTHON) bench/run_whole.py --device cuda
+	$(PYTHON) bench/run_backward.py --device cuda --samples 16
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

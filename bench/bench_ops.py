@@ -13,7 +13,8 @@ import pytest
 import torch
 from case import Case
 from cases import CASES
-from measure import seconds
+
+from compressor.estimate.machine import seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 5

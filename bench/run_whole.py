@@ -1,10 +1,10 @@
 """Whole runs of `compress` on random checkpoints of real shapes: peak memory and wall time.
 
-    python bench/run_whole.py [tinyllama-1.1b] [--samples 16] [--length 256] [--device cpu]
+    python bench/run_whole.py [tinyllama-1.1b] [--samples 16] [--length 256] [--device cpu] [--method M]
 
 Prints, and writes to bench/results/:
     memory   peak resident memory of `compress` and its children, beside the bound (two blocks,
-             embedding, head, activations, 700 MB)
+             embedding, head, activations, 700 MB; a gradient where the method needs them)
     time     wall time without verification, beside the plain transformers forward of the same
              tokens plus reading and writing the files once, measured in the same run
     ratios   three ratios from one score pass, beside one ratio, writing apart
@@ -28,6 +28,7 @@ from rich.table import Table
 
 from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import Checkpoint
+from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.report import versions
 
 BASE = 700e6  # interpreter, torch, transformers and allocator slack
@@ -83,13 +84,19 @@ def copy_seconds(source: Path, folder: Path) -> float:
     return time.monotonic() - begun
 
 
-def memory_bound(checkpoint: Checkpoint, tokens: int) -> float:
+def memory_bound(checkpoint: Checkpoint, tokens: int, method: str) -> float:
+    """Two blocks, embedding, head and activations, and for a backward what enters every block and
+    one gradient.
+    """
     block = sum(t.end - t.begin for n, t in checkpoint.tensors.items() if ".layers.0." in n)
     outer = sum(
         checkpoint.tensors[n].end - checkpoint.tensors[n].begin for n in checkpoint.outer_tensors()
     )
-    activations = 2 * tokens * checkpoint.hidden_size * checkpoint.dtype.itemsize
-    return 2 * block + outer + activations + BASE
+    backward = METHODS[method].observe is not None
+    states = checkpoint.blocks + 3 if backward else 2
+    activations = states * tokens * checkpoint.hidden_size * checkpoint.dtype.itemsize
+    gradient = backward * max(t.end - t.begin for t in checkpoint.tensors.values())
+    return 2 * block + outer + activations + gradient + BASE
 
 
 def main(
@@ -97,6 +104,8 @@ def main(
     samples: int = 16,
     length: int = 256,
     device: str = "cpu",
+    method: str = DEFAULT_METHOD,
+    repair: str = "none",
     folder: Annotated[Path | None, typer.Option(help="Where the checkpoint is or is made.")] = None,
     only_memory: Annotated[bool, typer.Option(help="One verified run, nothing else.")] = False,
 ) -> None:
@@ -107,10 +116,13 @@ def main(
     checkpoint = Checkpoint(source)
     count = tokenize(read_text("stdlib"), checkpoint.tokenizer(), length, samples).tokens
     options = ["--samples", str(samples), "--length", str(length), "--device", device]
+    options += ["--method", method, "--repair", repair]
     whole = compress(source, work / "out", "--keep", "0.7", *options)
-    bound = memory_bound(checkpoint, count)
+    bound = memory_bound(checkpoint, count, method)
     figures = {
         "shape": shape,
+        "method": method,
+        "repair": repair,
         "tokens": count,
         "dtype": str(checkpoint.dtype),
         "device": device,
@@ -150,7 +162,8 @@ def main(
         table.add_row(name, f"{value:,.1f}", f"{goal:,.1f}", unit, f"{value / goal:.2f}")
     Console().print(table)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"whole-{shape}-{device}-{date.today()}.json"
+    name = shape if method == DEFAULT_METHOD else f"{shape}-{method}"
+    path = RESULTS / f"whole-{name}-{device}-{date.today()}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n")
     shutil.rmtree(work)
 

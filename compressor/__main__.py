@@ -2,6 +2,7 @@
 
 import sys
 
-from compressor.cli import run, stages
+from compressor.cli import run
+from compressor.stages import stages
 
 sys.exit(run(stages, sys.argv[1:]))

@@ -1,4 +1,11 @@
-"""Amounts, ratios and block numbers as people write them on a command line."""
+"""Amounts, ratios and block numbers as people write them on a command line; groups of options."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated
+
+import typer
 
 from compressor.errors import InputError
 
@@ -53,3 +60,38 @@ def spread_ratios(arguments: list[str]) -> list[str]:
                 option = None
         spread.append(argument)
     return spread
+
+
+def takes(name: str, group: type, panel: str) -> Callable:
+    """Give a command the fields of a dataclass as options; it gets them as one value, `name`.
+
+    A field's metadata has its `flag` and its `help`.
+    """
+
+    def changed(command: Callable) -> Callable:
+        def called(**given):
+            values = {f.name: given.pop(f"{name}_{f.name}") for f in fields(group)}
+            return command(**given, **{name: group(**values)})
+
+        own = inspect.signature(command).parameters.values()
+        added = [
+            inspect.Parameter(
+                f"{name}_{f.name}",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=f.default,
+                annotation=Annotated[
+                    f.type,
+                    typer.Option(
+                        f.metadata["flag"], help=f.metadata["help"], rich_help_panel=panel
+                    ),
+                ],
+            )
+            for f in fields(group)
+        ]
+        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != name]
+        called.__signature__ = inspect.Signature([*kept, *added])
+        called.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        return called
+
+    return changed

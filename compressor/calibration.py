@@ -195,6 +195,12 @@ def tokenize(
     return TokenSet(sequences, protocol)
 
 
+def check_ids(sequences: list[torch.Tensor], vocabulary: int) -> None:
+    """Refuse ids that the model has no embedding of."""
+    if max(int(s.max()) for s in sequences) >= vocabulary:
+        raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
+
+
 def spread_excerpts(strings: list[str], samples: int, characters: int) -> list[str]:
     """`samples` excerpts of so many characters at equal distances in a text, each from the start of
     a line if one is near; none if the text is not twice as long as they are together.

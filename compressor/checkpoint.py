@@ -83,6 +83,10 @@ class Checkpoint:
         return self.family.head not in self.tensors
 
     @property
+    def vocabulary(self) -> int:
+        return self.tensors[self.family.embedding].shape[0]
+
+    @property
     def parameters(self) -> int:
         return sum(t.numel for t in self.tensors.values())
 
@@ -236,6 +240,27 @@ class Checkpoint:
 
 def read_header(file: Path) -> dict[str, SimpleNamespace]:
     """The header of one safetensors file, checked against the file's length."""
+    entries, begin = read_entries(file)
+    tensors = {}
+    for name, entry in entries.items():
+        if entry["dtype"] not in DTYPES:
+            raise InputError(
+                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(DTYPES)} are read "
+                "(quantised weights cannot be cut: give the original checkpoint)."
+            )
+        tensors[name] = SimpleNamespace(
+            file=file,
+            shape=entry["shape"],
+            dtype=DTYPES[entry["dtype"]],
+            numel=torch.Size(entry["shape"]).numel(),
+            begin=begin + entry["data_offsets"][0],
+            end=begin + entry["data_offsets"][1],
+        )
+    return tensors
+
+
+def read_entries(file: Path) -> tuple[dict[str, dict], int]:
+    """The header as it is written (`dtype`, `shape`, `data_offsets`), and where the data begins."""
     if not file.exists():
         raise InputError(f"The shard {file} is missing; download the checkpoint again.")
     size = file.stat().st_size
@@ -252,19 +277,4 @@ def read_header(file: Path) -> dict[str, SimpleNamespace]:
     end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < end:
         raise InputError(f"{file} is truncated: {size} bytes, and its header needs {end}.")
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise InputError(
-                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(DTYPES)} are read "
-                "(quantised weights cannot be cut: give the original checkpoint)."
-            )
-        tensors[name] = SimpleNamespace(
-            file=file,
-            shape=entry["shape"],
-            dtype=DTYPES[entry["dtype"]],
-            numel=torch.Size(entry["shape"]).numel(),
-            begin=begin + entry["data_offsets"][0],
-            end=begin + entry["data_offsets"][1],
-        )
-    return tensors
+    return header, begin

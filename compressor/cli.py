@@ -1,9 +1,8 @@
-"""`compress SOURCE DEST --keep 0.7`, and the single stages as `python -m compressor STAGE`."""
+"""`compress SOURCE DEST --keep 0.7`: the whole job."""
 
 import json
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +17,10 @@ from compressor.arguments import (
     parse_blocks,
     parse_ratio,
     spread_ratios,
+    takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.recovery.settings import Recovery
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
@@ -27,16 +28,10 @@ Option = typer.Option
 HELP = {"help_option_names": ["-h", "--help"]}
 
 job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
-stages = typer.Typer(
-    add_completion=False,
-    context_settings=HELP,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
 
 
 @job.command()
-@stages.command()
+@takes("recovery", Recovery, panel="Recovery")
 def compress(
     source: Source,
     dest: Dest,
@@ -61,6 +56,9 @@ def compress(
     reduce: Annotated[
         str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
     ] = None,
+    allocate: Annotated[
+        str, Option(help="uniform widths, or global: one ranking of all units (layout padded).")
+    ] = "uniform",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -94,10 +92,13 @@ def compress(
     verify: Annotated[
         bool, Option(help="Reload the result in a fresh process and compare.")
     ] = True,
+    resume: Annotated[bool, Option(help="Go on with an interrupted job.")] = False,
     overwrite: Annotated[bool, Option(help="Replace DEST.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
+    *,
+    recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
     from compressor.pipeline import compress as run
@@ -121,6 +122,7 @@ def compress(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
+        allocate=allocate,
         layout=layout,
         container=container,
         calibration=calibration,
@@ -139,6 +141,8 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        recovery=recovery,
+        resume=resume,
         overwrite=overwrite,
         verify=verify,
         max_perplexity_ratio=parse_ratio(max_perplexity_ratio),
@@ -151,203 +155,6 @@ def compress(
     console.print(table(results))
     for warning in dict.fromkeys(w for r in results for w in r["warnings"]):
         console.print(warning, highlight=False)
-
-
-@stages.command()
-def score(
-    source: Source,
-    out: Annotated[Path, Option(help="File of scores to write.")],
-    method: str = "llm-bip",
-    mode: str | None = None,
-    coarse: str | None = None,
-    fine: str | None = None,
-    reduce: str | None = None,
-    calibration: str = "stdlib",
-    calibration_range: str | None = None,
-    samples: int = 128,
-    length: int = 512,
-    device: str | None = None,
-    dtype: str = "auto",
-    seed: int = 0,
-    quiet: bool = False,
-) -> None:
-    """Score every unit of SOURCE once, for any number of ratios."""
-    from compressor.checkpoint import Checkpoint
-    from compressor.pipeline import open_stream, position_notes, read_texts
-    from compressor.report import Lines
-    from compressor.scoring import score as run
-    from compressor.settings import Settings, check_method, chosen_grains
-
-    settings = Settings(
-        source=source,
-        dest=out,
-        targets=(),
-        method=method,
-        mode=mode,
-        coarse=coarse,
-        fine=fine,
-        reduce=reduce,
-        calibration=calibration,
-        calibration_range=calibration_range,
-        samples=samples,
-        length=length,
-        device=device,
-        dtype=dtype,
-        repair="none",
-        seed=seed,
-    )
-    checkpoint = Checkpoint(source)
-    check_method(settings, checkpoint)
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} to.")
-    tokens, _ = read_texts(settings, checkpoint)
-    stream = open_stream(settings, checkpoint, out.parent, tokens)
-    with Lines(quiet).stage("score") as progress:
-        found = run(
-            checkpoint,
-            method,
-            mode,
-            tokens,
-            stream,
-            seed,
-            progress=progress,
-            grains=chosen_grains(settings),
-        )
-        found.save(out)
-    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
-        print(note)
-
-
-@stages.command()
-def plan(
-    scores: Annotated[Path, typer.Argument(help="File of scores.")],
-    out: Annotated[Path, Option(help="Plan to write (JSON).")],
-    source: Annotated[
-        Path | None, Option(help="The checkpoint, if it moved since scoring.")
-    ] = None,
-    keep: float | None = None,
-    keep_blocks: float | None = None,
-    target_params: str | None = None,
-    target_bytes: str | None = None,
-    align: int | None = None,
-    protect: str = "",
-    tp: int = 1,
-    container: str = "auto",
-) -> None:
-    """Turn scores into the list of units that stay."""
-    from compressor.checkpoint import Checkpoint
-    from compressor.plan import Target, allocate
-    from compressor.scores import Scores
-
-    given = {
-        "keep": keep,
-        "keep-blocks": keep_blocks,
-        "params": parse_amount(target_params, COUNTS) if target_params else None,
-        "bytes": parse_amount(target_bytes, SIZES) if target_bytes else None,
-    }
-    targets = [Target(kind, value) for kind, value in given.items() if value is not None]
-    if len(targets) != 1:
-        raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
-    loaded = Scores.load(scores)
-    checkpoint = Checkpoint(source or loaded.about["source"])
-    made = allocate(loaded, checkpoint, targets[0], align, tp, parse_blocks(protect), container)
-    made.save(out)
-    widths = made.widths()[0]
-    print(
-        f"keep {made.about['keep_reached']:.4f} of all parameters, "
-        f"{made.about['keep_blocks_reached']:.4f} of the blocks: {widths['attention']} KV groups, "
-        f"{widths['ffn']} FFN channels a block"
-    )
-
-
-@stages.command()
-def cut(
-    source: Source,
-    dest: Dest,
-    plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
-    layout: str = "uniform",
-    container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
-    calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
-    calibration_range: str | None = None,
-    samples: int = 128,
-    length: int = 512,
-    device: str | None = None,
-    dtype: str = "auto",
-    verify: bool = True,
-) -> None:
-    """Apply a plan to a checkpoint, and repair what stays."""
-    from compressor.pipeline import apply_plan
-    from compressor.plan import Plan
-    from compressor.settings import Settings
-
-    settings = Settings(
-        source=source,
-        dest=dest,
-        targets=(),
-        method="random",
-        layout=layout,
-        container=container,
-        repair=repair,
-        calibration=calibration,
-        calibration_range=calibration_range,
-        samples=samples,
-        length=length,
-        device=device,
-        dtype=dtype,
-        verify=verify,
-    )
-    print(apply_plan(settings, Plan.load(plan)))
-
-
-@stages.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder to verify.")],
-    source: Annotated[Path | None, Option(help="Compare logits with this, masked.")] = None,
-) -> None:
-    """Load a folder with plain transformers in a fresh process; compare it with its source."""
-    from compressor.verify import verify as run
-
-    print(json.dumps(run(folder, source), indent=1))
-
-
-@stages.command("eval")
-def evaluate(
-    folder: Source,
-    text: Annotated[str, Option(help="Text as for --evaluation.")],
-    length: int = 512,
-    span: Annotated[str | None, Option("--range", help="Documents or windows A:B.")] = None,
-    device: str | None = None,
-    dtype: str = "auto",
-    as_json: Annotated[bool, Option("--json")] = False,
-) -> None:
-    """Perplexity of a checkpoint, streamed block by block."""
-    from compressor.calibration import describe
-    from compressor.checkpoint import Checkpoint
-    from compressor.evaluation import perplexity
-    from compressor.pipeline import open_stream, read_texts
-    from compressor.settings import Settings
-
-    settings = Settings(
-        source=folder,
-        dest=folder,
-        targets=(),
-        method="random",
-        repair="none",
-        evaluation=text,
-        evaluation_range=span,
-        length=length,
-        device=device,
-        dtype=dtype,
-    )
-    checkpoint = Checkpoint(folder)
-    _, tokens = read_texts(settings, checkpoint)
-    stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
-    found = perplexity(stream, tokens)
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
 
 
 def run(app: Callable, arguments: list[str]) -> int:

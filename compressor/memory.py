@@ -16,7 +16,7 @@ def drop_pages(tensor: torch.Tensor) -> None:
 
     Only for tensors that nobody wrote to: in a private mapping, written pages would be lost.
     """
-    if not LINUX or not is_mapped(tensor):
+    if not LINUX or tensor.device.type != "cpu" or not is_mapped(tensor):
         return
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

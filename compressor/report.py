@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from compressor.drawing import PICTURE
 
 VERSIONED = ("torch", "transformers", "safetensors")
 
@@ -110,6 +113,21 @@ def write_card(folder: Path, result: dict, record: dict) -> None:
             f"Perplexity {before:.3f} before, {after:.3f} after "
             f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
         )
+    picture = ""
+    if (folder / PICTURE).exists():
+        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
+    trained = record.get("recovery")
+    training = "without training"
+    if trained and trained["kept"]:
+        settings, data = trained["settings"], trained["data"]
+        training = (
+            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
+            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
+        )
+        if after is not None:
+            training += (
+                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
+            )
     scored = record["plan"]["about"]["scores"]
     text = f"""---
 base_model: {Path(result["source"]).name}
@@ -125,10 +143,18 @@ of the type `{result["container"]}`; it loads with plain `transformers`:
 
 {quality}
 
-Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, without training.
+Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, {training}.
 `compression.json` holds the plan and all settings.
-"""
+{picture}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
+    """Rows one after the other that differ in `block` alone, as one: `0-21, each`, and the first."""
+    for _, run in groupby(rows, key=lambda row: row | {"block": None}):
+        first, *others = run
+        name = str(first["block"])
+        yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
 def table(results: list[dict]) -> Table:
@@ -151,6 +177,8 @@ def table(results: list[dict]) -> Table:
     if first["perplexity_before"] is not None:
         after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731
         row("perplexity", f"{first['perplexity_before']:.4f}", after)
+        if any(r["perplexity_pruned"] != r["perplexity_after"] for r in results):
+            row("perplexity before recovery", "", lambda r: f"{r['perplexity_pruned']:.4f}")
     row("verified", "", lambda r: r["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in first["seconds"].items())
     shown.caption = (

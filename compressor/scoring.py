@@ -16,7 +16,7 @@ from compressor.methods.statistics import BlockStatistics, Geometry, only_units
 from compressor.probing import loss_changes, sample_probes, spearman
 from compressor.scores import Scores, best
 
-PROBES, PROBE_SEQUENCES = 128, 4  # about as much work as one forward of the calibration text
+PROBES, PROBE_SEQUENCES = 128, 8  # the work of a few forwards of 128 calibration sequences
 SEED_STRIDE = 100_003  # blocks of one seed share no stream with blocks of the next
 Progress = Callable[[int, int], None]
 Block = dict[str, torch.Tensor]

@@ -1,14 +1,20 @@
 """What `compress` was asked for, and everything that can be refused before the work begins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
+
+from compressor.allocation import check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.lattice import lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
-from compressor.plan import Costs, Target, lattice, protected, solve
+from compressor.plan import Costs, Target
+from compressor.recovery.precision import check_memory
+from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
 from compressor.writing import LAYOUTS, check_space, choose_container
 
@@ -27,6 +33,7 @@ class Settings:
     coarse: str | None = None
     fine: str | None = None
     reduce: str | None = None
+    allocate: str = "uniform"
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -45,19 +52,40 @@ class Settings:
     max_memory: int | None = None
     work_dir: Path | None = None
     seed: int = 0
+    recovery: Recovery = field(default_factory=Recovery)
+    resume: bool = False
     overwrite: bool = False
     verify: bool = True
     max_perplexity_ratio: float | None = 3.0
+
+    @property
+    def on_device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
 
 
+def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
+    """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
+    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
+    given = {
+        f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
+        for option in fields(settings)
+        if option.name not in free
+    }
+    given["the targets"] = " ".join(target_name(t) for t in settings.targets)
+    given["the source's fingerprint"] = checkpoint.fingerprint
+    given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
+    return given
+
+
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
     check_method(settings, checkpoint)
     check_dest(settings)
+    settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
         raise InputError("The same target is given twice.")
     if settings.statistics not in ("dense", "pruned"):
@@ -68,9 +96,21 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_allocation(settings.allocate)
+    if settings.statistics == "pruned" and settings.allocate != "uniform":
+        raise InputError(
+            "--statistics pruned cuts each block as it is scored, and --allocate "
+            f"{settings.allocate} finds the widths when all are; leave one of them out."
+        )
     check_repair(settings.repair, checkpoint)
     if settings.layout not in LAYOUTS:
         raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
+    if settings.layout == "uniform" and settings.allocate != "uniform":
+        raise InputError(
+            f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
+            "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
+            "--allocate out."
+        )
     widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
@@ -78,12 +118,20 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
             "equal; add --layout padded (for evaluation), or leave --protect out."
         )
-    needed = 0
+    needed = largest = 0
     for target in settings.targets:
         chosen = solve(target, checkpoint, widths, protect)
         choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
-        needed += checkpoint.bytes if settings.layout == "padded" else size
+        size = checkpoint.bytes if settings.layout == "padded" else size
+        needed, largest = needed + size, max(largest, size)
+        if settings.recovery.method != "none":
+            left = Costs.of(checkpoint).size(chosen, checkpoint.units, "params")
+            check_memory(
+                left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
+            )
+    if settings.recovery.method != "none":
+        needed += largest  # the cut stands until the recovered is judged
     check_space(settings.dest.parent, needed)
 
 

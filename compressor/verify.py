@@ -1,13 +1,13 @@
 """Proof that a written checkpoint works, in a fresh process and with plain transformers.
 
-    python -m compressor.verify DIR [SOURCE]
+    python -m compressor.verify DIR [SOURCE | EXPECTED]
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, accepts no missing, unexpected or mismatched
-tensor, and compares the logits of fixed prompts with those of SOURCE whose removed units are
-masked. Tensors that a repair changed are no longer the source's: their bytes must have the digest
-that the repair recorded, and the masked source computes with them in the place of its own. Both are
-computed in float32, a few rows of a weight being widened at a time and their pages dropped after
-use, so a model larger than the memory can be verified.
+tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed units
+are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
+source's: their bytes must have the digest that the repair recorded, and the masked source computes
+with them in the place of its own. All are computed in float32, a few rows of a weight being widened
+at a time and their pages dropped after use, so a model larger than the memory can be verified.
 """
 
 import json
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from compressor.blocks import assign
 from compressor.checkpoint import Checkpoint
@@ -34,17 +35,26 @@ TOLERANCE = 1e-3  # of the logits' standard deviation
 ROWS = 4096
 
 
-def verify(folder: Path, source: Path | None = None) -> dict:
-    """Verify in a fresh process; the report it printed, or `VerificationError`."""
+def verify(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
+    """Verify in a fresh process; the report it printed, or `VerificationError`.
+
+    expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
+    what a trained model computed before it was written. Give a source, or this, or neither.
+    """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
             raise InputError(f"There is no checkpoint in {path}: it has no config.json.")
     if source is not None and not (folder / "compression.json").exists():
         raise InputError(f"{folder} has no compression.json, so what was removed is unknown.")
+    if source is not None and (read_record(folder).get("recovery") or {}).get("kept"):
+        raise InputError(
+            f"{folder} was trained after the cut, so it computes something else than its source "
+            "without some units; verify it without --source."
+        )
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
     if sys.version_info < (3, 11):
         command.remove("-P")
-    command += [str(source)] if source else []
+    command += [str(against)] if (against := source or expected) else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode < 0:
         raise MachineError(
@@ -62,7 +72,7 @@ def verify(folder: Path, source: Path | None = None) -> dict:
     return report
 
 
-def verify_here(folder: Path, source: Path | None = None) -> dict:
+def verify_here(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
     """The same in this process: loads, and computes what the plan says."""
     model, tokenizer = load(folder)
     report = {"folder": str(folder), "class": type(model).__name__, "loads": True, "error": None}
@@ -71,20 +81,19 @@ def verify_here(folder: Path, source: Path | None = None) -> dict:
     ours = [logits(model, ids) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
-    if source is None:
-        return report
     del model
-    masked, their_tokenizer = load(source, Checkpoint(source).dtype)
-    for prompt, ids in zip(PROMPTS, prompts, strict=True):
-        if not torch.equal(their_tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
-            raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
-    with masked_plan(masked, source, folder):
-        theirs = [logits(masked, ids) for ids in prompts]
+    if expected is not None:
+        theirs, whose = load_file(expected), "trained model's"
+        theirs = [theirs[str(i)] for i in range(len(prompts))]
+    elif source is not None:
+        theirs, whose = masked_logits(source, folder, prompts), "masked source's"
+    else:
+        return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
     report["logits_difference"] = worst
     if not worst <= TOLERANCE:
         raise VerificationError(
-            f"The logits of {folder} differ from the masked source's by {worst:.2e} of their "
+            f"The logits of {folder} differ from the {whose} by {worst:.2e} of their "
             f"standard deviation; at most {TOLERANCE:.0e} is rounding."
         )
     return report
@@ -112,6 +121,20 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     return model.eval(), tokenizer
 
 
+def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The prompts' logits of the source without the units that `folder` says were removed."""
+    masked, tokenizer = load(source, Checkpoint(source).dtype)
+    for prompt, ids in zip(PROMPTS, prompts, strict=True):
+        if not torch.equal(tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
+            raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
+    with masked_plan(masked, source, folder):
+        return [logits(masked, ids) for ids in prompts]
+
+
+def read_record(folder: Path) -> dict:
+    return json.loads((folder / "compression.json").read_text(encoding="utf-8"))
+
+
 @contextmanager
 def masked_plan(model, source: Path, folder: Path):
     """The source model with the units masked that compression.json says were removed.
@@ -122,7 +145,7 @@ def masked_plan(model, source: Path, folder: Path):
 
     checkpoint = Checkpoint(source)
     geometry = Geometry.of(checkpoint)
-    record = json.loads((folder / "compression.json").read_text())
+    record = read_record(folder)
     kept = record["plan"]["blocks"]
     repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(kept)}
     layers = model.get_submodule(checkpoint.family.layers)
@@ -207,7 +230,11 @@ def _restore(module, args, output) -> None:
 
 def main(arguments: list[str]) -> None:
     try:
-        report = verify_here(Path(arguments[0]), Path(arguments[1]) if arguments[1:] else None)
+        folder, *against = map(Path, arguments)
+        if against and against[0].is_file():
+            report = verify_here(folder, expected=against[0])
+        else:
+            report = verify_here(folder, *against)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

@@ -80,8 +80,8 @@ def check_layout(plan: Plan, layout: str) -> None:
     widths = plan.widths()
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(
-            "The plan has blocks of different widths (protected ones keep theirs), which no stock "
-            "model class loads; leave --protect out, or use --layout padded to evaluate it."
+            "The plan has blocks of different widths (global allocation, or protected blocks), which "
+            "no stock model class loads; plan without, or use --layout padded to evaluate it."
         )
 
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
 from compressor.checkpoint import SINGLE, Checkpoint
-from compressor.cli import job, run, stages
+from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.repair import KINDS
 from compressor.scores import Scores
+from compressor.stages import stages
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",
@@ -181,6 +182,12 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
         (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
+        (["--keep", 0.7, "--allocate", "magic"], "uniform or global, not 'magic'"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout padded"),
+        (
+            ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
+            "finds the widths when all are",
+        ),
         (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
         (["--keep", 0.7, 0.7], "given twice"),
@@ -246,6 +253,32 @@ def test_pruned_statistics(llama, quick, tmp_path):
     assert len(record["plan"]["blocks"][0]["ffn"]) == 48
 
 
+def test_global_allocation(llama, quick, tmp_path, capsys):
+    options = ["--allocate", "global", "--protect", "0", "--align", 2]
+    whole = [*options, "--layout", "padded", "--keep", 0.7, "--method", "hywia", *quick[:-1]]
+    assert compress(llama, tmp_path / "whole", *whole, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["allocate"] == "global" and found["keep_reached"] <= 0.7
+    assert found["verified"].startswith("logits within")
+    record = json.loads((tmp_path / "whole" / "compression.json").read_text())
+    widths = [len(block["ffn"]) for block in record["plan"]["blocks"]]
+    assert widths[0] == 48 and widths[1] != widths[2]
+
+    def stage(*arguments) -> int:
+        return run(stages, [str(a) for a in arguments])
+
+    scores, plan, dest = tmp_path / "s.safetensors", tmp_path / "p.json", tmp_path / "cut"
+    assert stage("score", llama, "--out", scores, "--method", "hywia", *quick[:-1]) == 0
+    assert stage("plan", scores, "--keep", 0.7, "--out", plan, *options) == 0
+    assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
+    assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
+    assert stage("cut", llama, dest, "--plan", plan) == 2
+    assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
+    padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
+    assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
+    assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
+
+
 def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_path):
     options = ["--keep", 0.7, *quick, "--evaluation", text_file]
     assert compress(llama, tmp_path / "a", *options) == 0
@@ -287,25 +320,25 @@ def test_full_disk_is_said_before_starting(llama, quick, tmp_path, capsys, monke
 
 
 def test_failed_verification_leaves_nothing(llama, text_file, tmp_path, capsys, monkeypatch):
-    import compressor.pipeline
+    import compressor.result
     from compressor.errors import VerificationError
 
     def fail(*_):
         raise VerificationError("The logits differ.")
 
-    monkeypatch.setattr(compressor.pipeline, "verify", fail)
+    monkeypatch.setattr(compressor.result, "verify", fail)
     code = compress(llama, tmp_path / "out", "--keep", 0.7, "--calibration", text_file)
     assert code == 5
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_interruption_leaves_nothing(llama, quick, tmp_path, monkeypatch):
-    import compressor.pipeline
+    import compressor.result
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compressor.pipeline, "write", interrupt)
+    monkeypatch.setattr(compressor.result, "write", interrupt)
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from compressor.allocation import allocate, solve
 from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import InputError
-from compressor.plan import Costs, Plan, Target, allocate, default_align, lattice, solve
+from compressor.lattice import default_align, lattice
+from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores, best
 from compressor.scoring import score
 

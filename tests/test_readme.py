@@ -28,8 +28,9 @@ def clone(tmp_path_factory) -> Path:
 
 def test_commands_and_python(clone):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    commands = [line for line in blocks("bash")[0].splitlines() if not line.startswith("pip ")]
-    assert len(commands) == 4
+    lines = (line for block in blocks("bash") for line in block.splitlines())
+    commands = [line for line in lines if not line.startswith("pip ")]
+    assert len(commands) == 6
     for command in [*commands, *(["python", "-c", code] for code in blocks("python"))]:
         done = subprocess.run(
             command,

@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.errors import InputError, VerificationError
-from compressor.pipeline import make_record
-from compressor.plan import Target, allocate
+from compressor.plan import Target
 from compressor.repair.streaming import Repair
 from compressor.report import write_record
+from compressor.result import make_record
 from compressor.scoring import score
 from compressor.verify import verify, verify_here
 from compressor.writing import write

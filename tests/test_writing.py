@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compressor.allocation import allocate
 from compressor.checkpoint import INDEX, Checkpoint
 from compressor.errors import InputError, MachineError
 from compressor.methods.statistics import Geometry, only_units
-from compressor.plan import Plan, Target, allocate
+from compressor.plan import Plan, Target
 from compressor.scoring import score
 from compressor.writing import check_space, patched_config, write
 

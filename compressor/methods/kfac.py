@@ -40,43 +40,83 @@ class MaskFisher(OutputGradients):
 
 
 class Kfac(OutputGradients):
-    """`kfac`: keeps a float32 Gram matrix [hidden, hidden] of gradients for each projection."""
+    """`kfac`: keeps the gradients of each projection as a `Metric`."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.inputs: dict[str, torch.Tensor] = {}
-        self.gradients: dict[str, torch.Tensor] = {}
+        self.metrics: dict[str, Metric] = {}
 
     def add(self, group, x, dx, dy) -> None:
         parts = x.unflatten(1, (self.geometry.units[group], -1))
         gram = torch.einsum("tuc,tud->ucd", parts, parts).double()
         self.inputs[group] = self.inputs.get(group, 0) + gram
-        if group not in self.gradients:
-            self.gradients[group] = dy.new_zeros(dy.shape[1], dy.shape[1])
-        self.gradients[group].addmm_(dy.T, dy)
+        self.metrics.setdefault(group, Metric()).add(dy)
 
     def reduced(self) -> dict[str, torch.Tensor]:
         return {
             group: output_error(
-                self.module(group).weight.detach(), gram / self.tokens, self.gradients[group]
+                self.module(group).weight.detach(), gram / self.tokens, self.metrics[group]
             ).cpu()
             / self.tokens
             for group, gram in self.inputs.items()
         }
 
 
-def output_error(weight: torch.Tensor, inputs: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+class Metric:
+    """M = sum of g g^T over rows g: the rows themselves while they are fewer than their length, which
+    is less work for a short text, and the matrix [hidden, hidden] from then on.
+    """
+
+    def __init__(self):
+        self.rows: list[torch.Tensor] = []
+        self.gram: torch.Tensor | None = None
+
+    def add(self, rows: torch.Tensor) -> None:
+        """rows [tokens, hidden], float32 or better."""
+        if self.gram is not None:
+            self.gram.addmm_(rows.T, rows)
+            return
+        self.rows.append(rows)
+        if sum(map(len, self.rows)) >= rows.shape[1]:
+            every = torch.cat(self.rows)
+            self.gram = every.T @ every
+            self.rows.clear()
+
+    def factors(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrices L, R with L^T R = columns^T M columns, for columns [hidden, n].
+
+        Products with bfloat16 columns are taken in bfloat16: their errors are random and average out
+        over the hidden size, and the sums that follow are wide.
+        """
+        if self.gram is not None:
+            return columns.to(self.gram.dtype), self._product(self.gram, columns)
+        through = self._product(torch.cat(self.rows), columns)
+        return through, through
+
+    @staticmethod
+    def _product(metric: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        narrow = columns.dtype == torch.bfloat16
+        computed = columns.dtype if narrow else metric.dtype
+        return (metric.to(computed) @ columns.to(computed)).to(metric.dtype)
+
+
+def output_error(weight: torch.Tensor, inputs: torch.Tensor, metric: Metric) -> torch.Tensor:
     """tr(W_u^T M W_u S_u) of every unit: float64 [units].
 
-    weight [hidden, channels]; inputs S [units, width, width], width = channels / units; metric M
-    [hidden, hidden], symmetric. In slices of whole units: beside them, nothing of M's size is made.
+    weight [hidden, channels]; inputs S [units, width, width], width = channels / units. In slices of
+    whole units: beside them, nothing of M's size is made.
     """
     units, width, _ = inputs.shape
     step = max(1, COLUMNS // width)
     errors = []
     for begin in range(0, units, step):
         some = inputs[begin : begin + step]
-        columns = weight[:, begin * width : (begin + len(some)) * width].to(metric.dtype)
-        left, right = (m.T.unflatten(0, (-1, width)) for m in (columns, metric @ columns))
+        columns = weight[:, begin * width : (begin + len(some)) * width]
+        if width == 1:
+            left, right = metric.factors(columns)
+            errors.append((left * right).sum(0).double() * some.flatten().double())
+            continue
+        left, right = (m.T.unflatten(0, (-1, width)) for m in metric.factors(columns))
         errors.append(((left @ right.transpose(1, 2)).double() * some.double()).sum((1, 2)))
     return torch.cat(errors).clamp_min(0)

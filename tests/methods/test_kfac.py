@@ -9,7 +9,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gradients import backward
-from compressor.methods.kfac import Kfac, MaskFisher, output_error
+from compressor.methods.kfac import Kfac, MaskFisher, Metric, output_error
 from compressor.methods.output_gradients import OutputGradients
 from compressor.methods.statistics import Geometry
 
@@ -166,15 +166,20 @@ def test_same_inputs_same_bytes(llama, observer):
 
 @pytest.mark.parametrize(("units", "width"), [(7, 1), (6, 4), (2, 12)])
 @pytest.mark.parametrize("columns", [5, 1024])
-def test_output_error_is_the_mean_square_in_the_metric(units, width, columns, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 4, 9, 20])  # kept as rows below 9, as a matrix from 9 on
+def test_output_error_is_the_mean_square_in_the_metric(units, width, columns, rows, monkeypatch):
     monkeypatch.setattr("compressor.methods.kfac.COLUMNS", columns)
     torch.manual_seed(0)
     weight = torch.randn(9, units * width, dtype=torch.float64)
     x = torch.randn(30, units, width, dtype=torch.float64)
-    root = torch.randn(9, 4, dtype=torch.float64)
+    gradients = torch.randn(rows, 9, dtype=torch.float64)
     removed = torch.einsum("tuc,huc->tuh", x, weight.unflatten(1, (units, width)))
-    expected = (removed @ root).square().sum((0, 2))
-    found = output_error(weight, torch.einsum("tuc,tud->ucd", x, x), root @ root.T)
+    expected = (removed @ gradients.T).square().sum((0, 2))
+    metric = Metric()
+    for part in gradients.split(3):
+        metric.add(part)
+    assert (metric.gram is None) == (rows < 9)
+    found = output_error(weight, torch.einsum("tuc,tud->ucd", x, x), metric)
     torch.testing.assert_close(found, expected)
 
 

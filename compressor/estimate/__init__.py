@@ -1,0 +1,148 @@
+"""What a model costs to hold and to run: counts, rooflines, and the clock beside them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.estimate.costs import Part, parts
+from compressor.estimate.machine import measured_device
+from compressor.estimate.measuring import measure
+from compressor.estimate.roofline import DEVICES, Device, is_here, total_seconds
+from compressor.widths import model_widths
+
+CONTEXT = 2048
+SUMMED = (
+    "parameters", "bytes", "flops_per_token", "kv_bytes_per_token", "kv_bytes", "decode_bytes",
+    "decode_seconds", "prefill_flops", "prefill_bytes", "prefill_seconds",
+)  # fmt: skip
+
+
+def estimate(
+    folder: Path,
+    before: Path | None = None,
+    device: str | None = None,
+    batch: int = 1,
+    context: int | None = None,
+    clock: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Costs of `folder`, and of `before`, at a batch of sequences and a context in tokens.
+
+    The result: `batch`, `context`, `device` and `models`, each with its ceilings, `parts` and
+    `total` (seconds are of a whole step: one token of each sequence, or a prompt of `context` tokens
+    each). With `clock`, each model also has `measured`. Errors: `InputError` for an unknown device
+    or a context beyond the positions of a model, `MachineError` for what this machine cannot run.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    here = is_here(device)
+    if clock and not here:
+        raise InputError(
+            f"--measure times this machine, and {device} is known from its data sheet only; "
+            "use --device cpu or cuda."
+        )
+    opened = [Checkpoint(path) for path in (before, folder) if path is not None]
+    context = checked_context(opened, context)
+    if batch < 1:
+        raise InputError(f"--batch must be at least 1, not {batch}.")
+    models = []
+    for checkpoint in opened:
+        widths = model_widths(checkpoint)
+        found = parts(widths, batch, context)
+        roof = products = DEVICES.get(device)
+        if here:
+            roof, products = measured_device(device, widths, batch)
+        model = described(checkpoint, found, roof, widths.dtype, batch)
+        if clock:
+            model["measured"] = compared(checkpoint, model, found, products, batch, context)
+        models.append(model)
+        progress(len(models), len(opened))
+    return {"batch": batch, "context": context, "device": device, "models": models}
+
+
+def checked_context(opened: list[Checkpoint], asked: int | None) -> int:
+    """The context asked for, or 2,048 tokens, as far as every model has positions."""
+    stated = [c.config.get("max_position_embeddings") for c in opened]
+    positions = min(filter(None, stated), default=math.inf)
+    context = min(CONTEXT, positions) if asked is None else asked
+    if not 1 <= context <= positions:
+        raise InputError(
+            f"--context must lie between 1 and the model's {positions} positions, not {context}."
+        )
+    return context
+
+
+def described(
+    checkpoint: Checkpoint, found: list[Part], roof: Device, dtype: torch.dtype, batch: int
+) -> dict:
+    """One model as plain data."""
+    rows = []
+    for part in found:
+        widths = part.widths
+        rows.append(
+            {
+                "block": part.name,
+                "heads": widths and widths.heads,
+                "kv_heads": widths and widths.kv_heads,
+                "ffn": widths and widths.ffn,
+                "window": widths and widths.window,
+                "parameters": part.parameters,
+                "bytes": part.bytes,
+                "flops_per_token": part.decode.flops // batch,
+                "kv_bytes_per_token": part.kv_bytes_per_token,
+                "kv_bytes": part.kv_bytes,
+                "decode_bytes": part.decode.bytes,
+                "decode_seconds": roof.seconds(part.decode, dtype),
+                "decode_bound": roof.bound(part.decode, dtype),
+                "prefill_flops": part.prefill.flops,
+                "prefill_bytes": part.prefill.bytes,
+                "prefill_seconds": roof.seconds(part.prefill, dtype),
+                "prefill_bound": roof.bound(part.prefill, dtype),
+            }
+        )
+    total = {key: sum(row[key] for row in rows) for key in SUMMED}
+    return {
+        "path": str(checkpoint.path),
+        "dtype": str(dtype).removeprefix("torch."),
+        "tied": checkpoint.tied,
+        "bandwidth": roof.bandwidth,
+        "peak": roof.peak[dtype],
+        "ceilings": roof.source,
+        "parts": rows,
+        "total": total | {"tokens_per_second": batch / total["decode_seconds"]},
+    }
+
+
+def compared(
+    checkpoint: Checkpoint,
+    model: dict,
+    found: list[Part],
+    products: Device,
+    batch: int,
+    context: int,
+) -> dict:
+    """The clock beside what was expected.
+
+    Expected of a prefill: its roofline and the overhead. Of a decode step: the roofline at the rate
+    at which products of as many rows read weights on this machine, and the overhead.
+    """
+    times, overhead = measure(checkpoint, products.name, batch, context)
+    dtype = checkpoint.dtype
+    prefill = model["total"]["prefill_seconds"]
+    decode = total_seconds((part.decode for part in found), products, dtype)
+    result = {"product_bandwidth": products.bandwidth}
+    for name, work, measured, spent in (
+        ("decode", decode, times.decode, overhead.decode),
+        ("prefill", prefill, times.prefill, overhead.prefill),
+    ):
+        result[name] = {
+            "roofline": model["total"][f"{name}_seconds"],
+            "overhead": spent,
+            "expected": work + spent,
+            "measured": measured,
+            "measured_over_expected": measured / (work + spent),
+        }
+    return result

@@ -1,0 +1,113 @@
+"""The clock: prefill and decode of a checkpoint by plain transformers on this machine.
+
+The dtype is the stored one, the threads are as set, tokens are random. A prefill is one forward of
+the prompt that keeps the cache and the logits of the last token; a decode step is one forward of one
+token a sequence with a static cache of as many positions as the context, and the choice of the next
+token. Medians, after warming up.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError, MachineError
+
+STEPS, WARM = 24, 4
+PREFILLS = 3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one prefill and of one decode step."""
+
+    prefill: float
+    decode: float
+
+
+def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tuple[Times, Times]:
+    """Times of the checkpoint, and of its empty twin: the framework's overhead."""
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    if context < 2:
+        raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        if device.startswith("cuda")
+        else psutil.virtual_memory().available
+    )
+    if checkpoint.bytes > free:
+        raise MachineError(
+            f"{checkpoint.path} needs {checkpoint.bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
+            "memory are free; leave --measure out, or free some."
+        )
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.dtype)
+    found = times(model.to(device), batch, context)
+    del model
+    return found, times(empty_twin(checkpoint).to(device), batch, context)
+
+
+def empty_twin(checkpoint: Checkpoint):
+    """The same class with as many blocks but next to no channels: its time is overhead."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = checkpoint.family
+    config = AutoConfig.from_pretrained(checkpoint.path)
+    config.hidden_size = config.head_dim = checkpoint.head_dim  # rotary settings depend on it
+    for key, width in {
+        family.heads_key: 1,
+        family.kv_heads_key: 1,
+        family.ffn_width_key: 16,
+        "vocab_size": 16,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }.items():
+        setattr(config, key, width)
+    return AutoModelForCausalLM.from_config(config, dtype=checkpoint.dtype)
+
+
+@torch.inference_mode()
+def times(model, batch: int, context: int) -> Times:
+    """Median seconds of a prefill of `context` tokens, and of a decode step at that context."""
+    from transformers import StaticCache
+
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch, context), generator=generator)
+    ids = ids.to(model.device)
+
+    def prefill() -> None:
+        model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+    prefill()
+    prefills = [clocked(prefill, model.device) for _ in range(PREFILLS)]
+
+    steps = min(STEPS + WARM, context - 1)
+    cache = StaticCache(config=model.config, max_cache_len=context)
+    last = ids[:, : context - steps]
+
+    def step() -> None:
+        nonlocal last
+        logits = model(input_ids=last, past_key_values=cache, logits_to_keep=1).logits
+        last = logits[:, -1:].argmax(-1)
+
+    step()
+    spent = [clocked(step, model.device) for _ in range(steps)]
+    return Times(statistics.median(prefills), statistics.median(spent[WARM:] or spent))
+
+
+def clocked(function: Callable, device: torch.device) -> float:
+    """Seconds of a call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun

@@ -1,0 +1,57 @@
+"""The widths that may be written: aligned, expressible in the container, shared by devices."""
+
+import math
+from dataclasses import dataclass
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+
+WIDE, ALIGN_WIDE = 2048, 128
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending."""
+
+    ffn: list[int]
+    attention: list[int]
+
+
+def default_align(width: int) -> int:
+    """128 for real models; for small ones the largest power of two that divides, up to width/16."""
+    if width >= WIDE:
+        return ALIGN_WIDE
+    align = 4
+    while align * 2 <= width // 16 and width % (align * 2) == 0:
+        align *= 2
+    return align
+
+
+def lattice(
+    checkpoint: Checkpoint, align: int | None = None, tp: int = 1, container: str = "auto"
+) -> Lattice:
+    """Widths of the uniform layout that the container can express and `tp` devices can share."""
+    family, width = checkpoint.family, checkpoint.units["ffn"]
+    if (align is not None and align < 1) or tp < 1:
+        raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
+    step = align or default_align(width)
+    if tp > 1:
+        step = math.lcm(step, ALIGN_WIDE * tp)
+    if step > width:
+        raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
+    groups = checkpoint.kv_heads
+    rep = checkpoint.heads // groups
+    biased = any("bias" in t for t in checkpoint.block_tensors(0))
+    bound_by_hidden = (
+        family.heads_divide_hidden
+        and container != family.container
+        and (container == family.model_type or biased or not family.container)
+    )
+    counts = [
+        g
+        for g in range(1, groups + 1)
+        if (g == groups)
+        or ((not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0) and g % tp == 0)
+    ]
+    widths = sorted({*range(step, width + 1, step), width})
+    return Lattice(widths, counts)

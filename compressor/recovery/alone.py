@@ -1,0 +1,94 @@
+"""The stage `recover`: train a checkpoint that was cut before, perhaps on several GPUs.
+
+    torchrun --nproc-per-node 4 -m compressor recover SMALL DEST --recover-data rows.jsonl
+
+Every process trains; the first one alone keeps the journal, writes, verifies, measures and publishes.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError, QualityError
+from compressor.opening import open_stream, read_texts
+from compressor.pipeline import open_work, work_folder
+from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
+from compressor.recovery.precision import check_memory
+from compressor.recovery.stage import recover
+from compressor.report import Lines, Meter, write_record
+from compressor.result import measure
+from compressor.settings import Settings, check_dest, decisive
+from compressor.verify import read_record
+from compressor.writing import publish
+
+NAME = "recovery"
+
+
+def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict | None:
+    """Recover `settings.source` as `settings.dest`; what came of it, None but in the first process.
+
+    uncut: the checkpoint it was cut from, which `distill` learns from. `QualityError` if the training
+    made it no better; then nothing is written.
+    """
+    checkpoint = Checkpoint(settings.source)
+    settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
+    recovery, dest = settings.recovery, settings.dest
+    recovery.check()
+    check_dest(settings)
+    if recovery.method == "distill" and uncut is None:
+        raise InputError("--recover distill learns from the uncut model; name it with --source.")
+    teacher = Checkpoint(uncut or settings.source)
+    if teacher.vocabulary != checkpoint.vocabulary:
+        raise InputError(
+            f"{uncut} has {teacher.vocabulary} tokens and {settings.source} {checkpoint.vocabulary}; "
+            "--source must be what it was cut from."
+        )
+    check_memory(
+        checkpoint.parameters,
+        checkpoint.dtype,
+        settings.on_device,
+        settings.dtype,
+        settings.max_memory,
+    )
+    processes = PartialState(cpu=settings.on_device == "cpu")
+    if recovery.accumulate % processes.num_processes:
+        raise InputError(
+            f"--recover-accumulate {recovery.accumulate} parts cannot be divided among "
+            f"{processes.num_processes} processes."
+        )
+    _, evaluation = read_texts(settings, checkpoint)
+    data = read_recovery(settings, checkpoint)
+    partial = dest.with_name(dest.name + ".partial")
+    if processes.is_main_process:
+        work, journal = open_work(settings)
+        journal.agree("settings", decisive(settings, checkpoint, evaluation))
+        agree_on_recovery(settings, data, work, journal)
+    processes.wait_for_everyone()
+    work = work_folder(settings)
+    source = open_stream(settings, teacher, work, data)
+    if not processes.is_main_process:
+        recover(settings, data, settings.source, partial, work / (NAME + STATE), source)
+        return None
+
+    def perplexity(folder: Path) -> float | None:
+        return measure(settings, folder, work, evaluation, meter, lines)
+
+    with Meter() as meter:
+        before = perplexity(settings.source)
+        result = {"perplexity_pruned": before, "warnings": [], "verified": ""}
+        done = {"result": result, "record": {}, "recovered": False}
+        stem = work / NAME
+        recover_one(
+            settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    if not done["record"]["recovery"]["kept"]:
+        raise QualityError(result["warnings"][-1])
+    former = read_record(partial) if (partial / "compression.json").exists() else {}
+    known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
+    write_record(partial, former | done["record"] | known)
+    publish(partial, dest)
+    return result | {"dest": str(dest), "seconds": dict(meter.seconds)}

@@ -1,0 +1,142 @@
+"""Recovery as a part of a job: what it reads, when it may go on, and what becomes of one result."""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from compressor.blocks import BlockStream
+from compressor.calibration import check_ids
+from compressor.checkpoint import Checkpoint
+from compressor.journal import Journal
+from compressor.recovery.data import RecoveryData, read_data
+from compressor.recovery.settings import Recovery
+from compressor.report import Lines, Meter
+from compressor.settings import Settings
+from compressor.verify import verify
+
+MERGED = "recovered"  # a folder inside the cut's, so that its files can be renamed into place
+STATE = ".training.safetensors"
+
+
+def read_recovery(settings: Settings, checkpoint: Checkpoint) -> RecoveryData | None:
+    """What recovery trains on: its own text, or all of the calibration's."""
+    recovery = settings.recovery
+    if recovery.method == "none":
+        return None
+    own = recovery.data or recovery.data_range
+    data = read_data(
+        recovery.data or settings.calibration,
+        checkpoint.tokenizer(),
+        min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30),
+        recovery.steps * recovery.batch,
+        recovery.data_range if own else settings.calibration_range,
+        settings.seed,
+    )
+    check_ids([e.ids for e in (*data.train, *data.held_back)], checkpoint.vocabulary)
+    return data
+
+
+def describe_data(protocol: dict) -> str:
+    """What is trained on, in a line."""
+    return (
+        f"{protocol['source']}: {protocol['sequences']} sequences of at most {protocol['length']} "
+        f"tokens, {protocol['tokens']:,} tokens that count, and {protocol['held_back']} held back"
+    )
+
+
+def agree_on_recovery(
+    settings: Settings, data: RecoveryData | None, work: Path, journal: Journal
+) -> None:
+    """A training that has been saved goes on with the settings and the text it was begun with."""
+    if not any(work.glob(f"*{STATE}")):
+        shutil.rmtree(work / "teacher", ignore_errors=True)
+        journal.put("recovery", None)
+    asked = settings.recovery
+    given = {f.metadata["flag"]: getattr(asked, f.name) for f in fields(Recovery)}
+    given["the SHA-256 of the text to train on"] = data and data.protocol["sha256"]
+    journal.agree("recovery", given)
+
+
+def recover_one(
+    settings: Settings,
+    data: RecoveryData,
+    folder: Path,
+    out: Path,
+    stem: Path,
+    done: dict,
+    source: BlockStream,
+    measure: Callable[[Path], float | None],
+    meter: Meter,
+    lines: Lines,
+) -> None:
+    """Recover the cut in `folder` as the folder `out`, which is there afterwards if it is better.
+    `done` tells of the result, and if it says that it is recovered, nothing is left to do.
+
+    stem: the beginning of the names of the files that belong to this result in the work folder.
+    measure: the evaluation text's perplexity of a folder, None without such a text.
+    """
+    if done["recovered"]:
+        return
+    from compressor.recovery.stage import expected_of, recover  # peft takes seconds to import
+
+    result, record = done["result"], done["record"]
+    state = stem.with_name(stem.name + STATE)
+    with meter.stage("recover"), lines.stage("recover") as progress:
+        history = recover(settings, data, folder, out, state, source, progress)
+    after = None if history.stopped else measure(out)
+    failure = verdict(history, result["perplexity_pruned"], after)
+    if too_long := data.protocol.get("rows_too_long"):
+        result["warnings"].append(
+            f"{too_long} rows of {data.protocol['source']} have no answer within "
+            f"{data.protocol['length']} tokens, and were left out of the recovery."
+        )
+    if failure:
+        shutil.rmtree(out, ignore_errors=True)
+        result["warnings"].append(failure)
+    else:
+        result["perplexity_after"] = after
+        if settings.verify:
+            with meter.stage("verify"), lines.stage("verify"):
+                found = verify(out, expected=expected_of(state))
+            proof = f"recovered within {found['logits_difference']:.1e}"
+            result["verified"] = ", ".join(filter(None, (result["verified"], proof)))
+    record["recovery"] = result["recovery"] = {
+        "kept": failure is None,
+        "settings": asdict(settings.recovery),
+        "data": data.protocol,
+        "losses": history.losses,
+        "held_back": history.held_back,
+    }
+    done["recovered"] = True
+
+
+def verdict(history, before: float | None, after: float | None) -> str | None:
+    """Why the cut is better left as it was, in a sentence, or None.
+
+    before, after: perplexities on the evaluation text; without one those on the sequences held back.
+    """
+    text = "the evaluation text"
+    if before is None or after is None:
+        text = "the sequences held back"
+        before, after = (math.exp(history.held_back[i][1]) for i in (0, -1))
+    if history.stopped:
+        reason = history.stopped
+    elif not after < before:
+        reason = f"perplexity on {text} went from {before:.4f} to {after:.4f}"
+    else:
+        return None
+    return (
+        f"The recovery was given up, because {reason}; the result is the cut model without it. "
+        "Lower --learning-rate, or give more --recover-data."
+    )
+
+
+def adopt(folder: Path) -> None:
+    """Put the recovered files in the place of the cut's; may be interrupted and done again."""
+    out = folder / MERGED
+    if out.exists():
+        for file in out.iterdir():
+            file.replace(folder / file.name)
+        out.rmdir()

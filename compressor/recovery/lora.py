@@ -1,0 +1,74 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685) by peft on every projection of a cut model.
+
+Weights stay as they are stored, or in float32, so that nothing is lost before the adapters are
+merged; adapters are float32.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from compressor.checkpoint import Checkpoint
+from compressor.recovery.precision import held_dtype
+from compressor.recovery.settings import Recovery
+from compressor.verify import load
+
+Adapters = dict[str, tuple[torch.Tensor, torch.Tensor]]
+NAME = "default"  # peft's name of an adapter that is not named
+
+
+def target_modules(checkpoint: Checkpoint) -> list[str]:
+    """The projections of a block that a cut touches, by their names inside it."""
+    return [
+        part.tensor.removesuffix(".weight")
+        for slices in checkpoint.family.groups().values()
+        for part in slices
+        if part.tensor.endswith(".weight")
+    ]
+
+
+def load_adapted(
+    folder: Path, recovery: Recovery, device: torch.device, asked: str, seed: int
+) -> nn.Module:
+    """The checkpoint in `folder` as a model whose adapters alone ask for gradients.
+
+    An adapter begins as no change. Where a weight's column is zero (a padded unit) the adapter's
+    column is made zero too; no input reaches it, so it stays zero and the unit stays absent.
+    """
+    checkpoint = Checkpoint(folder)
+    model, _ = load(folder, held_dtype(checkpoint.dtype, device.type == "cpu", asked))
+    config = LoraConfig(
+        r=recovery.rank,
+        lora_alpha=recovery.alpha,
+        lora_dropout=recovery.dropout,
+        target_modules=target_modules(checkpoint),
+    )
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():  # of names that transformers deprecates and peft still asks for
+        warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(model.requires_grad_(False), config)
+    with torch.no_grad():
+        for module in layers(model).values():
+            module.lora_A[NAME].weight[:, (module.weight == 0).all(0)] = 0
+    return model.to(device)
+
+
+def layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The adapted projections by the names their weights have in a checkpoint."""
+    base = model.get_base_model()
+    return {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+
+
+def adapters(model: nn.Module) -> Adapters:
+    """A [rank, in] and B [out, rank] of every adapted projection, in float32 on the CPU."""
+    return {
+        name: tuple(getattr(module, x)[NAME].weight.detach().float().cpu() for x in ADAPTER)
+        for name, module in layers(model).items()
+    }
+
+
+ADAPTER = ("lora_A", "lora_B")

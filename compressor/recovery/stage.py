@@ -1,0 +1,106 @@
+"""Training a cut checkpoint and writing what came of it.
+
+Started by torchrun, every process trains its share of each step, and the first one writes.
+"""
+
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from compressor.blocks import BlockStream
+from compressor.checkpoint import Checkpoint
+from compressor.errors import MachineError
+from compressor.memory import trim_heap
+from compressor.recovery.data import RecoveryData
+from compressor.recovery.lora import adapters, layers, load_adapted
+from compressor.recovery.merge import write_merged
+from compressor.recovery.precision import computed_dtype
+from compressor.recovery.teacher import Teacher, teach
+from compressor.recovery.training import History, train
+from compressor.settings import Settings
+from compressor.verify import PROMPTS, logits
+
+
+def recover(
+    settings: Settings,
+    data: RecoveryData,
+    folder: Path,
+    out: Path,
+    state: Path,
+    source: BlockStream,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> History:
+    """Train the cut checkpoint in `folder` and write the result as the new folder `out`.
+
+    state: the file the training is saved in, and goes on from if it exists. Beside it come the
+    logits that the result must compute, for verification (`expected_of`), and what `distill` learns
+    from `source`, the stream of the uncut model on the device to train on. Where the history says
+    that the training stopped, nothing is written. `MachineError` when memory runs out.
+    """
+    recovery, device = settings.recovery, source.device
+    processes = PartialState(cpu=device.type == "cpu")
+    teacher = None
+    if recovery.method == "distill":
+        kept = state.with_name("teacher")  # for every target: it knows the source alone
+        if processes.is_main_process:
+            teach(source, data.train, recovery.teacher_top, kept, progress)
+        processes.wait_for_everyone()
+        teacher = Teacher(kept)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_errors():
+        model = load_adapted(folder, recovery, device, settings.dtype, settings.seed)
+        history = train(
+            model,
+            data.train,
+            data.held_back,
+            recovery,
+            settings.seed,
+            state,
+            computed_dtype(device.type == "cpu", settings.dtype),
+            teacher,
+            progress,
+        )
+        if not history.stopped and processes.is_main_process:
+            trained = adapters(model)
+            save_expected(model, folder, expected_of(state))
+            shutil.rmtree(out, ignore_errors=True)
+            write_merged(folder, out, trained, recovery.alpha / recovery.rank)
+    del model
+    trim_heap()
+    return history
+
+
+def expected_of(state: Path) -> Path:
+    return state.with_suffix(".expected.safetensors")
+
+
+def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
+    """The logits of the trained model for `PROMPTS`, merged in memory by peft and rounded as stored.
+
+    What was written from the files by write_merged has to compute the same.
+    """
+    checkpoint = Checkpoint(folder)
+    tokenizer = checkpoint.tokenizer()
+    for module in layers(model).values():  # merged in place: not in pages mapped from the file
+        module.weight.data = module.weight.data.clone()
+    merged = model.merge_and_unload().to(checkpoint.dtype)
+    found = {
+        str(i): logits(merged, tokenizer(p, return_tensors="pt")["input_ids"].to(merged.device))
+        for i, p in enumerate(PROMPTS)
+    }
+    save_file(found, path)
+
+
+@contextmanager
+def memory_errors():
+    """Memory that runs out while training, in a sentence."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(
+            f"Memory ran out while training: {error}. Raise --recover-accumulate, or lower --length."
+        ) from error

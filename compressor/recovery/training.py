@@ -1,0 +1,167 @@
+"""The training loop: AdamW on the adapters, saved as it goes, the same after an interruption.
+
+Nothing random is carried from step to step: order and dropout are functions of the seed and the
+step, the learning rate of the step. So adapters, moments and losses are all that has to be saved.
+Under torchrun every process takes its share of a step's sequences, and gradients are summed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from compressor.recovery.data import Example
+from compressor.recovery.losses import differentiate, mean_loss
+from compressor.recovery.settings import Recovery
+from compressor.recovery.teacher import Teacher
+
+STRIDE = 1_000_003  # steps of one seed share no stream with steps of the next
+
+
+@dataclass
+class History:
+    """`losses[step]` is the mean loss of a step; `held_back` are pairs of a number of steps and the
+    mean cross-entropy, after them, of the sequences held back. Both a counted token, in nats.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    held_back: list[list] = field(default_factory=list)
+    stopped: str | None = None  # why, if not after the last step
+
+
+def order(step: int, batch: int, count: int, seed: int) -> list[int]:
+    """Which of `count` sequences a step takes: one epoch's permutation after the other."""
+    chosen = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, count)
+        if not chosen or place == 0:
+            generator = torch.Generator().manual_seed(seed * STRIDE + epoch)
+            permutation = torch.randperm(count, generator=generator).tolist()
+        chosen.append(permutation[place])
+    return chosen
+
+
+def learning_rate(step: int, recovery: Recovery) -> float:
+    """Linear warm-up to the full rate, then a cosine that ends at zero after the last step."""
+    warm = round(recovery.warmup * recovery.steps)
+    if step < warm:
+        return recovery.learning_rate * (step + 1) / warm
+    share = (step - warm) / (recovery.steps - warm)
+    return recovery.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Example],
+    held_back: Sequence[Example],
+    recovery: Recovery,
+    seed: int,
+    state: Path,
+    computed: torch.dtype = torch.float32,
+    teacher: Teacher | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> History:
+    """Train the adapters of `model` (lora.load_adapted) in place.
+
+    Goes on where the file `state` ends, if there is one. Stops at the first loss or gradient that is
+    not finite, and says so in the history.
+    """
+    base = model.get_base_model()
+    device = base.get_output_embeddings().weight.device
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), weight_decay=recovery.weight_decay, fused=True
+    )
+    processes = PartialState(cpu=device.type == "cpu")
+    at_a_time = recovery.batch // recovery.accumulate
+    narrow = torch.autocast(device.type, computed) if computed != torch.float32 else nullcontext()
+
+    def judge() -> float:
+        model.eval()
+        with narrow:
+            return mean_loss(base, held_back, at_a_time)
+
+    history = restore(state, parameters, optimizer) or History(held_back=[[0, judge()]])
+    for step in range(len(history.losses), recovery.steps):
+        model.train()
+        torch.manual_seed(
+            (seed * STRIDE + step) * processes.num_processes + processes.process_index
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recovery)
+        chosen = order(step, recovery.batch, len(examples), seed)
+        # Long sequences together: fewer paddings.
+        chosen.sort(key=lambda i: -len(examples[i].ids))
+        predicted = sum(int(examples[i].predicted.sum()) for i in chosen)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        parts = range(0, recovery.batch, at_a_time)
+        for begin in parts[processes.process_index :: processes.num_processes]:
+            part = chosen[begin : begin + at_a_time]
+            soft = teacher.soft(part).to(device) if teacher else None
+            with narrow:
+                loss += differentiate(
+                    base, [examples[i] for i in part], predicted, soft, recovery.distill_weight
+                )
+        if processes.num_processes > 1:
+            loss = reduce(loss, "sum")
+            for parameter in parameters.values():
+                parameter.grad = reduce(parameter.grad, "sum")
+        norm = nn.utils.clip_grad_norm_(parameters.values(), recovery.clip_norm)
+        if not math.isfinite(loss.item() + norm.item()):
+            history.stopped = f"at step {step + 1} the loss is {loss:g} and its gradient {norm:g}"
+            return history
+        history.losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % recovery.save_every == 0 or done == recovery.steps:
+            history.held_back.append([done, judge()])
+            if processes.is_main_process:
+                save(state, parameters, optimizer, history)
+        progress(done, recovery.steps)
+    return history
+
+
+def save(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, history: History) -> None:
+    """All that the next step depends on, in a file that is complete whenever it exists."""
+    tensors = {}
+    for name, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        tensors[name] = parameter.detach()
+        tensors |= {f"{name} {moment}": moments[moment] for moment in MOMENTS}
+    about = {"losses": history.losses, "held_back": history.held_back}
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file(tensors, unfinished, metadata={"history": json.dumps(about)})
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer) -> History | None:
+    """Put a saved state in place; its history, or None where nothing was saved."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as handle:
+        about = json.loads(handle.metadata()["history"])
+        for name, parameter in parameters.items():
+            with torch.no_grad():
+                parameter.copy_(handle.get_tensor(name))
+            steps = torch.tensor(float(len(about["losses"])), device=parameter.device)
+            optimizer.state[parameter] = {"step": steps}
+            for moment in MOMENTS:
+                value = handle.get_tensor(f"{name} {moment}").to(parameter.device)
+                optimizer.state[parameter][moment] = value
+    return History(about["losses"], about["held_back"])
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")

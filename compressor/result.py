@@ -1,0 +1,169 @@
+"""One result of a job: cut, repaired, written, verified, measured, judged."""
+
+import shutil
+from pathlib import Path
+
+from compressor import __version__
+from compressor.blocks import BlockStream
+from compressor.calibration import TokenSet
+from compressor.checkpoint import Checkpoint
+from compressor.drawing import PICTURE, draw
+from compressor.errors import InputError, MachineError
+from compressor.evaluation import perplexity
+from compressor.lattice import lattice
+from compressor.memory import trim_heap
+from compressor.opening import open_stream, read_texts
+from compressor.plan import Plan
+from compressor.repair import check_repair
+from compressor.repair.streaming import Repair
+from compressor.report import versions, write_card, write_record
+from compressor.settings import (
+    Settings,
+)
+from compressor.verify import verify
+from compressor.writing import publish, write
+
+
+def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
+    return None if settings.repair == "none" else Repair(stream, plan, tokens, settings.repair)
+
+
+def cut_one(
+    settings,
+    checkpoint,
+    scores,
+    plan: Plan,
+    target,
+    folder,
+    work,
+    before,
+    evaluation,
+    meter,
+    lines,
+    repair,
+) -> tuple[dict, dict]:
+    """Write one result, verify it and measure it; what to say of it and its compression.json."""
+    with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
+        container = write(
+            checkpoint,
+            plan,
+            folder,
+            settings.layout,
+            settings.container,
+            progress=progress,
+            changes=repair and meter.timed("repair", repair.blocks()),
+        )
+    result = {
+        "source": str(checkpoint.path),
+        "dest": str(settings.dest),
+        "method": plan.about["scores"]["method"],
+        "mode": plan.about["scores"]["mode"],
+        "allocate": plan.about["allocate"],
+        "repair": settings.repair,
+        "layout": settings.layout,
+        "container": container,
+        "model_type": checkpoint.family.model_type,
+        "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
+        "keep_reached": plan.about["keep_reached"],
+        "keep_blocks_reached": plan.about["keep_blocks_reached"],
+        "parameters_before": checkpoint.parameters,
+        "bytes_before": checkpoint.bytes,
+        "perplexity_before": before and before["perplexity"],
+        "perplexity_pruned": None,
+        "perplexity_after": None,
+        "seed": settings.seed,
+        "recovery": None,
+        "warnings": repair.warnings if repair else [],
+        "verified": "no",
+    }
+    if container != checkpoint.family.model_type:
+        result["warnings"].append(
+            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
+            "number of heads; the tensors and the arithmetic are the same."
+        )
+    record = make_record(checkpoint, plan, settings.layout, container, repair)
+    record["evaluation"] = evaluation and evaluation.protocol
+    write_record(folder, record)
+    trim_heap()
+    if settings.verify:
+        with meter.stage("verify"), lines.stage("verify"):
+            found = verify(folder, checkpoint.path)
+        result["verified"] = f"logits within {found['logits_difference']:.1e}"
+    written = Checkpoint(folder)
+    result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
+    with meter.stage("draw"):
+        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        try:
+            draw(folder / PICTURE, scores, plan, checkpoint, widths)
+        except MachineError as missing:
+            result["warnings"].append(str(missing))
+    result["perplexity_pruned"] = measure(settings, folder, work, evaluation, meter, lines)
+    result["perplexity_after"] = result["perplexity_pruned"]
+    return result, record
+
+
+def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> float | None:
+    """Perplexity of the checkpoint in a folder; None without an evaluation text."""
+    if evaluation is None:
+        return None
+    with meter.stage("evaluate"), lines.stage("evaluate"):
+        stream = open_stream(settings, Checkpoint(folder), work, evaluation)
+        return perplexity(stream, evaluation)["perplexity"]
+
+
+def judge(settings, folder: Path, result: dict, record: dict) -> None:
+    """Hold the result against --max-perplexity-ratio; write its record and its card."""
+    limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
+    measured = after is not None and limit is not None
+    if measured and not after / result["perplexity_before"] <= limit:
+        result["verified"] = "rejected"
+    kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
+    perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
+    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
+    write_record(folder, record)
+    write_card(folder, result, record)
+
+
+def apply_plan(settings: Settings, plan: Plan) -> str:
+    """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
+    checkpoint, dest = Checkpoint(settings.source), settings.dest
+    check_repair(settings.repair, checkpoint)
+    if dest.exists():
+        raise InputError(f"{dest} exists; choose another DEST.")
+    calibration, _ = read_texts(settings, checkpoint)
+    partial = dest.with_name(dest.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        stream = open_stream(settings, checkpoint, dest.parent, calibration)
+        repair = open_repair(settings, stream, plan, calibration)
+        changes = repair and repair.blocks()
+        layout, container = settings.layout, settings.container
+        chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
+        write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
+        difference = None
+        if settings.verify:
+            difference = verify(partial, settings.source)["logits_difference"]
+        written = Checkpoint(partial)
+        publish(partial, dest)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
+    found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    return "\n".join([found, *(repair.warnings if repair else [])])
+
+
+def make_record(
+    checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
+) -> dict:
+    """What compression.json holds of every result."""
+    return {
+        "format": 1,
+        "compressor": __version__,
+        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
+        "plan": {"blocks": plan.blocks, "about": plan.about},
+        "repair": repair and repair.about,
+        "layout": layout,
+        "container": container,
+        "versions": versions(),
+    }

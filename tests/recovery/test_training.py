@@ -1,0 +1,179 @@
+"""The loop: what a step takes, what it does, and that an interruption changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compressor.blocks import BlockStream
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.recovery import training
+from compressor.recovery.lora import adapters, load_adapted
+from compressor.recovery.settings import Recovery, usual_rate
+from compressor.recovery.teacher import teach
+from compressor.recovery.training import learning_rate, order, train
+
+CPU = torch.device("cpu")
+
+
+def trained(folder, recovery, examples, state, seed=0, **options):
+    model = load_adapted(folder, recovery, CPU, "auto", seed)
+    history = train(model, examples[2:], examples[:2], recovery, seed, state, **options)
+    return history, adapters(model)
+
+
+def same(left: dict, right: dict) -> bool:
+    return all(
+        torch.equal(x, y) for name in left for x, y in zip(left[name], right[name], strict=True)
+    )
+
+
+def test_every_epoch_takes_every_sequence_once():
+    steps = [order(step, 4, 10, seed=0) for step in range(15)]
+    taken = [i for step in steps for i in step]
+    epochs = [taken[begin : begin + 10] for begin in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert steps != [order(step, 4, 10, seed=1) for step in range(15)]
+    assert set(order(0, 7, 3, seed=0)) == {0, 1, 2}  # more than an epoch in a step
+
+
+def test_the_rate_rises_and_falls():
+    recovery = Recovery(steps=100, learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, recovery) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(0, replace(recovery, warmup=0.0)) == 1.0
+    assert learning_rate(0, replace(recovery, steps=1)) == 1.0
+
+
+def test_the_usual_rate_of_a_wide_model_is_the_published_one():
+    assert usual_rate(4096) == pytest.approx(1e-4)
+    assert usual_rate(64) > usual_rate(128) > usual_rate(4096)
+    assert Recovery(learning_rate=3e-4).of_width(64).learning_rate == 3e-4
+
+
+def test_one_step_is_that_of_a_plain_loop(any_family, examples, tmp_path):
+    """Accumulated, padded and chunked, against the model's own loss of all sequences at once."""
+    recovery = Recovery(
+        "lora", 1, batch=8, accumulate=4, dropout=0.0, warmup=0.0, learning_rate=0.1
+    )
+    history, found = trained(any_family, recovery, examples, tmp_path / "state")
+    model = load_adapted(any_family, recovery, CPU, "auto", 0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.0)
+    chosen = [examples[2:][i] for i in order(0, 8, 10, seed=0)]
+    ids = torch.nn.utils.rnn.pad_sequence([e.ids for e in chosen], batch_first=True)
+    labels = [e.labels for e in chosen]
+    labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    loss = model(input_ids=ids, labels=labels).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    assert history.losses == [pytest.approx(loss.item(), rel=1e-5)]
+    for name, (_, b) in adapters(model).items():  # A has no gradient yet: B begins as zero
+        torch.testing.assert_close(found[name][1], b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "distill"])
+def test_training_lowers_the_loss_of_what_it_sees(llama, examples, tmp_path, method):
+    recovery = Recovery(method, 30, batch=10, accumulate=2, learning_rate=2e-2, save_every=15)
+    teacher = None
+    if method == "distill":
+        teacher = teach(BlockStream(Checkpoint(llama)), examples[2:], 8, tmp_path / "teacher")
+        recovery = replace(recovery, distill_weight=0.5)
+    history, _ = trained(llama, recovery, examples, tmp_path / "state", teacher=teacher)
+    assert history.losses[-1] < 0.9 * history.losses[0]
+    assert [step for step, _ in history.held_back] == [0, 15, 30]
+    assert history.stopped is None
+
+
+@pytest.mark.parametrize("method", ["lora", "distill"])
+def test_an_interrupted_training_ends_the_same(llama, examples, tmp_path, quick, method):
+    """Bit by bit: adapters and losses; killed between two saved states, and right after one."""
+    recovery = replace(quick, method=method)
+    options = {}
+    if method == "distill":
+        stream = BlockStream(Checkpoint(llama))
+        options = {"teacher": teach(stream, examples[2:], 8, tmp_path / "teacher")}
+    history, whole = trained(llama, recovery, examples, tmp_path / "whole", **options)
+
+    for last in (3, 4):
+
+        def stop(done, total, last=last):
+            if done == last:
+                raise KeyboardInterrupt
+
+        state = tmp_path / f"state-{last}"
+        with pytest.raises(KeyboardInterrupt):
+            trained(llama, recovery, examples, state, progress=stop, **options)
+        seen = []
+        resumed, parts = trained(
+            llama,
+            recovery,
+            examples,
+            state,
+            progress=lambda done, _, s=seen: s.append(done),
+            **options,
+        )
+        assert seen == [step for step in range(1, 7) if step > last // 2 * 2]
+        assert resumed == history and same(parts, whole)
+    state = tmp_path / "whole"
+    assert same(trained(llama, recovery, examples, state, **options)[1], whole)
+
+
+def test_a_state_is_whole_or_not_there(llama, examples, tmp_path, quick, monkeypatch):
+    """Killed while a state is written: the one before it counts."""
+    history, whole = trained(llama, quick, examples, tmp_path / "whole")
+    real, written = training.save_file, []
+
+    def dies(tensors, path, metadata):
+        written.append(path)
+        if len(written) == 2:
+            path.write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(training, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trained(llama, quick, examples, tmp_path / "state")
+    resumed, parts = trained(llama, quick, examples, tmp_path / "state")
+    assert resumed == history and same(parts, whole)
+
+
+def test_another_seed_trains_otherwise(llama, examples, tmp_path, quick):
+    _, one = trained(llama, quick, examples, tmp_path / "a", seed=0)
+    _, two = trained(llama, quick, examples, tmp_path / "b", seed=1)
+    assert not same(one, two)
+
+
+def test_a_loss_that_is_not_finite_stops(llama, examples, tmp_path, quick):
+    recovery = replace(quick, learning_rate=1e38, warmup=0.0, clip_norm=1e30)
+    history, _ = trained(llama, recovery, examples, tmp_path / "state")
+    assert len(history.losses) < 6
+    assert history.stopped.startswith(f"at step {len(history.losses) + 1} the loss is ")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": "luck"}, "--recover must be none, lora or distill, not 'luck'"),
+        ({"steps": 0}, "--recover-steps must be at least 1, not 0"),
+        ({"batch": 0}, "--recover-batch must be at least 1"),
+        ({"accumulate": 3}, "--recover-batch 8 cannot be divided into --recover-accumulate 3"),
+        ({"learning_rate": 0.0}, "--learning-rate must be positive, not 0.0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be positive, not nan"),
+        ({"warmup": 1.0}, "--recover-warmup must be from 0 to below 1"),
+        ({"dropout": 1.0}, "--lora-dropout must be from 0 to below 1"),
+        ({"rank": -1}, "--lora-rank must be at least 1"),
+        ({"alpha": -1}, "--lora-alpha must be positive"),
+        ({"distill_weight": 1.5}, "--distill-weight must be from 0 to 1"),
+        ({"weight_decay": -1.0}, "--weight-decay must be not negative"),
+        ({"save_every": 0}, "--recover-save-every must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(changed, message):
+    with pytest.raises(InputError, match=message):
+        replace(Recovery(), **changed).check()
