@@ -12,7 +12,7 @@ from compressor.calibration import Batch
 from compressor.errors import InputError
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
-from compressor.repair.refine import RATE, Example, refine
+from compressor.repair.refine import Example, refine
 from compressor.repair.ridge import Moments, ridge
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -42,13 +42,10 @@ class BlockRepair:
     the held-back error before and after every step that had anything to repair.
     """
 
-    def __init__(
-        self, task: Task, index: int, layer, narrow, stored, calls: list[tuple], rate: float = RATE
-    ):
+    def __init__(self, task: Task, index: int, layer, narrow, stored, calls: list[tuple]):
         self.task, self.index, self.calls = task, index, calls
         self.layer, self.narrow, self.stored = layer, narrow, stored
         self.device, self.family = task.stream.device, task.geometry.family
-        self.rate = rate
         self.toward_dense = task.kind.toward == "dense"
         self.changed: dict[str, torch.Tensor] = {}
         self.record: dict[str, dict] = {}
@@ -114,13 +111,12 @@ class BlockRepair:
             mask = self.task.batches[i].mask.to(self.device)
             return Example(hidden, *self.calls[i], target, mask)
 
-        found, losses, self.rate = refine(
+        found, losses = refine(
             self.narrow,
             {n: present[n].to(self.device) for n in names},
             example,
             range(self.task.fitted),
             range(self.task.fitted, len(self.calls)),
-            self.rate,
         )
         self.record["refine"] = {"losses": losses}
         if min(losses) < losses[0]:

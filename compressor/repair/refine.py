@@ -1,12 +1,13 @@
-"""Block-wise refinement: some epochs of AdamW on a block's remaining projections, toward the dense block.
+"""Block-wise refinement: AdamW on all that remains of a block's projections, toward the dense block.
 
 After the closed form all projections of a block move together. The loss is the squared distance of the
 block's output from the dense model's stream after it, every token's divided by the mean square of that
 stream (as in the closed form); the block is fed what the cut and repaired model computes before it.
 
 What counts is the held-back loss, taken after every epoch: the weights with the smallest one are kept,
-those from before included. An epoch that does not lower it is taken back, and the next one moves a
-quarter as far; so a rate that is too high costs time and nothing else.
+those from before included. Rates rise over the first steps and fall to nothing at the end, and a step is
+a share of the size of what it moves; so one setting does for all tensors. Where that is too far after
+all, and the held-back loss runs away, the best weights return and the next steps are a quarter as long.
 
 Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); this
 loss, the rates and the schedule are ours.
@@ -20,8 +21,10 @@ from torch import nn
 from torch.func import functional_call
 
 EPOCHS = 8
-RATE = 0.05  # how far a step moves a weight, as a share of its tensor's root mean square
-SLOWER = 0.25
+STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
+RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
+WARM_UP = 20  # steps
+RUNAWAY, SLOWER = 3, 0.25
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ def refine(
     held: range,
     rate: float = RATE,
     epochs: int = EPOCHS,
-) -> tuple[dict[str, torch.Tensor], list[float], float]:
-    """The refined float32 weights, the held-back loss before and after every epoch, the rate at the end.
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The refined float32 weights, and the held-back loss before and after every epoch.
 
     `weights` are trained in float32 and rounded to the dtypes of the parameters of `module` whenever it
     runs; its other parameters stay. Batches of `fitted` are visited in an order of their own
@@ -76,11 +79,13 @@ def refine(
                 betas=(0.9, 0.95),
                 weight_decay=0.0,
             )
+            steps = 0
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))
         for step, i in enumerate(order.tolist()):
-            remaining = 1 - (epoch + step / len(fitted)) / epochs
+            steps += 1
+            share = min(1, steps / WARM_UP) * (1 - (epoch + step / len(fitted)) / epochs)
             for group in optimizer.param_groups:
-                group["lr"] = rate * remaining * group["size"]
+                group["lr"] = rate * share * group["size"]
             with torch.enable_grad():
                 total, tokens = loss(trained, fitted[i])
                 (total / tokens).backward()
@@ -89,6 +94,6 @@ def refine(
         losses.append(held_back(trained))
         if losses[-1] < min(losses[:-1]):
             best = {n: p.detach().clone() for n, p in trained.items()}
-        else:
+        elif not losses[-1] <= RUNAWAY * min(losses[:-1]):
             trained, rate = None, rate * SLOWER
-    return best, losses, rate
+    return best, losses

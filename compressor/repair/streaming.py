@@ -31,7 +31,7 @@ from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
 from compressor.repair import KINDS, check_repair, check_text, digest
 from compressor.repair.block import BlockRepair, Task, narrowed
-from compressor.repair.refine import RATE
+from compressor.repair.refine import STEP_TOKENS
 
 HELD_BACK = 16
 
@@ -42,7 +42,8 @@ class Repair:
     record[block] names the tensors that were changed and their digest, and in `steps` the lambda
     taken (None: the step was left out) and the held-back error before and after it, as a share of
     the target's energy. Steps are `attention` and `ffn` for the output projections, `attention
-    inputs` and `ffn inputs` for what their groups read.
+    inputs` and `ffn inputs` for what their groups read; `refine` has the held-back losses before
+    and after every epoch.
 
     InputError for fewer than two sequences, and for activations that are not finite.
     """
@@ -56,12 +57,14 @@ class Repair:
         fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]
         held = tokens.sequences[HELD_BACK - 1 :: HELD_BACK] or [fitted.pop()]
         fitted, held = TokenSet(fitted), TokenSet(held)
-        batches = fitted.batches()
+        kind = KINDS[repair]
+        sizes = [STEP_TOKENS] if kind and kind.refined else []
+        batches = fitted.batches(*sizes)
         self.task = Task(
             stream,
             Geometry.of(self.checkpoint),
-            KINDS[repair],
-            [*batches, *held.batches()],
+            kind,
+            [*batches, *held.batches(*sizes)],
             len(batches),
         )
         self.tokens = fitted.tokens
@@ -103,7 +106,7 @@ class Repair:
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         """Of every block in order, the tensors to write in place of the cut ones, as they are stored."""
         dense, calls = self.stream.record([b.ids for b in self.task.batches])
-        cut, rate = dense, RATE
+        cut = dense
         for index, weights in self.stream.weights():
             kept = self.plan.blocks[index]
             small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
@@ -111,14 +114,13 @@ class Repair:
             with loaded(self.stream.layers[index], weights) as layer:
                 del weights
                 block = BlockRepair(
-                    self.task, index, layer, narrow, small, [c[index] for c in calls], rate
+                    self.task, index, layer, narrow, small, [c[index] for c in calls]
                 )
                 whole = all(len(kept[g]) == n for g, n in self.checkpoint.units.items())
                 if dense is cut and whole:
                     dense = cut = block.passed_on(dense)
                 else:
                     dense, cut = block.run(dense, cut)
-            rate = block.rate
             self.record.append(
                 {
                     "steps": block.record,

@@ -10,14 +10,14 @@ FITTED, HELD = range(6), range(6, 8)
 
 
 class Block(nn.Module):
-    """A residual block with a parameter that is not trained."""
+    """A residual block with a parameter that is not trained; what it returns has no bound."""
 
     def __init__(self, size=8):
         super().__init__()
         self.linear = nn.Linear(size, size)
 
     def forward(self, hidden, scale, shift=0.0):
-        return hidden + scale * torch.tanh(self.linear(hidden)) + shift
+        return hidden + scale * nn.functional.silu(self.linear(hidden)) + shift
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def loss(block, found, example, batches) -> float:
 def test_the_held_back_loss_falls_and_is_what_it_says(block):
     teacher = Block()
     teacher.linear.bias.data.copy_(block.linear.bias)
-    example = examples(teacher)
+    example = examples(teacher, noise=0.1)
     before = {n: p.clone() for n, p in block.named_parameters()}
-    found, losses, _ = refine(block, weights(block), example, FITTED, HELD)
+    found, losses = refine(block, weights(block), example, FITTED, HELD, epochs=40)
     assert losses[0] == pytest.approx(loss(block, weights(block), example, HELD), rel=1e-5)
     assert min(losses) == pytest.approx(loss(block, found, example, HELD), rel=1e-5)
     assert min(losses) < 0.5 * losses[0]
@@ -74,15 +74,15 @@ def test_the_held_back_loss_falls_and_is_what_it_says(block):
 
 @pytest.mark.parametrize("rate", [0.05, 100.0])
 def test_what_is_right_stays(block, rate):
-    found, losses, lowered = refine(block, weights(block), examples(block), FITTED, HELD, rate)
+    found, losses = refine(block, weights(block), examples(block), FITTED, HELD, rate)
     assert torch.equal(found["linear.weight"], block.linear.weight)
-    assert losses[0] == 0 and lowered < rate
+    assert losses[0] == 0
 
 
 def test_a_rate_that_is_too_high_is_lowered(block):
     example = examples(Block(), noise=0.1)
-    found, losses, rate = refine(block, weights(block), example, FITTED, HELD, 1000.0, 12)
-    assert rate < 1000.0 and losses[1] > losses[0]
+    found, losses = refine(block, weights(block), example, FITTED, HELD, 1000.0, 12)
+    assert losses[1] > losses[0]
     assert min(losses) < losses[0]
     assert found["linear.weight"].isfinite().all()
 
@@ -92,7 +92,7 @@ def test_training_is_in_float32_and_running_in_the_blocks_dtype(block):
     block.bfloat16()
     batches = [examples(teacher)(i) for i in (*FITTED, *HELD)]
     batches = [Example(b.hidden.bfloat16(), b.args, b.keywords, b.target, b.mask) for b in batches]
-    found, losses, _ = refine(block, weights(block), batches.__getitem__, FITTED, HELD)
+    found, losses = refine(block, weights(block), batches.__getitem__, FITTED, HELD)
     assert found["linear.weight"].dtype == torch.float32
     assert not torch.equal(found["linear.weight"], found["linear.weight"].bfloat16().float())
     assert min(losses) < losses[0]
@@ -102,4 +102,4 @@ def test_same_input_same_output(block):
     example = examples(Block())
     first, second = (refine(block, weights(block), example, FITTED, HELD) for _ in range(2))
     assert torch.equal(first[0]["linear.weight"], second[0]["linear.weight"])
-    assert first[1:] == second[1:]
+    assert first[1] == second[1]
