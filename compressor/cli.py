@@ -84,7 +84,10 @@ def compress(
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
     repair: Annotated[
-        str, Option(help="Refit what stays, without training: ridge, ridge-local, bias or none.")
+        str,
+        Option(
+            help="Refit what stays: ridge; refine (then train each block); ridge-local, bias, none."
+        ),
     ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",

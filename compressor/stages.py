@@ -200,7 +200,7 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
+    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "ridge",
     calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
