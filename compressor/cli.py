@@ -20,6 +20,7 @@ from compressor.arguments import (
     takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
 from compressor.sparse.settings import Weights
@@ -34,6 +35,7 @@ job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions
 
 @job.command()
 @takes("recovery", Recovery, panel="Recovery")
+@takes("quantization", Quantization, panel="Quantisation")
 @takes("weights", Weights, panel="Single weights")
 def compress(
     source: Source,
@@ -88,7 +90,10 @@ def compress(
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
     repair: Annotated[
-        str, Option(help="Refit what stays, without training: ridge, ridge-local, bias or none.")
+        str,
+        Option(
+            help="Refit what stays: ridge; refine (then train each block); ridge-local, bias, none."
+        ),
     ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[
@@ -114,6 +119,7 @@ def compress(
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
     *,
+    quantization: Quantization,
     weights: Weights,
     recovery: Recovery,
 ) -> None:
@@ -128,10 +134,11 @@ def compress(
         targets.append(Target("params", parse_amount(target_params, COUNTS)))
     if target_bytes:
         targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
-    if not targets and not weights.single:
+    if not targets and not weights.single and not quantization.wanted:
         raise InputError(
             "Say how small: --keep, --keep-blocks, --target-params or --target-bytes; or, for zeros "
-            "in the place of weights, --granularity weight and --sparsity."
+            "in the place of weights, --granularity weight and --sparsity; or, for 4-bit weights, "
+            "--quantize w4a16."
         )
     settings = Settings(
         source=source,
@@ -161,6 +168,7 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        quantization=quantization,
         weights=weights,
         recovery=recovery,
         resume=resume,

@@ -17,9 +17,10 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
-from compressor.lattice import lattice
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.planning import measure_cuts, plan_target
+from compressor.quantization import job as quantization
+from compressor.quantization.report import write_card as write_quantized_card
 from compressor.recovery.job import (
     MERGED,
     adopt,
@@ -28,7 +29,7 @@ from compressor.recovery.job import (
     read_recovery,
     recover_one,
 )
-from compressor.report import Lines, Meter
+from compressor.report import Lines, Meter, write_card
 from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -37,6 +38,7 @@ from compressor.settings import (
     check_before_starting,
     chosen_grains,
     decisive,
+    open_lattice,
     wanted_results,
 )
 from compressor.sparse.job import run as prune_weights
@@ -60,6 +62,8 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     with Meter() as meter:
         try:
             run = prune_weights if settings.weights.single else _run
+            if not settings.cuts:
+                run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(name) for name, _, _ in wanted_results(settings)):
@@ -166,7 +170,21 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             journal.put(name, done)
             adopt(folder)
         result = done["result"]
-        judge(settings, folder, result, done["record"])
+        card = write_card
+        if settings.quantization.wanted:
+            quantization.quantize_one(
+                settings,
+                folder,
+                work / name,
+                done,
+                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                meter,
+                lines,
+            )
+            journal.put(name, done)
+            quantization.adopt(folder, done["files"])
+            card = write_quantized_card
+        judge(settings, folder, result, done["record"], card)
         if len(wanted) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
@@ -187,7 +205,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
     kept_units = None
     if settings.statistics == "pruned":
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:

@@ -58,7 +58,7 @@ class Plan:
                 f"{checkpoint.blocks}."
             )
         for index, block in enumerate(self.blocks):
-            for group, units in checkpoint.units.items():
+            for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []
                 if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
                     raise InputError(

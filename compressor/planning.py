@@ -14,17 +14,16 @@ from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.journal import Journal
-from compressor.lattice import lattice
 from compressor.plan import Plan, Target
 from compressor.scores import Scores
-from compressor.settings import Settings, target_name
+from compressor.settings import Settings, open_lattice, target_name
 
 
 def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, meter, lines) -> None:
     """Add the errors of all cuts to the scores, and save both, if the allocation asks for them."""
     if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
         return
-    widths = lattice(stream.checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, stream.checkpoint)
     fitted, _ = held_back(calibration)
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
@@ -51,12 +50,13 @@ def plan_target(
     """
     how, alike = settings.allocate, settings.layout == "uniform"
     given = (settings.align, settings.tp, settings.protect, settings.container)
-    plan = allocate(scores, checkpoint, target, *given, how, alike)
+    columns = settings.quantization.columns
+    plan = allocate(scores, checkpoint, target, *given, how, alike, columns)
     if not ALLOCATIONS[how].measured:
         return plan
-    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, checkpoint)
     protect = protected_blocks(settings.protect, checkpoint)
-    plans = {how: plan, "uniform": allocate(scores, checkpoint, target, *given)}
+    plans = {how: plan, "uniform": allocate(scores, checkpoint, target, *given, columns=columns)}
     for split in constant_splits(target, checkpoint, widths, protect):
         same = everywhere(split, checkpoint, protect)
         name = f"{split['attention']} KV groups"

@@ -12,15 +12,15 @@ from compressor.checkpoint import Checkpoint
 from compressor.drawing import PICTURE, draw
 from compressor.errors import InputError, MachineError
 from compressor.evaluation import perplexity
-from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.plan import Plan
 from compressor.planning import comparison_note
+from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import Meter, versions, write_card, write_record
-from compressor.settings import Settings
+from compressor.settings import Settings, open_lattice
 from compressor.verify import verify
 from compressor.writing import layout_of, publish, write
 
@@ -76,6 +76,7 @@ def cut_one(
         "perplexity_after": None,
         "seed": settings.seed,
         "recovery": None,
+        "quantization": None,
         "warnings": comparison_note(plan) + (repair.warnings if repair else []),
         "verified": "no",
     }
@@ -100,7 +101,7 @@ def cut_one(
     written = Checkpoint(folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         try:
             draw(folder / PICTURE, scores, plan, checkpoint, widths)
         except MachineError as missing:
@@ -115,7 +116,7 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
     if evaluation is None:
         return None
     with meter.stage("evaluate"), lines.stage("evaluate"):
-        stream = open_stream(settings, Checkpoint(folder), work, evaluation)
+        stream = open_stream(settings, open_model(folder), work, evaluation)
         return perplexity(stream, evaluation)["perplexity"]
 
 
@@ -127,6 +128,7 @@ def judge(settings, folder: Path, result: dict, record: dict, write_card=write_c
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
+    perplexities += ("perplexity_unquantized",)
     names = (*kept, *perplexities, "verified")
     record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
@@ -180,13 +182,19 @@ def make_record(
     checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
 ) -> dict:
     """What compression.json holds of every result."""
-    return {
-        "format": 1,
-        "compressor": __version__,
-        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
+    return base_record(checkpoint) | {
         "plan": {"blocks": plan.blocks, "about": plan.about},
         "repair": repair and repair.about,
         "layout": layout,
         "container": container,
+    }
+
+
+def base_record(checkpoint: Checkpoint) -> dict:
+    """Where a result comes from, and what it was made with."""
+    return {
+        "format": 1,
+        "compressor": __version__,
+        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
         "versions": versions(),
     }

@@ -9,10 +9,11 @@ import torch
 from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import lattice
+from compressor.lattice import Lattice, lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target
+from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
@@ -55,6 +56,7 @@ class Settings:
     seed: int = 0
     weights: Weights = field(default_factory=Weights)
     recovery: Recovery = field(default_factory=Recovery)
+    quantization: Quantization = field(default_factory=Quantization)
     resume: bool = False
     overwrite: bool = False
     verify: bool = True
@@ -63,6 +65,12 @@ class Settings:
     @property
     def on_device(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is removed; what keeps everything is quantised as it is."""
+        absolute = any(t.kind in ("params", "bytes") or t.value != 1 for t in self.targets)
+        return self.weights.single or not self.quantization.wanted or absolute
 
     @property
     def reads_calibration(self) -> bool:
@@ -92,6 +100,17 @@ class Settings:
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 
+def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+    """The widths that the options allow."""
+    return lattice(
+        checkpoint,
+        settings.align,
+        settings.tp,
+        settings.container,
+        settings.quantization.columns,
+    )
+
+
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
 
@@ -114,7 +133,8 @@ def wanted_results(settings: Settings) -> list[tuple[str, Target, Settings]]:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "resume"}
+    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "quantization"}
+    free |= {"resume"}
     free |= {"overwrite"}
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
@@ -122,8 +142,9 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
         if option.name not in free
     }
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
-    for option in fields(settings.weights):
-        given[option.metadata["flag"]] = str(getattr(settings.weights, option.name))
+    for group in (settings.weights, settings.quantization):
+        for option in fields(group):
+            given[option.metadata["flag"]] = str(getattr(group, option.name))
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given
@@ -134,9 +155,16 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     settings.weights.check(settings.method)
     check_method(settings, checkpoint)
     check_dest(settings)
+    settings.quantization.check()
     if settings.weights.single:
         check_weights(settings, checkpoint)
+        check_equal_blocks(checkpoint, "--granularity weight")
         check_space(settings.dest.parent, checkpoint.bytes)
+        if settings.quantization.wanted:
+            check_uncut(settings, checkpoint)
+        return
+    if not settings.cuts:
+        check_uncut(settings, checkpoint)
         return
     settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
@@ -165,7 +193,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "layout all are equal; add --layout per-layer (loads with code of its own) or padded "
             "(zeros, to evaluate it), or leave --allocate out."
         )
-    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
         raise InputError(
@@ -173,8 +201,18 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "equal; add --layout per-layer (loads with code of its own) or padded (for evaluation), "
             "or leave --protect out."
         )
+    if settings.quantization.wanted and settings.layout != "uniform":
+        raise InputError(
+            f"--layout {settings.layout} is not for the kernels that --quantize packs weights for: they "
+            "expect equal blocks, and no zeros between; leave one out."
+        )
     needed = largest = 0
     for _, target, own in wanted_results(settings):
+        if settings.quantization.wanted and target.kind == "bytes":
+            raise InputError(
+                "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
+                "--keep-blocks or --target-params."
+            )
         chosen = solve(target, checkpoint, widths, protect)
         if own.layout == "uniform":
             choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
@@ -186,8 +224,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    if settings.recovery.method != "none":
-        needed += largest  # the cut stands until the recovered is judged
+    if settings.recovery.method != "none" or settings.quantization.wanted:
+        needed += largest  # the cut stands until the recovered or the quantised is complete
     check_space(settings.dest.parent, needed)
 
 
@@ -204,6 +242,26 @@ def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
             f"blocks. --layout per-layer writes {family.container} in its place, which has no biases: "
             "leave --container out, or, for a model with biases, use --layout uniform or padded."
         )
+
+
+def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
+    if any(units != checkpoint.units for units in checkpoint.block_units):
+        raise InputError(
+            f"{option} takes checkpoints of equal blocks, and the blocks of {checkpoint.path} have "
+            "different widths; give one in the uniform or the padded layout."
+        )
+
+
+def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse what quantising a whole source cannot do."""
+    from compressor.quantization.stream import check_columns
+    from compressor.quantization.writing import quantized_bytes
+
+    if settings.recovery.method != "none":
+        raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
+    check_equal_blocks(checkpoint, "--quantize")
+    check_columns(checkpoint, settings.quantization.group)
+    check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
 
 
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:

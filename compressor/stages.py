@@ -200,7 +200,7 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
+    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "ridge",
     calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -310,9 +310,9 @@ def evaluate(
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
-    from compressor.checkpoint import Checkpoint
     from compressor.evaluation import perplexity
     from compressor.opening import open_stream, read_texts
+    from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
     settings = Settings(
@@ -327,7 +327,7 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_model(folder)
     _, tokens = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)

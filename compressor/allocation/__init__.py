@@ -17,7 +17,7 @@ import torch
 from compressor.allocation.exact import Widths, best_split, own_widths
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import Lattice, lattice
+from compressor.lattice import Lattice, lattice, up_to
 from compressor.plan import Costs, Plan, Target, limit_of, reached
 from compressor.scores import GROUPS, Scores, best
 
@@ -28,9 +28,13 @@ def smallest(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
     """The least widths of every block; `InputError` where even they are above the target."""
-    costs, units = Costs.of(checkpoint), checkpoint.units
-    least = {"attention": lattice.attention[0], "ffn": lattice.ffn[0]}
-    widths = [dict(units) if b in protect else dict(least) for b in range(checkpoint.blocks)]
+    costs = Costs.of(checkpoint)
+    widths = [
+        dict(units)
+        if b in protect
+        else {g: steps[0] for g, steps in lattice.of_block(units).items()}
+        for b, units in enumerate(checkpoint.block_units)
+    ]
     size = costs.size(widths, target.measure)
     if size > limit_of(target, costs)[0]:
         raise InputError(
@@ -48,22 +52,32 @@ def constant_splits(
     """
     smallest(target, checkpoint, lattice, protect)
     costs, limit = Costs.of(checkpoint), limit_of(target, Costs.of(checkpoint))[0]
+    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    most = {group: min(units[group] for units in free) for group in GROUPS}
 
     def size(split: Widths) -> int:
         widths = everywhere(split, checkpoint, protect)
         return costs.size(widths, target.measure)
 
     found = []
-    for groups in lattice.attention:
-        splits = ({"attention": groups, "ffn": channels} for channels in lattice.ffn)
+    for groups in (n for n in lattice.attention if n <= most["attention"]):
+        channels = [n for n in lattice.ffn if n <= most["ffn"]]
+        splits = ({"attention": groups, "ffn": n} for n in channels)
         fitting = [split for split in splits if size(split) <= limit]
         found += fitting[-1:]
+    if not found:
+        raise InputError(
+            f"Equal widths of all blocks begin with {lattice.attention[0]} KV groups and "
+            f"{lattice.ffn[0]} FFN channels, and a block has {most['attention']} and {most['ffn']}; "
+            "give a smaller --align, or --layout per-layer --allocate exact."
+        )
     return found
 
 
 def everywhere(split: Widths, checkpoint: Checkpoint, protect: Sequence[int]) -> list[Widths]:
     """The same widths in all blocks that are not protected."""
-    return [dict(checkpoint.units if b in protect else split) for b in range(checkpoint.blocks)]
+    blocks = enumerate(checkpoint.block_units)
+    return [dict(units if b in protect else split) for b, units in blocks]
 
 
 def solve(
@@ -75,12 +89,14 @@ def solve(
     few, and one too many costs more than channels do); FFN channels fill the rest exactly.
     """
     splits = constant_splits(target, checkpoint, lattice, protect)
-    costs, units = Costs.of(checkpoint), checkpoint.units
+    costs = Costs.of(checkpoint)
     limit, whole = limit_of(target, costs)
-    free = checkpoint.blocks - len(protect)
-    movable = free * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
+    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    movable = sum(units[g] * costs.unit[g][target.measure] for units in free for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
-    enough = next(g for g in lattice.attention if g >= share * units["attention"] - 1e-9)
+    wanted = share * sum(units["attention"] for units in free) / len(free)
+    wide = [g for g in lattice.attention if g >= wanted - 1e-9]
+    enough = [*wide, lattice.attention[-1]][0]
     # Fewer groups only where the channels alone cannot make room for this many.
     return everywhere([s for s in splits if s["attention"] <= enough][-1], checkpoint, protect)
 
@@ -124,7 +140,7 @@ def ranked_steps(
     for group, widths in lattice.items():
         for b, values in enumerate(normalised(blocks, group)):
             descending, worth = values.sort(descending=True).values, math.inf
-            for narrow, wide in pairwise(widths):
+            for narrow, wide in pairwise(up_to(widths, len(values))):
                 worth = min(worth, descending[narrow:wide].mean().item())
                 steps.append(Step(worth, b, group, wide, wide - narrow))
     return sorted(steps, key=lambda step: -step.worth)
@@ -192,16 +208,21 @@ def solve_exactly(
     errors = scores.landscape.on(lattice)
     free = [b for b in range(checkpoint.blocks) if b not in protect]
     errors = [errors[b] for b in free]
-    steps = {"attention": lattice.attention, "ffn": lattice.ffn}
     if alike:
         splits = constant_splits(target, checkpoint, lattice, protect)
+        steps = {"attention": lattice.attention, "ffn": lattice.ffn}
         return everywhere(best_split(splits, errors, steps), checkpoint, protect)
     smallest(target, checkpoint, lattice, protect)
     costs = Costs.of(checkpoint)
     unit = {group: costs.unit[group][target.measure] for group in GROUPS}
     nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
     room = limit_of(target, costs)[0] - costs.size(nothing, target.measure)
-    widths = [dict(checkpoint.units) for _ in range(checkpoint.blocks)]
+    widths = [dict(units) for units in checkpoint.block_units]
+    steps = [lattice.of_block(widths[b]) for b in free]
+    # Widths beyond the block's own were measured as the whole block.
+    errors = [
+        e[: len(own["attention"]), : len(own["ffn"])] for e, own in zip(errors, steps, strict=True)
+    ]
     for b, width in zip(free, own_widths(errors, steps, unit, room), strict=True):
         widths[b] = width
     return widths
@@ -245,7 +266,9 @@ def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
 
 def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
     if len(scores.blocks) != checkpoint.blocks or any(
-        len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
+        len(block[g]) != units[g]
+        for block, units in zip(scores.blocks, checkpoint.block_units, strict=True)
+        for g in GROUPS
     ):
         raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
 
@@ -260,6 +283,7 @@ def allocate(
     container: str = "auto",
     how: str = "uniform",
     alike: bool = True,
+    columns: int = 1,
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each.
 
@@ -268,7 +292,7 @@ def allocate(
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    widths = lattice(checkpoint, align, tp, container)
+    widths = lattice(checkpoint, align, tp, container, columns)
     chosen = ALLOCATIONS[how].solve(scores, target, checkpoint, widths, protect, alike)
     return plan_of(scores, checkpoint, target, chosen, how, protect)
 

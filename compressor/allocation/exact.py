@@ -55,7 +55,7 @@ def knapsack(
 def grown(
     widths: Sequence[Widths],
     errors: Sequence[torch.Tensor],
-    lattice: Mapping[str, Sequence[int]],
+    lattices: Sequence[Mapping[str, Sequence[int]]],
     costs: Mapping[str, int],
     room: float,
 ) -> list[Widths]:
@@ -67,11 +67,11 @@ def grown(
     widths = [dict(width) for width in widths]
 
     def error(b: int, width: Mapping[str, int]) -> float:
-        return errors[b][tuple(lattice[g].index(width[g]) for g in GROUPS)].item()
+        return errors[b][tuple(lattices[b][g].index(width[g]) for g in GROUPS)].item()
 
     while True:
         steps = []
-        for b, width in enumerate(widths):
+        for b, (width, lattice) in enumerate(zip(widths, lattices, strict=True)):
             for group in GROUPS:
                 wider = lattice[group].index(width[group]) + 1
                 if wider == len(lattice[group]):
@@ -88,20 +88,22 @@ def grown(
 
 def own_widths(
     errors: Sequence[torch.Tensor],
-    lattice: Mapping[str, Sequence[int]],
+    lattices: Sequence[Mapping[str, Sequence[int]]],
     costs: Mapping[str, int],
     room: float,
 ) -> list[Widths]:
     """Widths of every block, of the least sum of errors, whose units cost at most `room`.
 
-    errors: [numbers of groups, FFN widths] of each block; costs: of a unit of each group.
+    errors: [numbers of groups, FFN widths] of each block, whose widths are those of `lattices`;
+    costs: of a unit of each group.
     """
-    pairs = torch.cartesian_prod(*(torch.tensor(lattice[g]) for g in GROUPS))
-    cost = pairs @ torch.tensor([costs[g] for g in GROUPS])
-    chosen = knapsack([cost] * len(errors), [e.flatten() for e in errors], room)
-    widths = [dict(zip(GROUPS, pairs[c].tolist(), strict=True)) for c in chosen]
-    room -= sum(int(cost[c]) for c in chosen)
-    return grown(widths, errors, lattice, costs, room)
+    pairs = [torch.cartesian_prod(*(torch.tensor(own[g]) for g in GROUPS)) for own in lattices]
+    sizes = [own @ torch.tensor([costs[g] for g in GROUPS]) for own in pairs]
+    chosen = knapsack(sizes, [e.flatten() for e in errors], room)
+    taken = [own[c].tolist() for own, c in zip(pairs, chosen, strict=True)]
+    widths = [dict(zip(GROUPS, pair, strict=True)) for pair in taken]
+    room -= sum(int(own[c]) for own, c in zip(sizes, chosen, strict=True))
+    return grown(widths, errors, lattices, costs, room)
 
 
 def best_split(
