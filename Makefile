@@ -1,5 +1,6 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
+# make compat     load results in two versions of transformers
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +10,7 @@ export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-slow asan lint bench bench-whole gpu clean
+.PHONY: install compress test test-slow compat asan lint bench bench-whole gpu clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +40,14 @@ asan: install
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan \
 	    $(BIN)/python -m pytest -q --capture=sys tests/ops --ignore=tests/ops/test_cuda_sources.py
+
+# Our outputs in the oldest transformers we know of and in the newest, each installed first on the path.
+compat: install
+	PYTHONPATH=tests $(BIN)/python tests/compat.py write build/compat
+	for package in transformers==4.57.6 transformers; do \
+	    $(BIN)/python -m pip install --quiet --upgrade --target build/$$package $$package && \
+	    PYTHONPATH=build/$$package $(BIN)/python tests/compat.py load build/compat || exit 1; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

@@ -61,14 +61,18 @@ def plan_target(
         same = everywhere(split, checkpoint, protect)
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, same, how, protect)
-    entry = f"{target_name(target)} held back" + (", own widths" * (not alike))
+    shared = f"{target_name(target)} held back"
+    entry = shared if alike else f"{shared}, own widths"
+    # Of the uniform layout of the same job all but its own allocation is known.
+    known = {name: loss for name, loss in (journal.get(shared) or {}).items() if name != how}
+    known |= journal.get(entry) or {}
     with meter.stage("allocate"), lines.stage("compare") as progress:
         losses = judge(
             stream,
             plans,
             calibration,
             settings.repair,
-            journal.get(entry),
+            known,
             lambda losses: journal.put(entry, losses),
             progress,
         )

@@ -82,8 +82,9 @@ def cut_one(
     }
     if container != checkpoint.family.model_type:
         result["warnings"].append(
-            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
-            "number of heads; the tensors and the arithmetic are the same."
+            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses "
+            + ("numbers of heads that differ" if layout == "per-layer" else "this number of heads")
+            + "; the tensors and the arithmetic are the same."
         )
     if layout != settings.layout:
         result["warnings"].append(
