@@ -11,17 +11,19 @@ from compressor.errors import InputError, MachineError
 from compressor.methods import METHODS
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
+from compressor.selection import needs_text
 
 OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
+    """Calibration (if anything looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    if settings.repair != "none" or method.wants(method.check_mode(settings.mode)):
+    observed = settings.repair != "none" or needs_text(settings.select, settings.kv_cost)
+    if observed or method.wants(method.check_mode(settings.mode)):
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)

@@ -16,6 +16,7 @@ from compressor.plan import Costs, Target
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.selection import check_selection
 from compressor.writing import LAYOUTS, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -43,6 +44,8 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    select: str = "score"
+    kv_cost: str = "score"
     repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
@@ -96,6 +99,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
     if settings.statistics == "pruned" and settings.allocate != "uniform":
         raise InputError(

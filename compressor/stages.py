@@ -38,6 +38,8 @@ def score(
     coarse: str | None = None,
     fine: str | None = None,
     reduce: str | None = None,
+    select: str = "score",
+    kv_cost: str = "score",
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -52,6 +54,7 @@ def score(
     from compressor.opening import open_stream, position_notes, read_texts
     from compressor.report import Lines
     from compressor.scoring import score as run
+    from compressor.selection import check_selection, needs_text, refined
     from compressor.settings import Settings, check_method, chosen_grains
 
     settings = Settings(
@@ -63,6 +66,8 @@ def score(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
+        select=select,
+        kv_cost=kv_cost,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
@@ -74,6 +79,7 @@ def score(
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
+    check_selection(select, kv_cost)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
@@ -88,6 +94,8 @@ def score(
             progress=progress,
             grains=chosen_grains(settings),
         )
+        if needs_text(select, kv_cost):
+            found = refined(found, stream, tokens, select, kv_cost, progress)
         found.save(out)
     for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
         print(note)
