@@ -1,6 +1,6 @@
 """Seconds and peak memory of ordering the channels of one FFN by greedy elimination.
 
-    python bench/run_elimination.py --width 11008 --outputs 4096
+python bench/run_elimination.py --width 11008 --outputs 4096
 """
 
 import resource

@@ -46,13 +46,25 @@ def score(
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
+    errors: Annotated[
+        str | None,
+        Option(
+            help="Also measure the error of every cut, for plan --allocate exact: after the repair "
+            "ridge, or of none."
+        ),
+    ] = None,
+    align: int | None = None,
+    tp: int = 1,
+    container: str = "auto",
     seed: int = 0,
     quiet: bool = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.checkpoint import Checkpoint
     from compressor.opening import open_stream, position_notes, read_texts
-    from compressor.report import Lines
+    from compressor.planning import measure_cuts
+    from compressor.repair import check_repair
+    from compressor.report import Lines, Meter
     from compressor.scoring import score as run
     from compressor.selection import check_selection, needs_text, refined
     from compressor.settings import Settings, check_method, chosen_grains
@@ -74,16 +86,22 @@ def score(
         length=length,
         device=device,
         dtype=dtype,
-        repair="none",
+        allocate="uniform" if errors is None else "exact",
+        repair=errors or "none",
+        align=align,
+        tp=tp,
+        container=container,
         seed=seed,
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
     check_selection(select, kv_cost)
+    check_repair(settings.repair, checkpoint)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
-    with Lines(quiet).stage("score") as progress:
+    lines = Lines(quiet)
+    with lines.stage("score") as progress:
         found = run(
             checkpoint,
             method,
@@ -97,6 +115,7 @@ def score(
         if needs_text(select, kv_cost):
             found = refined(found, stream, tokens, select, kv_cost, progress)
         found.save(out)
+    measure_cuts(settings, found, stream, tokens, out, Meter(), lines)
     for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
         print(note)
 
@@ -117,7 +136,11 @@ def plan(
     tp: int = 1,
     container: str = "auto",
     allocate: Annotated[
-        str, Option(help="uniform, or global (every block its own widths).")
+        str,
+        Option(help="uniform, exact (of scores with errors), or global (every block its own)."),
+    ] = "uniform",
+    layout: Annotated[
+        str, Option(help="uniform, or padded: exact may give every block its own widths.")
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
@@ -125,6 +148,7 @@ def plan(
     from compressor.checkpoint import Checkpoint
     from compressor.plan import Target
     from compressor.scores import Scores
+    from compressor.writing import check_layout_name
 
     given = {
         "keep": keep,
@@ -138,7 +162,9 @@ def plan(
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
     blocks = parse_blocks(protect)
-    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate)
+    check_layout_name(layout)
+    alike = layout == "uniform"
+    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
     made.save(out)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
@@ -292,9 +318,9 @@ def evaluate(
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
-    from compressor.checkpoint import Checkpoint
     from compressor.evaluation import perplexity
     from compressor.opening import open_stream, read_texts
+    from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
     settings = Settings(
@@ -309,7 +335,7 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_model(folder)
     _, tokens = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)
