@@ -46,8 +46,8 @@ def compress(
     method: Annotated[
         str,
         Option(
-            help="llm-bip, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, wanda-sp, "
-            "magnitude or random."
+            help="llm-bip, besa, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, "
+            "wanda-sp, magnitude or random."
         ),
     ] = "llm-bip",
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
@@ -57,12 +57,16 @@ def compress(
         str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
     ] = None,
     allocate: Annotated[
-        str,
+        str | None,
         Option(
-            help="uniform shares; exact: widths of the least measured errors, judged by held-back "
-            "text; or global: one ranking of all units (layout padded)."
+            help="uniform shares (default); exact: widths of the least measured errors, and besa: "
+            "learned ones (default of the method besa), both judged by held-back text; or global: "
+            "one ranking of all units (layout padded)."
         ),
-    ] = "uniform",
+    ] = None,
+    besa_sampling: Annotated[
+        str, Option(help="What besa cuts to while it learns: deterministic means, or categorical.")
+    ] = "deterministic",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -105,6 +109,7 @@ def compress(
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
+    from compressor.methods import default_allocation
     from compressor.pipeline import compress as run
     from compressor.plan import Target
     from compressor.report import Lines, table
@@ -126,7 +131,8 @@ def compress(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
-        allocate=allocate,
+        allocate=allocate or default_allocation(method),
+        besa_sampling=besa_sampling,
         layout=layout,
         container=container,
         calibration=calibration,

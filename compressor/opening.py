@@ -64,7 +64,7 @@ def open_stream(
     # paths the streams before, within and after one.
     states = 2 if settings.repair == "none" else 6
     if ALLOCATIONS[settings.allocate].measured:
-        states = max(states, 5)  # those, what enters o_proj, and the streams after both sub-layers
+        states = max(states, 6)  # those, the streams within the block, and what enters o_proj
     if METHODS[settings.method].observe is not None:
         states = max(states, checkpoint.blocks + 3)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
+from compressor.allocation.besa import check_activation, check_sampling
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
@@ -34,6 +35,7 @@ class Settings:
     fine: str | None = None
     reduce: str | None = None
     allocate: str = "uniform"
+    besa_sampling: str = "deterministic"
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -97,6 +99,9 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
     check_allocation(settings.allocate)
+    check_sampling(settings.besa_sampling)
+    if settings.allocate == "besa":
+        check_activation(checkpoint.config.get("hidden_act", "silu"))
     if settings.statistics == "pruned" and settings.allocate != "uniform":
         raise InputError(
             "--statistics pruned cuts each block as it is scored, and --allocate "

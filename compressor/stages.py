@@ -44,13 +44,11 @@ def score(
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
-    errors: Annotated[
-        str | None,
-        Option(
-            help="Also measure the error of every cut, for plan --allocate exact: after the repair "
-            "ridge, or of none."
-        ),
+    allocate: Annotated[
+        str | None, Option(help="Measure too what plan --allocate exact or besa needs.")
     ] = None,
+    repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
+    besa_sampling: str = "deterministic",
     align: int | None = None,
     tp: int = 1,
     container: str = "auto",
@@ -58,7 +56,10 @@ def score(
     quiet: bool = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
+    from compressor.allocation import ALLOCATIONS, check_allocation
+    from compressor.allocation.besa import check_sampling
     from compressor.checkpoint import Checkpoint
+    from compressor.methods import default_allocation
     from compressor.opening import open_stream, position_notes, read_texts
     from compressor.planning import measure_cuts
     from compressor.repair import check_repair
@@ -66,6 +67,9 @@ def score(
     from compressor.scoring import score as run
     from compressor.settings import Settings, check_method, chosen_grains
 
+    allocate = allocate or default_allocation(method)
+    check_allocation(allocate)
+    check_sampling(besa_sampling)
     settings = Settings(
         source=source,
         dest=out,
@@ -81,8 +85,9 @@ def score(
         length=length,
         device=device,
         dtype=dtype,
-        allocate="uniform" if errors is None else "exact",
-        repair=errors or "none",
+        allocate=allocate,
+        besa_sampling=besa_sampling,
+        repair=repair if ALLOCATIONS[allocate].measured else "none",
         align=align,
         tp=tp,
         container=container,
@@ -129,10 +134,12 @@ def plan(
     container: str = "auto",
     allocate: Annotated[
         str,
-        Option(help="uniform, exact (of scores with errors), or global (every block its own)."),
+        Option(
+            help="uniform, exact or besa (of scores made for it), or global (every block its own)."
+        ),
     ] = "uniform",
     layout: Annotated[
-        str, Option(help="uniform, or padded: exact may give every block its own widths.")
+        str, Option(help="uniform, or padded: exact and besa may give every block its own widths.")
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""

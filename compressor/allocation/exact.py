@@ -7,6 +7,7 @@ the result is the optimum. Ours; errors: `landscape.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 
@@ -91,17 +92,25 @@ def own_widths(
     lattice: Mapping[str, Sequence[int]],
     costs: Mapping[str, int],
     room: float,
+    allowed: Sequence[Sequence[tuple[int, ...]]] | None = None,
 ) -> list[Widths]:
     """Widths of every block, of the least sum of errors, whose units cost at most `room`.
 
-    errors: [numbers of groups, FFN widths] of each block; costs: of a unit of each group.
+    errors: [numbers of groups, FFN widths] of each block; costs: of a unit of each group. allowed: of
+    each block, the places in `errors` to choose from; all by default.
     """
-    pairs = torch.cartesian_prod(*(torch.tensor(lattice[g]) for g in GROUPS))
-    cost = pairs @ torch.tensor([costs[g] for g in GROUPS])
-    chosen = knapsack([cost] * len(errors), [e.flatten() for e in errors], room)
-    widths = [dict(zip(GROUPS, pairs[c].tolist(), strict=True)) for c in chosen]
-    room -= sum(int(cost[c]) for c in chosen)
-    return grown(widths, errors, lattice, costs, room)
+    everything = [*product(*(range(len(lattice[g])) for g in GROUPS))]
+    allowed = allowed or [everything] * len(errors)
+    widths = [
+        [{g: lattice[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in places]
+        for places in allowed
+    ]
+    sizes = [torch.tensor([sum(costs[g] * w[g] for g in GROUPS) for w in own]) for own in widths]
+    own_errors = [torch.stack([e[p] for p in ps]) for e, ps in zip(errors, allowed, strict=True)]
+    chosen = knapsack(sizes, own_errors, room)
+    room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
+    found = [own[c] for own, c in zip(widths, chosen, strict=True)]
+    return grown(found, errors, lattice, costs, room)
 
 
 def best_split(
