@@ -7,13 +7,14 @@ blocks' weights and with each `--repair`, every allocation is cut, repaired and 
 and `uniform` in the uniform layout, all constant splits, besa and exact with widths of its own for every
 block (`own`), and what `compress` takes by held-back text, in the uniform layout (`taken`) and with own
 widths (`taken, own`). Printed are medians over seeds. What was measured with the same settings lies in
-bench/results/allocations and is not measured again.
+bench/results/allocations and is not measured again (scores of an unfinished seed in the temp folder).
 """
 
 import hashlib
 import json
 import math
 import statistics
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,7 @@ def measured_scores(
     checkpoint, found, learned = stream.checkpoint, {}, []
     fitted, _ = held_back(calibration)
     costs = {g: unit["params"] for g, unit in Costs.of(checkpoint).unit.items()}
-    learning = partial(learn_block, costs=costs, seed=seed, sampling="deterministic")
+    learning = partial(learn_block, costs=costs, seed=seed, sampling="none")
     scores = score(checkpoint, method, None, calibration, stream, seed)
     for repair in repairs:
         landscape = measure_landscape(
@@ -122,7 +123,7 @@ def main(
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(len(known.sequences), generator=generator)[:samples].tolist()
         calibration = TokenSet([known.sequences[i] for i in drawn], known.protocol)
-        cache = results / f"{file.stem}-{seed}"
+        cache = Path(tempfile.gettempdir()) / f"{file.stem}-{seed}"
         if not all(cache.with_suffix(f".{r}").exists() for r in repair):
             for r, found in measured_scores(stream, calibration, method, seed, repair).items():
                 found.save(cache.with_suffix(f".{r}"))

@@ -178,9 +178,14 @@ class BlockStream:
                 yield index, weights
 
     @torch.no_grad()
-    def logits(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Logits [sequences, tokens, vocabulary] of every batch, in order, on the device."""
-        states = self.run(batches)
+    def logits(
+        self, batches: list[torch.Tensor], states: Activations | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Logits [sequences, tokens, vocabulary] of every batch, in order, on the device.
+
+        states: what left the last block, where that is known already.
+        """
+        states = states or self.run(batches)
         with self.outer(head=True) as model:
             for i, batch in enumerate(batches):
                 final = states.get(i, self.device)

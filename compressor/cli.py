@@ -20,7 +20,10 @@ from compressor.arguments import (
     takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
+from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
+from compressor.sparse.settings import Weights
 
 Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
@@ -32,6 +35,8 @@ job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions
 
 @job.command()
 @takes("recovery", Recovery, panel="Recovery")
+@takes("quantization", Quantization, panel="Quantisation")
+@takes("weights", Weights, panel="Single weights")
 def compress(
     source: Source,
     dest: Dest,
@@ -44,12 +49,13 @@ def compress(
     target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
     target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
     method: Annotated[
-        str,
+        str | None,
         Option(
-            help="llm-bip, besa, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, "
-            "wanda-sp, magnitude or random."
+            help="llm-bip (default), besa, hywia, taylor, taylor-vector, taylor-mix, kfac, "
+            "mask-fisher, wanda-sp, magnitude or random; of single weights besa (default), "
+            "sparsegpt, wanda or magnitude."
         ),
-    ] = "llm-bip",
+    ] = None,
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
     coarse: Annotated[str | None, Option(help="hywia: gate or vector.")] = None,
     fine: Annotated[str | None, Option(help="hywia: first, second or mix.")] = None,
@@ -64,9 +70,6 @@ def compress(
             "one ranking of all units (layout padded)."
         ),
     ] = None,
-    besa_sampling: Annotated[
-        str, Option(help="What besa cuts to while it learns: deterministic means, or categorical.")
-    ] = "deterministic",
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -82,7 +85,10 @@ def compress(
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
     repair: Annotated[
-        str, Option(help="Refit what stays, without training: ridge, ridge-local, bias or none.")
+        str,
+        Option(
+            help="Refit what stays: ridge; refine (then train each block); ridge-local, bias, none."
+        ),
     ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",
@@ -106,6 +112,8 @@ def compress(
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
     *,
+    quantization: Quantization,
+    weights: Weights,
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
@@ -113,26 +121,29 @@ def compress(
     from compressor.pipeline import compress as run
     from compressor.plan import Target
     from compressor.report import Lines, table
-    from compressor.settings import Settings
+    from compressor.settings import DEFAULT_METHOD, Settings
 
     targets = [Target("keep", r) for r in keep] + [Target("keep-blocks", r) for r in keep_blocks]
     if target_params:
         targets.append(Target("params", parse_amount(target_params, COUNTS)))
     if target_bytes:
         targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
-    if not targets:
-        raise InputError("Say how small: --keep, --keep-blocks, --target-params or --target-bytes.")
+    if not targets and not weights.single and not quantization.wanted:
+        raise InputError(
+            "Say how small: --keep, --keep-blocks, --target-params or --target-bytes; or, for zeros "
+            "in the place of weights, --granularity weight and --sparsity; or, for 4-bit weights, "
+            "--quantize w4a16."
+        )
     settings = Settings(
         source=source,
         dest=dest,
         targets=targets,
-        method=method,
+        method=method or (DEFAULT_WEIGHT_METHOD if weights.single else DEFAULT_METHOD),
         mode=mode,
         coarse=coarse,
         fine=fine,
         reduce=reduce,
-        allocate=allocate or default_allocation(method),
-        besa_sampling=besa_sampling,
+        allocate=allocate or ("uniform" if weights.single else default_allocation(method)),
         layout=layout,
         container=container,
         calibration=calibration,
@@ -151,6 +162,8 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        quantization=quantization,
+        weights=weights,
         recovery=recovery,
         resume=resume,
         overwrite=overwrite,
@@ -162,6 +175,8 @@ def compress(
         print(json.dumps(results if len(results) > 1 else results[0], indent=1))
         return
     console = Console()
+    if weights.single:
+        from compressor.sparse.report import table
     console.print(table(results))
     for warning in dict.fromkeys(w for r in results for w in r["warnings"]):
         console.print(warning, highlight=False)

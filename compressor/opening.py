@@ -5,12 +5,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from compressor.allocation import ALLOCATIONS
 from compressor.allocation.guard import held_back
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, check_ids, read_text, tokenize
 from compressor.errors import InputError, MachineError
-from compressor.methods import METHODS
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
 
@@ -20,16 +18,15 @@ OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
     tokenizer = None
-    method = METHODS[settings.method]
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
-    judged = ALLOCATIONS[settings.allocate].measured
-    if settings.repair != "none" or judged or method.wants(method.check_mode(settings.mode)):
+    if settings.reads_calibration:
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
-        check_text(settings.repair, calibration)
-        if judged:
+        if not settings.weights.single:
+            check_text(settings.repair, calibration)
+        if settings.judged:
             held_back(calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
@@ -60,13 +57,7 @@ def open_stream(
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    # A backward keeps what enters every block; a forward what enters and leaves one; a repair's two
-    # paths the streams before, within and after one.
-    states = 2 if settings.repair == "none" else 6
-    if ALLOCATIONS[settings.allocate].measured:
-        states = max(states, 6)  # those, the streams within the block, and what enters o_proj
-    if METHODS[settings.method].observe is not None:
-        states = max(states, checkpoint.blocks + 3)
+    states = settings.kept_states(checkpoint.blocks)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     use_files = needed > OFFLOAD_SHARE * memory
     try:

@@ -11,17 +11,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from compressor.allocation import protected, solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
-from compressor.lattice import lattice
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.planning import measure_cuts, plan_target
+from compressor.quantization import job as quantization
+from compressor.quantization.report import write_card as write_quantized_card
 from compressor.recovery.job import (
     MERGED,
     adopt,
@@ -30,8 +29,8 @@ from compressor.recovery.job import (
     read_recovery,
     recover_one,
 )
-from compressor.report import Lines, Meter
-from compressor.result import cut_one, judge, measure, open_repair
+from compressor.report import Lines, Meter, write_card
+from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import (
@@ -39,9 +38,10 @@ from compressor.settings import (
     check_before_starting,
     chosen_grains,
     decisive,
+    open_lattice,
     target_name,
 )
-from compressor.writing import publish
+from compressor.sparse.job import run as prune_weights
 
 
 def compress(settings: Settings, lines: Lines) -> list[dict]:
@@ -61,11 +61,14 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         shutil.rmtree(partial, ignore_errors=True)
     with Meter() as meter:
         try:
-            results = _run(settings, checkpoint, partial, work, journal, meter, lines)
+            run = prune_weights if settings.weights.single else _run
+            if not settings.cuts:
+                run = quantization.run
+            results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
                 shutil.rmtree(partial, ignore_errors=True)
-            if journal.get("scored"):
+            if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
             else:
                 shutil.rmtree(work, ignore_errors=True)
@@ -168,7 +171,21 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             journal.put(name, done)
             adopt(folder)
         result = done["result"]
-        judge(settings, folder, result, done["record"])
+        card = write_card
+        if settings.quantization.wanted:
+            quantization.quantize_one(
+                settings,
+                folder,
+                work / name,
+                done,
+                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                meter,
+                lines,
+            )
+            journal.put(name, done)
+            quantization.adopt(folder, done["files"])
+            card = write_quantized_card
+        judge(settings, folder, result, done["record"], card)
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
@@ -178,27 +195,18 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final = partial / Path(result["dest"]).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-    single_rejected = len(results) == 1 and results[0]["verified"] == "rejected"
-    final = settings.dest
-    if single_rejected:
-        final = settings.dest.with_name(settings.dest.name + ".rejected")
-        results[0]["dest"] = str(final)
-    publish(partial, final)
+    publish_results(settings, results, partial, meter)
     for result in results:
         result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
             scores.about["notes"] + result["warnings"]
         )
-        result["seconds"] = dict(meter.seconds)
-        result["peak_rss_bytes"] = meter.peak_rss
-        cuda = torch.cuda.is_available()
-        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
     return results
 
 
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
     kept_units = None
     if settings.statistics == "pruned":
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:

@@ -16,17 +16,16 @@ from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.journal import Journal
-from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores
-from compressor.settings import Settings, target_name
+from compressor.settings import Settings, open_lattice, target_name
 
 
 def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, meter, lines) -> None:
     """Add the errors of all cuts to the scores, and save both, if the allocation asks for them."""
     if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
         return
-    widths = lattice(stream.checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, stream.checkpoint)
     fitted, _ = held_back(calibration)
     learning = None
     if settings.allocate == "besa":
@@ -35,7 +34,7 @@ def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, mete
             learn_block,
             costs={g: unit["params"] for g, unit in costs.items()},
             seed=settings.seed,
-            sampling=settings.besa_sampling,
+            sampling=settings.weights.sampling or "none",
         )
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
@@ -62,15 +61,16 @@ def plan_target(
     """
     how, alike = settings.allocate, settings.layout == "uniform"
     given = (settings.align, settings.tp, settings.protect, settings.container)
-    plan = allocate(scores, checkpoint, target, *given, how, alike)
+    columns = settings.quantization.columns
+    plan = allocate(scores, checkpoint, target, *given, how, alike, columns)
     if not ALLOCATIONS[how].measured:
         return plan
-    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, checkpoint)
     protect = protected_blocks(settings.protect, checkpoint)
     plans = {how: plan}
     for other in ("exact", "uniform"):
         if other not in plans:
-            plans[other] = allocate(scores, checkpoint, target, *given, other, alike)
+            plans[other] = allocate(scores, checkpoint, target, *given, other, alike, columns)
     for split in constant_splits(target, checkpoint, widths, protect):
         same = everywhere(split, checkpoint, protect)
         name = f"{split['attention']} KV groups"

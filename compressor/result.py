@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
@@ -10,17 +12,15 @@ from compressor.checkpoint import Checkpoint
 from compressor.drawing import PICTURE, draw
 from compressor.errors import InputError, MachineError
 from compressor.evaluation import perplexity
-from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.plan import Plan
 from compressor.planning import comparison_note
+from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
-from compressor.report import versions, write_card, write_record
-from compressor.settings import (
-    Settings,
-)
+from compressor.report import Meter, versions, write_card, write_record
+from compressor.settings import Settings, open_lattice
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -75,6 +75,7 @@ def cut_one(
         "perplexity_after": None,
         "seed": settings.seed,
         "recovery": None,
+        "quantization": None,
         "warnings": comparison_note(plan) + (repair.warnings if repair else []),
         "verified": "no",
     }
@@ -94,7 +95,7 @@ def cut_one(
     written = Checkpoint(folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         try:
             draw(folder / PICTURE, scores, plan, checkpoint, widths)
         except MachineError as missing:
@@ -109,11 +110,11 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
     if evaluation is None:
         return None
     with meter.stage("evaluate"), lines.stage("evaluate"):
-        stream = open_stream(settings, Checkpoint(folder), work, evaluation)
+        stream = open_stream(settings, open_model(folder), work, evaluation)
         return perplexity(stream, evaluation)["perplexity"]
 
 
-def judge(settings, folder: Path, result: dict, record: dict) -> None:
+def judge(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
     """Hold the result against --max-perplexity-ratio; write its record and its card."""
     limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
     measured = after is not None and limit is not None
@@ -121,9 +122,25 @@ def judge(settings, folder: Path, result: dict, record: dict) -> None:
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    record |= {name: result[name] for name in (*kept, *perplexities, "verified")}
+    perplexities += ("perplexity_unquantized",)
+    names = (*kept, *perplexities, "verified")
+    record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
     write_card(folder, result, record)
+
+
+def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
+    """Give the complete folder its name, and say in the results what the job took."""
+    final = settings.dest
+    if len(results) == 1 and results[0]["verified"] == "rejected":
+        final = settings.dest.with_name(settings.dest.name + ".rejected")
+        results[0]["dest"] = str(final)
+    publish(partial, final)
+    for result in results:
+        result["seconds"] = dict(meter.seconds)
+        result["peak_rss_bytes"] = meter.peak_rss
+        cuda = torch.cuda.is_available()
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 
 
 def apply_plan(settings: Settings, plan: Plan) -> str:
@@ -159,13 +176,19 @@ def make_record(
     checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
 ) -> dict:
     """What compression.json holds of every result."""
-    return {
-        "format": 1,
-        "compressor": __version__,
-        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
+    return base_record(checkpoint) | {
         "plan": {"blocks": plan.blocks, "about": plan.about},
         "repair": repair and repair.about,
         "layout": layout,
         "container": container,
+    }
+
+
+def base_record(checkpoint: Checkpoint) -> dict:
+    """Where a result comes from, and what it was made with."""
+    return {
+        "format": 1,
+        "compressor": __version__,
+        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
         "versions": versions(),
     }

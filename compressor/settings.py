@@ -7,16 +7,18 @@ from pathlib import Path
 import torch
 
 from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
-from compressor.allocation.besa import check_activation, check_sampling
+from compressor.allocation.besa import check_activation
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import lattice
+from compressor.lattice import Lattice, lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target
+from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.sparse.settings import Weights, check_weights
 from compressor.writing import check_layout_name, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
@@ -35,7 +37,6 @@ class Settings:
     fine: str | None = None
     reduce: str | None = None
     allocate: str = "uniform"
-    besa_sampling: str = "deterministic"
     layout: str = "uniform"
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
@@ -54,7 +55,9 @@ class Settings:
     max_memory: int | None = None
     work_dir: Path | None = None
     seed: int = 0
+    weights: Weights = field(default_factory=Weights)
     recovery: Recovery = field(default_factory=Recovery)
+    quantization: Quantization = field(default_factory=Quantization)
     resume: bool = False
     overwrite: bool = False
     verify: bool = True
@@ -64,6 +67,48 @@ class Settings:
     def on_device(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is removed; what keeps everything is quantised as it is."""
+        absolute = any(t.kind in ("params", "bytes") or t.value != 1 for t in self.targets)
+        return self.weights.single or not self.quantization.wanted or absolute
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether the method or the repair looks at activations."""
+        if self.weights.single:
+            return self.method != "magnitude"
+        method = METHODS[self.method]
+        looks = bool(method.wants(method.check_mode(self.mode)))
+        return looks or self.repair != "none" or self.judged
+
+    @property
+    def judged(self) -> bool:
+        """Whether a part of the calibration text judges allocations."""
+        return not self.weights.single and ALLOCATIONS[self.allocate].measured
+
+    def kept_states(self, blocks: int) -> int:
+        """How many hidden states of every calibration token are kept at once."""
+        if self.weights.single:  # what enters and leaves a block, and should leave it, on two paths
+            return 5
+        # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
+        # two paths the streams before, within and after one.
+        states = 2 if self.repair == "none" else 6
+        if self.judged:
+            states = max(states, 6)  # those, the streams within the block, and what enters o_proj
+        return states if METHODS[self.method].observe is None else max(states, blocks + 3)
+
+
+def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+    """The widths that the options allow."""
+    return lattice(
+        checkpoint,
+        settings.align,
+        settings.tp,
+        settings.container,
+        settings.quantization.columns,
+    )
+
 
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
@@ -71,13 +116,18 @@ def target_name(target: Target) -> str:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-    free = {"targets", "dest", "max_memory", "work_dir", "recovery", "resume", "overwrite"}
+    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "quantization"}
+    free |= {"resume"}
+    free |= {"overwrite"}
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
         for option in fields(settings)
         if option.name not in free
     }
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
+    for group in (settings.weights, settings.quantization):
+        for option in fields(group):
+            given[option.metadata["flag"]] = str(getattr(group, option.name))
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given
@@ -85,8 +135,19 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
+    settings.weights.check(settings.method)
     check_method(settings, checkpoint)
     check_dest(settings)
+    settings.quantization.check()
+    if settings.weights.single:
+        check_weights(settings, checkpoint)
+        check_space(settings.dest.parent, checkpoint.bytes)
+        if settings.quantization.wanted:
+            check_uncut(settings, checkpoint)
+        return
+    if not settings.cuts:
+        check_uncut(settings, checkpoint)
+        return
     settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
         raise InputError("The same target is given twice.")
@@ -99,9 +160,12 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
     check_allocation(settings.allocate)
-    check_sampling(settings.besa_sampling)
     if settings.allocate == "besa":
         check_activation(checkpoint.config.get("hidden_act", "silu"))
+    elif settings.weights.sampling is not None:
+        raise InputError(
+            "--besa-sampling is for what learns; add --allocate besa, or leave it out."
+        )
     if settings.statistics == "pruned" and settings.allocate != "uniform":
         raise InputError(
             "--statistics pruned cuts each block as it is scored, and --allocate "
@@ -115,15 +179,24 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
             "--allocate out."
         )
-    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
         raise InputError(
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
             "equal; add --layout padded (for evaluation), or leave --protect out."
         )
+    if settings.quantization.wanted and settings.layout == "padded":
+        raise InputError(
+            "--layout padded is for evaluating a cut, and --quantize for running it; leave one out."
+        )
     needed = largest = 0
     for target in settings.targets:
+        if settings.quantization.wanted and target.kind == "bytes":
+            raise InputError(
+                "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
+                "--keep-blocks or --target-params."
+            )
         chosen = solve(target, checkpoint, widths, protect)
         choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
@@ -134,23 +207,36 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    if settings.recovery.method != "none":
-        needed += largest  # the cut stands until the recovered is judged
+    if settings.recovery.method != "none" or settings.quantization.wanted:
+        needed += largest  # the cut stands until the recovered or the quantised is complete
     check_space(settings.dest.parent, needed)
 
 
+def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse what quantising a whole source cannot do."""
+    from compressor.quantization.stream import check_columns
+    from compressor.quantization.writing import quantized_bytes
+
+    if settings.recovery.method != "none":
+        raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
+    check_columns(checkpoint, settings.quantization.group)
+    check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
+
+
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
+    if settings.samples < 1 or settings.length < 2:
+        raise InputError(
+            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
+            f"{settings.length}."
+        )
+    if settings.weights.single:
+        return
     if settings.method not in METHODS:
         raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
     method = METHODS[settings.method]
     mode = method.check_mode(settings.mode)
     chosen_grains(settings)
     method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
-    if settings.samples < 1 or settings.length < 2:
-        raise InputError(
-            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
-            f"{settings.length}."
-        )
 
 
 def chosen_grains(settings: Settings) -> Grains | None:

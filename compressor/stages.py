@@ -48,7 +48,7 @@ def score(
         str | None, Option(help="Measure too what plan --allocate exact or besa needs.")
     ] = None,
     repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
-    besa_sampling: str = "deterministic",
+    besa_sampling: str | None = None,
     align: int | None = None,
     tp: int = 1,
     container: str = "auto",
@@ -57,7 +57,6 @@ def score(
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.allocation import ALLOCATIONS, check_allocation
-    from compressor.allocation.besa import check_sampling
     from compressor.checkpoint import Checkpoint
     from compressor.methods import default_allocation
     from compressor.opening import open_stream, position_notes, read_texts
@@ -66,10 +65,10 @@ def score(
     from compressor.report import Lines, Meter
     from compressor.scoring import score as run
     from compressor.settings import Settings, check_method, chosen_grains
+    from compressor.sparse.settings import Weights
 
     allocate = allocate or default_allocation(method)
     check_allocation(allocate)
-    check_sampling(besa_sampling)
     settings = Settings(
         source=source,
         dest=out,
@@ -86,7 +85,7 @@ def score(
         device=device,
         dtype=dtype,
         allocate=allocate,
-        besa_sampling=besa_sampling,
+        weights=Weights(sampling=besa_sampling),
         repair=repair if ALLOCATIONS[allocate].measured else "none",
         align=align,
         tp=tp,
@@ -96,6 +95,7 @@ def score(
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
     check_repair(settings.repair, checkpoint)
+    settings.weights.check(method)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
@@ -207,7 +207,7 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
+    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "ridge",
     calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -317,9 +317,9 @@ def evaluate(
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
-    from compressor.checkpoint import Checkpoint
     from compressor.evaluation import perplexity
     from compressor.opening import open_stream, read_texts
+    from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
     settings = Settings(
@@ -334,7 +334,7 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_model(folder)
     _, tokens = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)

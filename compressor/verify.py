@@ -6,8 +6,9 @@ loads DIR with `AutoModelForCausalLM.from_pretrained`, accepts no missing, unexp
 tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. All are computed in float32, a few rows of a weight being widened
-at a time and their pages dropped after use, so a model larger than the memory can be verified.
+with them in the place of its own. Of a sparse folder the zeros are counted. All are computed in
+float32, a few rows of a weight being widened at a time and their pages dropped after use, so a model
+larger than the memory can be verified.
 """
 
 import json
@@ -25,7 +26,10 @@ from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.memory import drop_pages
+from compressor.quantization.reading import PackedCheckpoint
+from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
+from compressor.sparse.verification import check_sparse
 
 PROMPTS = (
     "Once upon a time there was a small house at the edge of a wood, and in it lived",
@@ -39,7 +43,8 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
     expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
-    what a trained model computed before it was written. Give a source, or this, or neither.
+    what a trained, sparse or quantised model computed before it was written, and of how much a
+    difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
     """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
@@ -49,6 +54,11 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     if source is not None and (read_record(folder).get("recovery") or {}).get("kept"):
         raise InputError(
             f"{folder} was trained after the cut, so it computes something else than its source "
+            "without some units; verify it without --source."
+        )
+    if source is not None and "quantization" in read_record(folder):
+        raise InputError(
+            f"{folder} was quantised after the cut, so it computes something else than its source "
             "without some units; verify it without --source."
         )
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
@@ -74,27 +84,37 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
 
 def verify_here(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
     """The same in this process: loads, and computes what the plan says."""
+    quantization = read_record(folder).get("quantization")
+    if quantization is not None:
+        check_packed(folder, quantization)
     model, tokenizer = load(folder)
     report = {"folder": str(folder), "class": type(model).__name__, "loads": True, "error": None}
     report["parameters"] = model.num_parameters()
+    if quantization is not None:
+        report["parameters"] = PackedCheckpoint(folder).parameters
     prompts = [tokenizer(p, return_tensors="pt")["input_ids"] for p in PROMPTS]
     ours = [logits(model, ids) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
     del model
+    tolerance = TOLERANCE
+    sparsity = read_record(folder).get("sparsity")
+    if sparsity is not None and quantization is None:
+        report["zeros"] = check_sparse(folder, sparsity, source)
     if expected is not None:
-        theirs, whose = load_file(expected), "trained model's"
-        theirs = [theirs[str(i)] for i in range(len(prompts))]
-    elif source is not None:
+        known, whose = load_file(expected), "model's in memory"
+        theirs = [known[str(i)] for i in range(len(prompts))]
+        tolerance = known.get("tolerance", torch.tensor(TOLERANCE)).item()
+    elif source is not None and sparsity is None:
         theirs, whose = masked_logits(source, folder, prompts), "masked source's"
     else:
         return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
     report["logits_difference"] = worst
-    if not worst <= TOLERANCE:
+    if not worst <= tolerance:
         raise VerificationError(
             f"The logits of {folder} differ from the {whose} by {worst:.2e} of their "
-            f"standard deviation; at most {TOLERANCE:.0e} is rounding."
+            f"standard deviation; at most {tolerance:.0e} is rounding."
         )
     return report
 
@@ -132,7 +152,9 @@ def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> li
 
 
 def read_record(folder: Path) -> dict:
-    return json.loads((folder / "compression.json").read_text(encoding="utf-8"))
+    """What compression.json says; nothing where there is none."""
+    file = folder / "compression.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 @contextmanager
@@ -188,10 +210,11 @@ def repaired_block(
 def logits(model, ids: torch.Tensor) -> torch.Tensor:
     """float32 logits [tokens, vocabulary] of one prompt [1, tokens], by the model's own forward."""
     handles, linears = [], []
+    stay_packed(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
+            linears.append((module, module.__dict__.get("forward")))
             module.forward = partial(wide_linear, module)
-            linears.append(module)
         elif isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
             handles.append(module.register_forward_hook(lambda m, args, out: out.float()))
         elif next(module.parameters(recurse=False), None) is not None:
@@ -202,14 +225,16 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
     finally:
         for handle in handles:
             handle.remove()
-        for module in linears:
+        for module, former in linears:
             del module.forward
+            if former is not None:  # compressed-tensors gives its modules a forward of their own
+                module.forward = former
 
 
 def wide_linear(module: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """x W^T + b in float32, widening `ROWS` rows of the weight at a time."""
     parts = []
-    for rows in module.weight.split(ROWS):
+    for rows in rows_of(module, ROWS):
         parts.append(torch.nn.functional.linear(x.float(), rows.float()))
         drop_pages(rows)
     result = torch.cat(parts, -1)

@@ -82,7 +82,8 @@ def solve(
     free = checkpoint.blocks - len(protect)
     movable = free * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
-    enough = next(g for g in lattice.attention if g >= share * units["attention"] - 1e-9)
+    wide = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
+    enough = [*wide, lattice.attention[-1]][0]
     # Fewer groups only where the channels alone cannot make room for this many.
     return everywhere([s for s in splits if s["attention"] <= enough][-1], checkpoint, protect)
 
@@ -273,6 +274,7 @@ def allocate(
     container: str = "auto",
     how: str = "uniform",
     alike: bool = True,
+    columns: int = 1,
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each.
 
@@ -281,7 +283,7 @@ def allocate(
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    widths = lattice(checkpoint, align, tp, container)
+    widths = lattice(checkpoint, align, tp, container, columns)
     chosen = ALLOCATIONS[how].solve(scores, target, checkpoint, widths, protect, alike)
     return plan_of(scores, checkpoint, target, chosen, how, protect)
 

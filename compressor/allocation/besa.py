@@ -43,12 +43,6 @@ STEEPEST, BISECTIONS = 1e4, 60  # of the budget's multiplier
 LEARNING_RATE = 5e-2
 WIDTH = 0.15  # standard deviation of a distribution at the start, in shares of the units
 SEED_STRIDE = 100_003  # blocks of one seed share no draw with blocks of the next
-SAMPLINGS = ("deterministic", "categorical")
-
-
-def check_sampling(sampling: str) -> None:
-    if sampling not in SAMPLINGS:
-        raise InputError(f"--besa-sampling is {' or '.join(SAMPLINGS)}, not {sampling!r}.")
 
 
 def check_activation(activation: str) -> None:
@@ -157,7 +151,7 @@ def learn(
     gates: Mapping[str, Gate],
     costs: Mapping[str, float],
     seed: int = 0,
-    sampling: str = "deterministic",
+    sampling: str = "none",
     targets: Sequence[float] = TARGETS,
 ) -> torch.Tensor:
     """Mean units kept of each group at every target: float64 [targets, groups].

@@ -1,22 +1,16 @@
 """What recovery was asked for."""
 
-from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from compressor.errors import InputError
+from compressor.options import Fits, check_value, one_of, option
 
-Fits = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
 COUNT: Fits = ("at least 1", lambda x: x >= 1)
 POSITIVE: Fits = ("positive", lambda x: 0 < x < float("inf"))
 SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
-METHODS: Fits = ("none, lora or distill", lambda x: x in ("none", "lora", "distill"))
-
-
-def option(default, flag: str, help: str, fits: Fits = ("", lambda x: True)) -> Any:
-    return field(default=default, metadata={"flag": flag, "help": help, "fits": fits})
+METHODS = one_of("none", "lora", "distill")
 
 
 @dataclass(frozen=True)
@@ -75,12 +69,6 @@ class Recovery:
                 f"--recover-batch {self.batch} cannot be divided into --recover-accumulate "
                 f"{self.accumulate} equal parts."
             )
-
-
-def check_value(described: Field, value) -> None:
-    wanted, fits = described.metadata["fits"]
-    if value is not None and not fits(value):
-        raise InputError(f"{described.metadata['flag']} must be {wanted}, not {value!r}.")
 
 
 def usual_rate(hidden_size: int) -> float:

@@ -1,6 +1,6 @@
-// Gradient of BESA's distribution: sums of W * G over the buckets of ranks, then prefix sums. A row
-// is put in the order of its ranks, so that a bucket is a contiguous range, summed in one order
-// whatever the number of threads or the machine.
+// Gradient of BESA's distribution: sums of W * G over the buckets of ranks, then prefix sums. A table
+// says the bucket of every rank; sums are made in one order whatever the number of threads or the
+// machine.
 #include <vector>
 
 #include "dtype.h"
@@ -9,29 +9,20 @@
 namespace compressor {
 namespace {
 
-constexpr int kLanes = 8;
-
 // Separate from the sums: a product fused into an addition would round differently by machine.
 template <class T>
 COMPRESSOR_CLONES void multiply(const T* a, const T* b, int64_t count, float* out) {
   for (int64_t c = 0; c < count; ++c) out[c] = widen(a[c]) * widen(b[c]);
 }
 
-COMPRESSOR_CLONES void add_buckets(const float* ordered, int64_t columns, int64_t buckets,
-                                   float* sums) {
-  int64_t begin = 0;
+// The bucket of every rank; of what is no rank of a column one more, which nobody reads.
+std::vector<uint16_t> bucket_of_rank(int64_t columns, int64_t buckets) {
+  std::vector<uint16_t> table(UINT16_MAX + 1, static_cast<uint16_t>(buckets));
   for (int64_t k = 0; k < buckets; ++k) {
-    const int64_t end = columns * (k + 1) / buckets;
-    float lanes[kLanes] = {};
-    for (; begin + kLanes <= end; begin += kLanes) {
-      for (int i = 0; i < kLanes; ++i) lanes[i] += ordered[begin + i];
-    }
-    for (int i = 0; begin < end; ++i) lanes[i] += ordered[begin++];
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    sums[k] += lanes[0];
+    std::fill(table.begin() + columns * k / buckets, table.begin() + columns * (k + 1) / buckets,
+              static_cast<uint16_t>(k));
   }
+  return table;
 }
 
 template <class T>
@@ -40,21 +31,22 @@ struct Backward {
   const T* weight;
   const uint16_t* rank;
   int64_t columns, grad_stride, weight_stride, buckets;
+  std::vector<uint16_t> table;
 
   struct Scratch {
-    explicit Scratch(int64_t columns) : products(columns), ordered(UINT16_MAX + 1) {}
-    std::vector<float> products;
-    std::vector<float> ordered;  // any rank at all stays inside
+    explicit Scratch(const Backward& b) : products(b.columns), row(b.buckets + 1) {}
+    std::vector<float> products, row;
   };
 
   void add_rows(int64_t begin, int64_t end, Scratch& scratch, float* sums) const {
     float* products = scratch.products.data();
-    float* ordered = scratch.ordered.data();
+    float* row = scratch.row.data();
     for (int64_t r = begin; r < end; ++r) {
       multiply(weight + r * weight_stride, grad + r * grad_stride, columns, products);
-      const uint16_t* row = rank + r * columns;
-      for (int64_t c = 0; c < columns; ++c) ordered[row[c]] = products[c];
-      add_buckets(ordered, columns, buckets, sums);
+      const uint16_t* ranks = rank + r * columns;
+      std::fill(scratch.row.begin(), scratch.row.end(), 0.0f);
+      for (int64_t c = 0; c < columns; ++c) row[table[ranks[c]]] += products[c];
+      for (int64_t k = 0; k < buckets; ++k) sums[k] += row[k];
     }
   }
 };
@@ -80,10 +72,11 @@ void besa_mask_backward_cpu(const void* grad, int64_t grad_stride, const void* w
                                columns,
                                grad_stride,
                                stride,
-                               buckets};
+                               buckets,
+                               bucket_of_rank(columns, buckets)};
     const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(columns, 1));
     parallel_for(groups * parts, grain, threads, [&](int64_t begin, int64_t end) {
-      typename Backward<T>::Scratch scratch(columns);
+      typename Backward<T>::Scratch scratch(backward);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t group = i / parts, part = i % parts;
         const int64_t last = std::min((part + 1) * part_rows, group_rows);

@@ -90,7 +90,7 @@ def test_the_budget_holds_and_is_not_in_the_gradient(kept):
     assert torch.autograd.gradcheck(rebuilt, given, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampling", ["deterministic", "categorical"])
+@pytest.mark.parametrize("sampling", ["none", "categorical"])
 def test_the_split_that_costs_least_error_is_learned(sampling):
     """Errors that are sums over units: one group is worth keeping, the other is not."""
     gates = gates_of()
@@ -155,7 +155,7 @@ def learned(llama) -> Scores:
     stream = BlockStream(checkpoint)
     scores = score(checkpoint, "besa", None, texts(), stream)
     costs = {g: unit["params"] for g, unit in Costs.of(checkpoint).unit.items()}
-    learning = partial(learn_block, costs=costs, seed=0, sampling="deterministic")
+    learning = partial(learn_block, costs=costs, seed=0, sampling="none")
     scores.landscape = measure_landscape(
         scores.blocks, stream, texts(), lattice(checkpoint), "none", learning
     )
@@ -236,7 +236,8 @@ def test_the_method_besa_compares_and_repeats(llama, text_file, tmp_path, capsys
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--besa-sampling", "dice"], "deterministic or categorical, not 'dice'"),
+        (["--besa-sampling", "dice"], "none or categorical, not 'dice'"),
+        (["--besa-sampling", "categorical"], "add --allocate besa, or leave it out"),
         (["--method", "besa", "--mode", "bip"], "no mode 'bip'"),
     ],
 )

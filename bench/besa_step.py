@@ -1,0 +1,165 @@
+"""One training step of BESA on one block: by this package's ops and by the published construction.
+
+    python bench/besa_step.py --width 1024 --ffn 2816 --tokens 256
+
+A step is the forward of one sequence through a Llama block with pruned weights, its backward to theta,
+and the optimizer. `mask` is what a step takes longer than one whose pruned weights are given (the
+products that make the gradients of the weights are not counted as mask work). Medians of `--repeats`
+steps taken in turn, so that a busy machine disturbs all alike; both losses and gradients are compared
+first.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+from published_besa import published_mask, sorted_index
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from compressor.blocks import Activations
+from compressor.kernels.rank import rank
+from compressor.sparse.besa import PENALTY, Groups, Objective, begin, make_optimizer
+from compressor.sparse.block import Block, observe, relative_error, squares
+from compressor.sparse.budget import candidates
+from compressor.sparse.settings import Learning
+
+READERS = [
+    ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
+    ["self_attn.o_proj.weight"],
+    ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+    ["mlp.down_proj.weight"],
+]
+
+
+def make_block(
+    width: int, ffn: int, heads: int, kv_heads: int, tokens: int, dtype: torch.dtype, device: str
+) -> Block:
+    """A Llama block with normal weights and normal inputs."""
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=max(tokens, 16),
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    layer = LlamaDecoderLayer(config, 0).to(device, dtype).requires_grad_(False)
+    inputs = Activations()
+    hidden = torch.randn(1, tokens, width, device=device, dtype=dtype)
+    inputs.put(0, hidden)
+    positions = torch.arange(tokens, device=device)[None]
+    rotary = LlamaRotaryEmbedding(config).to(device)(hidden, positions)
+    called = ((), {"position_embeddings": rotary, "attention_mask": None})
+    return Block(0, layer, inputs, [called], 1, torch.device(device), READERS)
+
+
+def published_step(block: Block, objective: Objective, orders: dict) -> Callable:
+    """The same loss with the published construction in the place of the ops."""
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        beta = theta.softmax(1)
+        masked = {
+            name: published_mask(block.weights[name], orders[name], own)
+            for name, own in objective.groups.by_matrix(beta).items()
+        }
+        error = relative_error(block.run(0, masked), objective.targets.get(0, block.device))
+        mean = objective.shares.to(beta.dtype) @ (beta @ candidates(beta.shape[1], beta))
+        return error + PENALTY * (mean / objective.sparsity - 1) ** 2
+
+    return loss
+
+
+def given_step(block: Block, objective: Objective) -> Callable:
+    """The block's part alone: pruned weights are leaves, to which the gradient goes."""
+    leaves = {name: w.clone().requires_grad_() for name, w in block.weights.items()}
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        for leaf in leaves.values():
+            leaf.grad = None
+        return relative_error(block.run(0, leaves), objective.targets.get(0, block.device))
+
+    return loss
+
+
+def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each, called in turn."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 1):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            found[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(times[1:]) for name, times in found.items()}
+
+
+def main(
+    width: int = 1024,
+    ffn: int = 2816,
+    heads: Annotated[int | None, typer.Option(help="Of 64 channels by default.")] = None,
+    kv_heads: int | None = None,
+    tokens: int = 256,
+    sharing: str = "row",
+    dtype: str = "float32",
+    device: str = "cpu",
+    repeats: int = 7,
+) -> None:
+    heads = heads or max(1, width // 64)
+    block = make_block(width, ffn, heads, kv_heads or heads, tokens, getattr(torch, dtype), device)
+    targets = Activations()
+    norms = observe(block, squares, targets)
+    scales = {name: norms[name].sqrt().float() for name in block.names}
+    ranks = {name: rank(w, scales[name]) for name, w in block.weights.items()}
+    orders = {name: sorted_index(w, scales[name]) for name, w in block.weights.items()}
+    groups = Groups(block.weights, sharing)
+    objective = Objective(block, ranks, targets, groups, 0.5)
+    theta = begin(groups, int(groups.sizes.sum()) // 2, False).requires_grad_()
+    losses = {
+        "ours": lambda t: objective(t, 0),
+        "published": published_step(block, objective, orders),
+        "block alone": given_step(block, objective),
+    }
+    ours, theirs = (
+        torch.autograd.grad(losses[name](theta), theta)[0] for name in ("ours", "published")
+    )
+    difference = ((ours - theirs).norm() / theirs.norm()).item()
+
+    def step(loss: Callable) -> Callable:
+        own = theta.detach().clone().requires_grad_()
+        optimizer = make_optimizer(own, Learning(sharing))
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss(own).backward()
+            optimizer.step()
+
+        return run
+
+    seconds = timed({name: step(loss) for name, loss in losses.items()}, repeats, device)
+    alone = seconds["block alone"]
+    shown = Table(
+        title=f"a step on {tokens} tokens, {width}/{ffn}, {sharing}, {dtype}, {device}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    for column in ("", "ms", "mask share", "faster"):
+        shown.add_column(column, justify="right")
+    for name in ("ours", "published"):
+        own = seconds[name]
+        share, gain = f"{1 - alone / own:.0%}", f"{seconds['published'] / own:.2f}x"
+        shown.add_row(name, f"{1e3 * own:.1f}", share, gain)
+    shown.add_row("block alone", f"{1e3 * alone:.1f}", "", "")
+    shown.caption = f"the gradients differ by {difference:.1e} of their norm"
+    Console().print(shown)
+
+
+if __name__ == "__main__":
+    typer.run(main)

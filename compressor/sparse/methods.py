@@ -1,0 +1,55 @@
+"""The methods that prune single weights, by name.
+
+    prune(block, recipe, targets) -> the block's projections with zeros, by name
+
+targets: the output that BESA's error is taken against, of each sequence; empty if that is the output
+of the dense block on its own inputs, which the method then adds.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from compressor.blocks import Activations
+from compressor.kernels.besa_mask import besa_mask
+from compressor.kernels.rank import rank
+from compressor.sparse import baselines
+from compressor.sparse.besa import learn
+from compressor.sparse.block import Block, gram, observe, squares
+from compressor.sparse.budget import budget
+from compressor.sparse.obs import cheapest_of_rows, correct, inverse_factor
+from compressor.sparse.settings import Recipe
+
+SEED_STRIDE = 100_003  # blocks of one seed share no draws with blocks of the next
+
+
+def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.Tensor]:
+    """Wanda's order, BESA's numbers; with `obs` its numbers, SparseGPT's order and correction."""
+    norms = observe(block, squares, None if recipe.wants_dense_path else targets)
+    ranks = {name: rank(w, norms[name].sqrt().float()) for name, w in block.weights.items()}
+    zeros = budget(sum(w.numel() for w in block.weights.values()), recipe.sparsity)
+    seed = recipe.seed * SEED_STRIDE + block.index
+    cuts = learn(block, ranks, targets, zeros, recipe.besa, seed)
+    if recipe.update == "obs":
+        return corrected(block, cuts)
+    return {name: besa_mask(w, ranks[name], None, cuts[name]) for name, w in block.weights.items()}
+
+
+def corrected(block: Block, cuts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every matrix without `cuts` [rows] weights, corrected on what those before it then feed it."""
+    done: dict[str, torch.Tensor] = {}
+    for names in block.readers:
+        grams = observe(block, gram, weights=done, readers=[names])
+        factor = inverse_factor(grams[names[0]], f"{names[0]} in block {block.index}")
+        for name in names:
+            weight = block.weights[name]
+            done[name] = correct(weight, factor, cheapest_of_rows(cuts[name])).to(weight.dtype)
+    return done
+
+
+METHODS: dict[str, Callable[[Block, Recipe, Activations], dict[str, torch.Tensor]]] = {
+    "besa": besa,
+    "sparsegpt": lambda block, recipe, _: baselines.sparsegpt(block, recipe.sparsity),
+    "wanda": lambda block, recipe, _: baselines.wanda(block, recipe.sparsity),
+    "magnitude": lambda block, recipe, _: baselines.magnitude(block, recipe.sparsity),
+}

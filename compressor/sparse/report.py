@@ -1,0 +1,83 @@
+"""What a pruning of single weights says about itself: the model card and the final table."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+ZEROS_ALONE = (
+    "Zeros alone make nothing smaller or faster: every tensor has its former shape, and stock kernels "
+    "multiply by zeros too. They pay off in formats and kernels that leave zeros out."
+)
+
+
+def shares(record: dict) -> dict[str, tuple[float, float, float]]:
+    """Of each projection the share of zeros over all blocks, in the least and in the most pruned one."""
+    found = {}
+    for name, weights in record["weights"].items():
+        zeros = [block["zeros"][name] / weights for block in record["blocks"]]
+        found[name.split(".")[-2]] = (sum(zeros) / len(zeros), min(zeros), max(zeros))
+    return found
+
+
+def write_card(folder: Path, result: dict, record: dict) -> None:
+    """The model card: what this is, what it cost, how it was made."""
+    before, after = result["perplexity_before"], result["perplexity_after"]
+    quality = "No evaluation text was given, so no perplexity was measured."
+    if after is not None:
+        protocol = record["evaluation"]
+        quality = (
+            f"Perplexity {before:.3f} before, {after:.3f} after "
+            f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
+        )
+    name = Path(result["source"]).name
+    changed = ", and those that stay are corrected" if record["sparsity"]["corrects"] else ""
+    text = f"""---
+base_model: {name}
+tags: [pruned]
+---
+# {name}, {result["sparsity_reached"]:.1%} of the blocks' weights zero
+
+{result["zeros"]:,} weights of the blocks' projections are zero{changed}. Architecture and shapes
+are those of `{name}`; it loads with plain `transformers`:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto")
+
+{ZEROS_ALONE}
+
+{quality}
+
+Weights were chosen by `{result["method"]}`, seed {result["seed"]}. `compression.json` holds all settings
+and the zeros of every tensor.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def table(results: list[dict]) -> Table:
+    """The final table: a row a measure, of the one result."""
+    (result,) = results
+    method = result["method"] + (" + obs" if result["update"] == "obs" else "")
+    shown = Table(title=f"{result['source']}  ({method})")
+    for column in ("", "before", f"after ({Path(result['dest']).name})"):
+        shown.add_column(column, justify="right" if column else "left")
+    reached, asked = result["sparsity_reached"], result["sparsity_asked"]
+    shown.add_row("sparsity of the blocks' weights", "", f"{reached:.4f} (asked {asked:g})")
+    for name, (mean, least, most) in result["projections"].items():
+        shown.add_row(f"  {name}", "", f"{mean:.3f} (blocks {least:.3f} to {most:.3f})")
+    for name in ("parameters", "bytes"):
+        shown.add_row(name, f"{result[f'{name}_before']:,}", f"{result[f'{name}_after']:,}")
+    shown.add_row("type", result["model_type"], result["container"])
+    if result["perplexity_before"] is not None:
+        before, after = result["perplexity_before"], result["perplexity_after"]
+        shown.add_row("perplexity", f"{before:.4f}", f"{after:.4f}")
+    if found := result.get("quantization"):
+        shown.add_row("bits a projection weight", "", f"{found['bits_per_weight']:.3f}")
+        if result["perplexity_before"] is not None:
+            shown.add_row("perplexity before 4 bits", "", f"{result['perplexity_unquantized']:.4f}")
+    shown.add_row("verified", "", result["verified"])
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in result["seconds"].items())
+    shown.caption = (
+        f"seconds: {spent} (all {sum(result['seconds'].values()):.1f}); "
+        f"peak memory {result['peak_rss_bytes'] / 1e6:,.0f} MB"
+    )
+    return shown

@@ -1,0 +1,211 @@
+"""What `--granularity weight` was asked for, and what does not go with it."""
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib.util import find_spec
+
+from compressor.errors import InputError
+from compressor.options import check_value, one_of, option
+
+METHODS = ("besa", "sparsegpt", "wanda", "magnitude")
+DEFAULT_METHOD = "besa"
+# Options of a job that only a cut of channels has.
+CHANNEL_OPTIONS = {
+    "mode", "coarse", "fine", "reduce", "allocate", "layout", "container", "statistics", "repair",
+    "align", "protect", "tp", "recovery",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How BESA learns; every combination is possible.
+
+    sharing     `row` or `layer`: what has a distribution of its own
+    parity      smoothing, start, end and the optimizer's settings as the authors' program has them
+    optimizer   `adamw` or `prodigy`
+    sampling    `none`, or `categorical`: the cuts of each step are drawn
+    target      `pruned`: what the dense block makes of its inputs on the pruned path; `dense`: what
+                it makes of those on the dense path
+    """
+
+    sharing: str = "row"
+    parity: bool = False
+    optimizer: str = "adamw"
+    sampling: str = "none"
+    target: str = "pruned"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do to every block.
+
+    sparsity: the share of the projections' weights to zero, between 0 and 1. update: `none`, or
+    `obs`: what BESA leaves is corrected.
+    """
+
+    method: str
+    sparsity: float
+    update: str = "none"
+    besa: Learning = field(default_factory=Learning)
+    seed: int = 0
+
+    @property
+    def corrects(self) -> bool:
+        """Whether weights that stay are changed."""
+        return self.method == "sparsegpt" or self.update == "obs"
+
+    @property
+    def learns(self) -> bool:
+        return self.method == "besa"
+
+    @property
+    def wants_dense_path(self) -> bool:
+        return self.learns and self.besa.target == "dense"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The options of pruning single weights, with their names and help on the command line.
+
+    None is an option that was not given.
+    """
+
+    granularity: str = option(
+        "channel",
+        "--granularity",
+        "What goes: channel (smaller tensors), or weight (zeros in tensors of the same shape).",
+        one_of("channel", "weight"),
+    )
+    sparsity: float | None = option(
+        None,
+        "--sparsity",
+        "Share of the blocks' projection weights to zero.",
+        ("between 0 and 1", lambda x: 0 < x < 1),
+    )
+    update: str | None = option(
+        None,
+        "--update",
+        "besa: none, or obs to correct the weights that stay (SparseGPT's update).",
+        one_of("none", "obs"),
+    )
+    sharing: str | None = option(
+        None,
+        "--besa-sharing",
+        "Learn a sparsity for each row, or one for each layer's matrix: row (default) or layer.",
+        one_of("row", "layer"),
+    )
+    parity: bool = option(
+        False, "--besa-parity", "Smoothing, optimizer and end as the authors' program has them."
+    )
+    optimizer: str | None = option(
+        None,
+        "--besa-optimizer",
+        "adamw (default), or prodigy (the default with --besa-parity).",
+        one_of("adamw", "prodigy"),
+    )
+    sampling: str | None = option(
+        None,
+        "--besa-sampling",
+        "none (default), or categorical: each step's mask, or width of channels, is drawn.",
+        one_of("none", "categorical"),
+    )
+    target: str | None = option(
+        None,
+        "--besa-target",
+        "Aim at the block's dense output on pruned inputs (default) or dense ones: pruned or dense.",
+        one_of("pruned", "dense"),
+    )
+
+    @property
+    def single(self) -> bool:
+        """Whether single weights go, and not channels."""
+        return self.granularity == "weight"
+
+    def recipe(self, method: str, seed: int) -> Recipe:
+        return Recipe(
+            method=method,
+            sparsity=self.sparsity,
+            update=self.update or "none",
+            besa=Learning(
+                sharing=self.sharing or "row",
+                parity=self.parity,
+                optimizer=self.optimizer or ("prodigy" if self.parity else "adamw"),
+                sampling=self.sampling or "none",
+                target=self.target or "pruned",
+            ),
+            seed=seed,
+        )
+
+    def given(self) -> list[str]:
+        """The flags of what was given besides --granularity."""
+        return [
+            f.metadata["flag"]
+            for f in fields(self)
+            if f.name != "granularity" and getattr(self, f.name) not in (None, False)
+        ]
+
+    def check(self, method: str) -> None:
+        """Refuse values that cannot be, and options of weights where channels go or another method."""
+        for each in fields(self):
+            check_value(each, getattr(self, each.name))
+        if not self.single:
+            # Widths of channels can be learned by samples, too: see `check_before_starting`.
+            others = [flag for flag in self.given() if flag != "--besa-sampling"]
+            if others:
+                raise InputError(
+                    f"{others[0]} is for single weights; add --granularity weight, or leave it out."
+                )
+            return
+        if method not in METHODS:
+            raise InputError(
+                f"The method {method!r} does not prune single weights; --granularity weight has "
+                f"{', '.join(METHODS)}."
+            )
+        if self.sparsity is None:
+            raise InputError("Say how many weights go: --sparsity 0.5.")
+        others = [flag for flag in self.given() if flag != "--sparsity"]
+        if method != "besa" and others:
+            raise InputError(f"{others[0]} is for the method besa, and not for {method}.")
+        if self.recipe(method, 0).besa.optimizer == "prodigy" and not find_spec("prodigyopt"):
+            raise InputError(
+                "--besa-optimizer prodigy, which --besa-parity takes too, needs the package prodigyopt: "
+                "pip install 'compressor-llm[prodigy]'. Or add --besa-optimizer adamw."
+            )
+
+
+def check_weights(settings, checkpoint) -> None:
+    """Refuse what does not go with pruning single weights; `settings` is the job's."""
+    # Torch takes seconds to import, and the command line reads this module for its options.
+    from compressor.kernels.rank import MOST_COLUMNS
+    from compressor.sparse.budget import budget
+
+    if settings.targets:
+        raise InputError(
+            "--granularity weight makes zeros and no tensor smaller, so no share or size can be "
+            "asked of the result; give --sparsity alone, or leave --granularity out."
+        )
+    for each in fields(settings):
+        if each.name in CHANNEL_OPTIONS and getattr(settings, each.name) != default_of(each):
+            flag = "recover" if each.name == "recovery" else each.name
+            raise InputError(f"--{flag} is for channels; leave it out with --granularity weight.")
+    tensors = [
+        (name, checkpoint.tensors[name])
+        for part in sum(checkpoint.family.groups().values(), ())
+        if (name := checkpoint.block_name(0, part.tensor)) in checkpoint.tensors
+    ]
+    matrices = {name: tensor for name, tensor in tensors if len(tensor.shape) == 2}
+    for name, tensor in matrices.items():
+        if tensor.shape[1] > MOST_COLUMNS:
+            raise InputError(
+                f"{name} has {tensor.shape[1]:,} columns; at most {MOST_COLUMNS:,} can be ranked."
+            )
+    weights = sum(tensor.numel for tensor in matrices.values())
+    if budget(weights, settings.weights.sparsity) == 0:
+        raise InputError(
+            f"--sparsity {settings.weights.sparsity:g} of the {weights:,} weights of a block is "
+            "less than one weight."
+        )
+
+
+def default_of(described: Field):
+    made = described.default_factory
+    return described.default if made is MISSING else made()

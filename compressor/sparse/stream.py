@@ -1,0 +1,131 @@
+"""The pass that makes a checkpoint sparse: block after block, on what the pruned blocks pass on.
+
+One block's weights are in memory and the next one's are fetched meanwhile. What a method returns is
+rounded to the source's dtype, and goes on to the next block as it is written.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.blocks import Activations, BlockStream, loaded
+from compressor.memory import trim_heap
+from compressor.repair import digest
+from compressor.scoring import check_finite
+from compressor.sparse.block import Block, projections, relative_error
+from compressor.sparse.methods import METHODS
+from compressor.sparse.settings import Recipe
+
+
+class Sparsification:
+    """One pruning of one checkpoint: iterate over `blocks()`, then read `record` and `logits()`.
+
+    sequences: token ids [tokens] to calibrate on. prompts: the same, only carried along, so that
+    logits() are what the pruned blocks in memory computed. saved: a folder where finished blocks are
+    kept, and taken from if they are there.
+
+    record[block]: the `zeros` of each projection's weight, the `sha256` of all of them together, and
+    with BESA the mean `error` of the block's output (else None).
+    """
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        sequences: Sequence[torch.Tensor],
+        recipe: Recipe,
+        prompts: Sequence[torch.Tensor] = (),
+        saved: Path | None = None,
+    ):
+        self.stream, self.recipe, self.saved = stream, recipe, saved
+        self.count = len(sequences)
+        self.batches = [ids[None] for ids in (*sequences, *prompts)]
+        self.record: list[dict] = []
+        self.states: Activations | None = None  # what left the last finished block
+
+    @torch.no_grad()
+    def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Of every block in order its projections' weights, as they are to be stored."""
+        stream, checkpoint = self.stream, self.stream.checkpoint
+        for name in checkpoint.outer_tensors():
+            check_finite(name, checkpoint.read([name])[name])
+        self.states, calls = stream.record(self.batches)
+        dense = self.states if self.recipe.wants_dense_path else None
+        for index, weights in stream.weights():
+            for name, tensor in weights.items():
+                check_finite(checkpoint.block_name(index, name), tensor)
+            readers = projections(checkpoint.family, weights)
+            with loaded(stream.layers[index], weights) as layer:
+                del weights
+                called = [call[index] for call in calls]
+                block = Block(index, layer, self.states, called, self.count, stream.device, readers)
+                targets = Activations(stream.offload)
+                if dense is not None:
+                    outputs(block, dense, targets)
+                stored = self.finished(index)
+                if stored is None:
+                    pruned = METHODS[self.recipe.method](block, self.recipe, targets)
+                    stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
+                    self.keep(index, stored)
+                elif dense is None:
+                    outputs(block, self.states, targets)
+                following, error = self.passed_on(block, stored, targets)
+            zeros = {name: int((stored[name] == 0).sum()) for name in block.names}
+            self.record.append({"zeros": zeros, "sha256": digest(stored), "error": error})
+            self.states.discard()
+            (targets if dense is None else dense).discard()
+            dense = dense and targets
+            self.states = following
+            yield stored
+            trim_heap()
+
+    def passed_on(
+        self, block: Block, stored: dict[str, torch.Tensor], targets: Activations
+    ) -> tuple[Activations, float | None]:
+        """What a block passes on with its new weights, and BESA's mean error of it."""
+        weights, device = self.stream.cast(stored), self.stream.device
+        following, errors = Activations(self.stream.offload), []
+        for i in range(len(self.batches)):
+            output = block.run(i, weights)
+            following.put(i, output)
+            if self.recipe.learns and i < self.count:
+                errors.append(relative_error(output, targets.get(i, device)).item())
+        return following, sum(errors) / len(errors) if errors else None
+
+    def finished(self, index: int) -> dict[str, torch.Tensor] | None:
+        """A block's weights as an interrupted run left them; None if it did not come so far."""
+        file = self.saved and self.saved / f"{index}.safetensors"
+        return load_file(file) if file and file.exists() else None
+
+    def keep(self, index: int, stored: dict[str, torch.Tensor]) -> None:
+        if self.saved is not None:
+            self.saved.mkdir(parents=True, exist_ok=True)
+            unfinished = self.saved / "unfinished"
+            save_file(stored, unfinished)
+            unfinished.replace(self.saved / f"{index}.safetensors")
+
+    def logits(self) -> list[torch.Tensor]:
+        """[tokens, vocabulary] of every prompt, when all blocks are done."""
+        prompts = self.batches[self.count :]
+        last = Activations()
+        for i in range(len(prompts)):
+            last.put(i, self.states.get(self.count + i, self.stream.device))
+        return [logits[0] for logits in self.stream.logits(prompts, last)]
+
+
+def outputs(block: Block, inputs: Activations, found: Activations) -> None:
+    """What the dense block makes of the calibration sequences."""
+    for i in range(block.count):
+        found.put(i, block.run(i, inputs=inputs))
+
+
+def as_stored(
+    sources: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor], corrects: bool
+) -> dict[str, torch.Tensor]:
+    """The pruned weights in the sources' dtype; without correction the sources' own bits or 0."""
+    stored = {}
+    for name, tensor in pruned.items():
+        source, tensor = sources[name], tensor.cpu()
+        stored[name] = tensor.to(source.dtype) if corrects else source.masked_fill(tensor == 0, 0)
+    return stored
