@@ -84,6 +84,13 @@ def compress(
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
+    select: Annotated[
+        str,
+        Option(help="What of equal widths stays: by score, or obs (what others cannot replace)."),
+    ] = "score",
+    kv_cost: Annotated[
+        str, Option(help="KV groups by score, or measured: the loss without each.")
+    ] = "score",
     repair: Annotated[
         str,
         Option(
@@ -153,6 +160,8 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
+        select=select,
+        kv_cost=kv_cost,
         repair=repair,
         align=align,
         protect=parse_blocks(protect),

@@ -18,6 +18,7 @@ from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.selection import check_selection, needs_text
 from compressor.sparse.settings import Weights, check_weights
 from compressor.writing import check_layout_name, check_space, choose_container
 
@@ -46,6 +47,8 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    select: str = "score"
+    kv_cost: str = "score"
     repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
@@ -75,12 +78,13 @@ class Settings:
 
     @property
     def reads_calibration(self) -> bool:
-        """Whether the method or the repair looks at activations."""
+        """Whether the method, the selection or the repair looks at activations."""
         if self.weights.single:
             return self.method != "magnitude"
         method = METHODS[self.method]
         looks = bool(method.wants(method.check_mode(self.mode)))
-        return looks or self.repair != "none" or self.judged
+        chooses = needs_text(self.select, self.kv_cost)
+        return looks or chooses or self.repair != "none" or self.judged
 
     @property
     def judged(self) -> bool:
@@ -159,6 +163,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
     if settings.allocate == "besa":
         check_activation(checkpoint.config.get("hidden_act", "silu"))

@@ -11,7 +11,7 @@ DEFAULT_METHOD = "besa"
 # Options of a job that only a cut of channels has.
 CHANNEL_OPTIONS = {
     "mode", "coarse", "fine", "reduce", "allocate", "layout", "container", "statistics", "repair",
-    "align", "protect", "tp", "recovery",
+    "select", "kv_cost", "align", "protect", "tp", "recovery",
 }  # fmt: skip
 
 
