@@ -147,7 +147,8 @@ def plan(
         ),
     ] = "uniform",
     layout: Annotated[
-        str, Option(help="uniform, or padded: exact and besa may give every block its own widths.")
+        str,
+        Option(help="per-layer or padded: exact and besa may give every block its own widths."),
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
