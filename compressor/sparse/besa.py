@@ -12,14 +12,16 @@ and the gradient of W~ reaches beta straight through the probabilities of equati
     L = mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2  +  lambda ((s - target) / target)^2            (1)
 
 s the mean alpha of the block's weights. The paper's: all of this, but for lambda and the division by
-||Y_h||, which are its released program's. Ours: the start (`begin`), the optimizer's settings, and
-the end: theta is tilted so that exactly floor(target * weights) go, where the program takes what
-came out. With `parity`, smoothing, start, optimizer and end are the program's:
+||Y_h||, which are its released program's. Ours: the start (`begin`), the optimizer's settings and
+its decaying rate, and the end: theta is tilted so that exactly floor(target * weights) go, where the
+program takes what came out. Y is what the dense block makes of the dense blocks' output (algorithm 1;
+the program has that as an option). With `parity`, smoothing, start, optimizer and end are the program's:
 
     beta = softmax(sigmoid(theta)),    theta = 0 at first,    Prodigy,    floor(alpha C) at the end
 """
 
 import torch
+from torch.optim.lr_scheduler import LinearLR
 
 from compressor.blocks import Activations
 from compressor.errors import InputError
@@ -31,8 +33,8 @@ from compressor.sparse.settings import Learning
 
 CANDIDATES = 101
 PENALTY = 5.0  # lambda in every published script
-WIDTH = 0.1  # standard deviation of every distribution at the start
-LEARNING_RATE = 5e-2
+WIDTH = 0.05  # standard deviation of every distribution at the start
+LEARNING_RATE = 0.25  # of the first step; linearly down to none
 PARITY_LEARNING_RATE = 1e-2
 D_COEF = {"row": 5.0, "layer": 50.0}  # of Prodigy, in the published scripts for 7B models
 SCALE = 2.0**16  # of the loss: in float16, gradients of a millionth would be lost
@@ -159,6 +161,7 @@ def learn(
     theta = begin(groups, zeros, options.parity).requires_grad_()
     optimizer = make_optimizer(theta, options)
     sampled = options.sampling == "categorical"
+    rate = LinearLR(optimizer, 1, 1 if options.parity else 0, block.count)
     losses = []
     for step, sequence in enumerate(shuffled(block.count, seed)):
         loss = objective(theta, sequence, (seed, step) if sampled else None)
@@ -166,6 +169,7 @@ def learn(
         (loss * SCALE).backward()
         theta.grad /= SCALE
         optimizer.step()
+        rate.step()
         losses.append(loss.detach())
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()

@@ -31,7 +31,7 @@ class Learning:
     parity: bool = False
     optimizer: str = "adamw"
     sampling: str = "none"
-    target: str = "pruned"
+    target: str = "dense"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class Weights:
         one_of("row", "layer"),
     )
     parity: bool = option(
-        False, "--besa-parity", "Smoothing, optimizer and end as the authors' program has them."
+        False,
+        "--besa-parity",
+        "Smoothing, optimizer, target and end as the authors' program has them.",
     )
     optimizer: str | None = option(
         None,
@@ -111,7 +113,8 @@ class Weights:
     target: str | None = option(
         None,
         "--besa-target",
-        "Aim at the block's dense output on pruned inputs (default) or dense ones: pruned or dense.",
+        "What a block should make of its inputs: what the dense block makes of them (pruned), or of "
+        "those that the dense blocks before it give (dense, the default).",
         one_of("pruned", "dense"),
     )
 
@@ -121,16 +124,19 @@ class Weights:
         return self.granularity == "weight"
 
     def recipe(self, method: str, seed: int) -> Recipe:
+        sharing = self.sharing or "row"
+        # So in the published scripts.
+        target = "pruned" if self.parity and sharing == "row" else "dense"
         return Recipe(
             method=method,
             sparsity=self.sparsity,
             update=self.update or "none",
             besa=Learning(
-                sharing=self.sharing or "row",
+                sharing=sharing,
                 parity=self.parity,
                 optimizer=self.optimizer or ("prodigy" if self.parity else "adamw"),
                 sampling=self.sampling or "none",
-                target=self.target or "pruned",
+                target=self.target or target,
             ),
             seed=seed,
         )
