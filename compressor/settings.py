@@ -75,6 +75,10 @@ class Settings:
     @property
     def reads_calibration(self) -> bool:
         """Whether the method or the repair looks at activations."""
+        if self.quantization.learns:
+            return True
+        if not self.cuts:
+            return False
         if self.weights.single:
             return self.method != "magnitude"
         method = METHODS[self.method]

@@ -23,48 +23,61 @@ from compressor.errors import InputError
 from compressor.quantization.scheme import LEAST, MOST, dequantized, integers, scales, stored_scales
 from compressor.sparse.block import Block, relative_error
 
-EPOCHS = 4
+EPOCHS = 2
 RATE = 0.01  # of the first step; linearly down to none
 SHORTEST = 0.1  # gammas stay above: a scale of nothing cannot come back
 SCALE = 2.0**16  # of the loss: in float16, gradients of a millionth would be lost
-
-Gammas = dict[str, torch.Tensor]
 
 
 def straight_through(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """W^ [out, in] in the weight's dtype, differentiable in the scales [out, in / group] (float32)."""
     ratio = weight.to(scale.dtype).unflatten(-1, (scale.shape[-1], -1)) / scale[..., None]
-    q = (ratio + (ratio.round() - ratio).detach()).clamp(LEAST, MOST)
-    return (q * scale[..., None]).flatten(-2).to(weight.dtype)
+    nearest = ratio.detach().round()
+    q = nearest.clamp(LEAST, MOST)
+    moving = torch.where(q == nearest, ratio - ratio.detach(), 0)  # 0, with the ratio's gradient
+    return ((q + moving) * scale[..., None]).flatten(-2).to(weight.dtype)
 
 
-def clipped(weights: Mapping[str, torch.Tensor], gammas: Gammas, group: int) -> Gammas:
-    """The quantised weights, differentiable in the gammas."""
-    found = {}
-    for name, gamma in gammas.items():
-        scale = scales(weights[name], group, gamma)
-        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # of a group of zeros
-        found[name] = straight_through(weights[name], scale)
-    return found
+class Clipping:
+    """The gammas of a block's weights, from 1 on, and the steps that train them."""
 
+    def __init__(self, weights: Mapping[str, torch.Tensor], group: int, steps: int):
+        self.weights, self.group = weights, group
+        self.gammas = {
+            name: torch.ones(2, len(w), w.shape[1] // group, device=w.device, requires_grad=True)
+            for name, w in weights.items()
+        }
+        self.optimizer = torch.optim.AdamW(self.gammas.values(), lr=RATE, weight_decay=0)
+        self.rate = LinearLR(self.optimizer, 1, 0, steps)
 
-def rounded(
-    weights: Mapping[str, torch.Tensor], gammas: Gammas, group: int, dtype: torch.dtype
-) -> Gammas:
-    """The same as it is stored: scales in `dtype`."""
-    found = {}
-    for name, gamma in gammas.items():
-        scale = stored_scales(scales(weights[name], group, gamma), dtype)
-        found[name] = dequantized(integers(weights[name], scale), scale).to(weights[name].dtype)
-    return found
+    def scale(self, name: str) -> torch.Tensor:
+        """h float32 [out, in / group] of a weight, differentiable in its gammas."""
+        scale = scales(self.weights[name], self.group, self.gammas[name])
+        return scale.clamp_min(torch.finfo(torch.float32).tiny)  # of a group of zeros
 
+    def quantized(self) -> dict[str, torch.Tensor]:
+        """The quantised weights, differentiable in the gammas."""
+        return {name: straight_through(w, self.scale(name)) for name, w in self.weights.items()}
 
-def starts(weights: Mapping[str, torch.Tensor], group: int) -> Gammas:
-    """Ones [2, out, in / group] for every weight: rounding to nearest."""
-    return {
-        name: torch.ones(2, len(w), w.shape[1] // group, device=w.device)
-        for name, w in weights.items()
-    }
+    @torch.no_grad()
+    def stored(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The same with scales rounded as they are stored."""
+        found = {}
+        for name, weight in self.weights.items():
+            scale = stored_scales(self.scale(name), dtype)
+            found[name] = dequantized(integers(weight, scale), scale).to(weight.dtype)
+        return found
+
+    @torch.no_grad()
+    def step(self, scaled: float) -> None:
+        """One step by the gradients of a loss that was multiplied by `scaled`."""
+        for gamma in self.gammas.values():
+            gamma.grad /= scaled
+        self.optimizer.step()
+        self.rate.step()
+        self.optimizer.zero_grad()
+        for gamma in self.gammas.values():
+            gamma.clamp_(SHORTEST, 1)
 
 
 @torch.enable_grad()
@@ -76,45 +89,38 @@ def learn(
     group: int,
     dtype: torch.dtype,
     seed: int = 0,
-) -> tuple[Gammas, list[float]]:
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The gammas of a block, and its held-back loss at the start and after every epoch.
 
     targets: the output that the block should have on each sequence. dtype: in which scales are
     stored. The seed draws the order of the sequences. InputError for a loss that is not finite.
     """
-    weights, device = block.weights, block.device
+    clipping = Clipping(block.weights, group, EPOCHS * len(fitted))
 
-    def loss(changed: Mapping[str, torch.Tensor], sequence: int) -> torch.Tensor:
-        return relative_error(block.run(sequence, changed), targets.get(sequence, device))
+    def loss(weights: Mapping[str, torch.Tensor], sequence: int) -> torch.Tensor:
+        return relative_error(block.run(sequence, weights), targets.get(sequence, block.device))
 
     @torch.no_grad()
-    def held_back(gammas: Gammas) -> float:
-        changed = rounded(weights, gammas, group, dtype)
-        return sum(loss(changed, i).item() for i in held) / len(held)
+    def held_back() -> float:
+        weights = clipping.stored(dtype)
+        return sum(loss(weights, i).item() for i in held) / len(held)
 
-    best = starts(weights, group)
-    trained = {name: gamma.clone().requires_grad_() for name, gamma in best.items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=0)
-    rate = LinearLR(optimizer, 1, 0, EPOCHS * len(fitted))
     generator = torch.Generator().manual_seed(seed)
-    losses = [held_back(best)]
+    losses, best = [held_back()], copied(clipping.gammas)
     for _ in range(EPOCHS):
         for position in torch.randperm(len(fitted), generator=generator).tolist():
-            optimizer.zero_grad()
-            (loss(clipped(weights, trained, group), fitted[position]) * SCALE).backward()
-            for gamma in trained.values():
-                gamma.grad /= SCALE
-            optimizer.step()
-            rate.step()
-            with torch.no_grad():
-                for gamma in trained.values():
-                    gamma.clamp_(SHORTEST, 1)
-        losses.append(held_back(trained))
+            (loss(clipping.quantized(), fitted[position]) * SCALE).backward()
+            clipping.step(SCALE)
+        losses.append(held_back())
         if losses[-1] < min(losses[:-1]):
-            best = {name: gamma.detach().clone() for name, gamma in trained.items()}
+            best = copied(clipping.gammas)
     if not torch.tensor(losses).isfinite().all():
         raise InputError(
             f"The loss of block {block.index} is not finite while its clipping is learned; "
             "try --dtype float32."
         )
     return best, losses
+
+
+def copied(gammas: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: gamma.detach().clone() for name, gamma in gammas.items()}

@@ -27,6 +27,7 @@ from compressor.blocks import Activations
 from compressor.errors import InputError
 from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.besa_mask import besa_mask
+from compressor.quantization.clipping import Clipping
 from compressor.sparse.block import Block, relative_error
 from compressor.sparse.budget import candidates, exact_cuts, tilted
 from compressor.sparse.settings import Learning
@@ -103,7 +104,8 @@ class Objective:
     """The loss of one block as a function of theta (equation 1), on one sequence at a time.
 
     ranks: uint16, as `rank` gives them. targets: the output that the block should have on each
-    sequence. sparsity: the share of its weights that should go.
+    sequence. sparsity: the share of its weights that should go. clipping: of weights that are
+    quantised before they are pruned (section 3.3).
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class Objective:
         groups: Groups,
         sparsity: float,
         parity: bool = False,
+        clipping: Clipping | None = None,
     ):
+        self.clipping = clipping
         self.block, self.ranks, self.targets = block, ranks, targets
         self.weights, self.groups = block.weights, groups
         self.sparsity, self.parity = sparsity, parity
@@ -125,9 +129,10 @@ class Objective:
     ) -> torch.Tensor:
         """A scalar, differentiable in theta. draw: seed and step of sampled cuts, else the means."""
         beta = distribution(theta, self.parity)
+        weights = self.clipping.quantized() if self.clipping else self.weights
         masked = {}
         for i, (name, own) in enumerate(self.groups.by_matrix(beta).items()):
-            weight, cut = self.weights[name], None
+            weight, cut = weights[name], None
             if draw is not None:
                 seed, step = draw
                 offset = step * len(self.weights) + i
@@ -147,16 +152,18 @@ def learn(
     zeros: int,
     options: Learning,
     seed: int = 0,
+    clipping: Clipping | None = None,
 ) -> dict[str, torch.Tensor]:
     """How many weights each row loses, int32 [rows] by the matrix's name.
 
     ranks, targets: as `Objective` has them. zeros: how many weights of the block go; with parity
-    about so many. The seed draws the order of the sequences, and the samples. InputError for a loss
-    that is not finite, and for targets that are all zero.
+    about so many. The seed draws the order of the sequences, and the samples. clipping: quantise
+    before pruning, and learn the clipping on the same loss. InputError for a loss that is not
+    finite, and for targets that are all zero.
     """
     groups = Groups(block.weights, options.sharing)
     objective = Objective(
-        block, ranks, targets, groups, zeros / int(groups.sizes.sum()), options.parity
+        block, ranks, targets, groups, zeros / int(groups.sizes.sum()), options.parity, clipping
     )
     theta = begin(groups, zeros, options.parity).requires_grad_()
     optimizer = make_optimizer(theta, options)
@@ -170,6 +177,8 @@ def learn(
         theta.grad /= SCALE
         optimizer.step()
         rate.step()
+        if clipping:
+            clipping.step(SCALE)
         losses.append(loss.detach())
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()

@@ -39,7 +39,8 @@ class Recipe:
     """What to do to every block.
 
     sparsity: the share of the projections' weights to zero, between 0 and 1. update: `none`, or
-    `obs`: what BESA leaves is corrected.
+    `obs`: what BESA leaves is corrected. group: BESA quantises to 4 bits too, with a learned scale
+    for so many input channels.
     """
 
     method: str
@@ -47,11 +48,12 @@ class Recipe:
     update: str = "none"
     besa: Learning = field(default_factory=Learning)
     seed: int = 0
+    group: int | None = None
 
     @property
     def corrects(self) -> bool:
         """Whether weights that stay are changed."""
-        return self.method == "sparsegpt" or self.update == "obs"
+        return self.method == "sparsegpt" or self.update == "obs" or self.group is not None
 
     @property
     def learns(self) -> bool:
