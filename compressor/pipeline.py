@@ -178,6 +178,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 folder,
                 work / name,
                 done,
+                calibration,
                 lambda written: measure(settings, written, work, evaluation, meter, lines),
                 meter,
                 lines,

@@ -78,7 +78,11 @@ class Settings:
 
     @property
     def reads_calibration(self) -> bool:
-        """Whether the method, the selection or the repair looks at activations."""
+        """Whether the method, the selection, the repair or the quantisation looks at activations."""
+        if self.quantization.learns:
+            return True
+        if not self.cuts:
+            return False
         if self.weights.single:
             return self.method != "magnitude"
         method = METHODS[self.method]
