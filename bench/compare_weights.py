@@ -3,9 +3,9 @@
     python bench/compare_weights.py MODEL TEXT --calibration-range 0:400 --evaluation-range 617:917
 
 At shares `--sparsity` of the blocks' projection weights, in float32. A seed draws the calibration
-documents and decides BESA's order of them; figures are medians over seeds. Where the share that was
-reached is not the one asked, it stands beside the figure: Wanda rounds down in every row, and BESA as its
-authors' program has it ends near the target. What was measured with the same settings lies in
+documents and decides BESA's order of them; figures are medians over seeds. Where the share reached is
+not the one asked, it stands beside the figure: Wanda rounds down in every row, and BESA as its authors'
+program has it ends near the target. What was measured with the same settings lies in
 bench/results/compare_weights and is not measured again.
 """
 
