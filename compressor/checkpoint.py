@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,21 +33,21 @@ class Checkpoint:
     page ever touched in resident memory.
     """
 
+    dtypes = DTYPES
+    group: int | None = None  # input channels that share a scale, where weights are packed
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
         self.config = self._read_json("config.json", "a Hugging Face checkpoint has one")
         self.family: Family = family_of(self.config.get("model_type"))
-        if self.config.get("quantization_config"):
-            raise InputError(
-                f"{self.path} holds quantised weights (its config has quantization_config); "
-                "give the original, unquantised checkpoint."
-            )
+        self._check_format()
         self.tensors: dict[str, SimpleNamespace] = {}
         for file in self._shards():
-            self.tensors.update(read_header(self.path / file))
+            self.tensors.update(read_header(self.path / file, self.dtypes))
         self._check_index()
+        self._find_weights()
         self._leave_out_duplicates()
         self._check_shapes()
 
@@ -115,14 +115,7 @@ class Checkpoint:
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors, mapped from the files on the CPU; not to be written to."""
-        by_file = defaultdict(list)
-        for name in names:
-            by_file[self.tensors[name].file].append(name)
-        found = {}
-        for file, members in by_file.items():
-            with safe_open(file, framework="pt") as handle:
-                found.update({name: handle.get_tensor(name) for name in members})
-        return found
+        return read_tensors(self.tensors, names)
 
     def read_block(self, block: int) -> dict[str, torch.Tensor]:
         """All tensors of one block, by their name inside it."""
@@ -163,6 +156,17 @@ class Checkpoint:
         return digest.hexdigest()
 
     # -- checks -----------------------------------------------------------------------------------
+
+    def _check_format(self) -> None:
+        """Quantised weights are not for cutting; `quantization.reading` opens them to run them."""
+        if self.config.get("quantization_config"):
+            raise InputError(
+                f"{self.path} holds quantised weights (its config has quantization_config); "
+                "give the original, unquantised checkpoint."
+            )
+
+    def _find_weights(self) -> None:
+        """Make `tensors` those of the model, where they are stored otherwise."""
 
     def _read_json(self, name: str, hint: str) -> dict:
         try:
@@ -238,20 +242,36 @@ class Checkpoint:
             raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
 
 
-def read_header(file: Path) -> dict[str, SimpleNamespace]:
+def read_tensors(
+    entries: Mapping[str, SimpleNamespace], names: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """The named tensors from the files that their header entries say."""
+    by_file = defaultdict(list)
+    for name in names:
+        by_file[entries[name].file].append(name)
+    found = {}
+    for file, members in by_file.items():
+        with safe_open(file, framework="pt") as handle:
+            found.update({name: handle.get_tensor(name) for name in members})
+    return found
+
+
+def read_header(
+    file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES
+) -> dict[str, SimpleNamespace]:
     """The header of one safetensors file, checked against the file's length."""
     entries, begin = read_entries(file)
     tensors = {}
     for name, entry in entries.items():
-        if entry["dtype"] not in DTYPES:
+        if entry["dtype"] not in dtypes:
             raise InputError(
-                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(DTYPES)} are read "
+                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(dtypes)} are read "
                 "(quantised weights cannot be cut: give the original checkpoint)."
             )
         tensors[name] = SimpleNamespace(
             file=file,
             shape=entry["shape"],
-            dtype=DTYPES[entry["dtype"]],
+            dtype=dtypes[entry["dtype"]],
             numel=torch.Size(entry["shape"]).numel(),
             begin=begin + entry["data_offsets"][0],
             end=begin + entry["data_offsets"][1],

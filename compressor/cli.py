@@ -20,6 +20,7 @@ from compressor.arguments import (
     takes,
 )
 from compressor.errors import CompressorError, InputError, MachineError
+from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
 from compressor.sparse.settings import Weights
@@ -34,6 +35,7 @@ job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions
 
 @job.command()
 @takes("recovery", Recovery, panel="Recovery")
+@takes("quantization", Quantization, panel="Quantisation")
 @takes("weights", Weights, panel="Single weights")
 def compress(
     source: Source,
@@ -49,9 +51,9 @@ def compress(
     method: Annotated[
         str | None,
         Option(
-            help="llm-bip (default), hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, "
-            "wanda-sp, magnitude or random; of single weights besa (default), sparsegpt, wanda or "
-            "magnitude."
+            help="llm-bip (default), besa, hywia, taylor, taylor-vector, taylor-mix, kfac, "
+            "mask-fisher, wanda-sp, magnitude or random; of single weights besa (default), "
+            "sparsegpt, wanda or magnitude."
         ),
     ] = None,
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
@@ -61,8 +63,13 @@ def compress(
         str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
     ] = None,
     allocate: Annotated[
-        str, Option(help="uniform widths, or global: one ranking of all units (layout padded).")
-    ] = "uniform",
+        str | None,
+        Option(
+            help="uniform shares (default); exact: widths of the least measured errors, and besa: "
+            "learned ones (default of the method besa), both judged by held-back text; or global: "
+            "one ranking of all units (layout padded)."
+        ),
+    ] = None,
     layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
@@ -77,8 +84,18 @@ def compress(
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
+    select: Annotated[
+        str,
+        Option(help="What of equal widths stays: by score, or obs (what others cannot replace)."),
+    ] = "score",
+    kv_cost: Annotated[
+        str, Option(help="KV groups by score, or measured: the loss without each.")
+    ] = "score",
     repair: Annotated[
-        str, Option(help="Refit what stays, without training: ridge, ridge-local, bias or none.")
+        str,
+        Option(
+            help="Refit what stays: ridge; refine (then train each block); ridge-local, bias, none."
+        ),
     ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",
@@ -102,10 +119,12 @@ def compress(
     quiet: Annotated[bool, Option(help="No progress lines.")] = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
     *,
+    quantization: Quantization,
     weights: Weights,
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
+    from compressor.methods import default_allocation
     from compressor.pipeline import compress as run
     from compressor.plan import Target
     from compressor.report import Lines, table
@@ -116,10 +135,11 @@ def compress(
         targets.append(Target("params", parse_amount(target_params, COUNTS)))
     if target_bytes:
         targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
-    if not targets and not weights.single:
+    if not targets and not weights.single and not quantization.wanted:
         raise InputError(
             "Say how small: --keep, --keep-blocks, --target-params or --target-bytes; or, for zeros "
-            "in the place of weights, --granularity weight and --sparsity."
+            "in the place of weights, --granularity weight and --sparsity; or, for 4-bit weights, "
+            "--quantize w4a16."
         )
     settings = Settings(
         source=source,
@@ -130,7 +150,7 @@ def compress(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
-        allocate=allocate,
+        allocate=allocate or ("uniform" if weights.single else default_allocation(method)),
         layout=layout,
         container=container,
         calibration=calibration,
@@ -140,6 +160,8 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
+        select=select,
+        kv_cost=kv_cost,
         repair=repair,
         align=align,
         protect=parse_blocks(protect),
@@ -149,6 +171,7 @@ def compress(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
+        quantization=quantization,
         weights=weights,
         recovery=recovery,
         resume=resume,

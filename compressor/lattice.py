@@ -28,30 +28,48 @@ def default_align(width: int) -> int:
 
 
 def lattice(
-    checkpoint: Checkpoint, align: int | None = None, tp: int = 1, container: str = "auto"
+    checkpoint: Checkpoint,
+    align: int | None = None,
+    tp: int = 1,
+    container: str = "auto",
+    columns: int = 1,
 ) -> Lattice:
-    """Widths of the uniform layout that the container can express and `tp` devices can share."""
+    """Widths of the uniform layout that the container can express and `tp` devices can share.
+
+    columns: what the input channels of every projection are to be a multiple of.
+    """
     family, width = checkpoint.family, checkpoint.units["ffn"]
     if (align is not None and align < 1) or tp < 1:
         raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
     step = align or default_align(width)
     if tp > 1:
         step = math.lcm(step, ALIGN_WIDE * tp)
+    step = math.lcm(step, columns)
+    rep = checkpoint.heads // checkpoint.kv_heads
+    refused = (
+        f"No cut of this model has input channels in whole groups of {columns} (--quantize-group): "
+        f"its hidden size is {checkpoint.hidden_size}, and its heads have {checkpoint.head_dim} "
+        f"channels, {rep} to a KV head."
+    )
+    if checkpoint.hidden_size % columns:
+        raise InputError(refused)
     if step > width:
         raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
     groups = checkpoint.kv_heads
-    rep = checkpoint.heads // groups
     biased = any("bias" in t for t in checkpoint.block_tensors(0))
     bound_by_hidden = (
         family.heads_divide_hidden
         and container != family.container
         and (container == family.model_type or biased or not family.container)
     )
+    whole = [g for g in range(1, groups + 1) if not g * rep * checkpoint.head_dim % columns]
     counts = [
         g
-        for g in range(1, groups + 1)
+        for g in whole
         if (g == groups)
         or ((not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0) and g % tp == 0)
     ]
-    widths = sorted({*range(step, width + 1, step), width})
-    return Lattice(widths, counts)
+    if not counts:
+        raise InputError(refused)
+    widths = {*range(step, width + 1, step), *([] if width % columns else [width])}
+    return Lattice(sorted(widths), counts)

@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from compressor.allocation.guard import held_back
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, check_ids, read_text, tokenize
 from compressor.errors import InputError, MachineError
@@ -15,7 +16,7 @@ OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
+    """Calibration (if anything looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
@@ -25,6 +26,8 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
         calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
         if not settings.weights.single:
             check_text(settings.repair, calibration)
+        if settings.judged:
+            held_back(calibration)
     if settings.evaluation is not None:
         tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.evaluation)

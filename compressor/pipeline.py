@@ -11,14 +11,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.allocation import allocate, protected, solve
+from compressor.allocation import protected, solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
-from compressor.lattice import lattice
 from compressor.opening import open_stream, position_notes, read_texts
+from compressor.planning import measure_cuts, plan_target
+from compressor.quantization import job as quantization
+from compressor.quantization.report import write_card as write_quantized_card
 from compressor.recovery.job import (
     MERGED,
     adopt,
@@ -27,15 +29,17 @@ from compressor.recovery.job import (
     read_recovery,
     recover_one,
 )
-from compressor.report import Lines, Meter
+from compressor.report import Lines, Meter, write_card
 from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.selection import needs_text, refined
 from compressor.settings import (
     Settings,
     check_before_starting,
     chosen_grains,
     decisive,
+    open_lattice,
     target_name,
 )
 from compressor.sparse.job import run as prune_weights
@@ -59,6 +63,8 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     with Meter() as meter:
         try:
             run = prune_weights if settings.weights.single else _run
+            if not settings.cuts:
+                run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
             if not any(journal.get(target_name(t)) for t in settings.targets):
@@ -117,6 +123,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
         scores.save(work / "scores.safetensors")
         journal.put("scored", True)
+    measure_cuts(settings, scores, stream, calibration, work / "scores.safetensors", meter, lines)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
@@ -126,15 +133,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     for target in settings.targets:
         name = target_name(target)
         folder = partial / name if len(settings.targets) > 1 else partial
-        plan = allocate(
-            scores,
-            checkpoint,
-            target,
-            settings.align,
-            settings.tp,
-            settings.protect,
-            settings.container,
-            settings.allocate,
+        plan = plan_target(
+            settings, scores, checkpoint, target, stream, calibration, journal, meter, lines
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None
@@ -172,7 +172,21 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             journal.put(name, done)
             adopt(folder)
         result = done["result"]
-        judge(settings, folder, result, done["record"])
+        card = write_card
+        if settings.quantization.wanted:
+            quantization.quantize_one(
+                settings,
+                folder,
+                work / name,
+                done,
+                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                meter,
+                lines,
+            )
+            journal.put(name, done)
+            quantization.adopt(folder, done["files"])
+            card = write_quantized_card
+        judge(settings, folder, result, done["record"], card)
         if len(settings.targets) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
@@ -193,11 +207,11 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
     kept_units = None
     if settings.statistics == "pruned":
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:
-        return score(
+        scores = score(
             checkpoint,
             settings.method,
             settings.mode,
@@ -208,3 +222,8 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             progress,
             chosen_grains(settings),
         )
+    select, kv_cost = settings.select, settings.kv_cost
+    if not needs_text(select, kv_cost):
+        return scores
+    with meter.stage("select"), lines.stage("select") as progress:
+        return refined(scores, stream, calibration, select, kv_cost, progress)

@@ -104,31 +104,6 @@ def write_record(folder: Path, record: dict) -> None:
 
 def write_card(folder: Path, result: dict, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
-    before, after = result["perplexity_before"], result["perplexity_after"]
-    if after is None:
-        quality = "No evaluation text was given, so no perplexity was measured."
-    else:
-        protocol = record["evaluation"]
-        quality = (
-            f"Perplexity {before:.3f} before, {after:.3f} after "
-            f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
-        )
-    picture = ""
-    if (folder / PICTURE).exists():
-        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
-    trained = record.get("recovery")
-    training = "without training"
-    if trained and trained["kept"]:
-        settings, data = trained["settings"], trained["data"]
-        training = (
-            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
-            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
-        )
-        if after is not None:
-            training += (
-                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
-            )
-    scored = record["plan"]["about"]["scores"]
     text = f"""---
 base_model: {Path(result["source"]).name}
 tags: [pruned]
@@ -141,12 +116,46 @@ of the type `{result["container"]}`; it loads with plain `transformers`:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto")
 
-{quality}
+{quality(result, record)}
 
-Units were chosen by `{scored["method"]}` ({scored["mode"]}), seed {scored["seed"]}, {training}.
+{how_made(folder, result, record)}"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def quality(result: dict, record: dict) -> str:
+    """What the compression cost, measured."""
+    before, after = result["perplexity_before"], result["perplexity_after"]
+    if after is None:
+        return "No evaluation text was given, so no perplexity was measured."
+    protocol = record["evaluation"]
+    return (
+        f"Perplexity {before:.3f} before, {after:.3f} after "
+        f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
+    )
+
+
+def how_made(folder: Path, result: dict, record: dict) -> str:
+    """How units were chosen, what was trained, and the picture."""
+    picture = ""
+    if (folder / PICTURE).exists():
+        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
+    trained = record.get("recovery")
+    training = "without training"
+    if trained and trained["kept"]:
+        settings, data = trained["settings"], trained["data"]
+        training = (
+            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
+            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
+        )
+        if result["perplexity_pruned"] is not None:
+            training += (
+                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
+            )
+    scored = record["plan"]["about"]["scores"]
+    units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
+    return f"""{units}, {training}.
 `compression.json` holds the plan and all settings.
 {picture}"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
@@ -157,9 +166,21 @@ def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
         yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
+def comparison(result: dict) -> str:
+    """The allocations that a result was compared with, a line each; the one taken has a star."""
+    found = result["held_back"] or {"rows": []}
+    return "\n".join(
+        f"{row['allocation']} ({row['attention']} x {row['ffn']}) {row['loss']:.4f}"
+        + " *" * (row["allocation"] == found["taken"])
+        for row in found["rows"]
+    )
+
+
 def table(results: list[dict]) -> Table:
     """The final table: a row a measure, a column a result."""
-    shown = Table(title=f"{results[0]['source']}  ({results[0]['method']}, {results[0]['mode']})")
+    first = results[0]
+    how = f"({first['method']}, {first['mode']})" if first["mode"] else ""
+    shown = Table(title=f"{first['source']}  {how}")
     shown.add_column("")
     shown.add_column("before", justify="right")
     for result in results:
@@ -168,17 +189,24 @@ def table(results: list[dict]) -> Table:
     def row(name: str, before: str, after) -> None:
         shown.add_row(name, before, *(after(r) for r in results))
 
-    first = results[0]
     row("keep", "", lambda r: f"{r['keep_reached']:.4f} (asked {r['keep_asked']})")
     row("keep, blocks only", "", lambda r: f"{r['keep_blocks_reached']:.4f}")
     row("parameters", f"{first['parameters_before']:,}", lambda r: f"{r['parameters_after']:,}")
     row("bytes", f"{first['bytes_before']:,}", lambda r: f"{r['bytes_after']:,}")
+    if first["quantization"]:
+        row("bits a projection weight", "", lambda r: f"{r['quantization']['bits_per_weight']:.3f}")
+    if any(r["held_back"] for r in results):
+        row("held-back loss", "", comparison)
     row("type", first["model_type"], lambda r: f"{r['container']} ({r['layout']})")
     if first["perplexity_before"] is not None:
         after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731
         row("perplexity", f"{first['perplexity_before']:.4f}", after)
-        if any(r["perplexity_pruned"] != r["perplexity_after"] for r in results):
+        if any(r["perplexity_pruned"] != r["perplexity_after"] for r in results) and (
+            any(r["recovery"] for r in results)
+        ):
             row("perplexity before recovery", "", lambda r: f"{r['perplexity_pruned']:.4f}")
+        if first["quantization"]:
+            row("perplexity before 4 bits", "", lambda r: f"{r['perplexity_unquantized']:.4f}")
     row("verified", "", lambda r: r["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in first["seconds"].items())
     shown.caption = (

@@ -12,14 +12,15 @@ from compressor.checkpoint import Checkpoint
 from compressor.drawing import PICTURE, draw
 from compressor.errors import InputError, MachineError
 from compressor.evaluation import perplexity
-from compressor.lattice import lattice
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.plan import Plan
+from compressor.planning import comparison_note
+from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import Meter, versions, write_card, write_record
-from compressor.settings import Settings
+from compressor.settings import Settings, open_lattice
 from compressor.verify import verify
 from compressor.writing import publish, write
 
@@ -59,6 +60,7 @@ def cut_one(
         "method": plan.about["scores"]["method"],
         "mode": plan.about["scores"]["mode"],
         "allocate": plan.about["allocate"],
+        "held_back": plan.about.get("held_back"),
         "repair": settings.repair,
         "layout": settings.layout,
         "container": container,
@@ -73,7 +75,8 @@ def cut_one(
         "perplexity_after": None,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": repair.warnings if repair else [],
+        "quantization": None,
+        "warnings": comparison_note(plan) + (repair.warnings if repair else []),
         "verified": "no",
     }
     if container != checkpoint.family.model_type:
@@ -92,7 +95,7 @@ def cut_one(
     written = Checkpoint(folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
-        widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+        widths = open_lattice(settings, checkpoint)
         try:
             draw(folder / PICTURE, scores, plan, checkpoint, widths)
         except MachineError as missing:
@@ -107,7 +110,7 @@ def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> flo
     if evaluation is None:
         return None
     with meter.stage("evaluate"), lines.stage("evaluate"):
-        stream = open_stream(settings, Checkpoint(folder), work, evaluation)
+        stream = open_stream(settings, open_model(folder), work, evaluation)
         return perplexity(stream, evaluation)["perplexity"]
 
 
@@ -119,6 +122,7 @@ def judge(settings, folder: Path, result: dict, record: dict, write_card=write_c
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
+    perplexities += ("perplexity_unquantized",)
     names = (*kept, *perplexities, "verified")
     record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
@@ -172,13 +176,19 @@ def make_record(
     checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
 ) -> dict:
     """What compression.json holds of every result."""
-    return {
-        "format": 1,
-        "compressor": __version__,
-        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
+    return base_record(checkpoint) | {
         "plan": {"blocks": plan.blocks, "about": plan.about},
         "repair": repair and repair.about,
         "layout": layout,
         "container": container,
+    }
+
+
+def base_record(checkpoint: Checkpoint) -> dict:
+    """Where a result comes from, and what it was made with."""
+    return {
+        "format": 1,
+        "compressor": __version__,
+        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
         "versions": versions(),
     }

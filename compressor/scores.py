@@ -9,9 +9,44 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compressor.errors import InputError
+from compressor.lattice import Lattice
 
 GROUPS = ("attention", "ffn")
 PARTS = ("alpha", "coarse", "fine")
+
+
+@dataclass
+class Landscape:
+    """errors[block] is float64 [numbers of groups, FFN widths], shares of the output's energy.
+
+    attention, ffn: the numbers and widths, ascending, as in `Lattice`. about: the repair that the
+    errors are after, the text, and the prices of `learned`. learned[block], where widths were learned,
+    is float64 [prices, groups]: the mean number of units of each group that stay.
+    """
+
+    errors: list[torch.Tensor]
+    attention: list[int]
+    ffn: list[int]
+    about: dict = field(default_factory=dict)
+    learned: list[torch.Tensor] = field(default_factory=list)
+
+    def described(self) -> dict:
+        """Everything but the errors, as JSON has it."""
+        return {"attention": self.attention, "ffn": self.ffn, "about": self.about}
+
+    def on(self, lattice: Lattice) -> list[torch.Tensor]:
+        """The errors on another lattice, which must be a part of this one."""
+        missing = sorted({*lattice.ffn} - {*self.ffn}) or sorted(
+            {*lattice.attention} - {*self.attention}
+        )
+        if missing:
+            raise InputError(
+                f"The errors of cuts were measured on other widths, without {missing[0]}; "
+                "score again with this --align, --tp and --container."
+            )
+        rows = torch.tensor([self.attention.index(n) for n in lattice.attention])
+        columns = torch.tensor([self.ffn.index(n) for n in lattice.ffn])
+        return [errors[rows][:, columns] for errors in self.errors]
 
 
 @dataclass
@@ -20,11 +55,13 @@ class Scores:
 
     `parts` holds lists of the same form by name, of scores that are fused from two (HyWIA): the
     `coarse` and the `fine` one, normalised, and `alpha`, how much of the fused score is coarse.
+    `landscape` holds the errors of all cuts of units in the order of these scores, where measured.
     """
 
     blocks: list[dict[str, torch.Tensor]]
     about: dict = field(default_factory=dict)
     parts: dict[str, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
+    landscape: Landscape | None = None
 
     def save(self, path: Path) -> None:
         tensors = {
@@ -36,13 +73,19 @@ class Scores:
             for b, block in enumerate(blocks)
             for group, tensor in block.items()
         }
-        save_file(tensors, path, metadata={"scores": json.dumps(self.about)})
+        metadata = {"scores": json.dumps(self.about)}
+        if self.landscape is not None:
+            tensors |= {f"{b}.errors": e for b, e in enumerate(self.landscape.errors)}
+            tensors |= {f"{b}.learned": e for b, e in enumerate(self.landscape.learned)}
+            metadata["landscape"] = json.dumps(self.landscape.described())
+        save_file(tensors, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
         try:
             with safe_open(path, framework="pt") as handle:
-                about = json.loads((handle.metadata() or {})["scores"])
+                metadata = handle.metadata() or {}
+                about = json.loads(metadata["scores"])
                 names = handle.keys()
                 count = 1 + max(int(name.partition(".")[0]) for name in names)
 
@@ -54,9 +97,21 @@ class Scores:
 
                 blocks = read("")
                 parts = {p: read(f".{p}") for p in PARTS if f"0.{GROUPS[0]}.{p}" in names}
+                landscape = None
+                if "landscape" in metadata:
+                    errors, learned = (
+                        [
+                            handle.get_tensor(f"{b}.{part}").clone()
+                            for b in range(count)
+                            if f"{b}.{part}" in names
+                        ]
+                        for part in ("errors", "learned")
+                    )
+                    described = json.loads(metadata["landscape"])
+                    landscape = Landscape(errors, **described, learned=learned)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
-        return cls(blocks, about, parts)
+        return cls(blocks, about, parts, landscape)
 
 
 def best(values: torch.Tensor, count: int) -> list[int]:

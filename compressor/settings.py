@@ -6,18 +6,21 @@ from pathlib import Path
 
 import torch
 
-from compressor.allocation import check_allocation, protected, solve
+from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
+from compressor.allocation.besa import check_activation
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import lattice
+from compressor.lattice import Lattice, lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.plan import Costs, Target
+from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.selection import check_selection, needs_text
 from compressor.sparse.settings import Weights, check_weights
-from compressor.writing import LAYOUTS, check_space, choose_container
+from compressor.writing import check_layout_name, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -44,6 +47,8 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    select: str = "score"
+    kv_cost: str = "score"
     repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
@@ -55,6 +60,7 @@ class Settings:
     seed: int = 0
     weights: Weights = field(default_factory=Weights)
     recovery: Recovery = field(default_factory=Recovery)
+    quantization: Quantization = field(default_factory=Quantization)
     resume: bool = False
     overwrite: bool = False
     verify: bool = True
@@ -65,12 +71,25 @@ class Settings:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
+    def cuts(self) -> bool:
+        """Whether anything is removed; what keeps everything is quantised as it is."""
+        absolute = any(t.kind in ("params", "bytes") or t.value != 1 for t in self.targets)
+        return self.weights.single or not self.quantization.wanted or absolute
+
+    @property
     def reads_calibration(self) -> bool:
-        """Whether the method or the repair looks at activations."""
+        """Whether the method, the selection or the repair looks at activations."""
         if self.weights.single:
             return self.method != "magnitude"
         method = METHODS[self.method]
-        return self.repair != "none" or bool(method.wants(method.check_mode(self.mode)))
+        looks = bool(method.wants(method.check_mode(self.mode)))
+        chooses = needs_text(self.select, self.kv_cost)
+        return looks or chooses or self.repair != "none" or self.judged
+
+    @property
+    def judged(self) -> bool:
+        """Whether a part of the calibration text judges allocations."""
+        return not self.weights.single and ALLOCATIONS[self.allocate].measured
 
     def kept_states(self, blocks: int) -> int:
         """How many hidden states of every calibration token are kept at once."""
@@ -79,7 +98,20 @@ class Settings:
         # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
         # two paths the streams before, within and after one.
         states = 2 if self.repair == "none" else 6
+        if self.judged:
+            states = max(states, 6)  # those, the streams within the block, and what enters o_proj
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
+
+
+def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+    """The widths that the options allow."""
+    return lattice(
+        checkpoint,
+        settings.align,
+        settings.tp,
+        settings.container,
+        settings.quantization.columns,
+    )
 
 
 def target_name(target: Target) -> str:
@@ -88,7 +120,8 @@ def target_name(target: Target) -> str:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "resume"}
+    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "quantization"}
+    free |= {"resume"}
     free |= {"overwrite"}
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
@@ -96,8 +129,9 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
         if option.name not in free
     }
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
-    for option in fields(settings.weights):
-        given[option.metadata["flag"]] = str(getattr(settings.weights, option.name))
+    for group in (settings.weights, settings.quantization):
+        for option in fields(group):
+            given[option.metadata["flag"]] = str(getattr(group, option.name))
     given["the source's fingerprint"] = checkpoint.fingerprint
     given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
     return given
@@ -108,9 +142,15 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     settings.weights.check(settings.method)
     check_method(settings, checkpoint)
     check_dest(settings)
+    settings.quantization.check()
     if settings.weights.single:
         check_weights(settings, checkpoint)
         check_space(settings.dest.parent, checkpoint.bytes)
+        if settings.quantization.wanted:
+            check_uncut(settings, checkpoint)
+        return
+    if not settings.cuts:
+        check_uncut(settings, checkpoint)
         return
     settings.recovery.check()
     if len({target_name(t) for t in settings.targets}) < len(settings.targets):
@@ -123,30 +163,45 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
+    if settings.allocate == "besa":
+        check_activation(checkpoint.config.get("hidden_act", "silu"))
+    elif settings.weights.sampling is not None:
+        raise InputError(
+            "--besa-sampling is for what learns; add --allocate besa, or leave it out."
+        )
     if settings.statistics == "pruned" and settings.allocate != "uniform":
         raise InputError(
             "--statistics pruned cuts each block as it is scored, and --allocate "
             f"{settings.allocate} finds the widths when all are; leave one of them out."
         )
     check_repair(settings.repair, checkpoint)
-    if settings.layout not in LAYOUTS:
-        raise InputError(f"The layout {settings.layout!r} is not one of {', '.join(LAYOUTS)}.")
-    if settings.layout == "uniform" and settings.allocate != "uniform":
+    check_layout_name(settings.layout)
+    if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
         raise InputError(
             f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
             "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
             "--allocate out."
         )
-    widths = lattice(checkpoint, settings.align, settings.tp, settings.container)
+    widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
         raise InputError(
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
             "equal; add --layout padded (for evaluation), or leave --protect out."
         )
+    if settings.quantization.wanted and settings.layout == "padded":
+        raise InputError(
+            "--layout padded is for evaluating a cut, and --quantize for running it; leave one out."
+        )
     needed = largest = 0
     for target in settings.targets:
+        if settings.quantization.wanted and target.kind == "bytes":
+            raise InputError(
+                "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
+                "--keep-blocks or --target-params."
+            )
         chosen = solve(target, checkpoint, widths, protect)
         choose_container(checkpoint, chosen[0]["attention"], settings.container)
         size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
@@ -157,9 +212,20 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    if settings.recovery.method != "none":
-        needed += largest  # the cut stands until the recovered is judged
+    if settings.recovery.method != "none" or settings.quantization.wanted:
+        needed += largest  # the cut stands until the recovered or the quantised is complete
     check_space(settings.dest.parent, needed)
+
+
+def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse what quantising a whole source cannot do."""
+    from compressor.quantization.stream import check_columns
+    from compressor.quantization.writing import quantized_bytes
+
+    if settings.recovery.method != "none":
+        raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
+    check_columns(checkpoint, settings.quantization.group)
+    check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
 
 
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:

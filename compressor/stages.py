@@ -38,22 +38,40 @@ def score(
     coarse: str | None = None,
     fine: str | None = None,
     reduce: str | None = None,
+    select: str = "score",
+    kv_cost: str = "score",
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
+    allocate: Annotated[
+        str | None, Option(help="Measure too what plan --allocate exact or besa needs.")
+    ] = None,
+    repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
+    besa_sampling: str | None = None,
+    align: int | None = None,
+    tp: int = 1,
+    container: str = "auto",
     seed: int = 0,
     quiet: bool = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
+    from compressor.allocation import ALLOCATIONS, check_allocation
     from compressor.checkpoint import Checkpoint
+    from compressor.methods import default_allocation
     from compressor.opening import open_stream, position_notes, read_texts
-    from compressor.report import Lines
+    from compressor.planning import measure_cuts
+    from compressor.repair import check_repair
+    from compressor.report import Lines, Meter
     from compressor.scoring import score as run
+    from compressor.selection import check_selection, needs_text, refined
     from compressor.settings import Settings, check_method, chosen_grains
+    from compressor.sparse.settings import Weights
 
+    allocate = allocate or default_allocation(method)
+    check_allocation(allocate)
     settings = Settings(
         source=source,
         dest=out,
@@ -63,21 +81,32 @@ def score(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
+        select=select,
+        kv_cost=kv_cost,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
         length=length,
         device=device,
         dtype=dtype,
-        repair="none",
+        allocate=allocate,
+        weights=Weights(sampling=besa_sampling),
+        repair=repair if ALLOCATIONS[allocate].measured else "none",
+        align=align,
+        tp=tp,
+        container=container,
         seed=seed,
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
+    check_selection(select, kv_cost)
+    check_repair(settings.repair, checkpoint)
+    settings.weights.check(method)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
-    with Lines(quiet).stage("score") as progress:
+    lines = Lines(quiet)
+    with lines.stage("score") as progress:
         found = run(
             checkpoint,
             method,
@@ -88,7 +117,10 @@ def score(
             progress=progress,
             grains=chosen_grains(settings),
         )
+        if needs_text(select, kv_cost):
+            found = refined(found, stream, tokens, select, kv_cost, progress)
         found.save(out)
+    measure_cuts(settings, found, stream, tokens, out, Meter(), lines)
     for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
         print(note)
 
@@ -109,7 +141,13 @@ def plan(
     tp: int = 1,
     container: str = "auto",
     allocate: Annotated[
-        str, Option(help="uniform, or global (every block its own widths).")
+        str,
+        Option(
+            help="uniform, exact or besa (of scores made for it), or global (every block its own)."
+        ),
+    ] = "uniform",
+    layout: Annotated[
+        str, Option(help="uniform, or padded: exact and besa may give every block its own widths.")
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
@@ -117,6 +155,7 @@ def plan(
     from compressor.checkpoint import Checkpoint
     from compressor.plan import Target
     from compressor.scores import Scores
+    from compressor.writing import check_layout_name
 
     given = {
         "keep": keep,
@@ -130,7 +169,9 @@ def plan(
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
     blocks = parse_blocks(protect)
-    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate)
+    check_layout_name(layout)
+    alike = layout == "uniform"
+    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
     made.save(out)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
@@ -174,7 +215,7 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, ridge-local, bias or none.")] = "ridge",
+    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "ridge",
     calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -284,9 +325,9 @@ def evaluate(
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
-    from compressor.checkpoint import Checkpoint
     from compressor.evaluation import perplexity
     from compressor.opening import open_stream, read_texts
+    from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
     settings = Settings(
@@ -301,7 +342,7 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_model(folder)
     _, tokens = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)

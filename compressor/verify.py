@@ -26,6 +26,8 @@ from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.memory import drop_pages
+from compressor.quantization.reading import PackedCheckpoint
+from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
 from compressor.sparse.verification import check_sparse
 
@@ -41,8 +43,8 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
     expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
-    what a trained or sparse model computed before it was written, and of how much a difference is
-    rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
+    what a trained, sparse or quantised model computed before it was written, and of how much a
+    difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
     """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
@@ -52,6 +54,11 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     if source is not None and (read_record(folder).get("recovery") or {}).get("kept"):
         raise InputError(
             f"{folder} was trained after the cut, so it computes something else than its source "
+            "without some units; verify it without --source."
+        )
+    if source is not None and "quantization" in read_record(folder):
+        raise InputError(
+            f"{folder} was quantised after the cut, so it computes something else than its source "
             "without some units; verify it without --source."
         )
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
@@ -77,9 +84,14 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
 
 def verify_here(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
     """The same in this process: loads, and computes what the plan says."""
+    quantization = read_record(folder).get("quantization")
+    if quantization is not None:
+        check_packed(folder, quantization)
     model, tokenizer = load(folder)
     report = {"folder": str(folder), "class": type(model).__name__, "loads": True, "error": None}
     report["parameters"] = model.num_parameters()
+    if quantization is not None:
+        report["parameters"] = PackedCheckpoint(folder).parameters
     prompts = [tokenizer(p, return_tensors="pt")["input_ids"] for p in PROMPTS]
     ours = [logits(model, ids) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
@@ -87,7 +99,7 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
     del model
     tolerance = TOLERANCE
     sparsity = read_record(folder).get("sparsity")
-    if sparsity is not None:
+    if sparsity is not None and quantization is None:
         report["zeros"] = check_sparse(folder, sparsity, source)
     if expected is not None:
         known, whose = load_file(expected), "model's in memory"
@@ -198,10 +210,11 @@ def repaired_block(
 def logits(model, ids: torch.Tensor) -> torch.Tensor:
     """float32 logits [tokens, vocabulary] of one prompt [1, tokens], by the model's own forward."""
     handles, linears = [], []
+    stay_packed(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
+            linears.append((module, module.__dict__.get("forward")))
             module.forward = partial(wide_linear, module)
-            linears.append(module)
         elif isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
             handles.append(module.register_forward_hook(lambda m, args, out: out.float()))
         elif next(module.parameters(recurse=False), None) is not None:
@@ -212,14 +225,16 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
     finally:
         for handle in handles:
             handle.remove()
-        for module in linears:
+        for module, former in linears:
             del module.forward
+            if former is not None:  # compressed-tensors gives its modules a forward of their own
+                module.forward = former
 
 
 def wide_linear(module: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """x W^T + b in float32, widening `ROWS` rows of the weight at a time."""
     parts = []
-    for rows in module.weight.split(ROWS):
+    for rows in rows_of(module, ROWS):
         parts.append(torch.nn.functional.linear(x.float(), rows.float()))
         drop_pages(rows)
     result = torch.cat(parts, -1)

@@ -55,6 +55,7 @@ class ModelWidths:
 
     vocabulary: rows of the embedding and of the head, which is the same matrix if `tied`.
     positions: parameters of other look-up tables. vectors: of norms and biases outside the blocks.
+    group: input channels that share a scale, where the blocks' matrices are stored in 4 bits.
     """
 
     blocks: tuple[BlockWidths, ...]
@@ -63,6 +64,7 @@ class ModelWidths:
     tied: bool
     positions: int = 0
     vectors: int = 0
+    group: int | None = None
 
     @property
     def hidden(self) -> int:
@@ -93,6 +95,7 @@ def model_widths(checkpoint: Checkpoint) -> ModelWidths:
         tied=checkpoint.tied,
         positions=sum(t.numel for t in others if len(t.shape) > 1),
         vectors=sum(t.numel for t in others if len(t.shape) == 1),
+        group=checkpoint.group,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from compressor.families import FAMILIES
 from compressor.plan import Plan
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES |= {torch.int32: "I32", torch.int64: "I64"}  # of packed weights
 LAYOUTS = ("uniform", "padded")
 SHARD_BYTES = 5_000_000_000
 # Weights in any other format would contradict the new ones; the card is written anew.
@@ -50,12 +51,7 @@ def write(
     shards = plan_shards(checkpoint, plan, padded_to, shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
-    with ExitStack() as stack:
-        files = {}
-        for shard, file_name in zip(shards, shard_names(shards), strict=True):
-            file = ShardFile(folder / file_name, shard)
-            stack.callback(file.close)
-            files |= dict.fromkeys(shard, file)
+    with opened(folder, shards) as files:
         for name in checkpoint.outer_tensors():
             files[name].put(name, checkpoint.read([name])[name])
         changes = repeat({}) if changes is None else changes
@@ -74,9 +70,13 @@ def write(
     return chosen
 
 
-def check_layout(plan: Plan, layout: str) -> None:
+def check_layout_name(layout: str) -> None:
     if layout not in LAYOUTS:
         raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
+
+
+def check_layout(plan: Plan, layout: str) -> None:
+    check_layout_name(layout)
     widths = plan.widths()
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(
@@ -170,6 +170,13 @@ def plan_shards(
         block = {n: empty(checkpoint, checkpoint.block_name(index, n)) for n in names}
         block = cut_block(block, checkpoint, kept, padded_to)
         results.append({checkpoint.block_name(index, n): t for n, t in block.items()})
+    return divided(results, limit)
+
+
+def divided(
+    results: Iterable[dict[str, torch.Tensor]], limit: int
+) -> list[dict[str, torch.Tensor]]:
+    """The tensors of all results, by name, in shards of at most `limit` bytes."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in (item for result in results for item in result.items()):
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > limit:
@@ -181,6 +188,18 @@ def plan_shards(
 def empty(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     entry = checkpoint.tensors[name]
     return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+
+
+@contextmanager
+def opened(folder: Path, shards: list[dict[str, torch.Tensor]]):
+    """The new files of all shards, by the name of each tensor they are to hold."""
+    with ExitStack() as stack:
+        files = {}
+        for shard, file_name in zip(shards, shard_names(shards), strict=True):
+            file = ShardFile(folder / file_name, shard)
+            stack.callback(file.close)
+            files |= dict.fromkeys(shard, file)
+        yield files
 
 
 def shard_names(shards: list) -> list[str]:

@@ -12,6 +12,7 @@ from compressor.estimate.costs import Part, parts
 from compressor.estimate.machine import measured_device
 from compressor.estimate.measuring import measure
 from compressor.estimate.roofline import DEVICES, Device, is_here, total_seconds
+from compressor.quantization.reading import open_model
 from compressor.widths import model_widths
 
 CONTEXT = 2048
@@ -44,7 +45,13 @@ def estimate(
             f"--measure times this machine, and {device} is known from its data sheet only; "
             "use --device cpu or cuda."
         )
-    opened = [Checkpoint(path) for path in (before, folder) if path is not None]
+    opened = [open_model(path) for path in (before, folder) if path is not None]
+    packed = [checkpoint.path for checkpoint in opened if checkpoint.group]
+    if clock and packed:
+        raise InputError(
+            f"--measure times plain transformers, which unpacks the 4-bit weights of {packed[0]} "
+            "before its first step, so that its times are the dense model's; leave --measure out."
+        )
     context = checked_context(opened, context)
     if batch < 1:
         raise InputError(f"--batch must be at least 1, not {batch}.")
@@ -107,6 +114,7 @@ def described(
     return {
         "path": str(checkpoint.path),
         "dtype": str(dtype).removeprefix("torch."),
+        "group": checkpoint.group,
         "tied": checkpoint.tied,
         "bandwidth": roof.bandwidth,
         "peak": roof.peak[dtype],

@@ -4,7 +4,7 @@ One step adds T tokens to each of B sequences, the last of them at position C. D
 prefill of a prompt T = C. Per block, with the widths of `BlockWidths` and e bytes an element:
 
     FLOPs    2 B T weights + 4 B query S      S = sum over the T tokens of min(position, window)
-    bytes    e (weights + vectors)                                  read once a step, whatever B and T
+    bytes    e vectors + weight bytes                               read once a step, whatever B and T
            + e B 2 key_value (R + T)                                cache: read R positions, write T
            + e B T (4 hidden + 4 query + 2 key_value + (ffn_inputs + 1) ffn)       inputs and outputs
 
@@ -18,6 +18,10 @@ The embedding is a look-up: no FLOPs, T rows. The head multiplies the last token
 generation does: 2 B vocabulary hidden FLOPs, and its matrix is read whole, tied or not; a tied one is
 held once. Everything is dense: a zero is stored, read and multiplied like any number, so sparsity
 without smaller tensors changes nothing here.
+
+A weight takes e bytes; of 4-bit matrices [out, in] in groups of g the bytes are those of the format,
+out (4 ceil(in / 8) + e in / g) + 16, read as they are stored: fused 4-bit kernels do so, transformers,
+which unpacks all weights before its first step, does not.
 """
 
 from dataclasses import dataclass
@@ -74,10 +78,10 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
                 str(index),
                 block,
                 parameters,
-                size * parameters,
+                weight_bytes(block, size, model.group) + size * block.vectors,
                 kv_bytes_per_token(block, size),
                 batch * seen(block, steps[0]) * kv_bytes_per_token(block, size),
-                *(Work(flops(block, s), moved(block, s, size)) for s in steps),
+                *(Work(flops(block, s), moved(block, s, size, model.group)) for s in steps),
             )
         )
     matrix = model.vocabulary * model.hidden
@@ -107,12 +111,23 @@ def seen(block: BlockWidths, step: Step) -> int:
     return min(step.context, (block.window or step.context) + step.tokens - 1)
 
 
-def moved(block: BlockWidths, step: Step, size: int) -> int:
-    """Bytes between memory and processor, `size` bytes an element."""
+def moved(block: BlockWidths, step: Step, size: int, group: int | None = None) -> int:
+    """Bytes between memory and processor, `size` bytes an element; weights perhaps in 4 bits."""
     cache = 2 * block.key_value * (seen(block, step) + step.tokens)
     ends = 4 * block.hidden + 4 * block.query + 2 * block.key_value
     ends += (block.ffn_inputs + 1) * block.ffn
-    return size * (block.weights + block.vectors + step.batch * (cache + step.tokens * ends))
+    others = size * (block.vectors + step.batch * (cache + step.tokens * ends))
+    return weight_bytes(block, size, group) + others
+
+
+def weight_bytes(block: BlockWidths, size: int, group: int | None) -> int:
+    """What the matrices of a block take, with `size` bytes an element of them or of their scales."""
+    if group is None:
+        return size * block.weights
+    return sum(
+        rows * (4 * -(-columns // 8) + size * (columns // group)) + 16
+        for rows, columns in block.matrices
+    )
 
 
 def kv_bytes_per_token(block: BlockWidths, size: int) -> int:

@@ -34,8 +34,9 @@ def inspect(path: Path) -> dict:
         "container": (config.get("architectures") or [None])[0],
         "layout": layout(folder, widths, record),
         "parameters": folder.parameters,
-        "bytes": sum(t.bytes for t in folder.tensors.values()),
+        "bytes": sum(t.bytes for t in folder.stored.values()),
         "dtypes": folder.dtypes,
+        "group": folder.group,
         "quantization": (config.get("quantization_config") or {}).get("quant_method"),
         "hidden_size": widths[0].hidden if widths else config.get("hidden_size"),
         "head_dim": folder.head_dim,
@@ -98,7 +99,13 @@ def summary(result: dict) -> str:
         f"{len(result['blocks'])} blocks, hidden size {result['hidden_size']}, heads of "
         f"{result['head_dim']}, vocabulary {result['vocabulary']}, {tied}".rstrip(", "),
     ]
-    if result["quantization"]:
+    if result["group"]:
+        size = result["bytes"] / result["parameters"]
+        lines.append(
+            f"4-bit weights in groups of {result['group']}, by {result['quantization']}: {size:.3f} "
+            "bytes a parameter, embedding and head included"
+        )
+    elif result["quantization"]:
         lines.append(f"quantised by {result['quantization']}: shapes are of packed weights")
     return "\n".join(lines)
 

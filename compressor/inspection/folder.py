@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from compressor.checkpoint import INDEX, SINGLE, read_entries
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
+from compressor.quantization.packing import BITS
+from compressor.quantization.reading import dense_entries, weights_of
 from compressor.widths import BlockWidths, block_widths
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -24,14 +26,15 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 class Folder:
     """A folder's config and headers, and sentences about what is wrong with them.
 
-    `index` maps a tensor's name to its file, where there are shards; `tensors` to its `shape`,
-    `numel`, `bytes` and `dtype` (safetensors' name of it).
+    `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`,
+    `numel`, `bytes` and `dtype` (safetensors' name of it). `tensors` are the same, but for 4-bit
+    weights, which are there as the dense ones they stand for.
     """
 
     path: Path
     config: dict = field(default_factory=dict)
     index: dict[str, str] = field(default_factory=dict)
-    tensors: dict[str, SimpleNamespace] = field(default_factory=dict)
+    stored: dict[str, SimpleNamespace] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -39,15 +42,25 @@ class Folder:
         return FAMILIES.get(self.config.get("model_type"))
 
     @property
+    def group(self) -> int | None:
+        """Input channels that share a scale, of 4-bit weights packed by compressed-tensors."""
+        weights = weights_of(self.config)
+        return weights.get("group_size") if weights.get("num_bits") == BITS else None
+
+    @property
+    def tensors(self) -> dict[str, SimpleNamespace]:
+        return dense_entries(self.stored, self.group) if self.group else self.stored
+
+    @property
     def parameters(self) -> int:
-        """Elements of all floating-point tensors; quantised weights are packed into integers."""
+        """Elements of all floating-point tensors; other packed weights are integers."""
         return sum(t.numel for t in self.tensors.values() if t.dtype in FLOATS)
 
     @property
     def dtypes(self) -> dict[str, int]:
         """Elements by dtype, the most frequent first."""
         found = Counter()
-        for tensor in self.tensors.values():
+        for tensor in self.stored.values():
             found[tensor.dtype] += tensor.numel
         return dict(found.most_common())
 
@@ -78,7 +91,8 @@ class Folder:
 
     def widths(self) -> list[BlockWidths] | None:
         """Widths of every block from the tensors' shapes; None where no table says how."""
-        if self.family is None or not self.head_dim or self.config.get("quantization_config"):
+        opaque = self.config.get("quantization_config") and not self.group
+        if self.family is None or not self.head_dim or opaque:
             return None
         try:
             return [block_widths(block, self.family, self.head_dim) for block in self.blocks()]
@@ -112,10 +126,10 @@ def open_folder(path: Path) -> Folder:
             numel = 1
             for axis in entry["shape"]:
                 numel *= axis
-            folder.tensors[name] = SimpleNamespace(
+            folder.stored[name] = SimpleNamespace(
                 shape=entry["shape"], numel=numel, bytes=end - begin, dtype=entry["dtype"]
             )
-    absent = [name for name in folder.index if name not in folder.tensors]
+    absent = [name for name in folder.index if name not in folder.stored]
     if absent:
         folder.problems.append(
             f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."

@@ -5,7 +5,9 @@ The others are rules, as they stand in the sources of the versions named; they a
 widths of the tensors.
 """
 
+import io
 from collections.abc import Iterable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -16,7 +18,8 @@ from compressor.widths import BlockWidths
 OLDER = "transformers 4.57"
 DEFAULT_THETA = 10_000  # of the rotary embedding, in every family here
 TENSOR_PARALLEL = (1, 2, 4, 8)
-GROUP, MARLIN_OUT = 128, 64  # weights of one scale; output channels of one of Marlin's tiles
+GROUP, MARLIN_GROUPS = 128, (32, 64, 128)  # weights of one scale
+MARLIN_IN, MARLIN_OUT = 128, 64  # channels of one of Marlin's tiles
 SUPER_BLOCK = 256  # weights of one block of GGUF's k-quants
 UNKNOWN = "the widths are not known"
 
@@ -36,7 +39,7 @@ def answers(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) 
     found = [stock, older(folder, widths, wrong)]
     for devices in TENSOR_PARALLEL:
         found.append(tensor_parallel(folder, widths, stock, devices))
-    return [*found, four_bits(widths), k_quants(widths)]
+    return [*found, four_bits(widths, folder.group or GROUP), k_quants(widths, folder.group)]
 
 
 def installed(path: Path) -> Answer:
@@ -47,14 +50,15 @@ def installed(path: Path) -> Answer:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        _, found = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            device_map="meta",
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with redirect_stderr(io.StringIO()):  # progress bars of compressed-tensors
+            _, found = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                device_map="meta",
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # whatever it raises, it does not load
         return Answer(target, False, in_a_line(error))
     if mismatched := sorted(found["mismatched_keys"]):
@@ -77,6 +81,8 @@ def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) ->
     config = folder.config
     if widths is None:
         return Answer(OLDER, None, UNKNOWN)
+    if folder.group:
+        return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
     if wrong:
         return Answer(OLDER, False, wrong[0])
     if len(set(widths)) > 1:
@@ -115,22 +121,37 @@ def tensor_parallel(
     for name, count in counts.items():
         if count % devices and not (name == "KV heads" and devices % count == 0):
             return Answer(target, False, f"{count} {name} mod {devices} is {count % devices}")
+    if folder.group:
+        for name, channels in {"o_proj": block.query, "down_proj": block.ffn}.items():
+            if channels // devices % folder.group:
+                part = f"{channels // devices} of {name}'s input channels"
+                return Answer(target, False, f"{part} are not whole groups of {folder.group}")
     shown = ", ".join(f"{count} {name}" for name, count in counts.items())
     return Answer(target, True, shown)
 
 
-def four_bits(widths: list[BlockWidths] | None) -> Answer:
+def four_bits(widths: list[BlockWidths] | None, group: int = GROUP) -> Answer:
     """Marlin, as vLLM calls it: q, k and v are one matrix, and so are the FFN's inputs."""
     merged = [
         (w.hidden, w.query + 2 * w.key_value, w.ffn_inputs * w.ffn) for w in set(widths or [])
     ]
     outputs = {channels for block in merged for channels in block}
-    checks = ("input", input_channels(widths), GROUP), ("output", outputs, MARLIN_OUT)
-    return by_multiples("4-bit kernels, group 128", widths, checks)
+    target = f"4-bit kernels, group {group}"
+    if group not in MARLIN_GROUPS:
+        return Answer(target, False, f"they have groups of {', '.join(map(str, MARLIN_GROUPS))}")
+    checks = (
+        ("input", input_channels(widths), max(group, MARLIN_IN)),
+        ("output", outputs, MARLIN_OUT),
+    )
+    return by_multiples(target, widths, checks)
 
 
-def k_quants(widths: list[BlockWidths] | None) -> Answer:
+def k_quants(widths: list[BlockWidths] | None, group: int | None = None) -> Answer:
     """llama.cpp quantises rows in blocks of 256; other rows fall back to larger types."""
+    if group:
+        return Answer(
+            "GGUF k-quants", None, "made from the dense checkpoint, not from packed weights"
+        )
     checks = (("input", input_channels(widths), SUPER_BLOCK),)
     return by_multiples("GGUF k-quants", widths, checks)
 

@@ -15,10 +15,11 @@ the model, one constant each for the FFN channels and one for the KV groups: wha
 between blocks is kept. Then
 
     attention   the tokens of a unit are keys and values; the query is what the same backward says of
-                the unit without a weight gradient, in the loss's own metric: q = sqrt(tr(W^T G W S)),
-                the K-FAC output error (`kfac`), normalised like a token. A granularity is attended
-                to as far as it agrees with the query:
-                alpha = softmax(-(log key - log q)^2 / tau), score = sum alpha * token
+                the unit to second order, without a weight gradient: the root of its K-FAC output error
+                if it is an FFN channel, of its mask's Fisher information if it is a KV group
+                (`kfac.py`), normalised like a token. A granularity is attended to as far as it agrees
+                with the query, and what comes of it is added to the query, as in a residual connection:
+                alpha = softmax(-(log key - log q)^2 / tau), score = q + sum alpha * token
     fixed:a     a * coarse + (1 - a) * fine
     calibrated  alpha of each group fitted to the measured loss changes of single masked units
 
@@ -36,7 +37,7 @@ import torch
 
 from compressor.errors import InputError
 from compressor.methods.gradient_statistics import KINDS, GradientStatistics
-from compressor.methods.kfac import Kfac
+from compressor.methods.kfac import Kfac, MaskFisher
 from compressor.methods.statistics import Geometry
 
 Evidence = Mapping[str, Mapping[str, torch.Tensor]]  # source -> module -> [n, kinds, units]
@@ -93,31 +94,34 @@ class GrainTokens(GradientStatistics):
 
 
 class HybridGrains:
-    """Observes the same and the K-FAC output error: `reduced` is [3, units], coarse, fine, query."""
+    """Observes the same and the query: `reduced` is [3, units], coarse, fine, query."""
 
     def __init__(self, layer, geometry: Geometry, block: int, grains: Grains):
         self.grains = GrainTokens(layer, geometry, block, grains)
-        self.query = Kfac(layer, geometry, block)
+        self.queries = (
+            Kfac(layer, geometry, block, ["ffn"]),
+            MaskFisher(layer, geometry, block, ["attention"]),
+        )
 
     def __enter__(self) -> "HybridGrains":
-        self.grains.__enter__()
-        self.query.__enter__()
+        for observer in (self.grains, *self.queries):
+            observer.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self.query.__exit__(*error)
-        self.grains.__exit__(*error)
+        for observer in (self.grains, *self.queries):
+            observer.__exit__(*error)
 
     def end_sequence(self, predicted: int) -> None:
-        self.grains.end_sequence(predicted)
-        self.query.end_sequence(predicted)
+        for observer in (self.grains, *self.queries):
+            observer.end_sequence(predicted)
 
     def reduced(self) -> dict[str, torch.Tensor]:
-        queries = self.query.reduced()
-        return {
-            group: torch.cat((found, queries[group].sqrt()[None]))
-            for group, found in self.grains.reduced().items()
-        }
+        found = self.grains.reduced()
+        for query in self.queries:
+            for group, error in query.reduced().items():
+                found[group] = torch.cat((found[group], error.sqrt()[None]))
+        return found
 
 
 def tokens(
@@ -169,7 +173,8 @@ def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = 
             else:
                 share = shares[group] if group in shares else coarse_share(mode)
                 alpha = torch.tensor([[share], [1 - share]], dtype=values.dtype).expand_as(values)
-            fused.scores[b][group] = (alpha * values).sum(0)
+            residual = rows[-1] if mode == "attention" else 0
+            fused.scores[b][group] = (alpha * values).sum(0) + residual
             fused.alpha[b][group] = alpha[0]
     return fused
 

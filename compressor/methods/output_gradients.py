@@ -10,6 +10,7 @@ nothing and no other token attends to it, so that its gradients are zero.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -22,17 +23,25 @@ class OutputGradients(ABC):
     """Context manager: while it is open, every backward of `layer` is observed.
 
     After each sequence's backward `end_sequence` must be called; `reduced` gives the scores in the
-    end, with the weights still in place. `block` is the block's index, for messages.
+    end, with the weights still in place. `block` is the block's index, for messages; `groups` those
+    that are observed, all by default.
     """
 
-    def __init__(self, layer: nn.Module, geometry: Geometry, block: int):
+    def __init__(
+        self,
+        layer: nn.Module,
+        geometry: Geometry,
+        block: int,
+        groups: Collection[str] | None = None,
+    ):
         self.layer, self.geometry, self.block = layer, geometry, block
+        self.groups = groups or geometry.units.keys()
         self.seen: dict[str, dict[str, torch.Tensor]] = {}
         self.tokens = 0
         self.handles = []
 
     def __enter__(self) -> "OutputGradients":
-        for group in self.geometry.units:
+        for group in self.groups:
             self.handles.append(self.module(group).register_forward_hook(self._hook(group)))
         return self
 

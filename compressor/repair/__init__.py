@@ -1,13 +1,13 @@
-"""Closed-form repair: what a cut model computes is fitted to what the dense one computes, without
-training.
+"""Repair: what a cut model computes is fitted to what the dense one computes, block by block.
 
 A kind of repair says what the refitted projections aim at (`toward`) and what of them may move:
 
     ridge        the dense model's residual stream; weights, and a correction of what projections read
     ridge-local  the sub-layer's own former output for the same inputs; weights
     bias         the dense model's residual stream; the biases of the output projections alone
+    refine       what ridge does, and then all projections of a block are trained together
 
-Formulas: `ridge.py`; the order in which a model is repaired: `streaming.py`.
+Formulas: `ridge.py`, `refine.py`; the order in which a model is repaired: `streaming.py`.
 """
 
 import hashlib
@@ -22,15 +22,19 @@ from compressor.errors import InputError
 
 @dataclass(frozen=True)
 class Kind:
-    """toward: `dense` or `local`; weights: whether they are refitted, or biases alone."""
+    """toward: `dense` or `local`; weights: whether they are refitted, or biases alone; refined: whether
+    the block is trained after the closed form.
+    """
 
     toward: str
     weights: bool
+    refined: bool = False
 
 
 KINDS = {
     "ridge": Kind("dense", weights=True),
     "ridge-local": Kind("local", weights=True),
+    "refine": Kind("dense", weights=True, refined=True),
     "bias": Kind("dense", weights=False),
     "none": None,
 }

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from compressor.calibration import Batch
 from compressor.errors import InputError
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
+from compressor.repair.refine import Example, divergence, refine, relative_distance
 from compressor.repair.ridge import Moments, ridge
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -72,8 +74,7 @@ class BlockRepair:
         project = self.output("attention")
         for i in batches:
             cut_after.put(i, cut.get(i, self.device) + project(heads.get(i, self.device)))
-        for states in (heads, dense, cut):
-            states.discard()
+        heads.discard()
 
         self.correct("ffn", self.family.ffn_norm, dense_after, cut_after)
         dense_after.discard()
@@ -87,11 +88,49 @@ class BlockRepair:
                 yield self.weighed(out, inputs, out.float() - x.float(), "ffn")
 
         self.refit("ffn", ffn())
-        for i in batches:
-            x = cut_after.get(i, self.device)
-            cut_out.put(i, x + self.ffn(self.narrow, x))
         cut_after.discard()
+        if self.task.kind.refined:
+            self.refine(cut, dense_out)
+        for i, (args, call) in enumerate(self.calls):
+            cut_out.put(i, self.narrow(cut.get(i, self.device), *args, **call))
+        dense.discard()
+        cut.discard()
         return dense_out, cut_out
+
+    def refine(self, cut: Activations, dense_out: Activations) -> None:
+        """Train all projections of the block toward the dense block's output."""
+        names = [
+            part.tensor
+            for slices in self.family.groups().values()
+            for part in slices
+            if part.tensor.endswith(".weight")
+        ]
+        present = self.stored | self.changed
+
+        def example(i: int) -> Example:
+            hidden, target = (states.get(i, self.device) for states in (cut, dense_out))
+            mask = self.task.batches[i].mask.to(self.device)
+            return Example(hidden, *self.calls[i], target, mask)
+
+        stream = self.task.stream
+        last = self.index == stream.checkpoint.blocks - 1
+        with stream.outer(head=True) if last else nullcontext() as model:
+
+            def predictions(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+                rows = (x.to(stream.dtype) for x in (out, target))
+                return divergence(*(stream.head(model, x) for x in rows))
+
+            found, losses = refine(
+                self.narrow,
+                {n: present[n].to(self.device) for n in names},
+                example,
+                range(self.task.fitted),
+                range(self.task.fitted, len(self.calls)),
+                predictions if last else relative_distance,
+            )
+        self.record["refine"] = {"losses": losses}
+        if min(losses) < losses[0]:
+            self.replace("refine", found)
 
     def passed_on(self, states: Activations) -> Activations:
         """The stream after a block that nothing was cut from, nor from those before it."""

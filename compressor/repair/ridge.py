@@ -20,7 +20,7 @@ import torch
 @dataclass
 class Moments:
     """Sums over tokens: gram = A^T A [channels, channels], cross = T^T A [outputs, channels] and
-    energy = |T|^2, in float32 (the energy in float64).
+    energy = |T|^2, in float32 or, of float64 numbers, float64 (the energy always).
 
     dtype: what A and T are rounded to first. bfloat16 makes the sums as fast as a model's own products
     in it, and no less exact than the activations were: its products are exact in float32.
@@ -35,16 +35,17 @@ class Moments:
     def empty(
         cls, channels: int, outputs: int, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> "Moments":
+        wide = torch.promote_types(dtype, torch.float32)
         return cls(
-            torch.zeros(channels, channels, device=device),
-            torch.zeros(outputs, channels, device=device),
+            torch.zeros(channels, channels, dtype=wide, device=device),
+            torch.zeros(outputs, channels, dtype=wide, device=device),
             torch.zeros((), dtype=torch.float64, device=device),
             dtype,
         )
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count tokens: float32 inputs [tokens, channels] and targets [tokens, outputs]."""
-        inputs, targets = (x.to(self.dtype).float() for x in (inputs, targets))
+        """Count tokens: inputs [tokens, channels] and targets [tokens, outputs], float32 or float64."""
+        inputs, targets = (x.to(self.dtype).to(self.gram.dtype) for x in (inputs, targets))
         with products_of(self.dtype):
             self.gram.addmm_(inputs.T, inputs)
             self.cross.addmm_(targets.T, inputs)

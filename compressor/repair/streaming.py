@@ -31,6 +31,7 @@ from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
 from compressor.repair import KINDS, check_repair, check_text, digest
 from compressor.repair.block import BlockRepair, Task, narrowed
+from compressor.repair.refine import STEP_TOKENS
 
 HELD_BACK = 16
 
@@ -41,7 +42,8 @@ class Repair:
     record[block] names the tensors that were changed and their digest, and in `steps` the lambda
     taken (None: the step was left out) and the held-back error before and after it, as a share of
     the target's energy. Steps are `attention` and `ffn` for the output projections, `attention
-    inputs` and `ffn inputs` for what their groups read.
+    inputs` and `ffn inputs` for what their groups read; `refine` has the held-back losses before
+    and after every epoch: relative squared distances, and nats in the last block.
 
     InputError for fewer than two sequences, and for activations that are not finite.
     """
@@ -55,12 +57,14 @@ class Repair:
         fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]
         held = tokens.sequences[HELD_BACK - 1 :: HELD_BACK] or [fitted.pop()]
         fitted, held = TokenSet(fitted), TokenSet(held)
-        batches = fitted.batches()
+        kind = KINDS[repair]
+        sizes = [STEP_TOKENS] if kind and kind.refined else []
+        batches = fitted.batches(*sizes)
         self.task = Task(
             stream,
             Geometry.of(self.checkpoint),
-            KINDS[repair],
-            [*batches, *held.batches()],
+            kind,
+            [*batches, *held.batches(*sizes)],
             len(batches),
         )
         self.tokens = fitted.tokens
@@ -89,7 +93,7 @@ class Repair:
             f"{step} of block {index}"
             for index, steps in enumerate(self.record)
             for step, outcome in steps["steps"].items()
-            if outcome["lambda"] is None
+            if outcome.get("lambda", 0) is None
         ]
         if left_out:
             found.append(

@@ -14,6 +14,8 @@ from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.plan import Plan
+from compressor.quantization import job as quantization
+from compressor.quantization.report import write_card as write_quantized_card
 from compressor.report import versions, write_record
 from compressor.result import judge, measure, publish_results
 from compressor.settings import decisive
@@ -83,7 +85,20 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
             f"{found['zeros']:,} zeros, logits within {found['logits_difference']:.1e}"
         )
     result["perplexity_after"] = measure(settings, partial, work, evaluation, meter, lines)
-    judge(settings, partial, result, record, write_card)
+    card = write_card
+    if settings.quantization.wanted:
+        quantization.quantize_one(
+            settings,
+            partial,
+            work / "sparse",
+            done := {"result": result, "record": record},
+            lambda written: measure(settings, written, work, evaluation, meter, lines),
+            meter,
+            lines,
+        )
+        quantization.adopt(partial, done["files"])
+        card = write_quantized_card
+    judge(settings, partial, result, record, card)
     publish_results(settings, [result], partial, meter)
     return [result]
 

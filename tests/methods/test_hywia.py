@@ -12,7 +12,7 @@ from compressor.gradients import backward
 from compressor.methods import METHODS
 from compressor.methods.gradient_statistics import KINDS, GradientStatistics
 from compressor.methods.hywia import Grains, HybridGrains, attend, fitted_share, fuse, tokens
-from compressor.methods.kfac import Kfac
+from compressor.methods.kfac import Kfac, MaskFisher
 from compressor.methods.statistics import Geometry
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -229,19 +229,30 @@ def test_attention_goes_to_the_token_that_agrees_with_the_query():
     torch.testing.assert_close(alpha[0], torch.tensor([1.0, 0.0, 0.5, 0.5, 0.5]).double())
 
 
-def test_the_query_is_the_output_error(llama):
-    # `reduced` has the tokens first, as without a query, and then the root of what `kfac` scores.
+def test_attention_is_added_to_the_query():
+    blocks = [{"ffn": torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [1.0, 1.0, 4.0]]).double()}]
+    coarse, fine, query = (row / row.mean() for row in blocks[0]["ffn"])
+    fused = fuse(blocks, "attention")
+    alpha = fused.alpha[0]["ffn"]
+    expected = query + alpha * coarse + (1 - alpha) * fine
+    torch.testing.assert_close(fused.scores[0]["ffn"], expected)
+
+
+def test_the_query_is_of_second_order(llama):
+    # `reduced` has the tokens first, as without a query, and then the root of what `kfac` scores of
+    # channels and `mask-fisher` of KV groups.
     checkpoint = Checkpoint(llama)
     stream = BlockStream(checkpoint, dtype=torch.float64)
     geometry, sequences = Geometry.of(checkpoint), token_set().sequences
-    found = {"hybrid": {}, "tokens": {}, "query": {}}
+    found = {"hybrid": {}, "tokens": {}, "ffn": {}, "attention": {}}
 
     def visit(index, layer, steps):
         observers = {
             "hybrid": HybridGrains(layer, geometry, index, Grains()),
-            "query": Kfac(layer, geometry, index),
+            "ffn": Kfac(layer, geometry, index),
+            "attention": MaskFisher(layer, geometry, index),
         }
-        with observers["hybrid"], observers["query"]:
+        with observers["hybrid"], observers["ffn"], observers["attention"]:
             for i in steps():
                 for observer in observers.values():
                     observer.end_sequence(len(sequences[i]) - 1)
@@ -254,7 +265,7 @@ def test_the_query_is_the_output_error(llama):
         for group in geometry.units:
             rows = found["hybrid"][block][group]
             assert torch.equal(rows[:2], found["tokens"][block][group])
-            torch.testing.assert_close(rows[2].square(), found["query"][block][group])
+            torch.testing.assert_close(rows[2].square(), found[group][block][group])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

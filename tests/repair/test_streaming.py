@@ -16,6 +16,7 @@ from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Plan
 from compressor.repair import KINDS
 from compressor.repair.streaming import HELD_BACK, Repair
+from compressor.writing import write
 
 STEPS = ("attention inputs", "attention", "ffn inputs", "ffn")
 READ = {"attention": "self_attn.q_proj", "ffn": "mlp.gate_proj"}
@@ -228,7 +229,7 @@ def test_bias_needs_biases(make_checkpoint, tmp_path, sizes, missing):
         repaired(folder, "bias")
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("none", "bias")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.startswith("ridge")])
 def test_held_back_errors_never_grow(llama, kind):
     repair, changes = repaired(llama, kind)
     for block, changed in zip(repair.record, changes, strict=True):
@@ -279,10 +280,30 @@ def test_what_is_left_out_is_said(llama):
     assert left_out and ", ".join(left_out) in repair.warnings[1]
 
 
+def test_the_last_loss_is_the_divergence_that_the_written_model_has(any_family, tmp_path):
+    repair, changes = repaired(any_family, "refine")
+    all_losses = [block["steps"]["refine"]["losses"] for block in repair.record]
+    assert any(min(losses) < losses[0] for losses in all_losses)
+    losses = all_losses[-1]
+    checkpoint = Checkpoint(any_family)
+    write(checkpoint, plan_of(checkpoint), tmp_path / "out", changes=changes)
+    with torch.no_grad():
+        theirs, ours = (
+            AutoModelForCausalLM.from_pretrained(folder)(texts()[HELD_BACK - 1][None]).logits[0]
+            for folder in (any_family, tmp_path / "out")
+        )
+    found = torch.distributions.kl_divergence(
+        *(torch.distributions.Categorical(logits=x) for x in (theirs, ours))
+    )
+    assert found.mean().item() == pytest.approx(min(losses), rel=1e-3)
+
+
 def test_bad_input(llama, tmp_path, make_checkpoint):
     with pytest.raises(InputError, match="at least 2 sequences, not 1"):
         repaired(llama, sequences=texts(1))
-    with pytest.raises(InputError, match="'glue' is not one of ridge, ridge-local, bias, none"):
+    with pytest.raises(
+        InputError, match="'glue' is not one of ridge, ridge-local, refine, bias, none"
+    ):
         repaired(llama, "glue")
     folder = make_checkpoint(tmp_path / "m")
     tensors = load_file(folder / "model.safetensors")

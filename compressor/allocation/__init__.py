@@ -1,25 +1,27 @@
 """Allocation: how many units of each group stay in each block, on the lattice of widths.
 
-    uniform   the same widths in every block
+    uniform   the same widths in every block, of attention and FFN about the same share
     global    all units of the model ranked together; every block its own widths
+    exact     the widths whose measured errors add up to least (`exact.py`, `landscape.py`)
+    besa      the same of widths next to those that blocks learned (`besa.py`)
 
-Which units stay is the same in both: the best-scored of each group of each block.
+Which units stay is the same in all: the best-scored of each group of each block.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
 
+from compressor.allocation.besa import learned_groups, near_path
+from compressor.allocation.exact import Widths, best_split, own_widths
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import Lattice, lattice
 from compressor.plan import Costs, Plan, Target, limit_of, reached
 from compressor.scores import GROUPS, Scores, best
-
-Widths = dict[str, int]  # units of each group, of one block
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -40,6 +42,32 @@ def smallest(
     return widths
 
 
+def constant_splits(
+    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+) -> list[Widths]:
+    """The widths that all blocks (that are not protected) can have: for every number of KV groups
+    that leaves room for FFN channels the most that fit, by ascending groups.
+    """
+    smallest(target, checkpoint, lattice, protect)
+    costs, limit = Costs.of(checkpoint), limit_of(target, Costs.of(checkpoint))[0]
+
+    def size(split: Widths) -> int:
+        widths = everywhere(split, checkpoint, protect)
+        return costs.size(widths, checkpoint.units, target.measure)
+
+    found = []
+    for groups in lattice.attention:
+        splits = ({"attention": groups, "ffn": channels} for channels in lattice.ffn)
+        fitting = [split for split in splits if size(split) <= limit]
+        found += fitting[-1:]
+    return found
+
+
+def everywhere(split: Widths, checkpoint: Checkpoint, protect: Sequence[int]) -> list[Widths]:
+    """The same widths in all blocks that are not protected."""
+    return [dict(checkpoint.units if b in protect else split) for b in range(checkpoint.blocks)]
+
+
 def solve(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
@@ -48,30 +76,16 @@ def solve(
     The share of KV groups that stay is the one nearest above the blocks' share (whole groups are
     few, and one too many costs more than channels do); FFN channels fill the rest exactly.
     """
-    smallest(target, checkpoint, lattice, protect)
+    splits = constant_splits(target, checkpoint, lattice, protect)
     costs, units = Costs.of(checkpoint), checkpoint.units
     limit, whole = limit_of(target, costs)
-    cut_blocks = [b for b in range(checkpoint.blocks) if b not in protect]
-
-    def widths(groups: int, channels: int) -> list[Widths]:
-        cut = {"attention": groups, "ffn": channels}
-        return [dict(units) if b in protect else cut for b in range(checkpoint.blocks)]
-
-    def size(groups: int, channels: int) -> int:
-        return costs.size(widths(groups, channels), units, target.measure)
-
-    movable = len(cut_blocks) * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
+    free = checkpoint.blocks - len(protect)
+    movable = free * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
-    enough = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
+    wide = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
+    enough = [*wide, lattice.attention[-1]][0]
     # Fewer groups only where the channels alone cannot make room for this many.
-    for groups in [
-        enough[0],
-        *sorted((g for g in lattice.attention if g < enough[0]), reverse=True),
-    ]:
-        fitting = [c for c in lattice.ffn if size(groups, c) <= limit]
-        if fitting:
-            return widths(groups, fitting[-1])
-    raise AssertionError("the smallest size fits, so some width does")
+    return everywhere([s for s in splits if s["attention"] <= enough][-1], checkpoint, protect)
 
 
 @dataclass(frozen=True)
@@ -161,15 +175,77 @@ def solve_globally(
     return grow(least, free, unit, room)
 
 
+def solve_measured(
+    scores: Scores,
+    target: Target,
+    checkpoint: Checkpoint,
+    lattice: Lattice,
+    protect: Sequence[int] = (),
+    alike: bool = True,
+    learned: bool = False,
+) -> list[Widths]:
+    """Widths whose blocks' errors add up to least, from the landscape that comes with the scores.
+
+    alike: all blocks have the same widths, except those that are protected. learned: of the cuts next
+    to what blocks learned (`besa.py`) alone.
+    """
+    landscape = scores.landscape
+    if landscape is None or (learned and not landscape.learned):
+        how = "besa" if learned else "exact"
+        raise InputError(
+            f"--allocate {how} needs what is measured of cuts, which these scores come without; "
+            f"score again with --allocate {how}."
+        )
+    errors = landscape.on(lattice)
+    free = [b for b in range(checkpoint.blocks) if b not in protect]
+    errors = [errors[b] for b in free]
+    steps = {"attention": lattice.attention, "ffn": lattice.ffn}
+    least = smallest(target, checkpoint, lattice, protect)
+    costs = Costs.of(checkpoint)
+    unit = {group: costs.unit[group][target.measure] for group in GROUPS}
+    room = limit_of(target, costs)[0] - costs.size(least, checkpoint.units, target.measure)
+    room += len(free) * sum(unit[g] * steps[g][0] for g in GROUPS)
+    paths = [landscape.learned[b] for b in free] if learned else []
+    if alike:
+        splits = constant_splits(target, checkpoint, lattice, protect)
+        if learned and free:
+            near = learned_groups(paths, steps, unit, room / len(free))
+            splits = [s for s in splits if s["attention"] in near] or splits
+        return everywhere(best_split(splits, errors, steps), checkpoint, protect)
+    allowed = [near_path(path, steps) for path in paths]
+    widths = [dict(checkpoint.units) for _ in range(checkpoint.blocks)]
+    found = own_widths(errors, steps, unit, room, allowed)
+    for b, width in zip(free, found, strict=True):
+        widths[b] = width
+    return widths
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A way to find widths: solve(scores, target, checkpoint, lattice, protect, alike).
+
+    alike, unlike: whether it finds widths that are equal in all blocks, and that are not.
+    measured: whether it compares measured errors of cuts, and is judged by held-back text.
+    """
+
+    solve: Callable[..., list[Widths]]
+    alike: bool = True
+    unlike: bool = True
+    measured: bool = False
+
+
 ALLOCATIONS = {
-    "uniform": lambda scores, *constraints: solve(*constraints),
-    "global": solve_globally,
+    "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False),
+    "global": Allocation(lambda *given: solve_globally(*given[:-1]), alike=False),
+    "exact": Allocation(solve_measured, measured=True),
+    "besa": Allocation(lambda *given: solve_measured(*given, learned=True), measured=True),
 }
 
 
 def check_allocation(how: str) -> None:
     if how not in ALLOCATIONS:
-        raise InputError(f"--allocate is {' or '.join(ALLOCATIONS)}, not {how!r}.")
+        *names, last = ALLOCATIONS
+        raise InputError(f"--allocate is {', '.join(names)} or {last}, not {how!r}.")
 
 
 def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
@@ -181,6 +257,13 @@ def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
     return sorted({b % count for b in blocks})
 
 
+def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
+    if len(scores.blocks) != checkpoint.blocks or any(
+        len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
+    ):
+        raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
+
+
 def allocate(
     scores: Scores,
     checkpoint: Checkpoint,
@@ -190,23 +273,36 @@ def allocate(
     protect: Sequence[int] = (),
     container: str = "auto",
     how: str = "uniform",
+    alike: bool = True,
+    columns: int = 1,
 ) -> Plan:
-    """The best-scored units of every block, as many as the allocation `how` gives each."""
+    """The best-scored units of every block, as many as the allocation `how` gives each.
+
+    alike: as many in every block; `global` gives every block its own number all the same.
+    """
     check_allocation(how)
-    blocks = checkpoint.blocks
+    check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    if len(scores.blocks) != blocks or any(
-        len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
-    ):
-        raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
-    widths = lattice(checkpoint, align, tp, container)
-    chosen = ALLOCATIONS[how](scores, target, checkpoint, widths, protect)
+    widths = lattice(checkpoint, align, tp, container, columns)
+    chosen = ALLOCATIONS[how].solve(scores, target, checkpoint, widths, protect, alike)
+    return plan_of(scores, checkpoint, target, chosen, how, protect)
+
+
+def plan_of(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    target: Target,
+    widths: Sequence[Widths],
+    how: str,
+    protect: Sequence[int],
+) -> Plan:
+    """The best-scored units of every block, as many as `widths` says."""
     kept = [
         {g: best(block[g], width[g]) for g in GROUPS}
-        for block, width in zip(scores.blocks, chosen, strict=True)
+        for block, width in zip(scores.blocks, widths, strict=True)
     ]
     costs = Costs.of(checkpoint)
-    params = costs.size(chosen, checkpoint.units, "params")
+    params = costs.size(widths, checkpoint.units, "params")
     return Plan(
         kept,
         {
@@ -214,9 +310,9 @@ def allocate(
             "keep_reached": params / costs.total["params"],
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
             "parameters": params,
-            "bytes": costs.size(chosen, checkpoint.units, "bytes"),
+            "bytes": costs.size(widths, checkpoint.units, "bytes"),
             "allocate": how,
-            "protect": protect,
+            "protect": list(protect),
             "scores": scores.about,
         },
     )

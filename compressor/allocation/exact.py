@@ -1,0 +1,121 @@
+"""Exact allocation: of all widths that meet the budget, those whose blocks' errors add up to least.
+
+With equal widths in all blocks there is one choice: how many KV groups stay, the FFN filling the rest
+of the budget. With widths of its own for every block it is a knapsack, solved by dynamic programming
+over the sizes that can be reached: a state is dropped only if another is no larger and no worse, so
+the result is the optimum. Ours; errors: `landscape.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import torch
+
+from compressor.errors import InputError
+from compressor.scores import GROUPS
+
+Widths = dict[str, int]  # units of each group, of one block
+
+
+def knapsack(
+    costs: Sequence[torch.Tensor], errors: Sequence[torch.Tensor], limit: float
+) -> list[int]:
+    """One choice of each list so that the costs, int64, add up to at most limit and the errors to least.
+
+    Of equal errors the smaller size is taken. InputError where no selection fits.
+    """
+    least_after = [0]  # what the lists that follow cost at least
+    for cost in reversed(costs):
+        least_after.append(least_after[-1] + int(cost.min()))
+    if least_after[-1] > limit:
+        raise InputError(
+            f"Nothing that small fits: {least_after[-1]:,} is the least of {limit:,g}."
+        )
+    size = torch.zeros(1, dtype=torch.int64)
+    error = torch.zeros(1, dtype=torch.float64)
+    steps = []
+    for cost, own, rest in zip(costs, errors, least_after[-2::-1], strict=True):
+        sizes = (size[:, None] + cost).flatten()
+        sums = (error[:, None] + own.double()).flatten()
+        fitting = (sizes <= limit - rest).nonzero().flatten()
+        # By size, at one size by error: what is no better than anything smaller goes.
+        fitting = fitting[sums[fitting].argsort(stable=True)]
+        fitting = fitting[sizes[fitting].argsort(stable=True)]
+        lowest = sums[fitting].cummin(0).values
+        better = torch.cat((lowest.new_ones(1).bool(), lowest[1:] < lowest[:-1]))
+        taken = fitting[better]
+        steps.append((taken // len(cost), taken % len(cost)))
+        size, error = sizes[taken], sums[taken]
+    at, chosen = len(size) - 1, []
+    for origin, choice in reversed(steps):
+        chosen.append(int(choice[at]))
+        at = int(origin[at])
+    return chosen[::-1]
+
+
+def grown(
+    widths: Sequence[Widths],
+    errors: Sequence[torch.Tensor],
+    lattice: Mapping[str, Sequence[int]],
+    costs: Mapping[str, int],
+    room: float,
+) -> list[Widths]:
+    """Take steps up the lattice while one fits, first those that lower the errors most.
+
+    An optimum leaves room only where no step lowers its error; a unit more does no harm, and sizes
+    come as near to the target as they can.
+    """
+    widths = [dict(width) for width in widths]
+
+    def error(b: int, width: Mapping[str, int]) -> float:
+        return errors[b][tuple(lattice[g].index(width[g]) for g in GROUPS)].item()
+
+    while True:
+        steps = []
+        for b, width in enumerate(widths):
+            for group in GROUPS:
+                wider = lattice[group].index(width[group]) + 1
+                if wider == len(lattice[group]):
+                    continue
+                new = width | {group: lattice[group][wider]}
+                cost = (new[group] - width[group]) * costs[group]
+                if cost <= room:
+                    steps.append((error(b, new) - error(b, width), b, cost, new))
+        if not steps:
+            return widths
+        _, b, cost, widths[b] = min(steps, key=lambda step: step[:3])
+        room -= cost
+
+
+def own_widths(
+    errors: Sequence[torch.Tensor],
+    lattice: Mapping[str, Sequence[int]],
+    costs: Mapping[str, int],
+    room: float,
+    allowed: Sequence[Sequence[tuple[int, ...]]] | None = None,
+) -> list[Widths]:
+    """Widths of every block, of the least sum of errors, whose units cost at most `room`.
+
+    errors: [numbers of groups, FFN widths] of each block; costs: of a unit of each group. allowed: of
+    each block, the places in `errors` to choose from; all by default.
+    """
+    everything = [*product(*(range(len(lattice[g])) for g in GROUPS))]
+    allowed = allowed or [everything] * len(errors)
+    widths = [
+        [{g: lattice[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in places]
+        for places in allowed
+    ]
+    sizes = [torch.tensor([sum(costs[g] * w[g] for g in GROUPS) for w in own]) for own in widths]
+    own_errors = [torch.stack([e[p] for p in ps]) for e, ps in zip(errors, allowed, strict=True)]
+    chosen = knapsack(sizes, own_errors, room)
+    room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
+    found = [own[c] for own, c in zip(widths, chosen, strict=True)]
+    return grown(found, errors, lattice, costs, room)
+
+
+def best_split(
+    splits: Sequence[Widths], errors: Sequence[torch.Tensor], lattice: Mapping[str, Sequence[int]]
+) -> Widths:
+    """Of widths that all blocks may have, those of the least sum of errors."""
+    total = torch.stack(list(errors)).sum(0)
+    return min(splits, key=lambda w: total[tuple(lattice[g].index(w[g]) for g in GROUPS)].item())

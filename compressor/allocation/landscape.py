@@ -1,0 +1,222 @@
+"""The landscape of a model's cuts: the error that every cut of each block alone leaves at its output.
+
+A cut of a block keeps so many KV groups and FFN channels, the best-scored ones. Its error is
+
+    E = mean_t |y_t - y~_t|^2 / |y_t|^2
+
+y the dense block's output at a token, y~ the cut block's on the same input. It is the error that a
+following norm sees, and the one the ridge repair weighs tokens by. For each number of groups the block
+runs once more, and the sums over its tokens give the errors of all FFN widths (`prefixes.py`). Where a
+repair follows, o_proj and down_proj are refitted as it will do, and the error is that of sequences the
+refit has not seen. Ours; it holds for dense inputs, so what earlier blocks break is not in it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from compressor.allocation.prefixes import plain_errors, refit_errors
+from compressor.blocks import Activations, BlockStream
+from compressor.calibration import Batch, TokenSet
+from compressor.cut import channels_of
+from compressor.errors import InputError
+from compressor.lattice import Lattice
+from compressor.methods.statistics import Geometry
+from compressor.repair import KINDS
+from compressor.repair.block import GRID, captured
+from compressor.repair.ridge import Moments, ridge
+from compressor.scores import Landscape
+
+HELD_BACK = 8  # every so many sequences judge the refits
+
+
+def refits(repair: str) -> bool:
+    """Whether a repair moves the weights of the output projections."""
+    kind = KINDS[repair]
+    return kind is not None and kind.weights
+
+
+def measure_landscape(
+    orders: Sequence[dict[str, torch.Tensor]],
+    stream: BlockStream,
+    tokens: TokenSet,
+    lattice: Lattice,
+    repair: str,
+    learning: Callable | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Landscape:
+    """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
+
+    learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
+
+    One forward pass, and one more of every FFN for each number of groups; one block in memory.
+    InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
+    """
+    geometry, refit = Geometry.of(stream.checkpoint), refits(repair)
+    held = tokens.sequences[HELD_BACK - 1 :: HELD_BACK] or tokens.sequences[-1:]
+    fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]
+    if len(fitted) == len(tokens.sequences):
+        fitted = fitted[:-1]
+    if not refit:
+        fitted, held = [*fitted, *held], []
+    if not fitted or (refit and not held):
+        raise InputError("The errors of repaired cuts need at least 2 calibration sequences.")
+    batches = TokenSet(fitted).batches()
+    first_held = len(batches)
+    batches += TokenSet(held).batches()
+    errors, learned = [], []
+
+    def visit(index: int, layer, forward) -> None:
+        block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
+        block.observe(forward)
+        found = block.errors(orders[index], lattice)
+        if block.silent or not found.isfinite().all():
+            raise InputError(
+                f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
+                "calibration text is damaged, or the model needs --dtype float32."
+            )
+        errors.append(found)
+        if learning is not None:
+            learned.append(learning(index, block, orders[index], lattice))
+        block.discard()
+        progress(index + 1, stream.checkpoint.blocks)
+
+    stream.run([b.ids for b in batches], visit).discard()
+    return Landscape(
+        errors,
+        lattice.attention,
+        lattice.ffn,
+        {"repair": repair if refit else "none", "calibration": tokens.protocol},
+        learned,
+    )
+
+
+class BlockCuts:
+    """All cuts of one block, whose weights are in `layer`."""
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        geometry: Geometry,
+        layer,
+        batches: list[Batch],
+        first_held: int,
+        refit: bool,
+    ):
+        self.stream, self.geometry, self.layer = stream, geometry, layer
+        self.batches, self.first_held, self.refit = batches, first_held, refit
+        self.device, self.family = stream.device, geometry.family
+        self.before, self.heads, self.after, self.out = (
+            Activations(stream.offload) for _ in range(4)
+        )
+
+    def errors(self, scores: dict[str, torch.Tensor], lattice: Lattice) -> torch.Tensor:
+        """float64 [numbers of groups, FFN widths], on the CPU."""
+        groups = (-scores["attention"]).argsort(stable=True)
+        channels = (-scores["ffn"]).argsort(stable=True).to(self.device)
+        changes = self.attention_changes(groups, lattice.attention)
+        widths = torch.tensor(lattice.ffn)
+        found = []
+        for change in changes:
+            fit, held = self.ffn_sums(change)
+            down = self.output("ffn").weight
+            if self.refit:
+                errors, judged = refit_errors(fit, held, down, channels, GRID), held
+            else:
+                errors, judged = plain_errors(fit, down, channels), fit
+            found.append(errors.cpu()[widths] / self.energy[judged is held])
+        return torch.stack(found).clamp_min(0)
+
+    def discard(self) -> None:
+        for states in (self.before, self.heads, self.after, self.out):
+            states.discard()
+
+    def output(self, group: str) -> torch.nn.Linear:
+        return self.layer.get_submodule(self.geometry.output_module(group))
+
+    def observe(self, forward) -> None:
+        """Run the dense block, and keep the stream before it and after both sub-layers, and what enters
+        o_proj.
+        """
+        seen = {}
+        hooks = [
+            self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
+            self.output("attention").register_forward_pre_hook(
+                lambda _, args: seen.update(heads=args[0])
+            ),
+            self.layer.get_submodule(self.family.ffn_norm).register_forward_pre_hook(
+                lambda _, args: seen.update(after=args[0])
+            ),
+            self.layer.register_forward_hook(
+                lambda _, args, out: seen.update(out=out[0] if isinstance(out, tuple) else out)
+            ),
+        ]
+        self.silent = True
+        self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
+        for i in forward():
+            self.before.put(i, seen["before"])
+            self.heads.put(i, seen["heads"])
+            self.after.put(i, seen["after"])
+            self.out.put(i, seen["out"])
+            self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
+            self.silent = self.silent and not seen["out"].any()
+        for hook in hooks:
+            hook.remove()
+
+    def rows(self, states: Activations, i: int) -> torch.Tensor:
+        """The real tokens of a batch [tokens, channels]."""
+        return states.get(i, self.device)[self.batches[i].mask.to(self.device)]
+
+    def moments(self, channels: int, outputs: int) -> list[Moments]:
+        kept = self.stream.dtype != torch.float16
+        dtype = self.stream.dtype if kept else torch.float32
+        return [Moments.empty(channels, outputs, self.device, dtype) for _ in range(2)]
+
+    def attention_changes(self, order: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
+        """By how much o_proj's weights differ [outputs, inputs] when so many groups are kept."""
+        weight = wide(self.output("attention").weight)
+        sums = self.moments(weight.shape[1], weight.shape[0])
+        if self.refit:
+            for i in range(len(self.batches)):
+                after, inputs = wide(self.rows(self.after, i)), wide(self.rows(self.heads, i))
+                rate = rates(after)
+                sums[i >= self.first_held].add(inputs * rate, inputs @ weight.T * rate)
+        changes = []
+        for count in counts:
+            kept = channels_of(
+                sorted(order[:count].tolist()), self.geometry.channels("attention")
+            ).to(self.device)
+            cut = torch.zeros_like(weight)
+            cut[:, kept] = weight[:, kept]
+            if self.refit and len(kept) < weight.shape[1]:
+                fit, held = ((s.gram[kept][:, kept], s.cross[:, kept]) for s in sums)
+                cut[:, kept], _, _ = ridge(*fit, cut[:, kept], *held, sums[1].energy, GRID)
+            changes.append(cut - weight)
+        return changes
+
+    def ffn_sums(self, change: torch.Tensor) -> list[Moments]:
+        """Of the fitted and the held-back tokens, the sums of what down_proj reads and should give."""
+        down = self.output("ffn")
+        mlp = self.layer.get_submodule(self.family.gate.rpartition(".")[0])
+        norm = self.layer.get_submodule(self.family.ffn_norm)
+        sums = self.moments(down.weight.shape[1], down.weight.shape[0])
+        for i in range(len(self.batches)):
+            out = self.rows(self.out, i)
+            stream = self.rows(self.after, i) + self.rows(self.heads, i) @ change.T.to(out.dtype)
+            inputs = captured(down, lambda stream=stream: mlp(norm(stream[None])))[0]
+            targets = wide(out) - wide(stream)
+            if down.bias is not None:
+                targets -= wide(down.bias)
+            rate = rates(out) / out.shape[-1] ** 0.5
+            sums[i >= self.first_held].add(wide(inputs) * rate, targets * rate)
+        return sums
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rates(stream: torch.Tensor) -> torch.Tensor:
+    """1 / root mean square of every token [tokens, 1]."""
+    return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()

@@ -1,0 +1,122 @@
+"""From scores to the plan of a target, as `compress` makes it: allocated, and judged where it can be.
+
+What decides slowly is kept in the work folder: the errors of cuts with the scores, and in the journal
+the held-back losses, one after the other.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from compressor.allocation import ALLOCATIONS, allocate, constant_splits, everywhere, plan_of
+from compressor.allocation import protected as protected_blocks
+from compressor.allocation.besa import learn_block
+from compressor.allocation.guard import held_back, judge
+from compressor.allocation.landscape import measure_landscape
+from compressor.blocks import BlockStream
+from compressor.calibration import TokenSet
+from compressor.checkpoint import Checkpoint
+from compressor.journal import Journal
+from compressor.plan import Costs, Plan, Target
+from compressor.scores import Scores
+from compressor.settings import Settings, open_lattice, target_name
+
+
+def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, meter, lines) -> None:
+    """Add the errors of all cuts to the scores, and save both, if the allocation asks for them."""
+    if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
+        return
+    widths = open_lattice(settings, stream.checkpoint)
+    fitted, _ = held_back(calibration)
+    learning = None
+    if settings.allocate == "besa":
+        costs = Costs.of(stream.checkpoint).unit
+        learning = partial(
+            learn_block,
+            costs={g: unit["params"] for g, unit in costs.items()},
+            seed=settings.seed,
+            sampling=settings.weights.sampling or "none",
+        )
+    with meter.stage("allocate"), lines.stage("allocate") as progress:
+        scores.landscape = measure_landscape(
+            scores.blocks, stream, fitted, widths, settings.repair, learning, progress
+        )
+    scores.save(file)
+
+
+def plan_target(
+    settings: Settings,
+    scores: Scores,
+    checkpoint: Checkpoint,
+    target: Target,
+    stream: BlockStream,
+    calibration: TokenSet | None,
+    journal: Journal,
+    meter,
+    lines,
+) -> Plan:
+    """The plan of a target. Of an allocation that is judged, or exact, or a constant split the best.
+
+    Then `about["held_back"]` holds what was compared: rows of allocation, widths and loss (nats a
+    token), which one was taken, and on how much text.
+    """
+    how, alike = settings.allocate, settings.layout == "uniform"
+    given = (settings.align, settings.tp, settings.protect, settings.container)
+    columns = settings.quantization.columns
+    plan = allocate(scores, checkpoint, target, *given, how, alike, columns)
+    if not ALLOCATIONS[how].measured:
+        return plan
+    widths = open_lattice(settings, checkpoint)
+    protect = protected_blocks(settings.protect, checkpoint)
+    plans = {how: plan}
+    for other in ("exact", "uniform"):
+        if other not in plans:
+            plans[other] = allocate(scores, checkpoint, target, *given, other, alike, columns)
+    for split in constant_splits(target, checkpoint, widths, protect):
+        same = everywhere(split, checkpoint, protect)
+        name = f"{split['attention']} KV groups"
+        plans[name] = plan_of(scores, checkpoint, target, same, how, protect)
+    entry = f"{target_name(target)} held back"
+    with meter.stage("allocate"), lines.stage("compare") as progress:
+        losses = judge(
+            stream,
+            plans,
+            calibration,
+            settings.repair,
+            journal.get(entry),
+            lambda losses: journal.put(entry, losses),
+            progress,
+        )
+    taken = min(losses, key=losses.__getitem__)
+    _, judged = held_back(calibration)
+    plans[taken].about |= {
+        "allocate": how,
+        "held_back": {
+            "taken": taken,
+            "rows": [
+                {
+                    "allocation": name,
+                    "attention": plans[name].width_range("attention"),
+                    "ffn": plans[name].width_range("ffn"),
+                    "loss": loss,
+                }
+                for name, loss in losses.items()
+            ],
+            "sequences": len(judged.sequences),
+            "tokens": judged.tokens,
+        },
+    }
+    return plans[taken]
+
+
+def comparison_note(plan: Plan) -> list[str]:
+    """A sentence where something else than the asked allocation was taken."""
+    found, how = plan.about.get("held_back"), plan.about["allocate"]
+    if found is None or found["taken"] == how:
+        return []
+    rows = {row["allocation"]: row for row in found["rows"]}
+    best = rows[found["taken"]]
+    return [
+        f"On {found['sequences']} held-back sequences the allocation {best['allocation']} "
+        f"({best['attention']} KV groups, {best['ffn']} FFN channels a block) loses less than "
+        f"{how} ({best['loss']:.4f} against {rows[how]['loss']:.4f} nats a token), so it was taken."
+    ]

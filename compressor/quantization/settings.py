@@ -1,0 +1,41 @@
+"""What `--quantize` was asked for, and what does not go with it."""
+
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+
+from compressor.errors import InputError
+from compressor.options import Fits, check_value, one_of, option
+
+SCHEMES = one_of("none", "w4a16")
+GROUP: Fits = ("at least 2", lambda x: x >= 2)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The options of quantisation, with their names and help on the command line."""
+
+    scheme: str = option(
+        "none", "--quantize", "none, or w4a16: 4-bit weights of the blocks' projections.", SCHEMES
+    )
+    group: int = option(
+        128, "--quantize-group", "Input channels that share a scale; widths are multiples.", GROUP
+    )
+
+    @property
+    def wanted(self) -> bool:
+        return self.scheme != "none"
+
+    @property
+    def columns(self) -> int:
+        """What the input channels of every projection must be a multiple of."""
+        return self.group if self.wanted else 1
+
+    def check(self) -> None:
+        """Refuse values that cannot be, and what cannot be written here."""
+        for each in fields(self):
+            check_value(each, getattr(self, each.name))
+        if self.wanted and not find_spec("compressed_tensors"):
+            raise InputError(
+                "--quantize writes the format of the package compressed-tensors, which is not "
+                "installed: pip install 'compressor-llm[quantize]'."
+            )

@@ -1,0 +1,73 @@
+"""Writing a quantised folder from a dense one, one block in memory at a time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.quantization.packing import packed, quantization_config
+from compressor.quantization.stream import Quantizing, projections
+from compressor.writing import (
+    SHARD_BYTES,
+    check_space,
+    copy_side_files,
+    divided,
+    empty,
+    opened,
+    write_index,
+)
+
+Shards = list[dict[str, torch.Tensor]]
+
+
+def plan_shards(checkpoint: Checkpoint, group: int, limit: int = SHARD_BYTES) -> Shards:
+    """Empty (meta) tensors of the quantised folder, by name, in shards of at most `limit` bytes."""
+    matrices = projections(checkpoint)
+    results = [{n: empty(checkpoint, n) for n in checkpoint.outer_tensors()}]
+    for index in range(checkpoint.blocks):
+        block = {}
+        for inner in checkpoint.block_tensors(index):
+            name = checkpoint.block_name(index, inner)
+            tensor = empty(checkpoint, name)
+            if inner not in matrices:
+                block[name] = tensor
+                continue
+            rows, columns = tensor.shape
+            scale = torch.empty(rows, columns // group, dtype=tensor.dtype, device="meta")
+            block |= packed(name, tensor, scale, group)
+        results.append(block)
+    return divided(results, limit)
+
+
+def quantized_bytes(checkpoint: Checkpoint, group: int) -> int:
+    """What the tensors of the quantised folder will take."""
+    return sum(t.nbytes for shard in plan_shards(checkpoint, group) for t in shard.values())
+
+
+def write_quantized(
+    quantizing: Quantizing,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """The new folder `folder`: what the blocks become, and all else as it is in the source."""
+    checkpoint, group = quantizing.checkpoint, quantizing.group
+    shards = plan_shards(checkpoint, group, shard_bytes)
+    check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
+    folder.mkdir(parents=True)
+    with opened(folder, shards) as files:
+        for name in checkpoint.outer_tensors():
+            files[name].put(name, checkpoint.read([name])[name])
+        for index, block in enumerate(quantizing.blocks()):
+            for inner, tensor in block.items():
+                name = checkpoint.block_name(index, inner)
+                files[name].put(name, tensor)
+            progress(index + 1, checkpoint.blocks)
+    write_index(folder, shards)
+    copy_side_files(checkpoint.path, folder)
+    head = checkpoint.family.head.removesuffix(".weight")
+    config = checkpoint.config | {"quantization_config": quantization_config(group, [head])}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")

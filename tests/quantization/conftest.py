@@ -1,0 +1,5 @@
+"""Everything here needs compressed-tensors."""
+
+import pytest
+
+pytest.importorskip("compressed_tensors")
