@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
+from compressor.per_layer import class_of
 
 
 class Activations:
@@ -73,7 +74,10 @@ class BlockStream:
         self.offload = offload
         config = AutoConfig.from_pretrained(checkpoint.path)
         with init_empty_weights(include_buffers=False):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            if (per_layer := class_of(config)) is not None:
+                self.model = per_layer._from_config(config, dtype=self.dtype)
+            else:
+                self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         self.model.eval()
         move_buffers(self.model, self.device)
         self.layers = self.model.get_submodule(checkpoint.family.layers)

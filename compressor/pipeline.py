@@ -40,7 +40,7 @@ from compressor.settings import (
     chosen_grains,
     decisive,
     open_lattice,
-    target_name,
+    wanted_results,
 )
 from compressor.sparse.job import run as prune_weights
 
@@ -67,7 +67,7 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
                 run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
-            if not any(journal.get(target_name(t)) for t in settings.targets):
+            if not any(journal.get(name) for name, _, _ in wanted_results(settings)):
                 shutil.rmtree(partial, ignore_errors=True)
             if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
@@ -129,19 +129,18 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         with meter.stage("evaluate"), lines.stage("evaluate"):
             before = perplexity(stream, evaluation)
         journal.put("before", before)
-    results = []
-    for target in settings.targets:
-        name = target_name(target)
-        folder = partial / name if len(settings.targets) > 1 else partial
+    results, wanted = [], wanted_results(settings)
+    for name, target, own in wanted:
+        folder = partial / name if len(wanted) > 1 else partial
         plan = plan_target(
-            settings, scores, checkpoint, target, stream, calibration, journal, meter, lines
+            own, scores, checkpoint, target, stream, calibration, journal, meter, lines
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None
         if done is None:
             shutil.rmtree(folder, ignore_errors=True)
             result, record = cut_one(
-                settings,
+                own,
                 checkpoint,
                 scores,
                 plan,
@@ -179,6 +178,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 folder,
                 work / name,
                 done,
+                calibration,
                 lambda written: measure(settings, written, work, evaluation, meter, lines),
                 meter,
                 lines,
@@ -187,7 +187,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             quantization.adopt(folder, done["files"])
             card = write_quantized_card
         judge(settings, folder, result, done["record"], card)
-        if len(settings.targets) > 1:
+        if len(wanted) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
         results.append(result)

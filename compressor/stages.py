@@ -46,13 +46,11 @@ def score(
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
-    errors: Annotated[
-        str | None,
-        Option(
-            help="Also measure the error of every cut, for plan --allocate exact: after the repair "
-            "ridge, or of none."
-        ),
+    allocate: Annotated[
+        str | None, Option(help="Measure too what plan --allocate exact or besa needs.")
     ] = None,
+    repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
+    besa_sampling: str | None = None,
     align: int | None = None,
     tp: int = 1,
     container: str = "auto",
@@ -60,7 +58,9 @@ def score(
     quiet: bool = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
+    from compressor.allocation import ALLOCATIONS, check_allocation
     from compressor.checkpoint import Checkpoint
+    from compressor.methods import default_allocation
     from compressor.opening import open_stream, position_notes, read_texts
     from compressor.planning import measure_cuts
     from compressor.repair import check_repair
@@ -68,7 +68,10 @@ def score(
     from compressor.scoring import score as run
     from compressor.selection import check_selection, needs_text, refined
     from compressor.settings import Settings, check_method, chosen_grains
+    from compressor.sparse.settings import Weights
 
+    allocate = allocate or default_allocation(method)
+    check_allocation(allocate)
     settings = Settings(
         source=source,
         dest=out,
@@ -86,8 +89,9 @@ def score(
         length=length,
         device=device,
         dtype=dtype,
-        allocate="uniform" if errors is None else "exact",
-        repair=errors or "none",
+        allocate=allocate,
+        weights=Weights(sampling=besa_sampling),
+        repair=repair if ALLOCATIONS[allocate].measured else "none",
         align=align,
         tp=tp,
         container=container,
@@ -97,6 +101,7 @@ def score(
     check_method(settings, checkpoint)
     check_selection(select, kv_cost)
     check_repair(settings.repair, checkpoint)
+    settings.weights.check(method)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
@@ -137,10 +142,13 @@ def plan(
     container: str = "auto",
     allocate: Annotated[
         str,
-        Option(help="uniform, exact (of scores with errors), or global (every block its own)."),
+        Option(
+            help="uniform, exact or besa (of scores made for it), or global (every block its own)."
+        ),
     ] = "uniform",
     layout: Annotated[
-        str, Option(help="uniform, or padded: exact may give every block its own widths.")
+        str,
+        Option(help="per-layer or padded: exact and besa may give every block its own widths."),
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""

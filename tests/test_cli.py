@@ -196,10 +196,10 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--mode", "magic"], "no mode 'magic'"),
         (["--keep", 0.7, "--layout", "spiral"], "'spiral' is not one of"),
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
-        (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
+        (["--keep", 0.7, "--protect", "0"], "add --layout per-layer"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
-        (["--keep", 0.7, "--allocate", "magic"], "uniform, global or exact, not 'magic'"),
-        (["--keep", 0.7, "--allocate", "global"], "add --layout padded"),
+        (["--keep", 0.7, "--allocate", "magic"], "uniform, global, exact or besa, not 'magic'"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout per-layer"),
         (
             ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
             "finds the widths when all are",
@@ -286,7 +286,7 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
     assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
     assert stage("cut", llama, dest, "--plan", plan) == 2
-    assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
+    assert "use --layout per-layer" in " ".join(capsys.readouterr().err.split())
     padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
     assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
     assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()

@@ -40,6 +40,7 @@ class Method:
     fuse: Callable | None = None
     grains: hywia.Grains | None = None
     free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
+    allocate: str = "uniform"  # the allocation where none is asked for
     degree: int = 1
 
     def check_mode(self, mode: str | None) -> str:
@@ -104,6 +105,9 @@ METHODS = {
     for method in (
         Method("llm-bip", llm_bip.score, llm_bip.MODES),
         Method(
+            "besa", llm_bip.score, {"bip-gram": llm_bip.MODES["bip-gram"]}, allocate="besa"
+        ),  # units in the order of their energy in the block's output
+        Method(
             "hywia",
             None,
             {"attention": GRADIENTS, "fixed:a": GRADIENTS, "calibrated": GRADIENTS},
@@ -125,3 +129,8 @@ METHODS = {
     )
 }
 DEFAULT_METHOD = "llm-bip"
+
+
+def default_allocation(method: str) -> str:
+    """Of an unknown method, which is refused elsewhere, any."""
+    return METHODS[method].allocate if method in METHODS else "uniform"

@@ -116,7 +116,9 @@ class Repair:
                 block = BlockRepair(
                     self.task, index, layer, narrow, small, [c[index] for c in calls]
                 )
-                whole = all(len(kept[g]) == n for g, n in self.checkpoint.units.items())
+                whole = all(
+                    len(kept[g]) == n for g, n in self.checkpoint.block_units[index].items()
+                )
                 if dense is cut and whole:
                     dense = cut = block.passed_on(dense)
                 else:
