@@ -38,6 +38,8 @@ def score(
     coarse: str | None = None,
     fine: str | None = None,
     reduce: str | None = None,
+    select: str = "score",
+    kv_cost: str = "score",
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
@@ -64,6 +66,7 @@ def score(
     from compressor.repair import check_repair
     from compressor.report import Lines, Meter
     from compressor.scoring import score as run
+    from compressor.selection import check_selection, needs_text, refined
     from compressor.settings import Settings, check_method, chosen_grains
     from compressor.sparse.settings import Weights
 
@@ -78,6 +81,8 @@ def score(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
+        select=select,
+        kv_cost=kv_cost,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
@@ -94,6 +99,7 @@ def score(
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
+    check_selection(select, kv_cost)
     check_repair(settings.repair, checkpoint)
     settings.weights.check(method)
     check_folder(out)
@@ -111,6 +117,8 @@ def score(
             progress=progress,
             grains=chosen_grains(settings),
         )
+        if needs_text(select, kv_cost):
+            found = refined(found, stream, tokens, select, kv_cost, progress)
         found.save(out)
     measure_cuts(settings, found, stream, tokens, out, Meter(), lines)
     for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
@@ -139,7 +147,8 @@ def plan(
         ),
     ] = "uniform",
     layout: Annotated[
-        str, Option(help="uniform, or padded: exact and besa may give every block its own widths.")
+        str,
+        Option(help="per-layer or padded: exact and besa may give every block its own widths."),
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""

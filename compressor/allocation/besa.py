@@ -193,7 +193,7 @@ def learn(
 
 def learn_block(index: int, cuts, scores, lattice, costs, seed: int, sampling: str) -> torch.Tensor:
     """`learn` of a `BlockCuts` that has observed its block, on the sequences it may fit."""
-    widths = {"attention": lattice.attention, "ffn": lattice.ffn}
+    widths = lattice.of_block({g: len(scores[g]) for g in GROUPS})
     gates = {g: Gate.of(widths[g], scores[g], cuts.device) for g in GROUPS}
     own = seed * SEED_STRIDE + index
     return learn(Suffix(cuts).error, cuts.first_held, gates, costs, own, sampling)

@@ -124,7 +124,9 @@ class BlockCuts:
                 errors, judged = refit_errors(fit, held, down, channels, GRID), held
             else:
                 errors, judged = plain_errors(fit, down, channels), fit
-            found.append(errors.cpu()[widths] / self.energy[judged is held])
+            # What is wider than the block is the whole block.
+            kept = widths.clamp(max=len(channels))
+            found.append(errors.cpu()[kept] / self.energy[judged is held])
         return torch.stack(found).clamp_min(0)
 
     def discard(self) -> None:

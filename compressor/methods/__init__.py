@@ -29,7 +29,8 @@ Score = Callable[..., dict[str, torch.Tensor]]
 class Method:
     """`modes` maps each mode to the statistics it needs; the first one is the default.
 
-    A mode `NAME:a` stands for NAME with any number from 0 to 1.
+    A mode `NAME:a` stands for NAME with any number from 0 to 1. degree: 2 where scores are quadratic in
+    what a unit contributes (errors), 1 where they are proportional to it (norms, first orders).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     grains: hywia.Grains | None = None
     free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
     allocate: str = "uniform"  # the allocation where none is asked for
+    degree: int = 1
 
     def check_mode(self, mode: str | None) -> str:
         mode = mode or next(iter(self.modes))
@@ -117,8 +119,10 @@ METHODS = {
         _preset("taylor", "fine", "first"),
         _preset("taylor-vector", "coarse", "first"),
         _preset("taylor-mix", "fine", "mix"),
-        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(kfac.Kfac)),
-        Method("mask-fisher", None, {"tokens": GRADIENTS}, _without_grains(kfac.MaskFisher)),
+        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(kfac.Kfac), degree=2),
+        Method(
+            "mask-fisher", None, {"tokens": GRADIENTS}, _without_grains(kfac.MaskFisher), degree=2
+        ),
         Method("wanda-sp", baselines.wanda_sp, {"l2": frozenset({"moments"})}),
         Method("magnitude", baselines.magnitude, {"l2": frozenset(), "l1": frozenset()}),
         Method("random", baselines.random, {"uniform": frozenset()}),
