@@ -75,7 +75,7 @@ def plan_target(
         same = everywhere(split, checkpoint, protect)
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, same, how, protect)
-    entry = f"{target_name(target)} held back" + (", own widths" * (not alike))
+    entry = f"{target_name(target)} held back, {settings.layout}" + (", own widths" * (not alike))
     with meter.stage("allocate"), lines.stage("compare") as progress:
         losses = judge(
             stream,
