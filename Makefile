@@ -70,6 +70,10 @@ gpu:
 	$(PYTHON) bench/roofline.py
 	$(PYTHON) bench/run_whole.py --device cuda
 	$(PYTHON) bench/run_backward.py --device cuda --samples 16
+	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
+	    --width 4096 --ffn 11008 --heads 32 --blocks 32
+	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
+	    --width 8192 --ffn 28672 --heads 64 --kv-heads 8 --blocks 80
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

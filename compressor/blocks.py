@@ -181,6 +181,15 @@ class BlockStream:
                     ahead = pool.submit(fetch, following)
                 yield index, weights
 
+    def head(self, model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """Logits [tokens, vocabulary] of rows [tokens, hidden] that leave the last block.
+
+        model: what `outer(head=True)` yields; its own forward computes them.
+        """
+        with replaced_forward(self.layers, lambda *_, **__: rows[None]):
+            logits = model(inputs_embeds=rows[None], use_cache=False).logits[0]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
     @torch.no_grad()
     def logits(
         self, batches: list[torch.Tensor], states: Activations | None = None

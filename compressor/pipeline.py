@@ -33,6 +33,7 @@ from compressor.report import Lines, Meter, write_card
 from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.selection import needs_text, refined
 from compressor.settings import (
     Settings,
     check_before_starting,
@@ -177,6 +178,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 folder,
                 work / name,
                 done,
+                calibration,
                 lambda written: measure(settings, written, work, evaluation, meter, lines),
                 meter,
                 lines,
@@ -209,7 +211,7 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:
-        return score(
+        scores = score(
             checkpoint,
             settings.method,
             settings.mode,
@@ -220,3 +222,8 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             progress,
             chosen_grains(settings),
         )
+    select, kv_cost = settings.select, settings.kv_cost
+    if not needs_text(select, kv_cost):
+        return scores
+    with meter.stage("select"), lines.stage("select") as progress:
+        return refined(scores, stream, calibration, select, kv_cost, progress)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from compressor.blocks import BlockStream, loaded, replaced_forward
+from compressor.blocks import BlockStream, loaded
 from compressor.calibration import Batch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -96,14 +96,11 @@ def head_nll(
 ) -> torch.Tensor:
     """Summed cross-entropy, float64 [], of rows [tokens, hidden] that leave the last block.
 
-    The model's own forward computes the logits, of `LOGITS_TOKENS` rows at a time.
+    Logits are computed of `LOGITS_TOKENS` rows at a time.
     """
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     for part, wanted in zip(rows.split(LOGITS_TOKENS), targets.split(LOGITS_TOKENS), strict=True):
-        part = part[None]
-        with replaced_forward(stream.layers, lambda *_, part=part, **__: part):
-            logits = model(inputs_embeds=part, use_cache=False).logits[0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = stream.head(model, part)
         total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").double()
     return total
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
+from compressor.allocation.besa import check_activation
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import Lattice, lattice
@@ -17,6 +18,7 @@ from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.selection import check_selection, needs_text
 from compressor.sparse.settings import Weights, check_weights
 from compressor.writing import LAYOUTS, check_layout_name, check_space, choose_container
 
@@ -45,6 +47,8 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    select: str = "score"
+    kv_cost: str = "score"
     repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
@@ -74,12 +78,17 @@ class Settings:
 
     @property
     def reads_calibration(self) -> bool:
-        """Whether the method or the repair looks at activations."""
+        """Whether the method, the selection, the repair or the quantisation looks at activations."""
+        if self.quantization.learns:
+            return True
+        if not self.cuts:
+            return False
         if self.weights.single:
             return self.method != "magnitude"
         method = METHODS[self.method]
         looks = bool(method.wants(method.check_mode(self.mode)))
-        return looks or self.repair != "none" or self.judged
+        chooses = needs_text(self.select, self.kv_cost)
+        return looks or chooses or self.repair != "none" or self.judged
 
     @property
     def judged(self) -> bool:
@@ -94,9 +103,7 @@ class Settings:
         # two paths the streams before, within and after one.
         states = 2 if self.repair == "none" else 6
         if self.judged:
-            states = max(
-                states, 5
-            )  # those, what enters o_proj, and the streams after both sub-layers
+            states = max(states, 6)  # those, the streams within the block, and what enters o_proj
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 
@@ -177,7 +184,14 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
+    if settings.allocate == "besa":
+        check_activation(checkpoint.config.get("hidden_act", "silu"))
+    elif settings.weights.sampling is not None:
+        raise InputError(
+            "--besa-sampling is for what learns; add --allocate besa, or leave it out."
+        )
     if settings.statistics == "pruned" and settings.allocate != "uniform":
         raise InputError(
             "--statistics pruned cuts each block as it is scored, and --allocate "

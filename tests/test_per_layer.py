@@ -285,7 +285,9 @@ CUTS = {
     "uniform": [],
     "global": ["--allocate", "global", "--layout", "per-layer"],
     "exact": ["--allocate", "exact", "--layout", "per-layer"],
+    "besa": ["--allocate", "besa", "--layout", "per-layer"],
     "protected": ["--protect", "1", "--layout", "padded"],
+    "selected": ["--kv-cost", "measured", "--select", "obs"],
 }
 
 
@@ -306,7 +308,7 @@ def test_it_is_cut_again(small, quick, tmp_path, capsys, how):
             for new, old in zip(checkpoint.block_units, before, strict=True)
             for g in old
         )
-    if how == "uniform":
+    if "--layout" not in CUTS[how]:
         assert not (dest / CODE.name).exists()
         AutoModelForCausalLM.from_pretrained(dest)
 

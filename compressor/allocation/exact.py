@@ -7,6 +7,7 @@ the result is the optimum. Ours; errors: `landscape.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 
@@ -91,19 +92,27 @@ def own_widths(
     lattices: Sequence[Mapping[str, Sequence[int]]],
     costs: Mapping[str, int],
     room: float,
+    allowed: Sequence[Sequence[tuple[int, ...]]] | None = None,
 ) -> list[Widths]:
     """Widths of every block, of the least sum of errors, whose units cost at most `room`.
 
     errors: [numbers of groups, FFN widths] of each block, whose widths are those of `lattices`;
-    costs: of a unit of each group.
+    costs: of a unit of each group. allowed: of each block, the places in `errors` to choose from; all
+    by default.
     """
-    pairs = [torch.cartesian_prod(*(torch.tensor(own[g]) for g in GROUPS)) for own in lattices]
-    sizes = [own @ torch.tensor([costs[g] for g in GROUPS]) for own in pairs]
-    chosen = knapsack(sizes, [e.flatten() for e in errors], room)
-    taken = [own[c].tolist() for own, c in zip(pairs, chosen, strict=True)]
-    widths = [dict(zip(GROUPS, pair, strict=True)) for pair in taken]
-    room -= sum(int(own[c]) for own, c in zip(sizes, chosen, strict=True))
-    return grown(widths, errors, lattices, costs, room)
+    places = allowed or [product(*(range(len(own[g])) for g in GROUPS)) for own in lattices]
+    choices, sizes, values = [], [], []
+    for error, own, some in zip(errors, lattices, places, strict=True):
+        some = list(some)
+        choices.append(
+            [{g: own[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in some]
+        )
+        sizes.append(torch.tensor([sum(costs[g] * w[g] for g in GROUPS) for w in choices[-1]]))
+        values.append(torch.stack([error[place] for place in some]))
+    chosen = knapsack(sizes, values, room)
+    room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
+    found = [own[c] for own, c in zip(choices, chosen, strict=True)]
+    return grown(found, errors, lattices, costs, room)
 
 
 def best_split(

@@ -3,17 +3,20 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
-from compressor.calibration import describe
+from compressor.calibration import TokenSet, describe
 from compressor.checkpoint import INDEX, Checkpoint
 from compressor.memory import trim_heap
-from compressor.opening import position_notes, read_texts
+from compressor.opening import open_stream, position_notes, read_texts
+from compressor.quantization.packing import FORMAT, SCALE
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.report import write_card
-from compressor.quantization.stream import Quantizing
+from compressor.quantization.stream import Calibration, Quantizing
 from compressor.quantization.writing import write_quantized
 from compressor.report import Lines, Meter, write_record
 from compressor.result import base_record, judge, measure, publish_results
@@ -25,13 +28,19 @@ QUANTIZED = (
 )
 
 
+def known_scales(folder: Path, block: int) -> dict[str, torch.Tensor]:
+    """A block's scales by the name of their weights, as a pruning has left them in a folder."""
+    tensors = load_file(folder / f"{block}.safetensors")
+    return {n.removesuffix(SCALE): t for n, t in tensors.items() if n.endswith(SCALE)}
+
+
 def quantize(
     settings: Settings,
     source: Path,
     out: Path,
     stem: Path,
-    result: dict,
-    record: dict,
+    done: dict,
+    calibration: TokenSet | None,
     measure: Callable[[Path], float | None],
     meter: Meter,
     lines: Lines,
@@ -39,13 +48,21 @@ def quantize(
     """Quantise the dense checkpoint in `source` as the new folder `out`, verified and measured.
 
     stem: the beginning of the names of the files that belong to this result in the work folder.
-    measure: the evaluation text's perplexity of a folder, None without such a text. `result` and
-    `record` get what is to be said of it.
+    done: its `result` and `record`, which get what is to be said; and `scales`, where a pruning has
+    found them already, the folder of the scales of every block. measure: the evaluation text's
+    perplexity of a folder, None without such a text.
     """
+    result, record = done["result"], done["record"]
     checkpoint, group = Checkpoint(source), settings.quantization.group
     tokenizer = checkpoint.tokenizer()
     prompts = [tokenizer(p, return_tensors="pt")["input_ids"][0] for p in PROMPTS]
-    quantizing = Quantizing(checkpoint, group, prompts)
+    learned = known = None
+    if "scales" in done:
+        known = partial(known_scales, Path(done["scales"]))
+    elif settings.quantization.learns:
+        stream = open_stream(settings, checkpoint, stem.parent, calibration)
+        learned = Calibration(stream, calibration.sequences, settings.seed)
+    quantizing = Quantizing(checkpoint, group, prompts, learned, known)
     shutil.rmtree(out, ignore_errors=True)
     with meter.stage("quantize"), lines.stage("quantize") as progress:
         write_quantized(quantizing, out, progress=progress)
@@ -55,10 +72,15 @@ def quantize(
     found = {
         "scheme": settings.quantization.scheme,
         "group": group,
+        "clip": "joint" if known else settings.quantization.clip,
         "bits_per_weight": written.bits_per_weight,
         "bytes_dense": checkpoint.bytes,
     }
-    record["quantization"] = found | {"format": "pack-quantized", "blocks": quantizing.record}
+    record["quantization"] = found | {
+        "format": FORMAT,
+        "calibration": learned and calibration.protocol,
+        "blocks": quantizing.record,
+    }
     result["quantization"] = found
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     del quantizing
@@ -79,6 +101,7 @@ def quantize_one(
     folder: Path,
     stem: Path,
     done: dict,
+    calibration: TokenSet | None,
     measure: Callable[[Path], float | None],
     meter: Meter,
     lines: Lines,
@@ -86,8 +109,7 @@ def quantize_one(
     """Quantise one finished result in its folder's subfolder; nothing where `done` says it is."""
     if "files" not in done:
         out = folder / QUANTIZED
-        result, record = done["result"], done["record"]
-        quantize(settings, folder, out, stem, result, record, measure, meter, lines)
+        quantize(settings, folder, out, stem, done, calibration, measure, meter, lines)
         done["files"] = sorted(file.name for file in out.iterdir())
 
 
@@ -106,10 +128,11 @@ def adopt(folder: Path, files: list[str]) -> None:
 
 def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, meter, lines) -> list:
     """`--quantize` without a cut: one result, published."""
-    _, evaluation = read_texts(settings, checkpoint)
-    journal.agree("settings", decisive(settings, checkpoint, evaluation))
-    if evaluation is not None:
-        lines.console.print(f"{'evaluation':<12} {describe(evaluation.protocol)}", highlight=False)
+    calibration, evaluation = read_texts(settings, checkpoint)
+    journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
+    for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
+        if tokens is not None:
+            lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
 
     def perplexity_of(folder: Path) -> float | None:
         return measure(settings, folder, work, evaluation, meter, lines)
@@ -136,12 +159,13 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "perplexity_after": before,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": position_notes(settings, checkpoint, evaluation),
+        "warnings": position_notes(settings, checkpoint, calibration, evaluation),
         "verified": "no",
     }
     record = base_record(checkpoint) | {"evaluation": evaluation and evaluation.protocol}
     source, stem = checkpoint.path, work / "source"
-    quantize(settings, source, partial, stem, result, record, perplexity_of, meter, lines)
+    done = {"result": result, "record": record}
+    quantize(settings, source, partial, stem, done, calibration, perplexity_of, meter, lines)
     judge(settings, partial, result, record, write_card)
     publish_results(settings, [result], partial, meter)
     return [result]

@@ -21,6 +21,18 @@ class Quantization:
         128, "--quantize-group", "Input channels that share a scale; widths are multiples.", GROUP
     )
 
+    clip: str = option(
+        "learned",
+        "--quantize-clip",
+        "learned: shrink the groups' scales, trained on what each block computes; or none.",
+        one_of("learned", "none"),
+    )
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learned on the calibration text."""
+        return self.wanted and self.clip == "learned"
+
     @property
     def wanted(self) -> bool:
         return self.scheme != "none"

@@ -5,30 +5,75 @@ written folder has to compute.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from compressor.blocks import BlockStream, loaded
+from compressor.blocks import Activations, BlockStream, loaded
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
+from compressor.quantization.clipping import learn
 from compressor.quantization.packing import packed
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
 from compressor.repair import digest
+from compressor.repair.streaming import HELD_BACK
 from compressor.scoring import check_finite
+from compressor.sparse.block import Block
+from compressor.sparse.block import projections as projections_by_input
+from compressor.sparse.methods import SEED_STRIDE
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What clipping is learned on: the dense checkpoint's stream, and token ids [tokens].
+
+    Of the sequences every `HELD_BACK`-th judges, at least one; InputError for fewer than two.
+    """
+
+    stream: BlockStream
+    sequences: Sequence[torch.Tensor]
+    seed: int = 0
+
+    def __post_init__(self):
+        if len(self.sequences) < 2:
+            raise InputError(
+                "Learning to clip holds back a part of the calibration text and needs at least 2 "
+                f"sequences, not {len(self.sequences)}; raise --samples, or use --quantize-clip none."
+            )
+
+    @property
+    def held(self) -> list[int]:
+        count = len(self.sequences)
+        return list(range(count))[HELD_BACK - 1 :: HELD_BACK] or [count - 1]
+
+    @property
+    def fitted(self) -> list[int]:
+        return [i for i in range(len(self.sequences)) if i not in self.held]
 
 
 class Quantizing:
     """One quantisation of one dense checkpoint: iterate over `blocks()`, then read `record`, `logits`.
 
-    prompts: token ids [tokens]. record[block]: the `sha256` of the packed tensors and the relative
-    squared `error` of the weights, by projection.
+    prompts: token ids [tokens]. calibration: learn to clip, else round to nearest. scales: those of
+    a block, by its number, where they are known already.
+
+    record[block]: the `sha256` of the packed tensors, the relative squared `error` of the weights, by
+    projection, and with calibration the `held_back` losses of rounding to nearest and after every epoch.
     """
 
-    def __init__(self, checkpoint: Checkpoint, group: int, prompts: Sequence[torch.Tensor] = ()):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        group: int,
+        prompts: Sequence[torch.Tensor] = (),
+        calibration: Calibration | None = None,
+        scales: Callable[[int], dict[str, torch.Tensor]] | None = None,
+    ):
         check_columns(checkpoint, group)
         self.checkpoint, self.group = checkpoint, group
+        self.calibration, self.scales = calibration, scales
         self.exact = BlockStream(checkpoint, dtype=torch.float32)
         self.prompts = [ids[None] for ids in prompts]
         self.record: list[dict] = []
@@ -38,30 +83,91 @@ class Quantizing:
         """Of every block in order all tensors to store, by their names inside it."""
         checkpoint, exact = self.checkpoint, self.exact
         self.states, calls = exact.record(self.prompts)
+        path = self.calibration and Paths(self.calibration, self.group)
         matrices = projections(checkpoint)
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
             for name, tensor in weights.items():
                 check_finite(checkpoint.block_name(index, name), tensor)
-            found, errors = {}, {}
-            for name in matrices:
-                weight = weights[name]
-                scale = stored_scales(scales(weight, self.group), weight.dtype)
-                found |= packed(name, weight, scale, self.group)
-                weights[name] = dequantized(integers(weight, scale), scale)
-                errors[name] = relative(weights[name], weight)
+            dense = {name: weights[name] for name in matrices}
+            entry, gammas = {}, {}
+            if path:
+                gammas, entry["held_back"] = path.learn(index, weights)
+            if self.scales:
+                steps = self.scales(index)
+            else:
+                steps = {
+                    n: stored_scales(scales(w, self.group, gammas.get(n)), w.dtype)
+                    for n, w in dense.items()
+                }
+            found = {}
+            for name, weight in dense.items():
+                found |= packed(name, weight, steps[name], self.group)
+                weights[name] = dequantized(integers(weight, steps[name]), steps[name])
+            if path:
+                path.advance(weights)
             with loaded(exact.layers[index], exact.cast(weights)) as layer:
                 for i, call in enumerate(calls):
                     args, keywords = call[index]
                     hidden = layer(self.states.get(i, exact.device), *args, **keywords)
                     self.states.put(i, hidden[0] if isinstance(hidden, tuple) else hidden)
-            self.record.append({"sha256": digest(found), "error": errors})
+            errors = {name: relative(weights[name], weight) for name, weight in dense.items()}
+            self.record.append({"sha256": digest(found), "error": errors} | entry)
             yield found | {n: t for n, t in weights.items() if n not in errors}
             trim_heap()
 
     def logits(self) -> list[torch.Tensor]:
         """float32 [tokens, vocabulary] of every prompt, when all blocks are done."""
         return [found[0] for found in self.exact.logits(self.prompts, self.states)]
+
+
+class Paths:
+    """The calibration text on its way through the blocks, dense and quantised."""
+
+    def __init__(self, calibration: Calibration, group: int):
+        self.calibration, self.group, self.stream = calibration, group, calibration.stream
+        self.quantized, self.calls = self.stream.record([s[None] for s in calibration.sequences])
+        self.dense = self.quantized
+
+    def learn(self, index: int, weights: dict[str, torch.Tensor]) -> tuple[dict, list[float]]:
+        """Gammas of a block with these weights, as they are stored, and its held-back losses.
+
+        The dense path goes on behind the block.
+        """
+        stream, calibration = self.stream, self.calibration
+        readers = projections_by_input(stream.checkpoint.family, weights)
+        with loaded(stream.layers[index], stream.cast(weights)) as layer:
+            calls = [call[index] for call in self.calls]
+            self.block = Block(
+                index, layer, self.quantized, calls, len(calls), stream.device, readers
+            )
+            following = Activations(stream.offload)
+            for i in range(len(calls)):
+                following.put(i, self.block.run(i, inputs=self.dense))
+            if self.dense is not self.quantized:
+                self.dense.discard()
+            self.dense = following
+            dtype = stream.checkpoint.dtype
+            gammas, losses = learn(
+                self.block,
+                following,
+                calibration.fitted,
+                calibration.held,
+                self.group,
+                dtype,
+                calibration.seed * SEED_STRIDE + index,
+            )
+        return {name: gamma.cpu() for name, gamma in gammas.items()}, losses
+
+    def advance(self, weights: dict[str, torch.Tensor]) -> None:
+        """The quantised path goes on behind the last block, which now has these weights."""
+        stream, block = self.stream, self.block
+        following = Activations(stream.offload)
+        with loaded(stream.layers[block.index], stream.cast(weights)):
+            for i in range(block.count):
+                following.put(i, block.run(i))
+        self.quantized.discard()
+        self.quantized = following
 
 
 def projections(checkpoint: Checkpoint) -> list[str]:

@@ -12,27 +12,31 @@ and the gradient of W~ reaches beta straight through the probabilities of equati
     L = mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2  +  lambda ((s - target) / target)^2            (1)
 
 s the mean alpha of the block's weights. The paper's: all of this, but for lambda and the division by
-||Y_h||, which are its released program's. Ours: the start (`begin`), the optimizer's settings, and
-the end: theta is tilted so that exactly floor(target * weights) go, where the program takes what
-came out. With `parity`, smoothing, start, optimizer and end are the program's:
+||Y_h||, which are its released program's. Ours: the start (`begin`), the optimizer's settings and
+its decaying rate, and the end: theta is tilted so that exactly floor(target * weights) go, where the
+program takes what came out. Y is what the dense block makes of the dense blocks' output (algorithm 1;
+the program has that as an option). With `parity`, smoothing, start, optimizer and end are the program's:
 
     beta = softmax(sigmoid(theta)),    theta = 0 at first,    Prodigy,    floor(alpha C) at the end
 """
 
 import torch
+from torch.optim.lr_scheduler import LinearLR
 
 from compressor.blocks import Activations
 from compressor.errors import InputError
 from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.besa_mask import besa_mask
+from compressor.quantization.clipping import Clipping
 from compressor.sparse.block import Block, relative_error
 from compressor.sparse.budget import candidates, exact_cuts, tilted
 from compressor.sparse.settings import Learning
 
 CANDIDATES = 101
 PENALTY = 5.0  # lambda in every published script
-WIDTH = 0.1  # standard deviation of every distribution at the start
-LEARNING_RATE = 5e-2
+WIDTH = 0.05  # standard deviation of every distribution at the start
+# Of the first step; linearly down to none. A layer's gradient is that of many rows, and steadier.
+LEARNING_RATE = {"row": 0.25, "layer": 0.08}
 PARITY_LEARNING_RATE = 1e-2
 D_COEF = {"row": 5.0, "layer": 50.0}  # of Prodigy, in the published scripts for 7B models
 SCALE = 2.0**16  # of the loss: in float16, gradients of a millionth would be lost
@@ -90,7 +94,7 @@ def begin(groups: Groups, zeros: int, parity: bool) -> torch.Tensor:
 def make_optimizer(theta: torch.Tensor, options: Learning) -> torch.optim.Optimizer:
     """One step size for all of theta."""
     if options.optimizer == "adamw":
-        rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE
+        rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE[options.sharing]
         return torch.optim.AdamW([theta], lr=rate, weight_decay=0)
     from prodigyopt import Prodigy  # an optional dependency, which `Weights.check` has looked for
 
@@ -101,7 +105,8 @@ class Objective:
     """The loss of one block as a function of theta (equation 1), on one sequence at a time.
 
     ranks: uint16, as `rank` gives them. targets: the output that the block should have on each
-    sequence. sparsity: the share of its weights that should go.
+    sequence. sparsity: the share of its weights that should go. clipping: of weights that are
+    quantised before they are pruned (section 3.3).
     """
 
     def __init__(
@@ -112,7 +117,9 @@ class Objective:
         groups: Groups,
         sparsity: float,
         parity: bool = False,
+        clipping: Clipping | None = None,
     ):
+        self.clipping = clipping
         self.block, self.ranks, self.targets = block, ranks, targets
         self.weights, self.groups = block.weights, groups
         self.sparsity, self.parity = sparsity, parity
@@ -123,9 +130,10 @@ class Objective:
     ) -> torch.Tensor:
         """A scalar, differentiable in theta. draw: seed and step of sampled cuts, else the means."""
         beta = distribution(theta, self.parity)
+        weights = self.clipping.quantized() if self.clipping else self.weights
         masked = {}
         for i, (name, own) in enumerate(self.groups.by_matrix(beta).items()):
-            weight, cut = self.weights[name], None
+            weight, cut = weights[name], None
             if draw is not None:
                 seed, step = draw
                 offset = step * len(self.weights) + i
@@ -145,20 +153,23 @@ def learn(
     zeros: int,
     options: Learning,
     seed: int = 0,
+    clipping: Clipping | None = None,
 ) -> dict[str, torch.Tensor]:
     """How many weights each row loses, int32 [rows] by the matrix's name.
 
     ranks, targets: as `Objective` has them. zeros: how many weights of the block go; with parity
-    about so many. The seed draws the order of the sequences, and the samples. InputError for a loss
-    that is not finite, and for targets that are all zero.
+    about so many. The seed draws the order of the sequences, and the samples. clipping: quantise
+    before pruning, and learn the clipping on the same loss. InputError for a loss that is not
+    finite, and for targets that are all zero.
     """
     groups = Groups(block.weights, options.sharing)
     objective = Objective(
-        block, ranks, targets, groups, zeros / int(groups.sizes.sum()), options.parity
+        block, ranks, targets, groups, zeros / int(groups.sizes.sum()), options.parity, clipping
     )
     theta = begin(groups, zeros, options.parity).requires_grad_()
     optimizer = make_optimizer(theta, options)
     sampled = options.sampling == "categorical"
+    rate = LinearLR(optimizer, 1, 1 if options.parity else 0, block.count)
     losses = []
     for step, sequence in enumerate(shuffled(block.count, seed)):
         loss = objective(theta, sequence, (seed, step) if sampled else None)
@@ -166,6 +177,9 @@ def learn(
         (loss * SCALE).backward()
         theta.grad /= SCALE
         optimizer.step()
+        rate.step()
+        if clipping:
+            clipping.step(SCALE)
         losses.append(loss.detach())
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()

@@ -1,7 +1,7 @@
 """`compress --granularity weight`: prune, write, verify, measure, judge, publish."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +53,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     expected = work / "expected.safetensors"
     logits = {str(i): x.float().cpu() for i, x in enumerate(pruning.logits())}
     save_file(logits | {"tolerance": torch.tensor(TOLERANCES[stream.dtype])}, expected)
+    joint = pruning.recipe.group is not None
     del pruning
     trim_heap()
     written, sparsity = Checkpoint(partial), record["sparsity"]
@@ -87,11 +88,15 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     result["perplexity_after"] = measure(settings, partial, work, evaluation, meter, lines)
     card = write_card
     if settings.quantization.wanted:
+        done = {"result": result, "record": record}
+        if joint:
+            done["scales"] = str(work / "blocks")
         quantization.quantize_one(
             settings,
             partial,
             work / "sparse",
-            done := {"result": result, "record": record},
+            done,
+            calibration,
             lambda written: measure(settings, written, work, evaluation, meter, lines),
             meter,
             lines,
@@ -106,6 +111,8 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
 def open_pruning(settings, checkpoint, stream, calibration, work: Path) -> Sparsification:
     """BESA's finished blocks are kept in the work folder: to learn them again takes long."""
     recipe = settings.weights.recipe(settings.method, settings.seed)
+    if recipe.learns and recipe.update == "none" and settings.quantization.learns:
+        recipe = replace(recipe, group=settings.quantization.group)
     tokenizer = checkpoint.tokenizer()
     prompts = [tokenizer(p, return_tensors="pt")["input_ids"][0] for p in PROMPTS]
     saved = work / "blocks" if recipe.learns else None

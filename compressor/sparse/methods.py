@@ -13,6 +13,8 @@ import torch
 from compressor.blocks import Activations
 from compressor.kernels.besa_mask import besa_mask
 from compressor.kernels.rank import rank
+from compressor.quantization.clipping import Clipping
+from compressor.quantization.packing import SCALE
 from compressor.sparse import baselines
 from compressor.sparse.besa import learn
 from compressor.sparse.block import Block, gram, observe, squares
@@ -29,10 +31,33 @@ def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.
     ranks = {name: rank(w, norms[name].sqrt().float()) for name, w in block.weights.items()}
     zeros = budget(sum(w.numel() for w in block.weights.values()), recipe.sparsity)
     seed = recipe.seed * SEED_STRIDE + block.index
+    if recipe.group is not None:
+        return quantized(block, ranks, targets, zeros, recipe, seed)
     cuts = learn(block, ranks, targets, zeros, recipe.besa, seed)
     if recipe.update == "obs":
         return corrected(block, cuts)
     return {name: besa_mask(w, ranks[name], None, cuts[name]) for name, w in block.weights.items()}
+
+
+def quantized(
+    block: Block,
+    ranks: dict[str, torch.Tensor],
+    targets: Activations,
+    zeros: int,
+    recipe: Recipe,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Quantised, then pruned, both learned together: the weights, and their scales by `SCALE` names.
+
+    The order of the weights is that before rounding, which leaves equal ones.
+    """
+    clipping = Clipping(block.weights, recipe.group, block.count)
+    cuts = learn(block, ranks, targets, zeros, recipe.besa, seed, clipping)
+    found = {}
+    for name, weight in clipping.quantized().items():
+        found[name] = besa_mask(weight.detach(), ranks[name], None, cuts[name])
+        found[name + SCALE] = clipping.scale(name).detach()
+    return found
 
 
 def corrected(block: Block, cuts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ DEFAULT_METHOD = "besa"
 # Options of a job that only a cut of channels has.
 CHANNEL_OPTIONS = {
     "mode", "coarse", "fine", "reduce", "allocate", "layout", "container", "statistics", "repair",
-    "align", "protect", "tp", "recovery",
+    "select", "kv_cost", "align", "protect", "tp", "recovery",
 }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ class Learning:
     parity: bool = False
     optimizer: str = "adamw"
     sampling: str = "none"
-    target: str = "pruned"
+    target: str = "dense"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Recipe:
     """What to do to every block.
 
     sparsity: the share of the projections' weights to zero, between 0 and 1. update: `none`, or
-    `obs`: what BESA leaves is corrected.
+    `obs`: what BESA leaves is corrected. group: BESA quantises to 4 bits too, with a learned scale
+    for so many input channels.
     """
 
     method: str
@@ -47,11 +48,12 @@ class Recipe:
     update: str = "none"
     besa: Learning = field(default_factory=Learning)
     seed: int = 0
+    group: int | None = None
 
     @property
     def corrects(self) -> bool:
         """Whether weights that stay are changed."""
-        return self.method == "sparsegpt" or self.update == "obs"
+        return self.method == "sparsegpt" or self.update == "obs" or self.group is not None
 
     @property
     def learns(self) -> bool:
@@ -94,7 +96,9 @@ class Weights:
         one_of("row", "layer"),
     )
     parity: bool = option(
-        False, "--besa-parity", "Smoothing, optimizer and end as the authors' program has them."
+        False,
+        "--besa-parity",
+        "Smoothing, optimizer, target and end as the authors' program has them.",
     )
     optimizer: str | None = option(
         None,
@@ -105,13 +109,14 @@ class Weights:
     sampling: str | None = option(
         None,
         "--besa-sampling",
-        "none (default), or categorical: each step's mask is drawn.",
+        "none (default), or categorical: each step's mask, or width of channels, is drawn.",
         one_of("none", "categorical"),
     )
     target: str | None = option(
         None,
         "--besa-target",
-        "Aim at the block's dense output on pruned inputs (default) or dense ones: pruned or dense.",
+        "What a block should make of its inputs: what the dense block makes of them (pruned), or of "
+        "those that the dense blocks before it give (dense, the default).",
         one_of("pruned", "dense"),
     )
 
@@ -121,16 +126,19 @@ class Weights:
         return self.granularity == "weight"
 
     def recipe(self, method: str, seed: int) -> Recipe:
+        sharing = self.sharing or "row"
+        # So in the published scripts.
+        target = "pruned" if self.parity and sharing == "row" else "dense"
         return Recipe(
             method=method,
             sparsity=self.sparsity,
             update=self.update or "none",
             besa=Learning(
-                sharing=self.sharing or "row",
+                sharing=sharing,
                 parity=self.parity,
                 optimizer=self.optimizer or ("prodigy" if self.parity else "adamw"),
                 sampling=self.sampling or "none",
-                target=self.target or "pruned",
+                target=self.target or target,
             ),
             seed=seed,
         )
@@ -148,10 +156,11 @@ class Weights:
         for each in fields(self):
             check_value(each, getattr(self, each.name))
         if not self.single:
-            if self.given():
+            # Widths of channels can be learned by samples, too: see `check_before_starting`.
+            others = [flag for flag in self.given() if flag != "--besa-sampling"]
+            if others:
                 raise InputError(
-                    f"{self.given()[0]} is for single weights; add --granularity weight, or leave "
-                    "it out."
+                    f"{others[0]} is for single weights; add --granularity weight, or leave it out."
                 )
             return
         if method not in METHODS:

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from compressor.blocks import Activations, BlockStream, loaded
 from compressor.memory import trim_heap
+from compressor.quantization.packing import SCALE
+from compressor.quantization.scheme import dequantized, integers, stored_scales
 from compressor.repair import digest
 from compressor.scoring import check_finite
 from compressor.sparse.block import Block, projections, relative_error
@@ -70,6 +72,7 @@ class Sparsification:
                     self.keep(index, stored)
                 elif dense is None:
                     outputs(block, self.states, targets)
+                stored = {name: stored[name] for name in block.names}
                 following, error = self.passed_on(block, stored, targets)
             zeros = {name: int((stored[name] == 0).sum()) for name in block.names}
             self.record.append({"zeros": zeros, "sha256": digest(stored), "error": error})
@@ -123,9 +126,17 @@ def outputs(block: Block, inputs: Activations, found: Activations) -> None:
 def as_stored(
     sources: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor], corrects: bool
 ) -> dict[str, torch.Tensor]:
-    """The pruned weights in the sources' dtype; without correction the sources' own bits or 0."""
+    """The pruned weights in the sources' dtype; without correction the sources' own bits or 0.
+
+    Quantised ones by their scales as those are stored, which come with them.
+    """
     stored = {}
-    for name, tensor in pruned.items():
-        source, tensor = sources[name], tensor.cpu()
+    for name in pruned.keys() & sources.keys():
+        source, tensor = sources[name], pruned[name].cpu()
+        if (scale := pruned.get(name + SCALE)) is not None:
+            rounded = stored_scales(scale.cpu(), source.dtype)
+            stored[name] = dequantized(integers(tensor, scale.cpu()), rounded)
+            stored[name + SCALE] = rounded
+            continue
         stored[name] = tensor.to(source.dtype) if corrects else source.masked_fill(tensor == 0, 0)
     return stored

@@ -129,7 +129,7 @@ def test_errors_are_kept_with_the_scores(llama, measured, tmp_path):
 
 def test_scores_without_errors(llama):
     checkpoint = Checkpoint(llama)
-    with pytest.raises(InputError, match="needs the errors of cuts"):
+    with pytest.raises(InputError, match="needs what is measured of cuts"):
         allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), how="exact")
 
 

@@ -61,7 +61,8 @@ def logits(model, folder):
 
 def quantize(source, dest, *arguments) -> int:
     command = [source, dest, "--quantize", "w4a16", "--quantize-group", GROUP]
-    return compress(*command, "--no-verify", *arguments)
+    learning = () if "--quantize-clip" in arguments else ("--quantize-clip", "none")
+    return compress(*command, "--no-verify", *learning, *arguments)
 
 
 def test_stock_transformers_computes_the_fake_quantised_model(any_family, tmp_path):
@@ -85,7 +86,7 @@ def test_half_precision(make_checkpoint, tmp_path, dtype):
 
 def test_verified_in_a_fresh_process(llama, tmp_path, capsys):
     command = [llama, tmp_path / "q", "--quantize", "w4a16", "--quantize-group", GROUP, "--json"]
-    assert compress(*command) == 0
+    assert compress(*command, "--quantize-clip", "none") == 0
     result = json.loads(capsys.readouterr().out)
     assert re.fullmatch(r"4-bit within \d\.\de[-+]\d\d", result["verified"])
 
@@ -321,3 +322,33 @@ def test_after_zeros(llama, text_file, tmp_path, capsys):
     assert record["sparsity"]["asked"] == 0.5 and record["quantization"]["group"] == GROUP
     assert "were zeroed by `wanda`" in (tmp_path / "q" / "README.md").read_text()
     assert verify_here(tmp_path / "q")["loads"]
+
+
+def test_learned_after_a_cut(llama, text_file, tmp_path):
+    texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
+    options = ["--keep", 0.8, "--quantize-clip", "learned"]
+    assert quantize(llama, tmp_path / "q", *options, *texts) == 0
+    record = json.loads((tmp_path / "q" / "compression.json").read_text())["quantization"]
+    assert record["clip"] == "learned" and record["calibration"]["sha256"]
+    assert all(len(block["held_back"]) == 3 for block in record["blocks"])
+    assert verify_here(tmp_path / "q")["loads"]
+
+
+def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
+    """Scales and zeros are learned together; the scales survive the dense folder between."""
+    source = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16)
+    texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
+    zeros = ["--granularity", "weight", "--sparsity", 0.5, "--json"]
+    counts = {}
+    for how in ("learned", "none"):
+        dest = tmp_path / how
+        assert quantize(source, dest, *zeros, *texts, "--quantize-clip", how) == 0
+        result = json.loads(capsys.readouterr().out)
+        record = json.loads((dest / "compression.json").read_text())
+        assert record["quantization"]["clip"] == {"learned": "joint", "none": "none"}[how]
+        # what was zeroed and quantised together is packed without another rounding
+        errors = [e for b in record["quantization"]["blocks"] for e in b["error"].values()]
+        assert (max(errors) < 1e-10) == (how == "learned")
+        counts[how] = result["zeros"]
+        assert verify_here(dest)["loads"]
+    assert counts["learned"] >= counts["none"] > 0
