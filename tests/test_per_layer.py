@@ -237,7 +237,8 @@ def test_the_whole_job_goes_on_where_it_was_killed(
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compressor.result.verify", killed)
+    monkeypatch.setattr("compressor.result.draw", killed)
+    asked += ["--no-verify"]
     assert compress(llama, tmp_path / "again", *asked) == 130
     monkeypatch.undo()
     assert compress(llama, tmp_path / "again", *asked, "--resume") == 0
@@ -292,14 +293,16 @@ CUTS = {
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_it_is_cut_again(small, quick, tmp_path, capsys, how):
+def test_it_is_cut_again(small, quick, tmp_path, capsys, monkeypatch, how):
     """Against the masked source: blocks of all widths, by their own."""
+    monkeypatch.setattr("compressor.allocation.besa.STEPS", 2)
     dest = tmp_path / "again"
     method = "hywia" if how == "global" else "llm-bip"
-    asked = ["--keep", 0.75, "--method", method, "--align", 4, *CUTS[how], *quick, "--json"]
-    assert compress(small, dest, *asked) == 0
+    asked = ["--keep", 0.75, "--method", method, "--align", 4, *CUTS[how], *quick]
+    assert compress(small, dest, *asked, "--no-verify", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["verified"].startswith("logits within") and found["keep_reached"] <= 0.75
+    assert verify_here(dest, small)["logits_difference"] <= 1e-3
+    assert found["keep_reached"] <= 0.75
     checkpoint, before = Checkpoint(dest), Checkpoint(small).block_units
     if how != "protected":
         assert checkpoint.parameters == round(found["keep_reached"] * Checkpoint(small).parameters)
