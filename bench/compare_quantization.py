@@ -2,8 +2,8 @@
 
     python bench/compare_quantization.py MODEL TEXT --group 32 --documents 128 --evaluation-range 617:917
 
-Every case is a whole `compress` job without verification; a seed calibrates on `--documents` documents or
-windows of their own (0:128, 128:256, ...).
+Every case is a whole `compress` job without verification; a seed calibrates on `--documents` documents
+or windows of its own (0:128, 128:256, ...).
 
     cut, nearest      --keep-blocks 0.8, ridge repair, then --quantize w4a16 --quantize-clip none
     cut, learned      the same with --quantize-clip learned
