@@ -1,5 +1,6 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
+# make compat     load results in two versions of transformers
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +10,7 @@ export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-slow asan lint bench bench-whole gpu clean
+.PHONY: install compress test test-slow compat asan lint bench bench-whole gpu clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +41,14 @@ asan: install
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan \
 	    $(BIN)/python -m pytest -q --capture=sys tests/ops --ignore=tests/ops/test_cuda_sources.py
 
+# Our outputs in the oldest transformers we know of and in the newest, each installed first on the path.
+compat: install
+	PYTHONPATH=tests $(BIN)/python tests/compat.py write build/compat
+	for package in transformers==4.57.6 transformers; do \
+	    $(BIN)/python -m pip install --quiet --upgrade --target build/$$package $$package && \
+	    PYTHONPATH=build/$$package $(BIN)/python tests/compat.py load build/compat || exit 1; \
+	done
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +70,10 @@ gpu:
 	$(PYTHON) bench/roofline.py
 	$(PYTHON) bench/run_whole.py --device cuda
 	$(PYTHON) bench/run_backward.py --device cuda --samples 16
+	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
+	    --width 4096 --ffn 11008 --heads 32 --blocks 32
+	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
+	    --width 8192 --ffn 28672 --heads 64 --kv-heads 8 --blocks 80
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

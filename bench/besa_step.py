@@ -5,18 +5,23 @@
 A step is the forward of one sequence through a Llama block with pruned weights, its backward to theta,
 and the optimizer. `mask` is what a step takes longer than one whose pruned weights are given (the
 products that make the gradients of the weights are not counted as mask work). Medians of `--repeats`
-steps taken in turn, so that a busy machine disturbs all alike; both losses and gradients are compared
-first.
+steps taken in turn, so that a busy machine disturbs all alike; both gradients are compared first.
+With `--blocks` the time of a whole run of so many blocks follows: of each of `--samples` sequences a
+step, and three more passes forward (the statistics, and the output on the dense and the pruned path).
+The figures are added to bench/results/besa-step-DEVICE-DATE.json.
 """
 
+import importlib.util
+import json
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from published_besa import published_mask, sorted_index
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
@@ -29,6 +34,12 @@ from compressor.sparse.block import Block, observe, relative_error, squares
 from compressor.sparse.budget import candidates
 from compressor.sparse.settings import Learning
 
+HERE = Path(__file__).parent
+SPEC = importlib.util.spec_from_file_location("published", HERE / "published_besa.py")
+published = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(published)
+
+SPARSITY = 0.503  # at which no row's cut is on the edge of a whole number, where roundings decide
 READERS = [
     ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
     ["self_attn.o_proj.weight"],
@@ -67,7 +78,7 @@ def published_step(block: Block, objective: Objective, orders: dict) -> Callable
     def loss(theta: torch.Tensor) -> torch.Tensor:
         beta = theta.softmax(1)
         masked = {
-            name: published_mask(block.weights[name], orders[name], own)
+            name: published.published_mask(block.weights[name], orders[name], own)
             for name, own in objective.groups.by_matrix(beta).items()
         }
         error = relative_error(block.run(0, masked), objective.targets.get(0, block.device))
@@ -84,7 +95,8 @@ def given_step(block: Block, objective: Objective) -> Callable:
     def loss(theta: torch.Tensor) -> torch.Tensor:
         for leaf in leaves.values():
             leaf.grad = None
-        return relative_error(block.run(0, leaves), objective.targets.get(0, block.device))
+        error = relative_error(block.run(0, leaves), objective.targets.get(0, block.device))
+        return error + 0 * theta[0, 0]  # so that the optimizer works here too
 
     return loss
 
@@ -112,6 +124,8 @@ def main(
     dtype: str = "float32",
     device: str = "cpu",
     repeats: int = 7,
+    blocks: Annotated[int | None, typer.Option(help="Of the whole model.")] = None,
+    samples: int = 128,
 ) -> None:
     heads = heads or max(1, width // 64)
     block = make_block(width, ffn, heads, kv_heads or heads, tokens, getattr(torch, dtype), device)
@@ -119,10 +133,11 @@ def main(
     norms = observe(block, squares, targets)
     scales = {name: norms[name].sqrt().float() for name in block.names}
     ranks = {name: rank(w, scales[name]) for name, w in block.weights.items()}
-    orders = {name: sorted_index(w, scales[name]) for name, w in block.weights.items()}
+    orders = {name: published.sorted_index(w, scales[name]) for name, w in block.weights.items()}
     groups = Groups(block.weights, sharing)
-    objective = Objective(block, ranks, targets, groups, 0.5)
-    theta = begin(groups, int(groups.sizes.sum()) // 2, False).requires_grad_()
+    objective = Objective(block, ranks, targets, groups, SPARSITY)
+    zeros = int(SPARSITY * int(groups.sizes.sum()))
+    theta = begin(groups, zeros, False).requires_grad_()
     losses = {
         "ours": lambda t: objective(t, 0),
         "published": published_step(block, objective, orders),
@@ -144,21 +159,33 @@ def main(
 
         return run
 
-    seconds = timed({name: step(loss) for name, loss in losses.items()}, repeats, device)
+    steps = {name: step(loss) for name, loss in losses.items()}
+    steps["forward"] = torch.no_grad()(lambda: block.run(0))
+    seconds = timed(steps, repeats, device)
     alone = seconds["block alone"]
-    shown = Table(
-        title=f"a step on {tokens} tokens, {width}/{ffn}, {sharing}, {dtype}, {device}, "
-        f"{torch.get_num_threads()} threads"
-    )
-    for column in ("", "ms", "mask share", "faster"):
-        shown.add_column(column, justify="right")
-    for name in ("ours", "published"):
-        own = seconds[name]
-        share, gain = f"{1 - alone / own:.0%}", f"{seconds['published'] / own:.2f}x"
-        shown.add_row(name, f"{1e3 * own:.1f}", share, gain)
-    shown.add_row("block alone", f"{1e3 * alone:.1f}", "", "")
-    shown.caption = f"the gradients differ by {difference:.1e} of their norm"
+    found = {
+        "block": f"{width}/{ffn}, {heads} heads, {kv_heads or heads} of keys",
+        "tokens": tokens,
+        "sharing": sharing,
+        "dtype": dtype,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "milliseconds": {name: round(1e3 * s, 3) for name, s in seconds.items()},
+        "mask share": round(1 - alone / seconds["ours"], 3),
+        "mask share, published": round(1 - alone / seconds["published"], 3),
+        "faster": round(seconds["published"] / seconds["ours"], 3),
+        "gradients differ by": difference,
+    }
+    if blocks:
+        each = samples * (seconds["ours"] + 3 * seconds["forward"])
+        found[f"minutes for {blocks} blocks, {samples} sequences"] = round(blocks * each / 60, 1)
+    shown = Table(title="one step of BESA", show_header=False)
+    for name, value in found.items():
+        shown.add_row(name, str(value))
     Console().print(shown)
+    path = HERE / f"results/besa-step-{device}-{date.today()}.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*rows, found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

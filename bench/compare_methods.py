@@ -74,8 +74,8 @@ def named(tokens: TokenSet) -> dict:
 
 def measure_truth(stream: BlockStream, tokens: TokenSet, count: int | None, results) -> Truth:
     """The changes of all probes, in passes; the results are saved after each."""
-    units, blocks = stream.checkpoint.units, stream.checkpoint.blocks
-    probes = sample_probes(units, blocks, count or blocks * sum(units.values()))
+    units = stream.checkpoint.block_units
+    probes = sample_probes(units, count or sum(sum(block.values()) for block in units))
     batches = tokens.batches()
     truth = results.truth
     size = max(1, PASS_BYTES // state_bytes(stream, batches, 0) - 1)

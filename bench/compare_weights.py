@@ -3,9 +3,10 @@
     python bench/compare_weights.py MODEL TEXT --calibration-range 0:400 --evaluation-range 617:917
 
 At shares `--sparsity` of the blocks' projection weights, in float32. A seed draws the calibration
-documents and decides BESA's order of them; figures are medians over seeds. Beside BESA as its authors'
-program has it stands the share that it reached, which is not the one asked. What was measured with the
-same settings lies in bench/results/compare_weights and is not measured again.
+documents and decides BESA's order of them; figures are medians over seeds. Where the share reached is
+not the one asked, it stands beside the figure: Wanda rounds down in every row, and BESA as its authors'
+program has it ends near the target. What was measured with the same settings lies in
+bench/results/compare_weights and is not measured again.
 """
 
 import hashlib
@@ -138,7 +139,7 @@ def main(
             keys = (row_name(name, s, seed) for seed in range(seeds))
             rows = [found.rows[key] for key in keys if key in found.rows]
             middle = {k: statistics.median(row[k] for row in rows) for k in rows[0]}
-            off = abs(middle["reached"] - s) > 0.01
+            off = abs(middle["reached"] - s) > 0.004
             cells.append(
                 f"{middle['perplexity']:.2f}" + (f" at {middle['reached']:.3f}" if off else "")
             )

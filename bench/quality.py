@@ -1,4 +1,4 @@
-"""Perplexity after the cut: models x methods x selection x repair x share of the blocks kept.
+"""Perplexity after the cut: models x methods x selections x repairs x share of the blocks kept.
 
     python bench/quality.py MODEL... --text stories.json --calibration-range 0:400 \\
         --evaluation-range 617:917 --method llm-bip --repair ridge --repair refine
@@ -30,7 +30,9 @@ from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.plan import Plan, Target
 from compressor.repair.streaming import Repair
+from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.selection import refined
 from compressor.writing import write
 
 RESULTS = Path(__file__).parent / "results/quality"
@@ -41,6 +43,7 @@ class Cell:
     """What is measured: one line of the table, and column of it, at one seed."""
 
     method: str  # METHOD or METHOD:MODE
+    select: str  # as --select, + measured with --kv-cost measured
     repair: str
     keep: float
     samples: int
@@ -80,6 +83,14 @@ def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
     return TokenSet([tokens.sequences[i] for i in order[:samples]], tokens.protocol)
 
 
+def selected(name: str, how: str, calibration: TokenSet, stream: BlockStream, seed: int) -> Scores:
+    """Scores of METHOD or METHOD:MODE, as `--select` and `--kv-cost` leave them."""
+    method, _, mode = name.partition(":")
+    scores = score(stream.checkpoint, method, mode or None, calibration, stream, seed)
+    select, _, measured = how.partition("+")
+    return refined(scores, stream, calibration, select, measured or "score")
+
+
 def perplexity_after(
     stream: BlockStream, plan: Plan, repair: str, calibration: TokenSet, judged: TokenSet
 ) -> tuple[float, float]:
@@ -100,6 +111,9 @@ def main(
     calibration_range: str = "0:400",
     evaluation_range: str = "617:917",
     method: Annotated[list[str], typer.Option(help="METHOD or METHOD:MODE.")] = ["llm-bip"],  # noqa: B006
+    select: Annotated[
+        list[str], typer.Option(help="score or obs; +measured: KV groups by their true cost.")
+    ] = ["score"],  # noqa: B006
     repair: list[str] = ["none", "ridge", "refine"],  # noqa: B006
     keep: Annotated[list[float], typer.Option(help="Shares of the blocks.")] = [0.9, 0.8, 0.7, 0.5],  # noqa: B006
     samples: int = 128,
@@ -116,29 +130,25 @@ def main(
         stream = BlockStream(checkpoint, dtype=torch.float32)
         rows = Rows(results / f"{folder.name}.csv")
         medians = defaultdict(list)
-        for name, seed in product(method, range(seeds)):
+        for name, chosen, seed in product(method, select, range(seeds)):
             calibration, scores = drawn(known, samples, seed), None
             for how, share in product(repair, keep):
-                cell = Cell(name, how, share, samples, calibration_range, evaluation_range, seed)
+                cell = Cell(
+                    name, chosen, how, share, samples, calibration_range, evaluation_range, seed
+                )
                 if cell not in rows.found:
-                    chosen, _, mode = name.partition(":")
-                    scores = scores or score(
-                        checkpoint, chosen, mode or None, calibration, stream, seed
-                    )
+                    scores = scores or selected(name, chosen, calibration, stream, seed)
                     plan = allocate(scores, checkpoint, Target("keep-blocks", share))
                     rows.add(cell, *perplexity_after(stream, plan, how, calibration, judged))
-                medians[name, how, share].append(rows.found[cell])
+                medians[name, chosen, how, share].append(rows.found[cell])
         table = Table(
-            "method",
-            "repair",
+            *("method", "select", "repair"),
             *(f"{k:g}" for k in keep),
             title=f"{folder.name}, float32: {perplexity(stream, judged)['perplexity']:.3f} before",
             caption=f"perplexity, medians of {seeds} seeds, {samples} calibration sequences",
         )
-        for name, how in product(method, repair):
-            table.add_row(
-                name, how, *(f"{statistics.median(medians[name, how, k]):.3f}" for k in keep)
-            )
+        for line in product(method, select, repair):
+            table.add_row(*line, *(f"{statistics.median(medians[(*line, k)]):.3f}" for k in keep))
         Console(width=120).print(table)
 
 

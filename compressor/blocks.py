@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
+from compressor.per_layer import class_of
 
 
 class Activations:
@@ -73,7 +74,10 @@ class BlockStream:
         self.offload = offload
         config = AutoConfig.from_pretrained(checkpoint.path)
         with init_empty_weights(include_buffers=False):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            if (per_layer := class_of(config)) is not None:
+                self.model = per_layer._from_config(config, dtype=self.dtype)
+            else:
+                self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         self.model.eval()
         move_buffers(self.model, self.device)
         self.layers = self.model.get_submodule(checkpoint.family.layers)
@@ -176,6 +180,15 @@ class BlockStream:
                 if following is not None:
                     ahead = pool.submit(fetch, following)
                 yield index, weights
+
+    def head(self, model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """Logits [tokens, vocabulary] of rows [tokens, hidden] that leave the last block.
+
+        model: what `outer(head=True)` yields; its own forward computes them.
+        """
+        with replaced_forward(self.layers, lambda *_, **__: rows[None]):
+            logits = model(inputs_embeds=rows[None], use_cache=False).logits[0]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()
     def logits(

@@ -17,7 +17,9 @@ import torch
 from safetensors import safe_open
 
 from compressor.errors import InputError
-from compressor.families import Family, family_of
+from compressor.families import Family, Slice, family_of
+from compressor.per_layer import check as check_per_layer
+from compressor.per_layer import in_every_block
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -43,6 +45,7 @@ class Checkpoint:
         self.config = self._read_json("config.json", "a Hugging Face checkpoint has one")
         self.family: Family = family_of(self.config.get("model_type"))
         self._check_format()
+        check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}
         for file in self._shards():
             self.tensors.update(read_header(self.path / file, self.dtypes))
@@ -74,9 +77,25 @@ class Checkpoint:
         return self.config.get("head_dim") or self.hidden_size // self.heads
 
     @property
+    def queries_per_group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
     def units(self) -> dict[str, int]:
-        """Prunable units of one block: KV groups and FFN channels."""
-        return {"attention": self.kv_heads, "ffn": self.config[self.family.ffn_width_key]}
+        """Prunable units of one block, KV groups and FFN channels: of the widest, if they differ."""
+        blocks = self.block_units
+        return {group: max(units[group] for units in blocks) for group in blocks[0]}
+
+    @cached_property
+    def block_units(self) -> list[dict[str, int]]:
+        """Prunable units of every block."""
+        family = self.family
+        groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
+        channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
+        return [
+            {"attention": own or self.heads, "ffn": ffn}
+            for own, ffn in zip(groups, channels, strict=True)
+        ]
 
     @property
     def tied(self) -> bool:
@@ -110,6 +129,11 @@ class Checkpoint:
     def outer_tensors(self) -> list[str]:
         """Names outside the blocks: embedding, last norm, head."""
         return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
+
+    def channels_of_unit(self, group: str, part: Slice) -> int:
+        """How much of one of a group's tensors a unit owns, along the axis that is cut."""
+        entry = self.tensors[self.block_name(0, part.tensor)]
+        return entry.shape[part.axis] // self.block_units[0][group]
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -216,8 +240,8 @@ class Checkpoint:
 
     def _check_shapes(self) -> None:
         """Every tensor a cut touches is there with the shape its config implies."""
-        rows = {"attention": self.kv_heads * self.head_dim, "ffn": self.units["ffn"]}
-        for block in range(self.blocks):
+        for block, units in enumerate(self.block_units):
+            rows = {"attention": units["attention"] * self.head_dim, "ffn": units["ffn"]}
             for group, slices in self.family.groups().items():
                 for part in slices:
                     name = self.block_name(block, part.tensor)
@@ -226,7 +250,7 @@ class Checkpoint:
                             continue
                         raise InputError(f"{self.path} lacks the tensor {name}.")
                     queries = "q_proj" in part.tensor or "o_proj" in part.tensor
-                    width = self.heads * self.head_dim if queries else rows[group]
+                    width = rows[group] * self.queries_per_group if queries else rows[group]
                     shape = (
                         [width, self.hidden_size] if part.axis == 0 else [self.hidden_size, width]
                     )

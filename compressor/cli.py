@@ -51,9 +51,9 @@ def compress(
     method: Annotated[
         str | None,
         Option(
-            help="llm-bip (default), hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, "
-            "wanda-sp, magnitude or random; of single weights besa (default), sparsegpt, wanda or "
-            "magnitude."
+            help="llm-bip (default), besa, hywia, taylor, taylor-vector, taylor-mix, kfac, "
+            "mask-fisher, wanda-sp, magnitude or random; of single weights besa (default), "
+            "sparsegpt, wanda or magnitude."
         ),
     ] = None,
     mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
@@ -63,13 +63,20 @@ def compress(
         str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
     ] = None,
     allocate: Annotated[
+        str | None,
+        Option(
+            help="uniform shares (default); exact: widths of the least measured errors, and besa: "
+            "learned ones (default of the method besa), both judged by held-back text; or global: "
+            "one ranking of all units (layout per-layer)."
+        ),
+    ] = None,
+    layout: Annotated[
         str,
         Option(
-            help="uniform shares; exact: widths of the least measured errors, judged by held-back "
-            "text; or global: one ranking of all units (layout padded)."
+            help="uniform: equal blocks, loads everywhere; per-layer: widths of their own, loads "
+            "with trust_remote_code; padded: the same with zeros, for evaluation; all."
         ),
     ] = "uniform",
-    layout: Annotated[str, Option(help="uniform, or padded (zeros; for evaluation).")] = "uniform",
     container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
     calibration: Annotated[
         str,
@@ -83,6 +90,13 @@ def compress(
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
+    select: Annotated[
+        str,
+        Option(help="What of equal widths stays: by score, or obs (what others cannot replace)."),
+    ] = "score",
+    kv_cost: Annotated[
+        str, Option(help="KV groups by score, or measured: the loss without each.")
+    ] = "score",
     repair: Annotated[
         str,
         Option(
@@ -90,7 +104,9 @@ def compress(
         ),
     ] = "ridge",
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
-    protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout padded).")] = "",
+    protect: Annotated[
+        str, Option(help="Blocks left whole, such as 0,1,-1 (layout per-layer).")
+    ] = "",
     tp: Annotated[int, Option(help="Tensor-parallel devices the widths must divide by.")] = 1,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -116,6 +132,7 @@ def compress(
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
+    from compressor.methods import default_allocation
     from compressor.pipeline import compress as run
     from compressor.plan import Target
     from compressor.report import Lines, table
@@ -141,7 +158,7 @@ def compress(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
-        allocate=allocate,
+        allocate=allocate or ("uniform" if weights.single else default_allocation(method)),
         layout=layout,
         container=container,
         calibration=calibration,
@@ -151,6 +168,8 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
+        select=select,
+        kv_cost=kv_cost,
         repair=repair,
         align=align,
         protect=parse_blocks(protect),

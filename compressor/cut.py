@@ -25,7 +25,7 @@ def cut_block(
     computes the same: the `padded` layout.
     """
     owned = [
-        (part, group, weights[part.tensor].shape[part.axis] // checkpoint.units[group])
+        (part, group, checkpoint.channels_of_unit(group, part))
         for group, slices in checkpoint.family.groups().items()
         for part in slices
         if part.tensor in weights

@@ -31,9 +31,10 @@ WIDTH, ROW, MARGIN, DPI = 11, 2.3, 0.4, 90  # inches, and dots an inch
 FEW = 64  # units of a block that are drawn one by one
 
 
-def kept_shares(plan: Plan, units: Mapping[str, int]) -> dict[str, np.ndarray]:
+def kept_shares(plan: Plan, units: Sequence[Mapping[str, int]]) -> dict[str, np.ndarray]:
     """Of each group [blocks]: the percentage of a block's units that stays."""
-    return {g: np.array([100 * w[g] / units[g] for w in plan.widths()]) for g in units}
+    pairs = list(zip(plan.widths(), units, strict=True))
+    return {g: np.array([100 * w[g] / own[g] for w, own in pairs]) for g in units[0]}
 
 
 def quantiles(values: Sequence[torch.Tensor]) -> np.ndarray:
@@ -52,12 +53,14 @@ def cut_levels(values: Sequence[torch.Tensor], kept: Sequence[list[int]]) -> np.
 
 
 def block_sparsity(
-    widths: Sequence[dict[str, int]], units: Mapping[str, int], costs: Costs
+    widths: Sequence[Mapping[str, int]], units: Sequence[Mapping[str, int]], costs: Costs
 ) -> np.ndarray:
     """[blocks]: the percentage of a block's prunable parameters that goes."""
-    cost = {g: costs.unit[g]["params"] for g in units}
-    whole = sum(units[g] * cost[g] for g in units)
-    return np.array([100 - 100 * sum(w[g] * cost[g] for g in units) / whole for w in widths])
+
+    def size(width: Mapping[str, int]) -> int:
+        return sum(count * costs.unit[g]["params"] for g, count in width.items())
+
+    return np.array([100 - 100 * size(w) / size(u) for w, u in zip(widths, units, strict=True)])
 
 
 def fusion_rates(scores: Scores) -> list[dict[str, torch.Tensor]]:
@@ -79,7 +82,7 @@ def ranked_sparsity(
     for name in LINES:
         ranked = Scores(scores.parts.get(name, scores.blocks))
         widths = solve_globally(ranked, target, checkpoint, lattice, protect)
-        found[name] = block_sparsity(widths, checkpoint.units, costs)
+        found[name] = block_sparsity(widths, checkpoint.block_units, costs)
     return found
 
 
@@ -112,16 +115,17 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
     figure = Figure(figsize=(WIDTH, height))
     panels = figure.subplot_mosaic(rows, gridspec_kw=grid)
     figure.suptitle(title_of(scores, plan, checkpoint), y=1 - 0.25 * MARGIN / height, va="top")
-    shares = kept_shares(plan, checkpoint.units)
+    shares = kept_shares(plan, checkpoint.block_units)
     for group in NAMES:
-        draw_widths(panels[group], group, shares[group], checkpoint.units[group])
+        counts = [units[group] for units in checkpoint.block_units]
+        draw_widths(panels[group], group, shares[group], counts)
         if alpha:
             draw_alpha(panels[f"alpha {group}"], group, [block[group] for block in alpha])
         kept = [block[group] for block in plan.blocks]
         draw_scores(panels[f"scores {group}"], group, normalised(scores.blocks, group), kept)
     if scores.parts:
         sparsities = ranked_sparsity(scores, plan, checkpoint, lattice)
-        result = block_sparsity(plan.widths(), checkpoint.units, Costs.of(checkpoint))
+        result = block_sparsity(plan.widths(), checkpoint.block_units, Costs.of(checkpoint))
         draw_sparsity(panels["sparsity"], sparsities, result, plan.about["allocate"])
     for axes in panels.values():
         axes.set_xlim(-0.6, checkpoint.blocks - 0.4)
@@ -149,10 +153,11 @@ def title_of(scores: Scores, plan: Plan, checkpoint: Checkpoint) -> str:
     )
 
 
-def draw_widths(axes, group: str, shares: np.ndarray, units: int) -> None:
+def draw_widths(axes, group: str, shares: np.ndarray, units: Sequence[int]) -> None:
     axes.bar(range(len(shares)), shares, color=COLOURS[group])
     axes.set_title(f"{NAMES[group]} that stay", loc="left", size="medium")
-    axes.set(ylabel=f"% of {units:,}", ylim=(0, 105))
+    whole = f"{units[0]:,}" if len({*units}) == 1 else "the block's"
+    axes.set(ylabel=f"% of {whole}", ylim=(0, 105))
 
 
 def draw_alpha(axes, group: str, alpha: Sequence[torch.Tensor]) -> None:

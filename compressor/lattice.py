@@ -1,6 +1,7 @@
 """The widths that may be written: aligned, expressible in the container, shared by devices."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.checkpoint import Checkpoint
@@ -15,6 +16,18 @@ class Lattice:
 
     ffn: list[int]
     attention: list[int]
+
+    def of_block(self, units: Mapping[str, int]) -> dict[str, list[int]]:
+        """The widths of each group of a block that has so many units."""
+        steps = {"attention": self.attention, "ffn": self.ffn}
+        return {group: up_to(widths, units[group]) for group, widths in steps.items()}
+
+
+def up_to(widths: Sequence[int], units: int) -> list[int]:
+    """Those of the widths that a block with so many units can have; a narrow one can stay whole."""
+    if units >= widths[-1]:
+        return list(widths)
+    return [*(width for width in widths if width < units), units]
 
 
 def default_align(width: int) -> int:
@@ -45,7 +58,7 @@ def lattice(
     if tp > 1:
         step = math.lcm(step, ALIGN_WIDE * tp)
     step = math.lcm(step, columns)
-    rep = checkpoint.heads // checkpoint.kv_heads
+    rep = checkpoint.queries_per_group
     refused = (
         f"No cut of this model has input channels in whole groups of {columns} (--quantize-group): "
         f"its hidden size is {checkpoint.hidden_size}, and its heads have {checkpoint.head_dim} "
@@ -55,7 +68,7 @@ def lattice(
         raise InputError(refused)
     if step > width:
         raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
-    groups = checkpoint.kv_heads
+    groups = checkpoint.units["attention"]
     biased = any("bias" in t for t in checkpoint.block_tensors(0))
     bound_by_hidden = (
         family.heads_divide_hidden

@@ -16,7 +16,7 @@ OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
-    """Calibration (if the method or the repair looks at activations) and evaluation (if asked for)."""
+    """Calibration (if anything looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)

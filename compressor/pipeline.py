@@ -33,13 +33,14 @@ from compressor.report import Lines, Meter, write_card
 from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.selection import needs_text, refined
 from compressor.settings import (
     Settings,
     check_before_starting,
     chosen_grains,
     decisive,
     open_lattice,
-    target_name,
+    wanted_results,
 )
 from compressor.sparse.job import run as prune_weights
 
@@ -66,7 +67,7 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
                 run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
-            if not any(journal.get(target_name(t)) for t in settings.targets):
+            if not any(journal.get(name) for name, _, _ in wanted_results(settings)):
                 shutil.rmtree(partial, ignore_errors=True)
             if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
@@ -128,19 +129,18 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         with meter.stage("evaluate"), lines.stage("evaluate"):
             before = perplexity(stream, evaluation)
         journal.put("before", before)
-    results = []
-    for target in settings.targets:
-        name = target_name(target)
-        folder = partial / name if len(settings.targets) > 1 else partial
+    results, wanted = [], wanted_results(settings)
+    for name, target, own in wanted:
+        folder = partial / name if len(wanted) > 1 else partial
         plan = plan_target(
-            settings, scores, checkpoint, target, stream, calibration, journal, meter, lines
+            own, scores, checkpoint, target, stream, calibration, journal, meter, lines
         )
         plan.save(work / f"{name}.json")
         done = journal.get(name) if folder.exists() else None
         if done is None:
             shutil.rmtree(folder, ignore_errors=True)
             result, record = cut_one(
-                settings,
+                own,
                 checkpoint,
                 scores,
                 plan,
@@ -187,7 +187,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             quantization.adopt(folder, done["files"])
             card = write_quantized_card
         judge(settings, folder, result, done["record"], card)
-        if len(settings.targets) > 1:
+        if len(wanted) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
         results.append(result)
@@ -211,7 +211,7 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:
-        return score(
+        scores = score(
             checkpoint,
             settings.method,
             settings.mode,
@@ -222,3 +222,8 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             progress,
             chosen_grains(settings),
         )
+    select, kv_cost = settings.select, settings.kv_cost
+    if not needs_text(select, kv_cost):
+        return scores
+    with meter.stage("select"), lines.stage("select") as progress:
+        return refined(scores, stream, calibration, select, kv_cost, progress)

@@ -58,7 +58,7 @@ class Plan:
                 f"{checkpoint.blocks}."
             )
         for index, block in enumerate(self.blocks):
-            for group, units in checkpoint.units.items():
+            for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []
                 if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
                     raise InputError(
@@ -74,6 +74,7 @@ class Costs:
     unit: dict[str, dict[str, int]]  # unit[group]["params" | "bytes"], of one block
     total: dict[str, int]  # of the model
     prunable: int  # weights of the blocks' projections, in parameters
+    block_units: list[dict[str, int]]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Costs":
@@ -84,18 +85,20 @@ class Costs:
                 for part in slices
                 if (name := checkpoint.block_name(0, part.tensor)) in checkpoint.tensors
             ]
-            units = checkpoint.units[group]
+            units = checkpoint.block_units[0][group]
             unit[group] = {
                 "params": sum(t.numel for t in owned) // units,
                 "bytes": sum(t.end - t.begin for t in owned) // units,
             }
-            prunable += checkpoint.blocks * sum(t.numel for t in owned if len(t.shape) == 2)
+            weights = sum(t.numel for t in owned if len(t.shape) == 2) // units
+            prunable += weights * sum(own[group] for own in checkpoint.block_units)
         total = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
-        return cls(unit, total, prunable)
+        return cls(unit, total, prunable, checkpoint.block_units)
 
-    def size(self, widths: Sequence[dict[str, int]], units: dict[str, int], measure: str) -> int:
+    def size(self, widths: Sequence[dict[str, int]], measure: str) -> int:
         """Size of the model with these widths."""
-        lost = sum((units[g] - w[g]) * self.unit[g][measure] for w in widths for g in GROUPS)
+        pairs = list(zip(self.block_units, widths, strict=True))
+        lost = sum((units[g] - w[g]) * self.unit[g][measure] for units, w in pairs for g in GROUPS)
         return self.total[measure] - lost
 
 

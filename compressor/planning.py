@@ -4,17 +4,19 @@ What decides slowly is kept in the work folder: the errors of cuts with the scor
 the held-back losses, one after the other.
 """
 
+from functools import partial
 from pathlib import Path
 
 from compressor.allocation import ALLOCATIONS, allocate, constant_splits, everywhere, plan_of
 from compressor.allocation import protected as protected_blocks
+from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge
 from compressor.allocation.landscape import measure_landscape
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.journal import Journal
-from compressor.plan import Plan, Target
+from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores
 from compressor.settings import Settings, open_lattice, target_name
 
@@ -25,9 +27,18 @@ def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, mete
         return
     widths = open_lattice(settings, stream.checkpoint)
     fitted, _ = held_back(calibration)
+    learning = None
+    if settings.allocate == "besa":
+        costs = Costs.of(stream.checkpoint).unit
+        learning = partial(
+            learn_block,
+            costs={g: unit["params"] for g, unit in costs.items()},
+            seed=settings.seed,
+            sampling=settings.weights.sampling or "none",
+        )
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
-            scores.blocks, stream, fitted, widths, settings.repair, progress
+            scores.blocks, stream, fitted, widths, settings.repair, learning, progress
         )
     scores.save(file)
 
@@ -43,7 +54,7 @@ def plan_target(
     meter,
     lines,
 ) -> Plan:
-    """The plan of a target. An allocation that is judged is replaced by a constant split that is better.
+    """The plan of a target. Of an allocation that is judged, or exact, or a constant split the best.
 
     Then `about["held_back"]` holds what was compared: rows of allocation, widths and loss (nats a
     token), which one was taken, and on how much text.
@@ -56,19 +67,27 @@ def plan_target(
         return plan
     widths = open_lattice(settings, checkpoint)
     protect = protected_blocks(settings.protect, checkpoint)
-    plans = {how: plan, "uniform": allocate(scores, checkpoint, target, *given, columns=columns)}
+    plans = {how: plan}
+    for other in ("exact", "uniform"):
+        if other not in plans:
+            plans[other] = allocate(scores, checkpoint, target, *given, other, alike, columns)
     for split in constant_splits(target, checkpoint, widths, protect):
         same = everywhere(split, checkpoint, protect)
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, same, how, protect)
-    entry = f"{target_name(target)} held back"
+    shared = f"{target_name(target)} held back"
+    entry = shared if alike else f"{shared}, own widths"
+    # Of the uniform layout of the same job all is known but what differs with widths of their own.
+    differ = {how, "exact"}
+    known = {n: loss for n, loss in (journal.get(shared) or {}).items() if n not in differ}
+    known |= journal.get(entry) or {}
     with meter.stage("allocate"), lines.stage("compare") as progress:
         losses = judge(
             stream,
             plans,
             calibration,
             settings.repair,
-            journal.get(entry),
+            known,
             lambda losses: journal.put(entry, losses),
             progress,
         )
@@ -102,7 +121,7 @@ def comparison_note(plan: Plan) -> list[str]:
     rows = {row["allocation"]: row for row in found["rows"]}
     best = rows[found["taken"]]
     return [
-        f"On {found['sequences']} held-back sequences {best['attention']} KV groups and {best['ffn']} "
-        f"FFN channels in every block lose less than what --allocate {how} found "
-        f"({best['loss']:.4f} against {rows[how]['loss']:.4f} nats a token), so they were taken."
+        f"On {found['sequences']} held-back sequences the allocation {best['allocation']} "
+        f"({best['attention']} KV groups, {best['ffn']} FFN channels a block) loses less than "
+        f"{how} ({best['loss']:.4f} against {rows[how]['loss']:.4f} nats a token), so it was taken."
     ]

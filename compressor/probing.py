@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from compressor.blocks import BlockStream, loaded, replaced_forward
+from compressor.blocks import BlockStream, loaded
 from compressor.calibration import Batch
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gradients import LOGITS_TOKENS
 from compressor.memory import trim_heap
@@ -39,9 +40,8 @@ def loss_changes(
     InputError when a probe names what the model has not, when nothing is predicted, and when a loss
     is not finite.
     """
-    geometry = Geometry.of(stream.checkpoint)
     for probe in probes:
-        check(probe, geometry, stream.checkpoint.blocks)
+        check(probe, stream.checkpoint)
     predicted = sum(int(batch.mask[:, 1:].sum()) for batch in batches)
     if not predicted:
         raise InputError(
@@ -53,6 +53,7 @@ def loss_changes(
     _, calls = stream.record([i[:1] for i in ids])  # of one sequence: they broadcast to any number
     alive = [0]
     for index, weights in stream.weights():
+        geometry = Geometry.of(stream.checkpoint, index)
         with loaded(stream.layers[index], weights) as layer:
             del weights
             born = [v for v, probe in enumerate(probes, 1) if probe[0] == index]
@@ -95,14 +96,11 @@ def head_nll(
 ) -> torch.Tensor:
     """Summed cross-entropy, float64 [], of rows [tokens, hidden] that leave the last block.
 
-    The model's own forward computes the logits, of `LOGITS_TOKENS` rows at a time.
+    Logits are computed of `LOGITS_TOKENS` rows at a time.
     """
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     for part, wanted in zip(rows.split(LOGITS_TOKENS), targets.split(LOGITS_TOKENS), strict=True):
-        part = part[None]
-        with replaced_forward(stream.layers, lambda *_, part=part, **__: part):
-            logits = model(inputs_embeds=part, use_cache=False).logits[0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = stream.head(model, part)
         total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").double()
     return total
 
@@ -114,23 +112,23 @@ def state_bytes(stream: BlockStream, batches: list[Batch], probes: int) -> int:
 
 
 def sample_probes(
-    units: Mapping[str, int], blocks: int, count: int, seed: int = 0
+    units: Sequence[Mapping[str, int]], count: int, seed: int = 0
 ) -> list[tuple[int, str, int]]:
     """`count` single units (or all, where there are fewer), in order, drawn evenly.
 
     Every group of every block gives as many, as far as it has them: few KV groups are all taken, and
-    the FFN channels share the rest. `units` counts one block's units by group.
+    the FFN channels share the rest. `units` counts every block's units by group.
     """
     if count < 1:
         raise InputError(f"The number of probes must be positive, not {count}.")
     generator = torch.Generator().manual_seed(seed)
-    cells = [(block, group) for block in range(blocks) for group in units]
+    cells = [(block, group) for block in range(len(units)) for group in units[block]]
     order = torch.randperm(len(cells), generator=generator).tolist()
-    cells = sorted((cells[i] for i in order), key=lambda cell: units[cell[1]])
+    cells = sorted((cells[i] for i in order), key=lambda cell: units[cell[0]][cell[1]])
     probes = []
     for done, (block, group) in enumerate(cells):
         share = (count - len(probes)) // (len(cells) - done)
-        drawn = torch.randperm(units[group], generator=generator)[:share]
+        drawn = torch.randperm(units[block][group], generator=generator)[:share]
         probes += [(block, group, unit) for unit in drawn.tolist()]
     return sorted(probes)
 
@@ -153,22 +151,22 @@ def kept_units(probe: Probe, geometry: Geometry) -> Mapping[str, Sequence[int]]:
     return {group: [unit for unit in range(geometry.units[group]) if unit != lost]}
 
 
-def check(probe: Probe, geometry: Geometry, blocks: int) -> None:
+def check(probe: Probe, checkpoint: Checkpoint) -> None:
     """Refuse a block, group or unit that the model has not."""
     block, *rest = probe
+    blocks = checkpoint.blocks
     named = rest[0] if len(rest) == 1 else {rest[0]: [rest[1]]}
     if not 0 <= block < blocks:
         raise InputError(f"There is no block {block} to probe: the model has {blocks}.")
+    present = checkpoint.block_units[block]
     for group, units in named.items():
-        if group not in geometry.units:
-            raise InputError(
-                f"There is no group {group!r}; groups are {', '.join(geometry.units)}."
-            )
+        if group not in present:
+            raise InputError(f"There is no group {group!r}; groups are {', '.join(present)}.")
         for unit in units:
-            if not 0 <= unit < geometry.units[group]:
+            if not 0 <= unit < present[group]:
                 raise InputError(
                     f"There is no unit {unit} in the {group} group of a block: it has "
-                    f"{geometry.units[group]}."
+                    f"{present[group]}."
                 )
 
 

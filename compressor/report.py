@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from compressor.drawing import PICTURE
+from compressor.per_layer import CODE
 
 VERSIONED = ("torch", "transformers", "safetensors")
 
@@ -111,10 +112,7 @@ tags: [pruned]
 # {Path(result["source"]).name}, compressed to {result["keep_reached"]:.1%}
 
 {result["parameters_after"]:,} of {result["parameters_before"]:,} parameters stay. A dense checkpoint
-of the type `{result["container"]}`; it loads with plain `transformers`:
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto")
+of the type `{result["container"]}`{how_it_loads(result["layout"])}
 
 {quality(result, record)}
 
@@ -156,6 +154,21 @@ def how_made(folder: Path, result: dict, record: dict) -> str:
     return f"""{units}, {training}.
 `compression.json` holds the plan and all settings.
 {picture}"""
+
+
+def how_it_loads(layout: str) -> str:
+    """The end of a sentence, and the lines of Python that load a result."""
+    imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
+    if layout != "per-layer":
+        return f"; it loads with plain `transformers`:\n\n{imports}{call})"
+    return f""" whose blocks have widths of their own. `{CODE.name}`, which is
+in this folder, builds them; `transformers` runs it only where it is told to:
+
+{imports}{call}, trust_remote_code=True)
+
+Without `trust_remote_code` loading ends with an error, and what knows one width for all blocks (vLLM's
+classes, llama.cpp, 4-bit kernels) does not load it. A `uniform` result loads everywhere."""
 
 
 def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:

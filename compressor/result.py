@@ -22,7 +22,7 @@ from compressor.repair.streaming import Repair
 from compressor.report import Meter, versions, write_card, write_record
 from compressor.settings import Settings, open_lattice
 from compressor.verify import verify
-from compressor.writing import publish, write
+from compressor.writing import layout_of, publish, write
 
 
 def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
@@ -44,12 +44,13 @@ def cut_one(
     repair,
 ) -> tuple[dict, dict]:
     """Write one result, verify it and measure it; what to say of it and its compression.json."""
+    layout = layout_of(plan, settings.layout)
     with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
         container = write(
             checkpoint,
             plan,
             folder,
-            settings.layout,
+            layout,
             settings.container,
             progress=progress,
             changes=repair and meter.timed("repair", repair.blocks()),
@@ -62,7 +63,7 @@ def cut_one(
         "allocate": plan.about["allocate"],
         "held_back": plan.about.get("held_back"),
         "repair": settings.repair,
-        "layout": settings.layout,
+        "layout": layout,
         "container": container,
         "model_type": checkpoint.family.model_type,
         "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
@@ -81,10 +82,16 @@ def cut_one(
     }
     if container != checkpoint.family.model_type:
         result["warnings"].append(
-            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses this "
-            "number of heads; the tensors and the arithmetic are the same."
+            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses "
+            + ("numbers of heads that differ" if layout == "per-layer" else "this number of heads")
+            + "; the tensors and the arithmetic are the same."
         )
-    record = make_record(checkpoint, plan, settings.layout, container, repair)
+    if layout != settings.layout:
+        result["warnings"].append(
+            "All blocks came out with the same widths, so the result is uniform: it needs no code of "
+            "its own and loads everywhere."
+        )
+    record = make_record(checkpoint, plan, layout, container, repair)
     record["evaluation"] = evaluation and evaluation.protocol
     write_record(folder, record)
     trim_heap()
@@ -156,7 +163,7 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
         stream = open_stream(settings, checkpoint, dest.parent, calibration)
         repair = open_repair(settings, stream, plan, calibration)
         changes = repair and repair.blocks()
-        layout, container = settings.layout, settings.container
+        layout, container = layout_of(plan, settings.layout), settings.container
         chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
         write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
         difference = None

@@ -20,13 +20,15 @@ class Landscape:
     """errors[block] is float64 [numbers of groups, FFN widths], shares of the output's energy.
 
     attention, ffn: the numbers and widths, ascending, as in `Lattice`. about: the repair that the
-    errors are after, and the text.
+    errors are after, the text, and the prices of `learned`. learned[block], where widths were learned,
+    is float64 [prices, groups]: the mean number of units of each group that stay.
     """
 
     errors: list[torch.Tensor]
     attention: list[int]
     ffn: list[int]
     about: dict = field(default_factory=dict)
+    learned: list[torch.Tensor] = field(default_factory=list)
 
     def described(self) -> dict:
         """Everything but the errors, as JSON has it."""
@@ -74,6 +76,7 @@ class Scores:
         metadata = {"scores": json.dumps(self.about)}
         if self.landscape is not None:
             tensors |= {f"{b}.errors": e for b, e in enumerate(self.landscape.errors)}
+            tensors |= {f"{b}.learned": e for b, e in enumerate(self.landscape.learned)}
             metadata["landscape"] = json.dumps(self.landscape.described())
         save_file(tensors, path, metadata=metadata)
 
@@ -96,8 +99,16 @@ class Scores:
                 parts = {p: read(f".{p}") for p in PARTS if f"0.{GROUPS[0]}.{p}" in names}
                 landscape = None
                 if "landscape" in metadata:
-                    errors = [handle.get_tensor(f"{b}.errors").clone() for b in range(count)]
-                    landscape = Landscape(errors, **json.loads(metadata["landscape"]))
+                    errors, learned = (
+                        [
+                            handle.get_tensor(f"{b}.{part}").clone()
+                            for b in range(count)
+                            if f"{b}.{part}" in names
+                        ]
+                        for part in ("errors", "learned")
+                    )
+                    described = json.loads(metadata["landscape"])
+                    landscape = Landscape(errors, **described, learned=learned)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
         return cls(blocks, about, parts, landscape)

@@ -50,12 +50,11 @@ def score(
             "One calibration sequence has no variance to attend to, so coarse and fine importance "
             "were weighed equally (fixed:0.5); give more --samples."
         )
-    geometry = Geometry.of(checkpoint)
     for name in checkpoint.outer_tensors():
         check_finite(name, checkpoint.read([name])[name])
     parts: dict[str, list[Block]] = {}
     if chosen.observe is not None:
-        blocks = observe_backward(checkpoint, chosen, grains, geometry, tokens, stream, progress)
+        blocks = observe_backward(checkpoint, chosen, grains, tokens, stream, progress)
         if chosen.fuse is not None:
             shares = {}
             if mode == "calibrated":
@@ -68,12 +67,13 @@ def score(
     else:
 
         def rate(index: int, weights: Block, statistics: dict) -> Block:
+            geometry = Geometry.of(checkpoint, index)
             found = chosen.score(weights, statistics, geometry, mode, seed * SEED_STRIDE + index)
             progress(index + 1, checkpoint.blocks)
             return finished(found, method, index)
 
         if wanted := chosen.wants(mode):
-            blocks = rate_forward(checkpoint, wanted, geometry, tokens, stream, rate, kept_units)
+            blocks = rate_forward(checkpoint, wanted, tokens, stream, rate, kept_units)
         else:
             blocks = rate_weights(checkpoint, rate)
     return Scores(
@@ -106,7 +106,6 @@ def rate_weights(checkpoint: Checkpoint, rate) -> list[Block]:
 def rate_forward(
     checkpoint: Checkpoint,
     wanted: frozenset[str],
-    geometry: Geometry,
     tokens: TokenSet,
     stream: BlockStream,
     rate,
@@ -117,6 +116,7 @@ def rate_forward(
     batches = tokens.batches()
 
     def visit(index: int, layer, forward) -> None:
+        geometry = Geometry.of(checkpoint, index)
         weights = dict(layer.state_dict())
         check_block(checkpoint, index, weights)
         with BlockStatistics(layer, geometry, wanted) as statistics:
@@ -141,7 +141,6 @@ def observe_backward(
     checkpoint: Checkpoint,
     method: Method,
     grains: Grains | None,
-    geometry: Geometry,
     tokens: TokenSet,
     stream: BlockStream,
     progress: Progress,
@@ -150,6 +149,7 @@ def observe_backward(
     found: list[Block] = [{} for _ in range(checkpoint.blocks)]
 
     def visit(index: int, layer, steps) -> None:
+        geometry = Geometry.of(checkpoint, index)
         check_block(checkpoint, index, dict(layer.state_dict()))
         with method.observe(layer, geometry, index, grains) as observer:
             for i in steps():
@@ -171,7 +171,7 @@ def calibrated_shares(
     measured in float32, over a few calibration sequences and all blocks.
     """
     checkpoint = stream.checkpoint
-    probes = sample_probes(checkpoint.units, checkpoint.blocks, PROBES, seed)
+    probes = sample_probes(checkpoint.block_units, PROBES, seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.offload)
     blocks = normalised(blocks)

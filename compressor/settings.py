@@ -1,12 +1,13 @@
 """What `compress` was asked for, and everything that can be refused before the work begins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
 from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
+from compressor.allocation.besa import check_activation
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import Lattice, lattice
@@ -17,8 +18,9 @@ from compressor.quantization.settings import Quantization
 from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR, check_repair
+from compressor.selection import check_selection, needs_text
 from compressor.sparse.settings import Weights, check_weights
-from compressor.writing import check_layout_name, check_space, choose_container
+from compressor.writing import LAYOUTS, check_layout_name, check_space, choose_container
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -45,6 +47,8 @@ class Settings:
     samples: int = 128
     length: int = 512
     statistics: str = "dense"
+    select: str = "score"
+    kv_cost: str = "score"
     repair: str = DEFAULT_REPAIR
     align: int | None = None
     protect: tuple[int, ...] = ()
@@ -74,7 +78,7 @@ class Settings:
 
     @property
     def reads_calibration(self) -> bool:
-        """Whether the method or the repair looks at activations."""
+        """Whether the method, the selection, the repair or the quantisation looks at activations."""
         if self.quantization.learns:
             return True
         if not self.cuts:
@@ -83,7 +87,8 @@ class Settings:
             return self.method != "magnitude"
         method = METHODS[self.method]
         looks = bool(method.wants(method.check_mode(self.mode)))
-        return looks or self.repair != "none" or self.judged
+        chooses = needs_text(self.select, self.kv_cost)
+        return looks or chooses or self.repair != "none" or self.judged
 
     @property
     def judged(self) -> bool:
@@ -98,9 +103,7 @@ class Settings:
         # two paths the streams before, within and after one.
         states = 2 if self.repair == "none" else 6
         if self.judged:
-            states = max(
-                states, 5
-            )  # those, what enters o_proj, and the streams after both sub-layers
+            states = max(states, 6)  # those, the streams within the block, and what enters o_proj
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 
@@ -117,6 +120,22 @@ def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
 
 def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
+
+
+def wanted_results(settings: Settings) -> list[tuple[str, Target, Settings]]:
+    """Name, target and settings of every result: one a target, `--layout all` one a layout of each.
+
+    The uniform layout is left out where blocks are to differ.
+    """
+    if settings.layout != "all":
+        return [(target_name(target), target, settings) for target in settings.targets]
+    same = ALLOCATIONS[settings.allocate].alike and not settings.protect
+    return [
+        (f"{target_name(target)}-{layout}", target, replace(settings, layout=layout))
+        for target in settings.targets
+        for layout in LAYOUTS
+        if same or layout != "uniform"
+    ]
 
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
@@ -146,6 +165,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     settings.quantization.check()
     if settings.weights.single:
         check_weights(settings, checkpoint)
+        check_equal_blocks(checkpoint, "--granularity weight")
         check_space(settings.dest.parent, checkpoint.bytes)
         if settings.quantization.wanted:
             check_uncut(settings, checkpoint)
@@ -164,51 +184,86 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
+    check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
+    if settings.allocate == "besa":
+        check_activation(checkpoint.config.get("hidden_act", "silu"))
+    elif settings.weights.sampling is not None:
+        raise InputError(
+            "--besa-sampling is for what learns; add --allocate besa, or leave it out."
+        )
     if settings.statistics == "pruned" and settings.allocate != "uniform":
         raise InputError(
             "--statistics pruned cuts each block as it is scored, and --allocate "
             f"{settings.allocate} finds the widths when all are; leave one of them out."
         )
     check_repair(settings.repair, checkpoint)
-    check_layout_name(settings.layout)
+    if settings.layout != "all":
+        check_layout_name(settings.layout)
+    check_own_widths(settings, checkpoint)
     if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
         raise InputError(
             f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
-            "layout all are equal; add --layout padded (zeros, to evaluate it), or leave "
-            "--allocate out."
+            "layout all are equal; add --layout per-layer (loads with code of its own) or padded "
+            "(zeros, to evaluate it), or leave --allocate out."
         )
     widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     if protect and settings.layout == "uniform":
         raise InputError(
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
-            "equal; add --layout padded (for evaluation), or leave --protect out."
+            "equal; add --layout per-layer (loads with code of its own) or padded (for evaluation), "
+            "or leave --protect out."
         )
-    if settings.quantization.wanted and settings.layout == "padded":
+    if settings.quantization.wanted and settings.layout != "uniform":
         raise InputError(
-            "--layout padded is for evaluating a cut, and --quantize for running it; leave one out."
+            f"--layout {settings.layout} is not for the kernels that --quantize packs weights for: they "
+            "expect equal blocks, and no zeros between; leave one out."
         )
     needed = largest = 0
-    for target in settings.targets:
+    for _, target, own in wanted_results(settings):
         if settings.quantization.wanted and target.kind == "bytes":
             raise InputError(
                 "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
                 "--keep-blocks or --target-params."
             )
         chosen = solve(target, checkpoint, widths, protect)
-        choose_container(checkpoint, chosen[0]["attention"], settings.container)
-        size = Costs.of(checkpoint).size(chosen, checkpoint.units, "bytes")
-        size = checkpoint.bytes if settings.layout == "padded" else size
+        if own.layout == "uniform":
+            choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
+        size = Costs.of(checkpoint).size(chosen, "bytes")
+        size = checkpoint.bytes if own.layout == "padded" else size
         needed, largest = needed + size, max(largest, size)
         if settings.recovery.method != "none":
-            left = Costs.of(checkpoint).size(chosen, checkpoint.units, "params")
+            left = Costs.of(checkpoint).size(chosen, "params")
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
     if settings.recovery.method != "none" or settings.quantization.wanted:
         needed += largest  # the cut stands until the recovered or the quantised is complete
     check_space(settings.dest.parent, needed)
+
+
+def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse `per-layer` where every number of heads must divide the hidden size."""
+    family = checkpoint.family
+    if settings.layout not in ("per-layer", "all") or not family.heads_divide_hidden:
+        return
+    if settings.container == family.model_type or any(
+        "bias" in name for name in checkpoint.block_tensors(0)
+    ):
+        raise InputError(
+            f"The config class of {family.model_type} refuses numbers of heads that differ between "
+            f"blocks. --layout per-layer writes {family.container} in its place, which has no biases: "
+            "leave --container out, or, for a model with biases, use --layout uniform or padded."
+        )
+
+
+def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
+    if any(units != checkpoint.units for units in checkpoint.block_units):
+        raise InputError(
+            f"{option} takes checkpoints of equal blocks, and the blocks of {checkpoint.path} have "
+            "different widths; give one in the uniform or the padded layout."
+        )
 
 
 def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
@@ -218,6 +273,7 @@ def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
 
     if settings.recovery.method != "none":
         raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
+    check_equal_blocks(checkpoint, "--quantize")
     check_columns(checkpoint, settings.quantization.group)
     check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
 

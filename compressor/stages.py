@@ -38,19 +38,19 @@ def score(
     coarse: str | None = None,
     fine: str | None = None,
     reduce: str | None = None,
+    select: str = "score",
+    kv_cost: str = "score",
     calibration: str = "stdlib",
     calibration_range: str | None = None,
     samples: int = 128,
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
-    errors: Annotated[
-        str | None,
-        Option(
-            help="Also measure the error of every cut, for plan --allocate exact: after the repair "
-            "ridge, or of none."
-        ),
+    allocate: Annotated[
+        str | None, Option(help="Measure too what plan --allocate exact or besa needs.")
     ] = None,
+    repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
+    besa_sampling: str | None = None,
     align: int | None = None,
     tp: int = 1,
     container: str = "auto",
@@ -58,14 +58,20 @@ def score(
     quiet: bool = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
+    from compressor.allocation import ALLOCATIONS, check_allocation
     from compressor.checkpoint import Checkpoint
+    from compressor.methods import default_allocation
     from compressor.opening import open_stream, position_notes, read_texts
     from compressor.planning import measure_cuts
     from compressor.repair import check_repair
     from compressor.report import Lines, Meter
     from compressor.scoring import score as run
+    from compressor.selection import check_selection, needs_text, refined
     from compressor.settings import Settings, check_method, chosen_grains
+    from compressor.sparse.settings import Weights
 
+    allocate = allocate or default_allocation(method)
+    check_allocation(allocate)
     settings = Settings(
         source=source,
         dest=out,
@@ -75,14 +81,17 @@ def score(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
+        select=select,
+        kv_cost=kv_cost,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
         length=length,
         device=device,
         dtype=dtype,
-        allocate="uniform" if errors is None else "exact",
-        repair=errors or "none",
+        allocate=allocate,
+        weights=Weights(sampling=besa_sampling),
+        repair=repair if ALLOCATIONS[allocate].measured else "none",
         align=align,
         tp=tp,
         container=container,
@@ -90,7 +99,9 @@ def score(
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
+    check_selection(select, kv_cost)
     check_repair(settings.repair, checkpoint)
+    settings.weights.check(method)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
     stream = open_stream(settings, checkpoint, out.parent, tokens)
@@ -106,6 +117,8 @@ def score(
             progress=progress,
             grains=chosen_grains(settings),
         )
+        if needs_text(select, kv_cost):
+            found = refined(found, stream, tokens, select, kv_cost, progress)
         found.save(out)
     measure_cuts(settings, found, stream, tokens, out, Meter(), lines)
     for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
@@ -129,10 +142,13 @@ def plan(
     container: str = "auto",
     allocate: Annotated[
         str,
-        Option(help="uniform, exact (of scores with errors), or global (every block its own)."),
+        Option(
+            help="uniform, exact or besa (of scores made for it), or global (every block its own)."
+        ),
     ] = "uniform",
     layout: Annotated[
-        str, Option(help="uniform, or padded: exact may give every block its own widths.")
+        str,
+        Option(help="per-layer or padded: exact and besa may give every block its own widths."),
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""

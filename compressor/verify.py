@@ -2,7 +2,8 @@
 
     python -m compressor.verify DIR [SOURCE | EXPECTED]
 
-loads DIR with `AutoModelForCausalLM.from_pretrained`, accepts no missing, unexpected or mismatched
+loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
+package's own (`per_layer.py`), accepts no missing, unexpected or mismatched
 tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
@@ -26,6 +27,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.memory import drop_pages
+from compressor.per_layer import ships_own_code
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
@@ -120,7 +122,7 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto"):
-    """Model and tokenizer by plain transformers, refusing any tensor that did not match.
+    """Model and tokenizer by transformers, refusing any tensor that did not match.
 
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
@@ -130,7 +132,10 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=ships_own_code(folder),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
@@ -166,13 +171,13 @@ def masked_plan(model, source: Path, folder: Path):
     from compressor.methods.statistics import Geometry, only_units
 
     checkpoint = Checkpoint(source)
-    geometry = Geometry.of(checkpoint)
     record = read_record(folder)
     kept = record["plan"]["blocks"]
     repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(kept)}
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
         for index, (layer, units) in enumerate(zip(layers, kept, strict=True)):
+            geometry = Geometry.of(checkpoint, index)
             changed = repair["blocks"][index]["tensors"]
             own = {
                 group

@@ -18,11 +18,12 @@ from compressor.checkpoint import DTYPES, INDEX, SINGLE, Checkpoint
 from compressor.cut import cut_block, widest
 from compressor.errors import InputError, MachineError
 from compressor.families import FAMILIES
+from compressor.per_layer import CODE, layer_config, make_per_layer, make_uniform
 from compressor.plan import Plan
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DTYPE_NAMES |= {torch.int32: "I32", torch.int64: "I64"}  # of packed weights
-LAYOUTS = ("uniform", "padded")
+LAYOUTS = ("uniform", "per-layer", "padded")
 SHARD_BYTES = 5_000_000_000
 # Weights in any other format would contradict the new ones; the card is written anew.
 NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
@@ -40,13 +41,15 @@ def write(
 ) -> str:
     """Cut `checkpoint` by `plan` into the new folder; returns the container's model type.
 
-    `changes` brings, of every block in order, the tensors that go out in place of the cut ones (a
-    repair's); it is read one block at a time.
+    A `per-layer` result whose blocks turn out equal is written `uniform`. `changes` brings, of every
+    block in order, the tensors that go out in place of the cut ones (a repair's); it is read one block
+    at a time.
     """
     plan.check(checkpoint)
     check_layout(plan, layout)
-    units = widest(plan)
-    chosen = choose_container(checkpoint, units["attention"], container)
+    units, layout = widest(plan), layout_of(plan, layout)
+    groups = {width["attention"] for width in (plan.widths() if layout == "per-layer" else [units])}
+    chosen = choose_container(checkpoint, groups, container)
     padded_to = units if layout == "padded" else None
     shards = plan_shards(checkpoint, plan, padded_to, shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
@@ -65,6 +68,11 @@ def write(
     write_index(folder, shards)
     copy_side_files(checkpoint.path, folder)
     config = patched_config(checkpoint, units, chosen)
+    if layout == "per-layer":
+        family = FAMILIES[chosen]
+        entries = layer_config(family, plan.widths(), checkpoint.queries_per_group)
+        make_per_layer(config, family, entries)
+        shutil.copyfile(CODE, folder / CODE.name)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     return chosen
@@ -81,27 +89,44 @@ def check_layout(plan: Plan, layout: str) -> None:
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(
             "The plan has blocks of different widths (global allocation, or protected blocks), which "
-            "no stock model class loads; plan without, or use --layout padded to evaluate it."
+            "no stock model class loads; plan without, or use --layout per-layer (loads with code of "
+            "its own) or padded (zeros, to evaluate it)."
         )
 
 
-def choose_container(checkpoint: Checkpoint, groups: int, container: str) -> str:
-    """The model type to write: the family's own wherever its config class accepts the heads."""
+def layout_of(plan: Plan, layout: str) -> str:
+    """What a plan is written as: `per-layer` is `uniform` where all blocks are alike."""
+    widths = plan.widths()
+    equal = all(width == widths[0] for width in widths)
+    return "uniform" if layout == "per-layer" and equal else layout
+
+
+def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -> str:
+    """The model type to write: the family's own wherever its config class accepts the heads.
+
+    groups: the numbers of KV groups that blocks have.
+    """
     family = checkpoint.family
-    heads = groups * (checkpoint.heads // checkpoint.kv_heads)
-    fits = not family.heads_divide_hidden or checkpoint.hidden_size % heads == 0
+    counts = sorted(n * checkpoint.queries_per_group for n in groups)
+    shown = " or ".join(map(str, counts))
+    divides = len(counts) == 1 and checkpoint.hidden_size % counts[0] == 0
+    fits = not family.heads_divide_hidden or divides
+    biased = any("bias" in name for name in checkpoint.block_tensors(0))
     if container == "auto":
-        return family.model_type if fits else family.container
+        container = family.model_type if fits else family.container
     if container == family.model_type:
         if not fits:
             raise InputError(
-                f"The container {container} refuses {heads} heads at hidden size "
+                f"The container {container} refuses {shown} heads at hidden size "
                 f"{checkpoint.hidden_size}; use --container {family.container}."
             )
         return container
     if container == family.container:
-        if any("bias" in name for name in checkpoint.block_tensors(0)):
-            raise InputError(f"The container {container} has no biases, and this model has.")
+        if biased:
+            raise InputError(
+                f"The container {container} has no biases, and this model has; {family.model_type} "
+                f"refuses {shown} heads."
+            )
         return container
     raise InputError(f"A {family.model_type} model cannot be written as {container!r}.")
 
@@ -109,9 +134,9 @@ def choose_container(checkpoint: Checkpoint, groups: int, container: str) -> str
 def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str) -> dict:
     """The original config with new widths, both spellings of what transformers renamed."""
     family, config = checkpoint.family, dict(checkpoint.config)
-    rep = checkpoint.heads // checkpoint.kv_heads
+    make_uniform(config, family)
     config[family.ffn_width_key] = units["ffn"]
-    config[family.heads_key] = units["attention"] * rep
+    config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
     config[family.kv_heads_key] = units["attention"]
     config["head_dim"] = checkpoint.head_dim
     dtype = str(checkpoint.dtype).removeprefix("torch.")
@@ -154,7 +179,7 @@ def check_space(folder: Path, needed: int) -> None:
 def copy_side_files(source: Path, folder: Path) -> None:
     """Tokenizer, generation config, chat template, licences: byte for byte."""
     for file in source.iterdir():
-        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md")
+        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", CODE.name)
         if file.is_file() and not skip and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
 

@@ -32,6 +32,10 @@ def compress(*arguments) -> int:
     return run(job, [str(a) for a in arguments])
 
 
+def stage(*arguments) -> int:
+    return run(stages, [str(a) for a in arguments])
+
+
 @pytest.fixture
 def quick(llama, text_file):
     """Arguments of a run without verification, but for SOURCE and DEST."""
@@ -105,6 +109,20 @@ def test_every_repair(llama, quick, tmp_path, repair):
             assert step.keys() == expected
 
 
+def test_selection_alone_and_in_the_job(llama, quick, tmp_path, text_file, capsys):
+    chosen = ["--select", "obs", "--kv-cost", "measured"]
+    assert compress(llama, tmp_path / "whole", "--keep", 0.7, *chosen, *quick) == 0
+    record = json.loads((tmp_path / "whole" / "compression.json").read_text())["plan"]
+    text = ["--calibration", text_file, "--samples", 4, "--length", 32]
+    scores, made = tmp_path / "s.safetensors", tmp_path / "p.json"
+    assert stage("score", llama, "--out", scores, *text, *chosen) == 0
+    assert stage("plan", scores, "--out", made, "--keep", 0.7) == 0
+    assert json.loads(made.read_text())["blocks"] == record["blocks"]
+    assert record["about"]["scores"]["select"] == "obs"
+    assert compress(llama, tmp_path / "other", "--keep", 0.7, "--select", "best", *quick) == 2
+    assert "--select is score or obs, not 'best'" in capsys.readouterr().err
+
+
 def test_repair_by_biases_where_there_are_some(make_checkpoint, quick, tmp_path):
     source = make_checkpoint(tmp_path / "m", attention_bias=True, mlp_bias=True)
     assert compress(source, tmp_path / "out", "--keep", 0.7, "--repair", "bias", *quick) == 0
@@ -124,9 +142,6 @@ def test_absolute_targets(llama, quick, tmp_path, option, value):
 def test_the_stages_alone_give_the_same(llama, quick, tmp_path, text_file, capsys):
     assert compress(llama, tmp_path / "whole", "--keep", 0.7, *quick) == 0
     scores, plan = tmp_path / "s.safetensors", tmp_path / "p.json"
-
-    def stage(*arguments) -> int:
-        return run(stages, [str(a) for a in arguments])
 
     assert stage("score", llama, "--out", scores, *quick[:-1]) == 0
     assert stage("plan", scores, "--keep", 0.7, "--out", plan) == 0
@@ -181,10 +196,10 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--mode", "magic"], "no mode 'magic'"),
         (["--keep", 0.7, "--layout", "spiral"], "'spiral' is not one of"),
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
-        (["--keep", 0.7, "--protect", "0"], "add --layout padded"),
+        (["--keep", 0.7, "--protect", "0"], "add --layout per-layer"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
-        (["--keep", 0.7, "--allocate", "magic"], "uniform, global or exact, not 'magic'"),
-        (["--keep", 0.7, "--allocate", "global"], "add --layout padded"),
+        (["--keep", 0.7, "--allocate", "magic"], "uniform, global, exact or besa, not 'magic'"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout per-layer"),
         (
             ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
             "finds the widths when all are",
@@ -265,16 +280,13 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     widths = [len(block["ffn"]) for block in record["plan"]["blocks"]]
     assert widths[0] == 48 and widths[1] != widths[2]
 
-    def stage(*arguments) -> int:
-        return run(stages, [str(a) for a in arguments])
-
     scores, plan, dest = tmp_path / "s.safetensors", tmp_path / "p.json", tmp_path / "cut"
     assert stage("score", llama, "--out", scores, "--method", "hywia", *quick[:-1]) == 0
     assert stage("plan", scores, "--keep", 0.7, "--out", plan, *options) == 0
     assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
     assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
     assert stage("cut", llama, dest, "--plan", plan) == 2
-    assert "use --layout padded" in " ".join(capsys.readouterr().err.split())
+    assert "use --layout per-layer" in " ".join(capsys.readouterr().err.split())
     padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
     assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
     assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()

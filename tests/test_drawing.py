@@ -58,7 +58,7 @@ def test_shares_of_what_stays():
     plan = Plan(
         [{"attention": [0], "ffn": [1, 2, 5]}, {"attention": [0, 1], "ffn": list(range(6))}]
     )
-    shares = kept_shares(plan, {"attention": 2, "ffn": 6})
+    shares = kept_shares(plan, [{"attention": 2, "ffn": 6}] * 2)
     assert {g: s.tolist() for g, s in shares.items()} == {"attention": [50, 100], "ffn": [50, 100]}
 
 
@@ -87,7 +87,7 @@ def test_a_global_cut_is_at_one_level(fused, llama):
 @pytest.mark.parametrize("how", ["uniform", "global"])
 def test_sparsities_average_to_what_was_reached(fused, llama, how):
     _, plan, checkpoint, _ = planned(fused, llama, how)
-    sparsity = block_sparsity(plan.widths(), checkpoint.units, Costs.of(checkpoint))
+    sparsity = block_sparsity(plan.widths(), checkpoint.block_units, Costs.of(checkpoint))
     assert sparsity.mean() == pytest.approx(100 * (1 - plan.about["keep_blocks_reached"]))
     assert (np.ptp(sparsity) == 0) == (how == "uniform")
 
@@ -101,7 +101,7 @@ def test_sparsity_by_each_part_is_that_of_a_global_plan(fused, llama, how):
     for name in found:
         blocks = fused.parts.get(name, fused.blocks)
         alone = planned(Scores(blocks), llama, protect=[-1])[1]
-        expected = block_sparsity(alone.widths(), checkpoint.units, Costs.of(checkpoint))
+        expected = block_sparsity(alone.widths(), checkpoint.block_units, Costs.of(checkpoint))
         assert found[name].tolist() == expected.tolist()
         assert found[name][-1] == 0
     assert found["coarse"][0] > found["fine"][0]
@@ -109,7 +109,7 @@ def test_sparsity_by_each_part_is_that_of_a_global_plan(fused, llama, how):
 
 
 def kept_sparsity(plan: Plan, checkpoint: Checkpoint) -> list[float]:
-    return block_sparsity(plan.widths(), checkpoint.units, Costs.of(checkpoint)).tolist()
+    return block_sparsity(plan.widths(), checkpoint.block_units, Costs.of(checkpoint)).tolist()
 
 
 def test_panels_show_the_arrays(fused, llama):
@@ -119,7 +119,7 @@ def test_panels_show_the_arrays(fused, llama):
         "ffn", "attention", "alpha ffn", "alpha attention", "scores ffn", "scores attention",
         "sparsity",
     ]  # fmt: skip
-    for group, shares in kept_shares(plan, checkpoint.units).items():
+    for group, shares in kept_shares(plan, checkpoint.block_units).items():
         assert [bar.get_height() for bar in panels[group].patches] == shares.tolist()
         means = [block[group].mean().item() for block in fused.parts["alpha"]]
         assert panels[f"alpha {group}"].lines[0].get_ydata() == pytest.approx(means)

@@ -155,9 +155,9 @@ def test_a_loss_that_is_not_finite_stops(make_checkpoint, tmp_path):
 @pytest.mark.parametrize("count", [1, 7, 12, 30, 100, 3 * 52])
 def test_sampled_probes_are_spread(count):
     units = {"attention": 4, "ffn": 48}
-    probes = sample_probes(units, 3, count, seed=1)
+    probes = sample_probes([units] * 3, count, seed=1)
     assert len(set(probes)) == len(probes) == count
-    assert probes == sorted(probes) == sample_probes(units, 3, count, seed=1)
+    assert probes == sorted(probes) == sample_probes([units] * 3, count, seed=1)
     assert all(unit < units[group] for _, group, unit in probes)
     cells = {(b, g): 0 for b in range(3) for g in units}
     for block, group, _ in probes:
@@ -170,10 +170,10 @@ def test_sampled_probes_are_spread(count):
 
 def test_seeds_draw_other_probes_and_there_are_no_more_than_all():
     units = {"attention": 4, "ffn": 48}
-    assert sample_probes(units, 3, 30, seed=1) != sample_probes(units, 3, 30, seed=2)
-    assert len(sample_probes(units, 3, 1000)) == 3 * 52
+    assert sample_probes([units] * 3, 30, seed=1) != sample_probes([units] * 3, 30, seed=2)
+    assert len(sample_probes([units] * 3, 1000)) == 3 * 52
     with pytest.raises(InputError, match="must be positive, not 0"):
-        sample_probes(units, 3, 0)
+        sample_probes([units] * 3, 0)
 
 
 def test_rank_correlation():

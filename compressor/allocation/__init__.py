@@ -3,6 +3,7 @@
     uniform   the same widths in every block, of attention and FFN about the same share
     global    all units of the model ranked together; every block its own widths
     exact     the widths whose measured errors add up to least (`exact.py`, `landscape.py`)
+    besa      the same of widths next to those that blocks learned (`besa.py`)
 
 Which units stay is the same in all: the best-scored of each group of each block.
 """
@@ -14,10 +15,11 @@ from itertools import pairwise
 
 import torch
 
+from compressor.allocation.besa import learned_groups, near_path
 from compressor.allocation.exact import Widths, best_split, own_widths
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import Lattice, lattice
+from compressor.lattice import Lattice, lattice, up_to
 from compressor.plan import Costs, Plan, Target, limit_of, reached
 from compressor.scores import GROUPS, Scores, best
 
@@ -28,10 +30,14 @@ def smallest(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
     """The least widths of every block; `InputError` where even they are above the target."""
-    costs, units = Costs.of(checkpoint), checkpoint.units
-    least = {"attention": lattice.attention[0], "ffn": lattice.ffn[0]}
-    widths = [dict(units) if b in protect else dict(least) for b in range(checkpoint.blocks)]
-    size = costs.size(widths, units, target.measure)
+    costs = Costs.of(checkpoint)
+    widths = [
+        dict(units)
+        if b in protect
+        else {g: steps[0] for g, steps in lattice.of_block(units).items()}
+        for b, units in enumerate(checkpoint.block_units)
+    ]
+    size = costs.size(widths, target.measure)
     if size > limit_of(target, costs)[0]:
         raise InputError(
             f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
@@ -48,22 +54,32 @@ def constant_splits(
     """
     smallest(target, checkpoint, lattice, protect)
     costs, limit = Costs.of(checkpoint), limit_of(target, Costs.of(checkpoint))[0]
+    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    most = {group: min(units[group] for units in free) for group in GROUPS}
 
     def size(split: Widths) -> int:
         widths = everywhere(split, checkpoint, protect)
-        return costs.size(widths, checkpoint.units, target.measure)
+        return costs.size(widths, target.measure)
 
     found = []
-    for groups in lattice.attention:
-        splits = ({"attention": groups, "ffn": channels} for channels in lattice.ffn)
+    for groups in (n for n in lattice.attention if n <= most["attention"]):
+        channels = [n for n in lattice.ffn if n <= most["ffn"]]
+        splits = ({"attention": groups, "ffn": n} for n in channels)
         fitting = [split for split in splits if size(split) <= limit]
         found += fitting[-1:]
+    if not found:
+        raise InputError(
+            f"Equal widths of all blocks begin with {lattice.attention[0]} KV groups and "
+            f"{lattice.ffn[0]} FFN channels, and a block has {most['attention']} and {most['ffn']}; "
+            "give a smaller --align, or --layout per-layer --allocate exact."
+        )
     return found
 
 
 def everywhere(split: Widths, checkpoint: Checkpoint, protect: Sequence[int]) -> list[Widths]:
     """The same widths in all blocks that are not protected."""
-    return [dict(checkpoint.units if b in protect else split) for b in range(checkpoint.blocks)]
+    blocks = enumerate(checkpoint.block_units)
+    return [dict(units if b in protect else split) for b, units in blocks]
 
 
 def solve(
@@ -75,12 +91,13 @@ def solve(
     few, and one too many costs more than channels do); FFN channels fill the rest exactly.
     """
     splits = constant_splits(target, checkpoint, lattice, protect)
-    costs, units = Costs.of(checkpoint), checkpoint.units
+    costs = Costs.of(checkpoint)
     limit, whole = limit_of(target, costs)
-    free = checkpoint.blocks - len(protect)
-    movable = free * sum(units[g] * costs.unit[g][target.measure] for g in GROUPS)
+    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    movable = sum(units[g] * costs.unit[g][target.measure] for units in free for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
-    wide = [g for g in lattice.attention if g >= share * units["attention"] - 1e-9]
+    wanted = share * sum(units["attention"] for units in free) / len(free)
+    wide = [g for g in lattice.attention if g >= wanted - 1e-9]
     enough = [*wide, lattice.attention[-1]][0]
     # Fewer groups only where the channels alone cannot make room for this many.
     return everywhere([s for s in splits if s["attention"] <= enough][-1], checkpoint, protect)
@@ -125,7 +142,7 @@ def ranked_steps(
     for group, widths in lattice.items():
         for b, values in enumerate(normalised(blocks, group)):
             descending, worth = values.sort(descending=True).values, math.inf
-            for narrow, wide in pairwise(widths):
+            for narrow, wide in pairwise(up_to(widths, len(values))):
                 worth = min(worth, descending[narrow:wide].mean().item())
                 steps.append(Step(worth, b, group, wide, wide - narrow))
     return sorted(steps, key=lambda step: -step.worth)
@@ -169,41 +186,58 @@ def solve_globally(
     steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
     free = [step for step in steps if step.block not in protect]
     unit = {group: costs.unit[group][target.measure] for group in GROUPS}
-    room = limit_of(target, costs)[0] - costs.size(least, checkpoint.units, target.measure)
+    room = limit_of(target, costs)[0] - costs.size(least, target.measure)
     return grow(least, free, unit, room)
 
 
-def solve_exactly(
+def solve_measured(
     scores: Scores,
     target: Target,
     checkpoint: Checkpoint,
     lattice: Lattice,
     protect: Sequence[int] = (),
     alike: bool = True,
+    learned: bool = False,
 ) -> list[Widths]:
     """Widths whose blocks' errors add up to least, from the landscape that comes with the scores.
 
-    alike: all blocks have the same widths, except those that are protected.
+    alike: all blocks have the same widths, except those that are protected. learned: of the cuts next
+    to what blocks learned (`besa.py`) alone.
     """
-    if scores.landscape is None:
+    landscape = scores.landscape
+    if landscape is None or (learned and not landscape.learned):
+        how = "besa" if learned else "exact"
         raise InputError(
-            "--allocate exact needs the errors of cuts, which these scores come without; "
-            "score again with --errors."
+            f"--allocate {how} needs what is measured of cuts, which these scores come without; "
+            f"score again with --allocate {how}."
         )
-    errors = scores.landscape.on(lattice)
+    errors = landscape.on(lattice)
     free = [b for b in range(checkpoint.blocks) if b not in protect]
     errors = [errors[b] for b in free]
-    steps = {"attention": lattice.attention, "ffn": lattice.ffn}
-    if alike:
-        splits = constant_splits(target, checkpoint, lattice, protect)
-        return everywhere(best_split(splits, errors, steps), checkpoint, protect)
-    smallest(target, checkpoint, lattice, protect)
     costs = Costs.of(checkpoint)
     unit = {group: costs.unit[group][target.measure] for group in GROUPS}
+    smallest(target, checkpoint, lattice, protect)
     nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
-    room = limit_of(target, costs)[0] - costs.size(nothing, checkpoint.units, target.measure)
-    widths = [dict(checkpoint.units) for _ in range(checkpoint.blocks)]
-    for b, width in zip(free, own_widths(errors, steps, unit, room), strict=True):
+    room = limit_of(target, costs)[0] - costs.size(nothing, target.measure)
+    paths = [landscape.learned[b] for b in free] if learned else []
+    if alike:
+        splits = constant_splits(target, checkpoint, lattice, protect)
+        steps = {"attention": lattice.attention, "ffn": lattice.ffn}
+        if learned and free:
+            near = learned_groups(paths, steps, unit, room / len(free))
+            splits = [s for s in splits if s["attention"] in near] or splits
+        return everywhere(best_split(splits, errors, steps), checkpoint, protect)
+    widths = [dict(units) for units in checkpoint.block_units]
+    steps = [lattice.of_block(widths[b]) for b in free]
+    # Widths beyond the block's own were measured as the whole block.
+    errors = [
+        e[: len(own["attention"]), : len(own["ffn"])] for e, own in zip(errors, steps, strict=True)
+    ]
+    allowed = None
+    if learned:
+        allowed = [near_path(path, own) for path, own in zip(paths, steps, strict=True)]
+    found = own_widths(errors, steps, unit, room, allowed)
+    for b, width in zip(free, found, strict=True):
         widths[b] = width
     return widths
 
@@ -225,7 +259,8 @@ class Allocation:
 ALLOCATIONS = {
     "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False),
     "global": Allocation(lambda *given: solve_globally(*given[:-1]), alike=False),
-    "exact": Allocation(solve_exactly, measured=True),
+    "exact": Allocation(solve_measured, measured=True),
+    "besa": Allocation(lambda *given: solve_measured(*given, learned=True), measured=True),
 }
 
 
@@ -246,7 +281,9 @@ def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
 
 def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
     if len(scores.blocks) != checkpoint.blocks or any(
-        len(block[g]) != checkpoint.units[g] for block in scores.blocks for g in GROUPS
+        len(block[g]) != units[g]
+        for block, units in zip(scores.blocks, checkpoint.block_units, strict=True)
+        for g in GROUPS
     ):
         raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
 
@@ -289,7 +326,7 @@ def plan_of(
         for block, width in zip(scores.blocks, widths, strict=True)
     ]
     costs = Costs.of(checkpoint)
-    params = costs.size(widths, checkpoint.units, "params")
+    params = costs.size(widths, "params")
     return Plan(
         kept,
         {
@@ -297,7 +334,7 @@ def plan_of(
             "keep_reached": params / costs.total["params"],
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
             "parameters": params,
-            "bytes": costs.size(widths, checkpoint.units, "bytes"),
+            "bytes": costs.size(widths, "bytes"),
             "allocate": how,
             "protect": list(protect),
             "scores": scores.about,

@@ -7,6 +7,7 @@ the result is the optimum. Ours; errors: `landscape.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 
@@ -55,7 +56,7 @@ def knapsack(
 def grown(
     widths: Sequence[Widths],
     errors: Sequence[torch.Tensor],
-    lattice: Mapping[str, Sequence[int]],
+    lattices: Sequence[Mapping[str, Sequence[int]]],
     costs: Mapping[str, int],
     room: float,
 ) -> list[Widths]:
@@ -67,11 +68,11 @@ def grown(
     widths = [dict(width) for width in widths]
 
     def error(b: int, width: Mapping[str, int]) -> float:
-        return errors[b][tuple(lattice[g].index(width[g]) for g in GROUPS)].item()
+        return errors[b][tuple(lattices[b][g].index(width[g]) for g in GROUPS)].item()
 
     while True:
         steps = []
-        for b, width in enumerate(widths):
+        for b, (width, lattice) in enumerate(zip(widths, lattices, strict=True)):
             for group in GROUPS:
                 wider = lattice[group].index(width[group]) + 1
                 if wider == len(lattice[group]):
@@ -88,20 +89,30 @@ def grown(
 
 def own_widths(
     errors: Sequence[torch.Tensor],
-    lattice: Mapping[str, Sequence[int]],
+    lattices: Sequence[Mapping[str, Sequence[int]]],
     costs: Mapping[str, int],
     room: float,
+    allowed: Sequence[Sequence[tuple[int, ...]]] | None = None,
 ) -> list[Widths]:
     """Widths of every block, of the least sum of errors, whose units cost at most `room`.
 
-    errors: [numbers of groups, FFN widths] of each block; costs: of a unit of each group.
+    errors: [numbers of groups, FFN widths] of each block, whose widths are those of `lattices`;
+    costs: of a unit of each group. allowed: of each block, the places in `errors` to choose from; all
+    by default.
     """
-    pairs = torch.cartesian_prod(*(torch.tensor(lattice[g]) for g in GROUPS))
-    cost = pairs @ torch.tensor([costs[g] for g in GROUPS])
-    chosen = knapsack([cost] * len(errors), [e.flatten() for e in errors], room)
-    widths = [dict(zip(GROUPS, pairs[c].tolist(), strict=True)) for c in chosen]
-    room -= sum(int(cost[c]) for c in chosen)
-    return grown(widths, errors, lattice, costs, room)
+    places = allowed or [product(*(range(len(own[g])) for g in GROUPS)) for own in lattices]
+    choices, sizes, values = [], [], []
+    for error, own, some in zip(errors, lattices, places, strict=True):
+        some = list(some)
+        choices.append(
+            [{g: own[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in some]
+        )
+        sizes.append(torch.tensor([sum(costs[g] * w[g] for g in GROUPS) for w in choices[-1]]))
+        values.append(torch.stack([error[place] for place in some]))
+    chosen = knapsack(sizes, values, room)
+    room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
+    found = [own[c] for own, c in zip(choices, chosen, strict=True)]
+    return grown(found, errors, lattices, costs, room)
 
 
 def best_split(

@@ -42,9 +42,12 @@ def measure_landscape(
     tokens: TokenSet,
     lattice: Lattice,
     repair: str,
+    learning: Callable | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Landscape:
     """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
+
+    learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
 
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
@@ -61,17 +64,21 @@ def measure_landscape(
     batches = TokenSet(fitted).batches()
     first_held = len(batches)
     batches += TokenSet(held).batches()
-    errors = []
+    errors, learned = [], []
 
     def visit(index: int, layer, forward) -> None:
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
-        found = block.errors(forward, orders[index], lattice)
+        block.observe(forward)
+        found = block.errors(orders[index], lattice)
         if block.silent or not found.isfinite().all():
             raise InputError(
                 f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
                 "calibration text is damaged, or the model needs --dtype float32."
             )
         errors.append(found)
+        if learning is not None:
+            learned.append(learning(index, block, orders[index], lattice))
+        block.discard()
         progress(index + 1, stream.checkpoint.blocks)
 
     stream.run([b.ids for b in batches], visit).discard()
@@ -80,6 +87,7 @@ def measure_landscape(
         lattice.attention,
         lattice.ffn,
         {"repair": repair if refit else "none", "calibration": tokens.protocol},
+        learned,
     )
 
 
@@ -98,11 +106,12 @@ class BlockCuts:
         self.stream, self.geometry, self.layer = stream, geometry, layer
         self.batches, self.first_held, self.refit = batches, first_held, refit
         self.device, self.family = stream.device, geometry.family
-        self.heads, self.after, self.out = (Activations(stream.offload) for _ in range(3))
+        self.before, self.heads, self.after, self.out = (
+            Activations(stream.offload) for _ in range(4)
+        )
 
-    def errors(self, forward, scores: dict[str, torch.Tensor], lattice: Lattice) -> torch.Tensor:
+    def errors(self, scores: dict[str, torch.Tensor], lattice: Lattice) -> torch.Tensor:
         """float64 [numbers of groups, FFN widths], on the CPU."""
-        self.observe(forward)
         groups = (-scores["attention"]).argsort(stable=True)
         channels = (-scores["ffn"]).argsort(stable=True).to(self.device)
         changes = self.attention_changes(groups, lattice.attention)
@@ -115,18 +124,25 @@ class BlockCuts:
                 errors, judged = refit_errors(fit, held, down, channels, GRID), held
             else:
                 errors, judged = plain_errors(fit, down, channels), fit
-            found.append(errors.cpu()[widths] / self.energy[judged is held])
-        for states in (self.heads, self.after, self.out):
-            states.discard()
+            # What is wider than the block is the whole block.
+            kept = widths.clamp(max=len(channels))
+            found.append(errors.cpu()[kept] / self.energy[judged is held])
         return torch.stack(found).clamp_min(0)
+
+    def discard(self) -> None:
+        for states in (self.before, self.heads, self.after, self.out):
+            states.discard()
 
     def output(self, group: str) -> torch.nn.Linear:
         return self.layer.get_submodule(self.geometry.output_module(group))
 
     def observe(self, forward) -> None:
-        """Run the dense block, and keep what enters o_proj, and the stream after both sub-layers."""
+        """Run the dense block, and keep the stream before it and after both sub-layers, and what enters
+        o_proj.
+        """
         seen = {}
         hooks = [
+            self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
             self.output("attention").register_forward_pre_hook(
                 lambda _, args: seen.update(heads=args[0])
             ),
@@ -140,6 +156,7 @@ class BlockCuts:
         self.silent = True
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
         for i in forward():
+            self.before.put(i, seen["before"])
             self.heads.put(i, seen["heads"])
             self.after.put(i, seen["after"])
             self.out.put(i, seen["out"])

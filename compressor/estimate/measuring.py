@@ -16,6 +16,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError
+from compressor.per_layer import ships_own_code
 
 STEPS, WARM = 24, 4
 PREFILLS = 3
@@ -46,7 +47,11 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
             f"{checkpoint.path} needs {checkpoint.bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
             "memory are free; leave --measure out, or free some."
         )
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=checkpoint.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        dtype=checkpoint.dtype,
+        trust_remote_code=ships_own_code(checkpoint.path),
+    )
     found = times(model.to(device), batch, context)
     del model
     return found, times(empty_twin(checkpoint).to(device), batch, context)
@@ -58,6 +63,7 @@ def empty_twin(checkpoint: Checkpoint):
 
     family = checkpoint.family
     config = AutoConfig.from_pretrained(checkpoint.path)
+    config.per_layer_config = None
     config.hidden_size = config.head_dim = checkpoint.head_dim  # rotary settings depend on it
     for key, width in {
         family.heads_key: 1,

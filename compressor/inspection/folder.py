@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from compressor.checkpoint import INDEX, SINGLE, read_entries
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
+from compressor.per_layer import KEY, check, in_every_block
 from compressor.quantization.packing import BITS
 from compressor.quantization.reading import dense_entries, weights_of
 from compressor.widths import BlockWidths, block_widths
@@ -134,6 +135,12 @@ def open_folder(path: Path) -> Folder:
         folder.problems.append(
             f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
         )
+    if folder.family is not None:
+        try:
+            check(folder.config, folder.family)
+        except InputError as error:
+            folder.problems.append(str(error))
+            del folder.config[KEY]
     if folder.config and folder.family is None:
         folder.problems.append(
             f"The model type {folder.config.get('model_type')!r} has no table here (there are "
@@ -185,15 +192,19 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
     family, config = folder.family, folder.config
     if family is None or not folder.tensors:
         return []
-    heads = config.get(family.heads_key)
-    said = {"num_hidden_layers": (config.get("num_hidden_layers"), {len(folder.blocks())})}
+    blocks = len(folder.blocks())
+    said = {"num_hidden_layers": ([config.get("num_hidden_layers")], [blocks])}
     embedding = folder.tensors.get(family.embedding)
     if embedding and len(embedding.shape) == 2:
-        said["vocab_size"] = config.get("vocab_size"), {embedding.shape[0]}
-        said["hidden_size"] = config.get("hidden_size"), {embedding.shape[1]}
+        said["vocab_size"] = [config.get("vocab_size")], [embedding.shape[0]]
+        said["hidden_size"] = [config.get("hidden_size")], [embedding.shape[1]]
     found = []
     if widths:
-        said[family.ffn_width_key] = config.get(family.ffn_width_key), {w.ffn for w in widths}
+        channels, heads, groups = (
+            in_every_block(config, key, blocks)
+            for key in (family.ffn_width_key, family.heads_key, family.kv_heads_key)
+        )
+        said[family.ffn_width_key] = channels, [w.ffn for w in widths]
         uneven = {n for w in widths for n in (w.query, w.key_value) if n % w.head_dim}
         if uneven:
             source = (
@@ -204,15 +215,24 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
                 f"(the config's {source}); the tensors are believed."
             )
         else:
-            grouped = config.get(family.kv_heads_key) or heads
-            said[family.heads_key] = heads, {w.heads for w in widths}
-            said[family.kv_heads_key] = grouped, {w.kv_heads for w in widths}
-    for key, (value, there) in said.items():
-        if there != {value}:
-            span = " to ".join(f"{n:,}" for n in sorted({min(there), max(there)}))
+            grouped = [own or count for own, count in zip(groups, heads, strict=True)]
+            said[family.heads_key] = heads, [w.heads for w in widths]
+            said[family.kv_heads_key] = grouped, [w.kv_heads for w in widths]
+    for key, (told, there) in said.items():
+        if told != there:
+            where = next(i for i, (a, b) in enumerate(zip(told, there, strict=True)) if a != b)
+            first = f" (block {where} first)" if len({*told}) > 1 else ""
             found.append(
-                f"The config says {key} {value}, the tensors {span}; the tensors are believed."
+                f"The config says {key} {span(told)}, the tensors {span(there)}{first}; the tensors "
+                "are believed."
             )
     if family.head not in folder.tensors and not config.get("tie_word_embeddings"):
         found.append(f"{family.head} is missing, and the config does not tie it to the embedding.")
     return found
+
+
+def span(values: list) -> str:
+    """`48`, or `20 to 48`."""
+    if None in values:
+        return "None"
+    return " to ".join(f"{n:,}" for n in sorted({min(values), max(values)}))

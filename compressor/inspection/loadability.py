@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from compressor.inspection.folder import Folder
+from compressor.per_layer import CODE, KEY, ships_own_code
 from compressor.widths import BlockWidths
 
 OLDER = "transformers 4.57"
@@ -35,18 +36,28 @@ class Answer:
 
 def answers(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) -> list[Answer]:
     """The matrix. `wrong`: where config and tensors disagree."""
-    stock = installed(folder.path)
-    found = [stock, older(folder, widths, wrong)]
+    stock, own = installed(folder.path), folder.config.get("auto_map")
+    found = [stock, *([with_its_code(folder)] if own else []), older(folder, widths, wrong)]
     for devices in TENSOR_PARALLEL:
         found.append(tensor_parallel(folder, widths, stock, devices))
     return [*found, four_bits(widths, folder.group or GROUP), k_quants(widths, folder.group)]
 
 
-def installed(path: Path) -> Answer:
-    """transformers' own loader, on the meta device and without code from the folder."""
+def with_its_code(folder: Folder) -> Answer:
+    """The same with the folder's own code, which is run only where it is this package's."""
+    if ships_own_code(folder.path):
+        return installed(folder.path, code=True)
+    return Answer(
+        "transformers, trust_remote_code", None, "the folder has code of its own, which is not run"
+    )
+
+
+def installed(path: Path, code: bool = False) -> Answer:
+    """transformers' own loader, on the meta device, and only if asked to with code from the folder."""
     import transformers
 
-    target = f"transformers {transformers.__version__} (installed)"
+    how = "trust_remote_code" if code else "installed"
+    target = f"transformers {transformers.__version__} ({how})"
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -55,7 +66,7 @@ def installed(path: Path) -> Answer:
                 path,
                 device_map="meta",
                 use_safetensors=True,
-                trust_remote_code=False,
+                trust_remote_code=code,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -85,7 +96,7 @@ def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) ->
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
     if wrong:
         return Answer(OLDER, False, wrong[0])
-    if len(set(widths)) > 1:
+    if len(set(widths)) > 1 and not (config.get(KEY) and ships_own_code(folder.path)):
         return Answer(OLDER, False, different(widths))
     rope = config.get("rope_parameters") or {}
     theta, read = rope.get("rope_theta"), config.get("rope_theta", DEFAULT_THETA)
@@ -94,6 +105,8 @@ def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) ->
     if rope.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
         scaling = f"rope_type {rope['rope_type']}"
         return Answer(OLDER, False, f"the config has {scaling} but no rope_scaling")
+    if len(set(widths)) > 1:
+        return Answer(f"{OLDER}, trust_remote_code", True, f"by {CODE.name}, rope_theta {read:g}")
     return Answer(OLDER, True, f"equal widths in all blocks, rope_theta {read:g}")
 
 
@@ -111,6 +124,8 @@ def tensor_parallel(
     target = f"vLLM, tensor parallel {devices}"
     if widths is None:
         return Answer(target, None, UNKNOWN)
+    if len(set(widths)) > 1:
+        return Answer(target, False, different(widths))
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
     activation = folder.config.get("hidden_act", "silu")

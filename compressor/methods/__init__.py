@@ -29,7 +29,8 @@ Score = Callable[..., dict[str, torch.Tensor]]
 class Method:
     """`modes` maps each mode to the statistics it needs; the first one is the default.
 
-    A mode `NAME:a` stands for NAME with any number from 0 to 1.
+    A mode `NAME:a` stands for NAME with any number from 0 to 1. degree: 2 where scores are quadratic in
+    what a unit contributes (errors), 1 where they are proportional to it (norms, first orders).
     """
 
     name: str
@@ -39,6 +40,8 @@ class Method:
     fuse: Callable | None = None
     grains: hywia.Grains | None = None
     free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
+    allocate: str = "uniform"  # the allocation where none is asked for
+    degree: int = 1
 
     def check_mode(self, mode: str | None) -> str:
         mode = mode or next(iter(self.modes))
@@ -102,6 +105,9 @@ METHODS = {
     for method in (
         Method("llm-bip", llm_bip.score, llm_bip.MODES),
         Method(
+            "besa", llm_bip.score, {"bip-gram": llm_bip.MODES["bip-gram"]}, allocate="besa"
+        ),  # units in the order of their energy in the block's output
+        Method(
             "hywia",
             None,
             {"attention": GRADIENTS, "fixed:a": GRADIENTS, "calibrated": GRADIENTS},
@@ -113,11 +119,18 @@ METHODS = {
         _preset("taylor", "fine", "first"),
         _preset("taylor-vector", "coarse", "first"),
         _preset("taylor-mix", "fine", "mix"),
-        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(kfac.Kfac)),
-        Method("mask-fisher", None, {"tokens": GRADIENTS}, _without_grains(kfac.MaskFisher)),
+        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(kfac.Kfac), degree=2),
+        Method(
+            "mask-fisher", None, {"tokens": GRADIENTS}, _without_grains(kfac.MaskFisher), degree=2
+        ),
         Method("wanda-sp", baselines.wanda_sp, {"l2": frozenset({"moments"})}),
         Method("magnitude", baselines.magnitude, {"l2": frozenset(), "l1": frozenset()}),
         Method("random", baselines.random, {"uniform": frozenset()}),
     )
 }
 DEFAULT_METHOD = "llm-bip"
+
+
+def default_allocation(method: str) -> str:
+    """Of an unknown method, which is refused elsewhere, any."""
+    return METHODS[method].allocate if method in METHODS else "uniform"

@@ -22,7 +22,7 @@ from compressor.kernels.swiglu_moments import gated_moments
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a method needs to know of a model: sizes, and where things are."""
+    """What a method needs to know of a block: sizes, and where things are."""
 
     family: Family
     units: dict[str, int]
@@ -32,12 +32,13 @@ class Geometry:
     norm_eps: float
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Geometry":
+    def of(cls, checkpoint: Checkpoint, block: int = 0) -> "Geometry":
+        """Of one block: only `units` may differ between blocks."""
         return cls(
             family=checkpoint.family,
-            units=checkpoint.units,
+            units=checkpoint.block_units[block],
             head_dim=checkpoint.head_dim,
-            queries_per_group=checkpoint.heads // checkpoint.kv_heads,
+            queries_per_group=checkpoint.queries_per_group,
             activation=checkpoint.config.get("hidden_act", "silu"),
             norm_eps=checkpoint.config.get("rms_norm_eps", 1e-6),
         )

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from compressor.calibration import Batch
 from compressor.errors import InputError
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
-from compressor.repair.refine import Example, refine
+from compressor.repair.refine import Example, divergence, refine, relative_distance
 from compressor.repair.ridge import Moments, ridge
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -111,13 +112,22 @@ class BlockRepair:
             mask = self.task.batches[i].mask.to(self.device)
             return Example(hidden, *self.calls[i], target, mask)
 
-        found, losses = refine(
-            self.narrow,
-            {n: present[n].to(self.device) for n in names},
-            example,
-            range(self.task.fitted),
-            range(self.task.fitted, len(self.calls)),
-        )
+        stream = self.task.stream
+        last = self.index == stream.checkpoint.blocks - 1
+        with stream.outer(head=True) if last else nullcontext() as model:
+
+            def predictions(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+                rows = (x.to(stream.dtype) for x in (out, target))
+                return divergence(*(stream.head(model, x) for x in rows))
+
+            found, losses = refine(
+                self.narrow,
+                {n: present[n].to(self.device) for n in names},
+                example,
+                range(self.task.fitted),
+                range(self.task.fitted, len(self.calls)),
+                predictions if last else relative_distance,
+            )
         self.record["refine"] = {"losses": losses}
         if min(losses) < losses[0]:
             self.replace("refine", found)

@@ -1,16 +1,18 @@
 """Block-wise refinement: AdamW on all that remains of a block's projections, toward the dense block.
 
-After the closed form all projections of a block move together. The loss is the squared distance of the
-block's output from the dense model's stream after it, every token's divided by the mean square of that
-stream (as in the closed form); the block is fed what the cut and repaired model computes before it.
+After the closed form all projections of a block move together, fed what the cut and repaired model
+computes before it. The loss is the squared distance of the block's output from the dense model's stream
+after it, every token's divided by the mean square of that stream (as in the closed form). After the last
+block nothing can mend what is left, so there it is what the stream is for: the divergence of the
+predicted distributions from the dense model's.
 
 What counts is the held-back loss, taken after every epoch: the weights with the smallest one are kept,
 those from before included. Rates rise over the first steps and fall to nothing at the end, and a step is
 a share of the size of what it moves; so one setting does for all tensors. Where that is too far after
 all, and the held-back loss runs away, the best weights return and the next steps are a quarter as long.
 
-Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); this
-loss, the rates and the schedule are ours.
+Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); the
+losses, the rates and the schedule are ours.
 """
 
 from collections.abc import Callable
@@ -38,20 +40,36 @@ class Example:
     mask: torch.Tensor
 
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def relative_distance(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """|found - target|^2 / |target|^2 of rows [tokens, hidden]: [tokens]."""
+    energy = target.square().mean(-1).clamp_min(1e-12)
+    return (found - target).square().mean(-1) / energy
+
+
+def divergence(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(target) || softmax(found)) of logits [tokens, vocabulary]: [tokens], in nats."""
+    ours, theirs = (logits.log_softmax(-1) for logits in (found, target))
+    return (theirs.exp() * (theirs - ours)).sum(-1)
+
+
 def refine(
     module: nn.Module,
     weights: dict[str, torch.Tensor],
     example: Callable[[int], Example],
     fitted: range,
     held: range,
+    measure: Loss = relative_distance,
     rate: float = RATE,
     epochs: int = EPOCHS,
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The refined float32 weights, and the held-back loss before and after every epoch.
 
     `weights` are trained in float32 and rounded to the dtypes of the parameters of `module` whenever it
-    runs; its other parameters stay. Batches of `fitted` are visited in an order of their own
-    in every epoch.
+    runs; its other parameters stay. measure(outputs, targets) of rows [tokens, hidden], float32, is the
+    loss of every token. Batches of `fitted` are visited in an order of their own in every epoch.
     """
     dtypes = {n: p.dtype for n, p in module.named_parameters()}
     best = {n: w.detach().float() for n, w in weights.items()}
@@ -63,9 +81,9 @@ def refine(
         out = functional_call(module, cast, (given.hidden, *given.args), given.keywords)
         out = out[0] if isinstance(out, tuple) else out
         target = given.target[given.mask].float()
-        distance = (out[given.mask].float() - target).square().mean(-1)
-        return (distance / target.square().mean(-1).clamp_min(1e-12)).sum(), len(target)
+        return measure(out[given.mask].float(), target).sum(), len(target)
 
+    @torch.no_grad()
     def held_back(parameters: dict[str, torch.Tensor]) -> float:
         sums = [loss(parameters, i) for i in held]
         return sum(s.item() for s, _ in sums) / sum(n for _, n in sums)

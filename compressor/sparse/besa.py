@@ -35,7 +35,8 @@ from compressor.sparse.settings import Learning
 CANDIDATES = 101
 PENALTY = 5.0  # lambda in every published script
 WIDTH = 0.05  # standard deviation of every distribution at the start
-LEARNING_RATE = 0.25  # of the first step; linearly down to none
+# Of the first step; linearly down to none. A layer's gradient is that of many rows, and steadier.
+LEARNING_RATE = {"row": 0.25, "layer": 0.08}
 PARITY_LEARNING_RATE = 1e-2
 D_COEF = {"row": 5.0, "layer": 50.0}  # of Prodigy, in the published scripts for 7B models
 SCALE = 2.0**16  # of the loss: in float16, gradients of a millionth would be lost
@@ -93,7 +94,7 @@ def begin(groups: Groups, zeros: int, parity: bool) -> torch.Tensor:
 def make_optimizer(theta: torch.Tensor, options: Learning) -> torch.optim.Optimizer:
     """One step size for all of theta."""
     if options.optimizer == "adamw":
-        rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE
+        rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE[options.sharing]
         return torch.optim.AdamW([theta], lr=rate, weight_decay=0)
     from prodigyopt import Prodigy  # an optional dependency, which `Weights.check` has looked for
 

@@ -11,7 +11,7 @@ DEFAULT_METHOD = "besa"
 # Options of a job that only a cut of channels has.
 CHANNEL_OPTIONS = {
     "mode", "coarse", "fine", "reduce", "allocate", "layout", "container", "statistics", "repair",
-    "align", "protect", "tp", "recovery",
+    "select", "kv_cost", "align", "protect", "tp", "recovery",
 }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ class Weights:
     sampling: str | None = option(
         None,
         "--besa-sampling",
-        "none (default), or categorical: each step's mask is drawn.",
+        "none (default), or categorical: each step's mask, or width of channels, is drawn.",
         one_of("none", "categorical"),
     )
     target: str | None = option(
@@ -156,10 +156,11 @@ class Weights:
         for each in fields(self):
             check_value(each, getattr(self, each.name))
         if not self.single:
-            if self.given():
+            # Widths of channels can be learned by samples, too: see `check_before_starting`.
+            others = [flag for flag in self.given() if flag != "--besa-sampling"]
+            if others:
                 raise InputError(
-                    f"{self.given()[0]} is for single weights; add --granularity weight, or leave "
-                    "it out."
+                    f"{others[0]} is for single weights; add --granularity weight, or leave it out."
                 )
             return
         if method not in METHODS:

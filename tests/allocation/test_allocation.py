@@ -118,7 +118,7 @@ def test_ties_go_to_attention_and_the_lower_block():
 @pytest.mark.parametrize("kind", ["keep", "keep-blocks", "params", "bytes"])
 def test_budget_and_monotony(any_family, kind):
     checkpoint = Checkpoint(any_family)
-    scores, costs, units = score(checkpoint, "magnitude"), Costs.of(checkpoint), checkpoint.units
+    scores, costs = score(checkpoint, "magnitude"), Costs.of(checkpoint)
     allowed = lattice(checkpoint)
     whole = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}.get(kind, 1)
     sizes = []
@@ -131,7 +131,7 @@ def test_budget_and_monotony(any_family, kind):
             "keep": share * checkpoint.parameters,
             "keep-blocks": checkpoint.parameters - (1 - share) * costs.prunable,
         }.get(kind, target.value)
-        sizes.append(costs.size(widths, units, target.measure))
+        sizes.append(costs.size(widths, target.measure))
         assert all(w["ffn"] in allowed.ffn and w["attention"] in allowed.attention for w in widths)
         next_steps = [
             (wide - narrow) * costs.unit[group][target.measure]
@@ -141,7 +141,7 @@ def test_budget_and_monotony(any_family, kind):
         ]
         assert 0 <= limit - sizes[-1] < min(next_steps)
         assert plan.about["allocate"] == "global"
-        assert plan.about["bytes"] == costs.size(widths, units, "bytes")
+        assert plan.about["bytes"] == costs.size(widths, "bytes")
     assert sizes == sorted(sizes)
 
 
@@ -185,5 +185,5 @@ def test_smallest_target_leaves_one_step_everywhere(llama):
 
 def test_unknown_allocation(llama):
     checkpoint = Checkpoint(llama)
-    with pytest.raises(InputError, match="uniform, global or exact, not 'magic'"):
+    with pytest.raises(InputError, match="uniform, global, exact or besa, not 'magic'"):
         allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), how="magic")

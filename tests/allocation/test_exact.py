@@ -41,7 +41,7 @@ def test_against_all_plans(seed, kv_cost):
         size = sum(pairs[c][0] * kv_cost + pairs[c][1] * 2 for c in plan)
         plans.append((size, sum(e.flatten()[c].item() for e, c in zip(errors, plan, strict=True))))
     for limit in range(min(plans)[0], max(plans)[0] + 2):
-        widths = own_widths(errors, LATTICE, costs, limit)
+        widths = own_widths(errors, [LATTICE] * 3, costs, limit)
         size = sum(w[g] * costs[g] for w in widths for g in GROUPS)
         place = [tuple(LATTICE[g].index(w[g]) for g in GROUPS) for w in widths]
         error = sum(e[p].item() for e, p in zip(errors, place, strict=True))
@@ -56,7 +56,7 @@ def test_against_all_plans(seed, kv_cost):
 def test_room_is_filled_where_errors_do_not_fall():
     """Units that help nothing come last, and still the size is as near the limit as it can be."""
     flat = torch.zeros(3, 3, dtype=torch.float64)
-    widths = own_widths([flat, falling(0)[0]], LATTICE, {"attention": 1, "ffn": 1}, 15)
+    widths = own_widths([flat, falling(0)[0]], [LATTICE] * 2, {"attention": 1, "ffn": 1}, 15)
     assert widths[1] == {"attention": 3, "ffn": 5} and sum(widths[0].values()) == 7
 
 
@@ -102,9 +102,7 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
     own = allocate(measured, checkpoint, target, how="exact", alike=False).widths()
     costs = Costs.of(checkpoint)
     limit = {"keep": share, "keep-blocks": 1 - (1 - share) * costs.prunable / checkpoint.parameters}
-    room = limit.get(kind, share) * costs.total[target.measure] - costs.size(
-        own, checkpoint.units, target.measure
-    )
+    room = limit.get(kind, share) * costs.total[target.measure] - costs.size(own, target.measure)
     assert 0 <= room < 4 * costs.unit["ffn"][target.measure]
     assert error(own) <= error(alike)
 
@@ -131,7 +129,7 @@ def test_errors_are_kept_with_the_scores(llama, measured, tmp_path):
 
 def test_scores_without_errors(llama):
     checkpoint = Checkpoint(llama)
-    with pytest.raises(InputError, match="needs the errors of cuts"):
+    with pytest.raises(InputError, match="needs what is measured of cuts"):
         allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), how="exact")
 
 

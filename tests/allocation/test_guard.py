@@ -118,7 +118,7 @@ def test_a_killed_comparison_goes_on(llama, quick, tmp_path, capsys, monkeypatch
 
 def test_scored_once_planned_many_times(llama, quick, tmp_path, capsys):
     scores = tmp_path / "s.safetensors"
-    source = ["score", str(llama), "--out", str(scores), "--errors", "ridge"]
+    source = ["score", str(llama), "--out", str(scores), "--allocate", "exact"]
     assert run(stages, [*source, *quick[:-3], *quick[-2:]]) == 0
     for keep in ("0.9", "0.7"):
         plan = tmp_path / f"{keep}.json"

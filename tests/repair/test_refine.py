@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.repair.refine import Example, refine
+from compressor.repair.refine import Example, divergence, refine
 
 FITTED, HELD = range(6), range(6, 8)
 
@@ -74,14 +74,14 @@ def test_the_held_back_loss_falls_and_is_what_it_says(block):
 
 @pytest.mark.parametrize("rate", [0.05, 100.0])
 def test_what_is_right_stays(block, rate):
-    found, losses = refine(block, weights(block), examples(block), FITTED, HELD, rate)
+    found, losses = refine(block, weights(block), examples(block), FITTED, HELD, rate=rate)
     assert torch.equal(found["linear.weight"], block.linear.weight)
     assert losses[0] == 0
 
 
 def test_a_rate_that_is_too_high_is_lowered(block):
     example = examples(Block(), noise=0.1)
-    found, losses = refine(block, weights(block), example, FITTED, HELD, 1000.0, 12)
+    found, losses = refine(block, weights(block), example, FITTED, HELD, rate=1000.0, epochs=12)
     assert losses[1] > losses[0]
     assert min(losses) < losses[0]
     assert found["linear.weight"].isfinite().all()
@@ -103,3 +103,12 @@ def test_same_input_same_output(block):
     first, second = (refine(block, weights(block), example, FITTED, HELD) for _ in range(2))
     assert torch.equal(first[0]["linear.weight"], second[0]["linear.weight"])
     assert first[1] == second[1]
+
+
+def test_divergence_is_that_of_the_distributions():
+    torch.manual_seed(0)
+    found, target = torch.randn(2, 7, 11, dtype=torch.float64)
+    theirs, ours = (torch.distributions.Categorical(logits=x) for x in (target, found))
+    expected = torch.distributions.kl_divergence(theirs, ours)
+    torch.testing.assert_close(divergence(found, target), expected)
+    assert divergence(found, found + 3).abs().max() < 1e-12

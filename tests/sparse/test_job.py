@@ -1,6 +1,9 @@
 """`--granularity weight`: the whole job, what it writes, what it refuses, and how it goes on."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -197,6 +200,34 @@ def test_an_interrupted_job_goes_on_with_the_next_block(
     assert not (tmp_path / "part.work").exists()
 
 
+KILLED = """
+import os, signal, sys
+from compressor.cli import job, run
+from compressor.sparse import stream
+method = stream.METHODS["besa"]
+def killed(block, recipe, targets):
+    if block.index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return method(block, recipe, targets)
+stream.METHODS["besa"] = killed
+run(job, sys.argv[1:])
+"""
+
+
+def test_a_killed_job_goes_on_with_identical_bytes(llama, quick, tmp_path):
+    arguments = [*quick, "--sparsity", 0.5, "--no-verify"]
+    assert compress(llama, tmp_path / "whole", *arguments) == 0
+    dest = tmp_path / "part"
+    command = [sys.executable, "-c", KILLED, *map(str, (llama, dest, *arguments))]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not dest.exists()
+    finished = {file.name for file in (tmp_path / "part.work/blocks").iterdir()}
+    assert finished == {"0.safetensors", "1.safetensors"}
+    assert compress(llama, dest, *arguments, "--resume") == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (dest / file.name).read_bytes()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -204,6 +235,7 @@ def test_an_interrupted_job_goes_on_with_the_next_block(
         (["--sparsity", "0"], "--sparsity must be between 0 and 1, not 0.0"),
         (["--sparsity", "nan"], "--sparsity must be between 0 and 1, not nan"),
         (["--sparsity", "1e-7"], "is less than one weight"),
+        (["--sparsity", "-0.5"], "--sparsity must be between 0 and 1, not -0.5"),
         ([], "Say how many weights go"),
         (["--sparsity", "0.5", "--keep", "0.7"], "makes zeros and no tensor smaller"),
         (["--sparsity", "0.5", "--target-params", "1K"], "makes zeros and no tensor smaller"),
@@ -247,6 +279,20 @@ def test_parity_says_what_it_reached(llama, quick, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["sparsity_reached"] != 0.5
     assert abs(found["sparsity_reached"] - 0.5) < 0.05
+
+
+def test_a_matrix_too_wide_to_rank_is_refused(llama, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("compressor.kernels.rank.MOST_COLUMNS", 40)
+    assert compress(llama, tmp_path / "out", *quick, "--sparsity", 0.5) == 2
+    message = "layers.0.mlp.down_proj.weight has 48 columns; at most 40 can be ranked"
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_whose_outputs_are_zero_is_named(make_checkpoint, quick, tmp_path, capsys):
+    folder = make_checkpoint(tmp_path / "model")
+    edit(folder, lambda tensors: [tensor.zero_() for tensor in tensors.values()])
+    assert compress(folder, tmp_path / "out", *quick, "--sparsity", 0.5) == 2
+    assert "All outputs of block 0 are zero" in " ".join(capsys.readouterr().err.split())
 
 
 def test_damaged_weights_are_named(make_checkpoint, quick, tmp_path, capsys):

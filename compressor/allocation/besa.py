@@ -1,0 +1,249 @@
+"""BESA on channels: the split of a block between attention and FFN, learned at a ladder of budgets.
+
+The paper (arXiv 2402.16880) learns how many weights a row loses; here the units are KV groups and FFN
+channels, in the order of any score, and the candidates the widths of the lattice. For each group, with
+logits theta over its candidate widths w_d:
+
+    beta = softmax(theta)        kept = sum_d beta_d w_d        P_i = sum_{d: w_d > i} beta_d
+
+P_i is the probability that the unit at place i of the order stays (equation 4). Forward, the best units
+up to the lattice width nearest to the mean are let through (or up to one drawn from beta); backward,
+the gates' gradient reaches theta through P. Of a block are minimised
+
+    mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2
+
+over the features h of its output Y, at a given share of its cost. Candidates, straight-through gradient
+and this loss are the paper's (the division by ||Y_h|| its released program's). Ours: units for weights;
+the budget, which is met at every step (`within_budget`), where the paper's loss has a penalty: with two
+distributions a block its gradient drowns the one that tells attention from FFN, and a linear price keeps
+all or nothing, because errors are nearly proportional to what goes; a ladder of targets, each beginning
+where the last one ended, so that one pass serves every budget; and the end: between the lattice widths
+on both sides of what was learned the measured error decides.
+
+What attention computes before o_proj does not depend on the gates: it is computed once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from compressor.errors import InputError
+from compressor.kernels.activations import ACTIVATIONS
+from compressor.kernels.besa_cut import besa_cut
+from compressor.kernels.gate import gated
+from compressor.kernels.gated_swiglu import gated_swiglu
+from compressor.scores import GROUPS
+
+TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # shares of a block's cost that go
+STEPS = 48  # a target
+POINTS = 50  # of a path that are looked at, between two targets
+STEEPEST, BISECTIONS = 1e4, 60  # of the budget's multiplier
+LEARNING_RATE = 5e-2
+WIDTH = 0.15  # standard deviation of a distribution at the start, in shares of the units
+SEED_STRIDE = 100_003  # blocks of one seed share no draw with blocks of the next
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"--allocate besa knows the activations {', '.join(ACTIVATIONS)}, and this model has "
+            f"{activation!r}; use --allocate exact."
+        )
+
+
+@dataclass
+class Gate:
+    """The gates of one group: candidate widths float32 [candidates], ascending, and each unit's place
+    in the order, int64 [units].
+    """
+
+    widths: torch.Tensor
+    place: torch.Tensor
+
+    @classmethod
+    def of(cls, widths: Sequence[int], scores: torch.Tensor, device: torch.device) -> "Gate":
+        order = (-scores).argsort(stable=True).to(device)
+        return cls(torch.tensor(widths, device=device).float(), order.argsort())
+
+    def begin(self, share: float) -> torch.Tensor:
+        """theta [candidates]: a bell at a share of the width, no narrower than the lattice is coarse."""
+        shares = self.widths / self.widths[-1]
+        coarse = float(shares[-1] - shares[-2]) if len(shares) > 1 else 0.0
+        return -(share - shares).square() / (2 * max(WIDTH, coarse) ** 2)
+
+    def width(self, beta: torch.Tensor, draw: tuple[int, int] | None) -> torch.Tensor:
+        """The lattice width that is cut to: the nearest to the mean, or one that is drawn."""
+        if draw is None or len(beta) == 1:
+            return self.widths[(self.widths - beta @ self.widths).abs().argmin()]
+        # The op counts steps that are removed, the last candidate being all; that is never drawn.
+        removed = torch.cat((beta.flip(0), beta.new_zeros(1)))[None]
+        seed, offset = draw
+        steps = besa_cut(removed, len(beta), seed=seed, offset=offset)[0]
+        return self.widths[len(beta) - 1 - steps]
+
+    def gates(self, beta: torch.Tensor, draw: tuple[int, int] | None) -> torch.Tensor:
+        """z [units]: 1 or 0, with the gradient of the probabilities of staying."""
+        ends = torch.arange(len(self.place), device=beta.device)
+        # Of the candidates wider than i, the probabilities: 1 - those up to i.
+        upto = torch.cat((beta.new_zeros(1), beta.cumsum(0)))
+        stays = upto[-1] - upto[torch.searchsorted(self.widths, ends.float(), right=True)]
+        hard = (ends < self.width(beta.detach(), draw)).to(beta.dtype)
+        return (hard + (stays - stays.detach()))[self.place]
+
+
+class Suffix:
+    """A block from the heads on, as a function of the gates of both groups."""
+
+    def __init__(self, cuts):
+        """cuts: a `BlockCuts` that has observed its block."""
+        find, family = cuts.layer.get_submodule, cuts.family
+        self.cuts, self.activation = cuts, cuts.geometry.activation
+        self.heads_of_group = cuts.geometry.channels("attention")
+        self.o_proj, self.down = cuts.output("attention"), cuts.output("ffn")
+        self.norm, self.gate, self.up = map(find, (family.ffn_norm, family.gate, family.up))
+
+    def error(self, i: int, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2 on the real tokens of batch i."""
+        cuts = self.cuts
+        heads, wanted = cuts.rows(cuts.heads, i), cuts.rows(cuts.out, i)
+        stream = cuts.rows(cuts.before, i) + self.o_proj(
+            gated(heads, z["attention"], self.heads_of_group)
+        )
+        hidden = self.norm(stream)
+        inner = gated_swiglu(self.gate(hidden), self.up(hidden), z["ffn"], self.activation)
+        found = stream + self.down(inner)
+        wanted = wanted.to(z["ffn"].dtype)
+        lost = (found.to(wanted.dtype) - wanted).square().sum(0)
+        return (lost / wanted.square().sum(0).clamp_min(1e-12)).mean()
+
+
+def within_budget(
+    thetas: Mapping[str, torch.Tensor], costs: Mapping[str, torch.Tensor], kept: float
+) -> dict[str, torch.Tensor]:
+    """beta of every group: softmax(theta - t cost) with the one t at which `kept` is the mean cost.
+
+    costs: of every candidate, in shares of the whole. Differentiable in theta: t moves with it, so the
+    gradient has no part along the budget.
+    """
+
+    def betas(t: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {g: (theta - t * costs[g]).softmax(0) for g, theta in thetas.items()}
+
+    def mean(found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return sum(beta @ costs[g] for g, beta in found.items())
+
+    with torch.no_grad():
+        low, high = (next(iter(costs.values())).new_tensor(sign * STEEPEST) for sign in (-1, 1))
+        for _ in range(BISECTIONS):
+            t = (low + high) / 2
+            low, high = (t, high) if mean(betas(t)) > kept else (low, t)
+        found = betas(t)
+        slope = sum(beta @ costs[g].square() - (beta @ costs[g]) ** 2 for g, beta in found.items())
+    return betas(t + (mean(betas(t)) - kept) / slope.clamp_min(1e-6))
+
+
+@torch.enable_grad()
+def learn(
+    error: Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor],
+    batches: int,
+    gates: Mapping[str, Gate],
+    costs: Mapping[str, float],
+    seed: int = 0,
+    sampling: str = "none",
+    targets: Sequence[float] = TARGETS,
+) -> torch.Tensor:
+    """Mean units kept of each group at every target: float64 [targets, groups].
+
+    error(batch, z): the block's relative error, differentiable in the gates. costs: of a unit of each
+    group. The seed gives the order of the batches and what is drawn. InputError for a loss that is not
+    finite.
+    """
+    thetas = {g: gate.begin(1 - targets[0]).requires_grad_() for g, gate in gates.items()}
+    optimizer = torch.optim.AdamW(thetas.values(), lr=LEARNING_RATE, weight_decay=0)
+    whole = sum(costs[g] * float(gate.widths[-1]) for g, gate in gates.items())
+    shares = {g: costs[g] / whole * gate.widths for g, gate in gates.items()}
+    least = float(sum(share[0] for share in shares.values()))
+    shuffled = torch.Generator().manual_seed(seed)
+    path, order, step = [], [], 0
+    for target in targets:
+        mean = dict.fromkeys(GROUPS, 0.0)
+        for at in range(STEPS):
+            order = order or torch.randperm(batches, generator=shuffled).tolist()
+            betas = within_budget(thetas, shares, max(1 - target, least))
+            z = {}
+            for number, (g, gate) in enumerate(gates.items()):
+                drawn = (seed, step * len(gates) + number) if sampling == "categorical" else None
+                z[g] = gate.gates(betas[g], drawn)
+            loss = error(order.pop(), z)
+            if not loss.isfinite():
+                raise InputError(f"The loss is {loss.item()} at step {step}; try --dtype float32.")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            # Of the later half of the steps the mean: single ones waver around it.
+            if at >= STEPS // 2:
+                for g, gate in gates.items():
+                    mean[g] += float(betas[g].detach() @ gate.widths) / (STEPS - STEPS // 2)
+        path.append([mean[g] for g in GROUPS])
+    return torch.tensor(path, dtype=torch.float64)
+
+
+def learn_block(index: int, cuts, scores, lattice, costs, seed: int, sampling: str) -> torch.Tensor:
+    """`learn` of a `BlockCuts` that has observed its block, on the sequences it may fit."""
+    widths = lattice.of_block({g: len(scores[g]) for g in GROUPS})
+    gates = {g: Gate.of(widths[g], scores[g], cuts.device) for g in GROUPS}
+    own = seed * SEED_STRIDE + index
+    return learn(Suffix(cuts).error, cuts.first_held, gates, costs, own, sampling)
+
+
+def widths_at(path: torch.Tensor, place: float) -> torch.Tensor:
+    """A point of a path [points, groups], `place` counted in points, between two on the line."""
+    low = min(int(place), len(path) - 2)
+    return torch.lerp(path[low], path[low + 1], place - low)
+
+
+def whole_path(learned: torch.Tensor, lattice: Mapping[str, Sequence[int]]) -> torch.Tensor:
+    """What was learned, with the whole block before it and the least widths after it."""
+    ends = ([float(lattice[g][at]) for g in GROUPS] for at in (-1, 0))
+    whole, least = (torch.tensor([end], dtype=learned.dtype) for end in ends)
+    return torch.cat((whole, learned.clamp(least, whole), least))
+
+
+def learned_groups(
+    learned: Sequence[torch.Tensor],
+    lattice: Mapping[str, Sequence[int]],
+    costs: Mapping[str, int],
+    room: float,
+) -> list[int]:
+    """The one or two numbers of KV groups next to what blocks learned on average.
+
+    On the mean of the blocks' paths, where units cost `room` a block.
+    """
+    path = torch.stack([whole_path(block, lattice) for block in learned]).mean(0)
+    price = torch.tensor([float(costs[g]) for g in GROUPS], dtype=path.dtype)
+    low, high = 0.0, len(path) - 1.0
+    for _ in range(BISECTIONS):
+        place = (low + high) / 2
+        low, high = (place, high) if widths_at(path, place) @ price > room else (low, place)
+    return neighbours(widths_at(path, high)[GROUPS.index("attention")].item(), lattice["attention"])
+
+
+def near_path(learned: torch.Tensor, lattice: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
+    """All cuts of a block, by their places on the lattice, that are next to its path on both axes."""
+    path, found = whole_path(learned, lattice), set()
+    for step in range((len(path) - 1) * POINTS + 1):
+        point = widths_at(path, step / POINTS).tolist()
+        found |= {
+            *product(*(neighbours(w, lattice[g]) for w, g in zip(point, GROUPS, strict=True)))
+        }
+    return sorted(tuple(lattice[g].index(w) for w, g in zip(c, GROUPS, strict=True)) for c in found)
+
+
+def neighbours(width: float, widths: Sequence[int]) -> list[int]:
+    """The widest that is not above, and the narrowest that is not below."""
+    below = [w for w in widths if w <= width + 1e-9]
+    above = [w for w in widths if w >= width - 1e-9]
+    return sorted({*below[-1:], *above[:1]})

@@ -1,0 +1,135 @@
+"""Greedy elimination: which units a projection can do without, when the others take over for them.
+
+Of a projection W [outputs, channels] that is fed A [tokens, channels], let G = A^T A / tokens and
+H = (G + lambda I)^-1. Taking the channels u away and refitting the others costs, in squared error,
+
+    c_u = tr(W_u (H_uu)^-1 W_u^T),   and leaves   W -= W_u (H_uu)^-1 H_u:,   H -= H_:u (H_uu)^-1 H_u:
+
+(Optimal Brain Surgeon; Hassibi and Stork, 1992; for structures ZipLM, arXiv 2302.04089). Without the
+refit it would cost e_u = tr(W_u G_uu W_u^T); c_u / e_u is the share of the unit's part that the others
+cannot make up for, more than one once it stands in for others itself.
+
+Ours: a method's score counts in place of e_u, so the unit with the smallest score x share goes; and the
+order of all units is found at once, so that it holds for any number of units kept. Channels are taken
+one by one without touching the matrices: H and K = W^T W, whose diagonals are all that c needs, are
+brought up to date after every `PENDING` of them, by matrix products of what remains.
+"""
+
+import math
+
+import torch
+
+from compressor.errors import InputError
+
+DAMPING = 1e-2  # of the mean diagonal
+PENDING = 128
+
+
+def eliminate(
+    gram: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    damping: float = DAMPING,
+) -> torch.Tensor:
+    """The cost of every unit when it was taken away: [units], rising in the order of elimination.
+
+    gram [channels, channels]: the mean of a_t a_t^T; weight [outputs, channels], of the same dtype;
+    scores [units], quadratic in what a unit contributes; channels / units are a unit's, side by side.
+    Costs are scores x shares; where the next one would be less than the one before, it is the next
+    larger number. `InputError` where the Gram matrix is too ill-conditioned for the damping.
+    """
+    channels, units = len(gram), len(scores)
+    costs = gram.new_full((units,), math.inf)
+    alone = own_errors(gram, weight, units)
+    # A unit that contributes nothing is free to go, whatever its score says.
+    prior = torch.where(alone > 0, scores.to(alone) / alone, 0)
+    level = gram.diagonal().mean()
+    if not level > 0:
+        level = torch.ones_like(level)
+    inverse, failed = torch.linalg.cholesky_ex(
+        gram + damping * level * torch.eye(channels).to(gram)
+    )
+    if failed:
+        raise InputError(
+            f"The Gram matrix of {channels} inputs is not positive definite with a damping of "
+            f"{damping:g}; give more --samples, or try --dtype float32."
+        )
+    inverse = torch.cholesky_inverse(inverse)
+    if channels == units:
+        order, found = channels_in_order(inverse, weight.T @ weight, prior)
+    else:
+        order, found = groups_in_order(inverse, weight.clone(), prior)
+    costs[order] = found
+    return rising(costs, order)
+
+
+def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Tensor:
+    """e of every unit: [units]."""
+    columns = weight.unflatten(1, (units, -1)).transpose(0, 1)  # [units, outputs, width]
+    if columns.shape[2] == 1:
+        return gram.diagonal() * weight.square().sum(0)
+    width = columns.shape[2]
+    own = torch.stack([gram[u : u + width, u : u + width] for u in range(0, len(gram), width)])
+    return ((columns @ own) * columns).sum((1, 2))
+
+
+def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor):
+    """Units in the order of elimination [units], and prior x c of each when it went."""
+    units = len(prior)
+    width = len(inverse) // units
+    left, order, costs = list(range(units)), [], []
+
+    def of(unit: int) -> slice:
+        return slice(unit * width, (unit + 1) * width)
+
+    while left:
+        solved = {u: torch.linalg.solve(inverse[of(u), of(u)], weight[:, of(u)].T) for u in left}
+        cost = {u: prior[u] * (weight[:, of(u)].T * solved[u]).sum() for u in left}
+        gone = min(left, key=lambda u: (cost[u].item(), u))
+        rows = inverse[of(gone)].clone()
+        weight -= solved[gone].T @ rows
+        inverse -= rows.T @ torch.linalg.solve(rows[:, of(gone)], rows)
+        left.remove(gone)
+        order.append(gone)
+        costs.append(cost[gone])
+    return torch.tensor(order, device=inverse.device), torch.stack(costs)
+
+
+def channels_in_order(inverse: torch.Tensor, products: torch.Tensor, prior: torch.Tensor):
+    """The same for single channels, from H and K = W^T W; both are used up."""
+    names = torch.arange(len(prior), device=prior.device)
+    order, costs = [], []
+    while len(names):
+        some = min(PENDING, len(names))
+        # H and K as they are now are H - V V^T and K - U V^T - V U^T.
+        v, u = (inverse.new_zeros(len(names), some) for _ in range(2))
+        h, k = inverse.diagonal().clone(), products.diagonal().clone()
+        left = torch.ones_like(names, dtype=torch.bool)
+        for step in range(some):
+            cost = (prior * k.clamp_min(0) / h).masked_fill(~left, math.inf)
+            gone = cost.argmin()
+            order.append(names[gone])
+            costs.append(cost[gone])
+            left[gone] = False
+            past = slice(0, step)
+            root = h[gone].sqrt()
+            v[:, step] = (inverse[:, gone] - v[:, past] @ v[gone, past]) / root
+            column = products[:, gone] - u[:, past] @ v[gone, past] - v[:, past] @ u[gone, past]
+            u[:, step] = column / root - k[gone] / (2 * h[gone]) * v[:, step]
+            h = h - v[:, step].square()
+            k = k - 2 * u[:, step] * v[:, step]
+        live = left.nonzero().flatten()
+        names, prior, v, u = names[live], prior[live], v[live], u[live]
+        inverse = inverse[live][:, live].addmm_(v, v.T, alpha=-1)
+        products = products[live][:, live].addmm_(u, v.T, alpha=-1).addmm_(v, u.T, alpha=-1)
+    return torch.stack(order), torch.stack(costs)
+
+
+def rising(costs: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Costs as float32, each strictly above those that went before."""
+    result, last = costs.float().cpu(), -math.inf
+    infinity = torch.tensor(math.inf)
+    for unit in order.tolist():
+        least = torch.nextafter(torch.tensor(last), infinity) if last > -math.inf else result[unit]
+        result[unit] = last = max(result[unit], least).item()
+    return result

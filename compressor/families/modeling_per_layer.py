@@ -1,0 +1,58 @@
+"""Llama, Mistral, Qwen2 and Qwen3 whose blocks have widths of their own, from `per_layer_config`.
+
+This file stands beside the weights and needs nothing but transformers:
+
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+Attention and FFN are transformers' own; they are built from the settings of their block.
+"""
+
+import copy
+
+from torch import nn
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+
+def block_config(config, index):
+    """The config as block `index` has it."""
+    per_layer = config.per_layer_config
+    if not isinstance(per_layer, dict):
+        return per_layer[index]
+    # transformers before 5 knows no such key, and keeps what it read.
+    own = copy.copy(config)
+    for number, settings in per_layer.items():
+        if int(number) == index:
+            vars(own).update(settings)
+    return own
+
+
+class PerLayer:
+    """Takes the place of a model's equal blocks."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(block_config(config, 0), *args, **kwargs)
+        config._attn_implementation = self.config._attn_implementation
+        block = type(self.model.layers[0])
+        self.model.layers = nn.ModuleList(
+            block(block_config(config, index), index) for index in range(config.num_hidden_layers)
+        )
+        for module in (self, self.model, *self.model.layers.modules()):
+            if hasattr(module, "config"):  # one object, so that a change of it reaches all
+                module.config = config
+        self.post_init()
+
+
+class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):
+    pass
+
+
+class PerLayerMistralForCausalLM(PerLayer, MistralForCausalLM):
+    pass
+
+
+class PerLayerQwen2ForCausalLM(PerLayer, Qwen2ForCausalLM):
+    pass
+
+
+class PerLayerQwen3ForCausalLM(PerLayer, Qwen3ForCausalLM):
+    pass

@@ -1,0 +1,139 @@
+"""Selection: which units stay, told by the scores and by what the rest can take over.
+
+Both steps turn scores into scores, before any plan is made; so one pass serves every number of units
+kept, and a plan stays a list of units that can be looked at and cut again.
+
+    --kv-cost measured  a KV group's score is the loss change of switching it off
+    --select obs        units are scored in the order of greedy elimination (`elimination.py`)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from compressor.blocks import BlockStream
+from compressor.calibration import TokenSet
+from compressor.elimination import eliminate
+from compressor.errors import InputError
+from compressor.methods import METHODS
+from compressor.methods.statistics import Geometry
+from compressor.probing import loss_changes
+from compressor.repair.ridge import Moments
+from compressor.scores import Scores
+
+SELECTIONS = ("score", "obs")
+KV_COSTS = ("score", "measured")
+PROBE_SEQUENCES = 8
+FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
+
+Progress = Callable[[int, int], None]
+
+
+def check_selection(select: str, kv_cost: str) -> None:
+    for option, given, known in (
+        ("--select", select, SELECTIONS),
+        ("--kv-cost", kv_cost, KV_COSTS),
+    ):
+        if given not in known:
+            raise InputError(f"{option} is {' or '.join(known)}, not {given!r}.")
+
+
+def needs_text(select: str, kv_cost: str) -> bool:
+    return (select, kv_cost) != (SELECTIONS[0], KV_COSTS[0])
+
+
+def refined(
+    scores: Scores,
+    stream: BlockStream,
+    tokens: TokenSet,
+    select: str,
+    kv_cost: str,
+    progress: Progress = lambda done, total: None,
+) -> Scores:
+    """The scores with what `--select` and `--kv-cost` make of them."""
+    check_selection(select, kv_cost)
+    power = 2 / METHODS[scores.about["method"]].degree
+    powers = {"attention": power, "ffn": power}
+    if kv_cost == "measured":
+        scores, powers["attention"] = measured(scores, stream, tokens), 1
+    if select == "obs":
+        scores = compensated(scores, stream, tokens, powers, progress)
+    return scores
+
+
+def measured(scores: Scores, stream: BlockStream, tokens: TokenSet) -> Scores:
+    """KV groups scored by the mean loss change, in nats a token, of switching each off; 0 where the loss
+    falls. In float32, on some sequences spread over the calibration text.
+    """
+    checkpoint = stream.checkpoint
+    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.offload)
+    every = max(1, len(tokens.sequences) // PROBE_SEQUENCES)
+    texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
+    units = [block["attention"] for block in checkpoint.block_units]
+    probes = [(b, "attention", u) for b, count in enumerate(units) for u in range(count)]
+    changes = loss_changes(wide, texts.batches(), probes).clamp_min(0).float()
+    blocks = [
+        block | {"attention": mine}
+        for block, mine in zip(scores.blocks, changes.split(units), strict=True)
+    ]
+    return replace(scores, blocks=blocks, about=scores.about | {"kv_cost": "measured"})
+
+
+def compensated(
+    scores: Scores,
+    stream: BlockStream,
+    tokens: TokenSet,
+    powers: dict[str, float],
+    progress: Progress = lambda done, total: None,
+) -> Scores:
+    """Every group of every block scored by greedy elimination on the dense model's activations.
+
+    powers: what makes a group's scores quadratic in what a unit contributes. In memory are a block, and
+    three matrices as wide as its FFN.
+    """
+    geometry = Geometry.of(stream.checkpoint)
+    batches = tokens.batches()
+    blocks = []
+
+    def visit(index: int, layer, forward) -> None:
+        weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
+        sums = {g: Moments.empty(w.shape[1], 0, stream.device) for g, w in weights.items()}
+        mask: torch.Tensor | None = None
+
+        def hook(group: str):
+            def add(_, args) -> None:
+                inputs = args[0][mask].float()
+                sums[group].add(inputs, inputs[:, :0])
+
+            return add
+
+        handles = [
+            layer.get_submodule(geometry.output_module(g)).register_forward_pre_hook(hook(g))
+            for g in weights
+        ]
+        try:
+            order = forward()
+            for batch in batches:
+                mask = batch.mask.to(stream.device)
+                next(order)
+            next(order, None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = {}
+        for group, weight in weights.items():
+            gram = sums.pop(group).gram.div_(tokens.tokens)
+            if not gram.isfinite().all():
+                raise InputError(
+                    f"The activations of block {index} ({group}) are not finite; "
+                    "try --dtype float32."
+                )
+            dtype = torch.float64 if len(gram) <= FINE_CHANNELS else torch.float32
+            prior = scores.blocks[index][group].to(gram.device, dtype) ** powers[group]
+            found[group] = eliminate(gram.to(dtype), weight.to(dtype), prior)
+        blocks.append(found)
+        progress(index + 1, stream.checkpoint.blocks)
+
+    stream.run([b.ids for b in batches], visit).discard()
+    return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})
