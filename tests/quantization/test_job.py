@@ -260,7 +260,7 @@ def test_adopting_may_be_interrupted(tmp_path):
         ),
         (
             ["--quantize", "w4a16", "--quantize-group", 16, "--keep", 0.8, "--layout", "padded"],
-            "--layout padded is for evaluating",
+            "--layout padded is not for the kernels",
         ),
         (
             ["--quantize", "w4a16", "--quantize-group", 16, "--recover", "lora"],
