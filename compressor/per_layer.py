@@ -9,11 +9,12 @@ older ones find tensors of other shapes.
 Code of a folder is run only where it is this very file; blocks are streamed by the package's own copy.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from compressor.errors import InputError
-from compressor.families import Family
+from compressor.families import FAMILIES, Family
 
 KEY = "per_layer_config"
 CODE = Path(__file__).parent / "families" / "modeling_per_layer.py"
@@ -21,6 +22,10 @@ CODE = Path(__file__).parent / "families" / "modeling_per_layer.py"
 
 def class_name(family: Family) -> str:
     return f"PerLayer{family.architecture}"
+
+
+def auto_map(family: Family) -> dict[str, str]:
+    return {"AutoModelForCausalLM": f"{CODE.stem}.{class_name(family)}"}
 
 
 def layer_config(
@@ -41,7 +46,7 @@ def make_per_layer(config: dict, family: Family, entries: dict[str, dict[str, in
     """Have a config name these entries and the class that builds them."""
     config[KEY] = entries
     config["architectures"] = [class_name(family)]
-    config["auto_map"] = {"AutoModelForCausalLM": f"{CODE.stem}.{class_name(family)}"}
+    config["auto_map"] = auto_map(family)
 
 
 def make_uniform(config: dict, family: Family) -> None:
@@ -80,12 +85,16 @@ def class_of(config):
     """The class that builds a transformers config's model: the package's, or None for a stock one."""
     if not getattr(config, "is_heterogeneous", False):
         return None
-    from compressor.families import FAMILIES, modeling_per_layer
+    from compressor.families import modeling_per_layer
 
     return getattr(modeling_per_layer, class_name(FAMILIES[config.model_type]))
 
 
 def ships_own_code(folder: Path) -> bool:
-    """Whether the folder's code is byte for byte what this package puts there, so that it may run."""
-    file = folder / CODE.name
-    return file.exists() and file.read_bytes() == CODE.read_bytes()
+    """Whether all code that the folder names is byte for byte this package's, so that it may run."""
+    try:
+        named = json.loads((folder / "config.json").read_bytes()).get("auto_map")
+        ours = [auto_map(family) for family in FAMILIES.values()]
+        return named in ours and (folder / CODE.name).read_bytes() == CODE.read_bytes()
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -110,9 +110,13 @@ def test_it_passes_verification_in_a_fresh_process(small, llama):
     assert report["parameters"] == Checkpoint(small).parameters == inspect(small)["parameters"]
 
 
-def test_code_that_is_not_ours_is_not_run(small):
-    code = small / CODE.name
-    code.write_text(f"raise SystemExit('run')\n{code.read_text()}")
+@pytest.mark.parametrize("where", ["changed", "beside"])
+def test_code_that_is_not_ours_is_not_run(small, where):
+    code = small / (CODE.name if where == "changed" else "modeling_other.py")
+    code.write_text(f"raise SystemExit('run')\n{CODE.read_text()}")
+    if where == "beside":
+        config = (small / "config.json").read_text()
+        (small / "config.json").write_text(config.replace(CODE.stem, code.stem))
     with pytest.raises(VerificationError, match="does not load with transformers: 'num_"):
         verify_here(small)
     answers = {row["target"]: row for row in inspect(small)["loads"]}
