@@ -144,7 +144,7 @@ def test_an_interrupted_job_is_resumed(
     assert "nothing to resume" in said(capsys)
 
 
-@pytest.mark.parametrize("moment", ["verdict", "adopt", "judge", "publish"])
+@pytest.mark.parametrize("moment", ["verdict", "adopt", "judge", "publish_results"])
 def test_an_interruption_after_the_training_is_resumed(llama, quick, tmp_path, monkeypatch, moment):
     import compressor.pipeline
     import compressor.recovery.job
@@ -257,7 +257,7 @@ def test_verification_notices_another_tensor(llama, tmp_path):
     tensors = load_file(folder / SINGLE)
     tensors["model.layers.1.mlp.up_proj.weight"][3] += 0.5
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-    with pytest.raises(VerificationError, match="differ from the trained model's"):
+    with pytest.raises(VerificationError, match="differ from the model's in memory"):
         verify_here(folder, expected=tmp_path / "expected.safetensors")
 
 
