@@ -24,10 +24,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.allocation import allocate, constant_splits, everywhere, plan_of
+from compressor.allocation import allocate, plan_of
 from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge, loss_after
 from compressor.allocation.landscape import measure_landscape
+from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, read_text, tokenize
 from compressor.checkpoint import Checkpoint

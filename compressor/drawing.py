@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compressor.allocation import normalised, solve_globally
+from compressor.allocation.ranking import normalised, solve_globally
 from compressor.checkpoint import Checkpoint
 from compressor.errors import MachineError
 from compressor.lattice import Lattice

@@ -11,9 +11,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.allocation import protected, solve
+from compressor.allocation import protected
+from compressor.allocation.uniform import solve
 from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
+from compressor.checks import check_before_starting
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
@@ -36,7 +38,6 @@ from compressor.scoring import score
 from compressor.selection import needs_text, refined
 from compressor.settings import (
     Settings,
-    check_before_starting,
     chosen_grains,
     decisive,
     open_lattice,

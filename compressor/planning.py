@@ -7,11 +7,12 @@ the held-back losses, one after the other.
 from functools import partial
 from pathlib import Path
 
-from compressor.allocation import ALLOCATIONS, allocate, constant_splits, everywhere, plan_of
+from compressor.allocation import ALLOCATIONS, allocate, plan_of
 from compressor.allocation import protected as protected_blocks
 from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge
 from compressor.allocation.landscape import measure_landscape
+from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""What `compress` was asked for, and everything that can be refused before the work begins."""
+"""What `compress` was asked for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -6,21 +6,18 @@ from pathlib import Path
 
 import torch
 
-from compressor.allocation import ALLOCATIONS, check_allocation, protected, solve
-from compressor.allocation.besa import check_activation
+from compressor.allocation import ALLOCATIONS
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError
 from compressor.lattice import Lattice, lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
-from compressor.plan import Costs, Target
+from compressor.plan import Target
 from compressor.quantization.settings import Quantization
-from compressor.recovery.precision import check_memory
 from compressor.recovery.settings import Recovery
-from compressor.repair import DEFAULT_REPAIR, check_repair
-from compressor.selection import check_selection, needs_text
-from compressor.sparse.settings import Weights, check_weights
-from compressor.writing import LAYOUTS, check_layout_name, check_space, choose_container
+from compressor.repair import DEFAULT_REPAIR
+from compressor.selection import needs_text
+from compressor.sparse.settings import Weights
+from compressor.writing import LAYOUTS
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -157,156 +154,7 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
     return given
 
 
-def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse at once what would fail hours later."""
-    settings.weights.check(settings.method)
-    check_method(settings, checkpoint)
-    check_dest(settings)
-    settings.quantization.check()
-    if settings.weights.single:
-        check_weights(settings, checkpoint)
-        check_equal_blocks(checkpoint, "--granularity weight")
-        check_space(settings.dest.parent, checkpoint.bytes)
-        if settings.quantization.wanted:
-            check_uncut(settings, checkpoint)
-        return
-    if not settings.cuts:
-        check_uncut(settings, checkpoint)
-        return
-    settings.recovery.check()
-    if len({target_name(t) for t in settings.targets}) < len(settings.targets):
-        raise InputError("The same target is given twice.")
-    if settings.statistics not in ("dense", "pruned"):
-        raise InputError(f"--statistics is dense or pruned, not {settings.statistics!r}.")
-    if settings.statistics == "pruned" and METHODS[settings.method].observe is not None:
-        raise InputError(
-            f"--statistics pruned needs a forward pass; {settings.method} runs backward."
-        )
-    if settings.statistics == "pruned" and len(settings.targets) > 1:
-        raise InputError("--statistics pruned scores for one target; give one ratio.")
-    check_selection(settings.select, settings.kv_cost)
-    check_allocation(settings.allocate)
-    if settings.allocate == "besa":
-        check_activation(checkpoint.config.get("hidden_act", "silu"))
-    elif settings.weights.sampling is not None:
-        raise InputError(
-            "--besa-sampling is for what learns; add --allocate besa, or leave it out."
-        )
-    if settings.statistics == "pruned" and settings.allocate != "uniform":
-        raise InputError(
-            "--statistics pruned cuts each block as it is scored, and --allocate "
-            f"{settings.allocate} finds the widths when all are; leave one of them out."
-        )
-    check_repair(settings.repair, checkpoint)
-    if settings.layout != "all":
-        check_layout_name(settings.layout)
-    check_own_widths(settings, checkpoint)
-    if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
-        raise InputError(
-            f"--allocate {settings.allocate} gives every block its own widths, and in the uniform "
-            "layout all are equal; add --layout per-layer (loads with code of its own) or padded "
-            "(zeros, to evaluate it), or leave --allocate out."
-        )
-    widths = open_lattice(settings, checkpoint)
-    protect = protected(settings.protect, checkpoint)
-    if protect and settings.layout == "uniform":
-        raise InputError(
-            "--protect leaves some blocks wider than others, and in the uniform layout all are "
-            "equal; add --layout per-layer (loads with code of its own) or padded (for evaluation), "
-            "or leave --protect out."
-        )
-    if settings.quantization.wanted and settings.layout != "uniform":
-        raise InputError(
-            f"--layout {settings.layout} is not for the kernels that --quantize packs weights for: they "
-            "expect equal blocks, and no zeros between; leave one out."
-        )
-    needed = largest = 0
-    for _, target, own in wanted_results(settings):
-        if settings.quantization.wanted and target.kind == "bytes":
-            raise InputError(
-                "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
-                "--keep-blocks or --target-params."
-            )
-        chosen = solve(target, checkpoint, widths, protect)
-        if own.layout == "uniform":
-            choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
-        size = Costs.of(checkpoint).size(chosen, "bytes")
-        size = checkpoint.bytes if own.layout == "padded" else size
-        needed, largest = needed + size, max(largest, size)
-        if settings.recovery.method != "none":
-            left = Costs.of(checkpoint).size(chosen, "params")
-            check_memory(
-                left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
-            )
-    if settings.recovery.method != "none" or settings.quantization.wanted:
-        needed += largest  # the cut stands until the recovered or the quantised is complete
-    check_space(settings.dest.parent, needed)
-
-
-def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse `per-layer` where every number of heads must divide the hidden size."""
-    family = checkpoint.family
-    if settings.layout not in ("per-layer", "all") or not family.heads_divide_hidden:
-        return
-    if settings.container == family.model_type or any(
-        "bias" in name for name in checkpoint.block_tensors(0)
-    ):
-        raise InputError(
-            f"The config class of {family.model_type} refuses numbers of heads that differ between "
-            f"blocks. --layout per-layer writes {family.container} in its place, which has no biases: "
-            "leave --container out, or, for a model with biases, use --layout uniform or padded."
-        )
-
-
-def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
-    if any(units != checkpoint.units for units in checkpoint.block_units):
-        raise InputError(
-            f"{option} takes checkpoints of equal blocks, and the blocks of {checkpoint.path} have "
-            "different widths; give one in the uniform or the padded layout."
-        )
-
-
-def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse what quantising a whole source cannot do."""
-    from compressor.quantization.stream import check_columns
-    from compressor.quantization.writing import quantized_bytes
-
-    if settings.recovery.method != "none":
-        raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
-    check_equal_blocks(checkpoint, "--quantize")
-    check_columns(checkpoint, settings.quantization.group)
-    check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
-
-
-def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
-    if settings.samples < 1 or settings.length < 2:
-        raise InputError(
-            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
-            f"{settings.length}."
-        )
-    if settings.weights.single:
-        return
-    if settings.method not in METHODS:
-        raise InputError(f"The method {settings.method!r} is not one of {', '.join(METHODS)}.")
-    method = METHODS[settings.method]
-    mode = method.check_mode(settings.mode)
-    chosen_grains(settings)
-    method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
-
-
 def chosen_grains(settings: Settings) -> Grains | None:
     """What weighs the gradients, if the method does; an option that does not apply is refused."""
     given = {"coarse": settings.coarse, "fine": settings.fine, "reduce": settings.reduce}
     return METHODS[settings.method].choose_grains(**given)
-
-
-def check_dest(settings: Settings) -> None:
-    """DEST can be made, and replacing it would not touch the source."""
-    dest, source = settings.dest, settings.source.resolve()
-    for path in (dest, dest.with_name(dest.name + ".rejected")):
-        if path.exists() and not settings.overwrite:
-            raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise InputError(f"{path} is not a folder and is not replaced; choose another DEST.")
-        if path.resolve() == source or path.resolve() in source.parents:
-            raise InputError(f"{path} holds the source {source}; choose another DEST.")

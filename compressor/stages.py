@@ -60,6 +60,7 @@ def score(
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.allocation import ALLOCATIONS, check_allocation
     from compressor.checkpoint import Checkpoint
+    from compressor.checks import check_method
     from compressor.methods import default_allocation
     from compressor.opening import open_stream, position_notes, read_texts
     from compressor.planning import measure_cuts
@@ -67,7 +68,7 @@ def score(
     from compressor.report import Lines, Meter
     from compressor.scoring import score as run
     from compressor.selection import check_selection, needs_text, refined
-    from compressor.settings import Settings, check_method, chosen_grains
+    from compressor.settings import Settings, chosen_grains
     from compressor.sparse.settings import Weights
 
     allocate = allocate or default_allocation(method)

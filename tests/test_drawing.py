@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.allocation import allocate, normalised
+from compressor.allocation import allocate
+from compressor.allocation.ranking import normalised
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.drawing import (

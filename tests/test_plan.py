@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from compressor.allocation import allocate, solve
+from compressor.allocation import allocate
+from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import InputError

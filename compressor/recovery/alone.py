@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from compressor.checkpoint import Checkpoint
+from compressor.checks import check_dest
 from compressor.errors import InputError, QualityError
 from compressor.opening import open_stream, read_texts
 from compressor.pipeline import open_work, work_folder
@@ -20,7 +21,7 @@ from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.report import Lines, Meter, write_record
 from compressor.result import measure
-from compressor.settings import Settings, check_dest, decisive
+from compressor.settings import Settings, decisive
 from compressor.verify import read_record
 from compressor.writing import publish
 

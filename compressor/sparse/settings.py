@@ -156,7 +156,7 @@ class Weights:
         for each in fields(self):
             check_value(each, getattr(self, each.name))
         if not self.single:
-            # Widths of channels can be learned by samples, too: see `check_before_starting`.
+            # Widths of channels can be learned by samples, too: see `checks.py`.
             others = [flag for flag in self.given() if flag != "--besa-sampling"]
             if others:
                 raise InputError(

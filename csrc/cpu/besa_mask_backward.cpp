@@ -1,6 +1,6 @@
-// Gradient of BESA's distribution: sums of W * G over the buckets of ranks, then prefix sums. A table
-// says the bucket of every rank; sums are made in one order whatever the number of threads or the
-// machine.
+// Gradient of BESA's distribution: sums of W * G over the buckets of ranks, then prefix sums. A
+// table says the bucket of every rank; sums are made in one order whatever the number of threads or
+// the machine.
 #include <vector>
 
 #include "dtype.h"

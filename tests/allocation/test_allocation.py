@@ -5,7 +5,8 @@ from itertools import accumulate, pairwise, product
 import pytest
 import torch
 
-from compressor.allocation import allocate, grow, ranked_steps
+from compressor.allocation import allocate
+from compressor.allocation.ranking import grow, ranked_steps
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice

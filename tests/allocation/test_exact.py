@@ -5,9 +5,10 @@ from itertools import product
 import pytest
 import torch
 
-from compressor.allocation import allocate, constant_splits
+from compressor.allocation import allocate
 from compressor.allocation.exact import best_split, knapsack, own_widths
 from compressor.allocation.landscape import measure_landscape
+from compressor.allocation.uniform import constant_splits
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint

@@ -1,0 +1,64 @@
+"""Allocation by the measured errors of cuts: `exact`, or `besa` next to what blocks learned."""
+
+from collections.abc import Sequence
+
+from compressor.allocation.besa import learned_groups, near_path
+from compressor.allocation.exact import Widths, best_split, own_widths
+from compressor.allocation.uniform import constant_splits, everywhere, smallest
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.lattice import Lattice
+from compressor.plan import Costs, Target, limit_of
+from compressor.scores import GROUPS, Scores
+
+
+def solve_measured(
+    scores: Scores,
+    target: Target,
+    checkpoint: Checkpoint,
+    lattice: Lattice,
+    protect: Sequence[int] = (),
+    alike: bool = True,
+    learned: bool = False,
+) -> list[Widths]:
+    """Widths whose blocks' errors add up to least, from the landscape that comes with the scores.
+
+    alike: all blocks have the same widths, except those that are protected. learned: of the cuts next
+    to what blocks learned (`besa.py`) alone.
+    """
+    landscape = scores.landscape
+    if landscape is None or (learned and not landscape.learned):
+        how = "besa" if learned else "exact"
+        raise InputError(
+            f"--allocate {how} needs what is measured of cuts, which these scores come without; "
+            f"score again with --allocate {how}."
+        )
+    errors = landscape.on(lattice)
+    free = [b for b in range(checkpoint.blocks) if b not in protect]
+    errors = [errors[b] for b in free]
+    costs = Costs.of(checkpoint)
+    unit = {group: costs.unit[group][target.measure] for group in GROUPS}
+    smallest(target, checkpoint, lattice, protect)
+    nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
+    room = limit_of(target, costs)[0] - costs.size(nothing, target.measure)
+    paths = [landscape.learned[b] for b in free] if learned else []
+    if alike:
+        splits = constant_splits(target, checkpoint, lattice, protect)
+        steps = {"attention": lattice.attention, "ffn": lattice.ffn}
+        if learned and free:
+            near = learned_groups(paths, steps, unit, room / len(free))
+            splits = [s for s in splits if s["attention"] in near] or splits
+        return everywhere(best_split(splits, errors, steps), checkpoint, protect)
+    widths = [dict(units) for units in checkpoint.block_units]
+    steps = [lattice.of_block(widths[b]) for b in free]
+    # Widths beyond the block's own were measured as the whole block.
+    errors = [
+        e[: len(own["attention"]), : len(own["ffn"])] for e, own in zip(errors, steps, strict=True)
+    ]
+    allowed = None
+    if learned:
+        allowed = [near_path(path, own) for path, own in zip(paths, steps, strict=True)]
+    found = own_widths(errors, steps, unit, room, allowed)
+    for b, width in zip(free, found, strict=True):
+        widths[b] = width
+    return widths

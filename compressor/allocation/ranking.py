@@ -1,0 +1,104 @@
+"""Global allocation: all units of the model ranked together, and every block its own widths."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from compressor.allocation.exact import Widths
+from compressor.allocation.uniform import smallest
+from compressor.checkpoint import Checkpoint
+from compressor.lattice import Lattice, up_to
+from compressor.plan import Costs, Target, limit_of
+from compressor.scores import GROUPS, Scores
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step up the lattice: a group of a block grows by `units`, to `width`."""
+
+    worth: float  # mean normalised score of the units added
+    block: int
+    group: str
+    width: int
+    units: int
+
+
+def normalised(blocks: Sequence[Mapping[str, torch.Tensor]], group: str) -> list[torch.Tensor]:
+    """A group's scores in every block, [units] float64, over their mean in the whole model.
+
+    One constant for the FFN channels and one for the KV groups. All units of a group cost the same,
+    so this is the score per parameter over the group's mean score per parameter: an average
+    parameter counts the same in both, whatever their scores are measured in and whatever a unit
+    costs, and what scores know between blocks is kept. Where scores are not comparable between
+    blocks, as norms of activations are not, neither are these.
+
+    That sizes are compared by score per parameter is usual (LLM-Pruner, arXiv 2305.11627); this
+    normalisation is ours.
+    """
+    mean = torch.cat([block[group] for block in blocks]).double().abs().mean()
+    return [block[group].double() / mean.clamp_min(TINY) for block in blocks]
+
+
+def ranked_steps(
+    blocks: Sequence[Mapping[str, torch.Tensor]], lattice: Mapping[str, Sequence[int]]
+) -> list[Step]:
+    """All steps of all blocks beyond the least widths, by `normalised` score, the best first.
+
+    A step is worth the mean of its units, and at most what the step before it is. Ties go to
+    attention, then to the lower block.
+    """
+    steps = []
+    for group, widths in lattice.items():
+        for b, values in enumerate(normalised(blocks, group)):
+            descending, worth = values.sort(descending=True).values, math.inf
+            for narrow, wide in pairwise(up_to(widths, len(values))):
+                worth = min(worth, descending[narrow:wide].mean().item())
+                steps.append(Step(worth, b, group, wide, wide - narrow))
+    return sorted(steps, key=lambda step: -step.worth)
+
+
+def grow(
+    widths: Sequence[Widths], steps: Sequence[Step], costs: Mapping[str, int], room: float
+) -> list[Widths]:
+    """Take the steps in their order as far as there is room, in the measure of `costs` (of a unit).
+
+    A step that no longer fits ends its group in its block, and the others go on: at the end no step
+    that could be next fits. With more room the size is never smaller.
+    """
+    widths = [dict(width) for width in widths]
+    full = set()
+    for step in steps:
+        place, cost = (step.block, step.group), step.units * costs[step.group]
+        if place in full:
+            continue
+        if cost > room:
+            full.add(place)
+            continue
+        widths[step.block][step.group] = step.width
+        room -= cost
+    return widths
+
+
+def solve_globally(
+    scores: Scores,
+    target: Target,
+    checkpoint: Checkpoint,
+    lattice: Lattice,
+    protect: Sequence[int] = (),
+) -> list[Widths]:
+    """Widths by one ranking of all units of the blocks that are not protected, not above the target.
+
+    It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
+    """
+    costs = Costs.of(checkpoint)
+    least = smallest(target, checkpoint, lattice, protect)
+    steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
+    free = [step for step in steps if step.block not in protect]
+    unit = {group: costs.unit[group][target.measure] for group in GROUPS}
+    room = limit_of(target, costs)[0] - costs.size(least, target.measure)
+    return grow(least, free, unit, room)
