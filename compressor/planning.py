@@ -18,6 +18,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.journal import Journal
 from compressor.plan import Costs, Plan, Target
+from compressor.repair import closed_form
 from compressor.scores import Scores
 from compressor.settings import Settings, open_lattice, target_name
 
@@ -87,7 +88,7 @@ def plan_target(
             stream,
             plans,
             calibration,
-            settings.repair,
+            closed_form(settings.repair),
             known,
             lambda losses: journal.put(entry, losses),
             progress,

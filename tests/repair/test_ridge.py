@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compressor.repair import KINDS, closed_form
 from compressor.repair.ridge import Moments, ridge
 
 TOKENS, CHANNELS, OUTPUTS = 60, 12, 7
@@ -146,3 +147,11 @@ def test_moments_do_not_depend_on_the_split():
         torch.testing.assert_close(found.gram.double(), gram, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(found.cross.double(), cross, rtol=1e-5, atol=1e-3)
         assert found.energy.item() == pytest.approx(energy.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("repair", "without"),
+    [("refine", "ridge"), *((name, name) for name in KINDS if name != "refine")],
+)
+def test_every_kind_has_a_closed_form(repair, without):
+    assert closed_form(repair) == without
