@@ -87,7 +87,9 @@ def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
     tokenizer = checkpoint.tokenizer()
     for module in layers(model).values():  # merged in place: not in pages mapped from the file
         module.weight.data = module.weight.data.clone()
-    merged = model.merge_and_unload().to(checkpoint.dtype)
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():  # not the buffers: a loaded model has those in float32
+        parameter.data = parameter.data.to(checkpoint.dtype)
     found = {
         str(i): logits(merged, tokenizer(p, return_tensors="pt")["input_ids"].to(merged.device))
         for i, p in enumerate(PROMPTS)

@@ -243,15 +243,17 @@ def test_a_recovery_that_makes_it_worse_keeps_the_cut(quick, text_file, tmp_path
     assert left_over(dest) == ["out"] and not list(dest.glob("*/"))
 
 
-def test_verification_notices_another_tensor(llama, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verification_notices_another_tensor(make_checkpoint, tmp_path, dtype):
     """A file of expected logits is held against the folder."""
     from compressor.recovery.lora import load_adapted
     from compressor.recovery.settings import Recovery
     from compressor.recovery.stage import save_expected
 
-    model = load_adapted(llama, Recovery("lora"), torch.device("cpu"), "auto", 0)
-    save_expected(model, llama, tmp_path / "expected.safetensors")
-    folder = shutil.copytree(llama, tmp_path / "folder")
+    source = make_checkpoint(tmp_path / "model", dtype=dtype)
+    model = load_adapted(source, Recovery("lora"), torch.device("cpu"), "auto", 0)
+    save_expected(model, source, tmp_path / "expected.safetensors")
+    folder = shutil.copytree(source, tmp_path / "folder")
     report = verify_here(folder, expected=tmp_path / "expected.safetensors")
     assert report["logits_difference"] == 0
     tensors = load_file(folder / SINGLE)
