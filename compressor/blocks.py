@@ -26,6 +26,11 @@ from compressor.memory import trim_heap
 from compressor.per_layer import class_of
 
 
+def states_of(output: torch.Tensor | tuple) -> torch.Tensor:
+    """The hidden states that a block returns, alone or before other things."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 class Activations:
     """Hidden states of all batches between two blocks, in host memory or in files under `parent`."""
 
@@ -149,7 +154,7 @@ class BlockStream:
                     for i in range(len(batches)):
                         args, call = calls[i][index]
                         hidden = layer(given.get(i, self.device), *args, **call)
-                        out.put(i, hidden[0] if isinstance(hidden, tuple) else hidden)
+                        out.put(i, states_of(hidden))
                         yield i
 
                 if visit is None:

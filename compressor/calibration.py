@@ -56,6 +56,13 @@ class TokenSet:
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
 
+    def split(self, every: int) -> tuple["TokenSet", "TokenSet"]:
+        """The sequences to fit something on, and those `held_back` to judge it by."""
+        held = held_back(len(self.sequences), every)
+        fitted = [s for i, s in enumerate(self.sequences) if i not in held]
+        judges = [self.sequences[i] for i in held]
+        return TokenSet(fitted, self.protocol), TokenSet(judges, self.protocol)
+
     def batches(self, tokens_per_batch: int = 2048) -> list[Batch]:
         """Sequences of similar length together, at most `tokens_per_batch` with padding."""
         ordered = sorted(self.sequences, key=len, reverse=True)
@@ -68,6 +75,12 @@ class TokenSet:
             batches.append(Batch(ids, torch.arange(longest) < lengths[:, None]))
             start += len(members)
         return batches
+
+
+def held_back(count: int, every: int) -> range:
+    """Places of every so-many-th of `count` sequences; of fewer, of the last."""
+    place = max(1, min(every, count))
+    return range(place - 1, count, place)
 
 
 def parse_range(text: str | None) -> slice:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from compressor.blocks import Activations, BlockStream, loaded, replaced_forward
+from compressor.blocks import Activations, BlockStream, loaded, replaced_forward, states_of
 from compressor.errors import InputError
 
 LOGITS_TOKENS = 256  # at a time: 33 MB in float32 at a vocabulary of 32,000
@@ -50,7 +50,7 @@ def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> 
                     hidden = inputs.get(i, stream.device).requires_grad_()
                     with torch.enable_grad():
                         output = layer(hidden, *args, **call)
-                        output = output[0] if isinstance(output, tuple) else output
+                        output = states_of(output)
                         output.backward(given.get(i, stream.device))
                     if not hidden.grad.isfinite().all():
                         raise InputError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from compressor.blocks import BlockStream, loaded
+from compressor.blocks import BlockStream, loaded, states_of
 from compressor.calibration import Batch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -62,7 +62,7 @@ def loss_changes(
 
                 def run(hidden, layer=layer, args=args, call=call) -> torch.Tensor:
                     output = layer(hidden, *args, **call)
-                    return output[0] if isinstance(output, tuple) else output
+                    return states_of(output)
 
                 dense = states.get(i, stream.device)
                 for v in born:

@@ -15,9 +15,9 @@ from compressor.methods.hywia import PARTS, Grains, fitted_share, normalised
 from compressor.methods.statistics import BlockStatistics, Geometry, only_units
 from compressor.probing import loss_changes, sample_probes, spearman
 from compressor.scores import Scores, best
+from compressor.seeding import of_block
 
 PROBES, PROBE_SEQUENCES = 128, 8  # the work of a few forwards of 128 calibration sequences
-SEED_STRIDE = 100_003  # blocks of one seed share no stream with blocks of the next
 Progress = Callable[[int, int], None]
 Block = dict[str, torch.Tensor]
 
@@ -68,7 +68,7 @@ def score(
 
         def rate(index: int, weights: Block, statistics: dict) -> Block:
             geometry = Geometry.of(checkpoint, index)
-            found = chosen.score(weights, statistics, geometry, mode, seed * SEED_STRIDE + index)
+            found = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
             progress(index + 1, checkpoint.blocks)
             return finished(found, method, index)
 

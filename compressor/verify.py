@@ -41,6 +41,11 @@ TOLERANCE = 1e-3  # of the logits' standard deviation
 ROWS = 4096
 
 
+def prompt_ids(tokenizer) -> list[torch.Tensor]:
+    """Token ids [1, tokens] of `PROMPTS`."""
+    return [tokenizer(p, return_tensors="pt")["input_ids"] for p in PROMPTS]
+
+
 def verify(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
@@ -94,7 +99,7 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
     report["parameters"] = model.num_parameters()
     if quantization is not None:
         report["parameters"] = PackedCheckpoint(folder).parameters
-    prompts = [tokenizer(p, return_tensors="pt")["input_ids"] for p in PROMPTS]
+    prompts = prompt_ids(tokenizer)
     ours = [logits(model, ids) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")

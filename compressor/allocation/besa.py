@@ -35,6 +35,7 @@ from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.gate import gated
 from compressor.kernels.gated_swiglu import gated_swiglu
 from compressor.scores import GROUPS
+from compressor.seeding import of_block
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # shares of a block's cost that go
 STEPS = 48  # a target
@@ -42,7 +43,6 @@ POINTS = 50  # of a path that are looked at, between two targets
 STEEPEST, BISECTIONS = 1e4, 60  # of the budget's multiplier
 LEARNING_RATE = 5e-2
 WIDTH = 0.15  # standard deviation of a distribution at the start, in shares of the units
-SEED_STRIDE = 100_003  # blocks of one seed share no draw with blocks of the next
 
 
 def check_activation(activation: str) -> None:
@@ -195,8 +195,7 @@ def learn_block(index: int, cuts, scores, lattice, costs, seed: int, sampling: s
     """`learn` of a `BlockCuts` that has observed its block, on the sequences it may fit."""
     widths = lattice.of_block({g: len(scores[g]) for g in GROUPS})
     gates = {g: Gate.of(widths[g], scores[g], cuts.device) for g in GROUPS}
-    own = seed * SEED_STRIDE + index
-    return learn(Suffix(cuts).error, cuts.first_held, gates, costs, own, sampling)
+    return learn(Suffix(cuts).error, cuts.first_held, gates, costs, of_block(seed, index), sampling)
 
 
 def widths_at(path: torch.Tensor, place: float) -> torch.Tensor:

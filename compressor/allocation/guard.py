@@ -11,7 +11,7 @@ from itertools import repeat
 
 import torch
 
-from compressor.blocks import Activations, BlockStream
+from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import TokenSet
 from compressor.cut import cut_block
 from compressor.errors import InputError
@@ -31,10 +31,7 @@ def held_back(tokens: TokenSet) -> tuple[TokenSet, TokenSet]:
             "Allocations are judged by a part of the calibration text, which needs at least 3 "
             f"sequences, not {len(tokens.sequences)}; raise --samples, or use --allocate uniform."
         )
-    place = min(JUDGED, len(tokens.sequences))
-    judged = tokens.sequences[place - 1 :: place]
-    others = [s for i, s in enumerate(tokens.sequences) if (i + 1) % place]
-    return TokenSet(others, tokens.protocol), TokenSet(judged, tokens.protocol)
+    return tokens.split(JUDGED)
 
 
 @torch.no_grad()
@@ -60,7 +57,7 @@ def loss_after(
         for i, call in enumerate(calls):
             args, keywords = call[index]
             hidden = layer(states.get(i, stream.device), *args, **keywords)
-            after.put(i, hidden[0] if isinstance(hidden, tuple) else hidden)
+            after.put(i, states_of(hidden))
         states.discard()
         states = after
         trim_heap()

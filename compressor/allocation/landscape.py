@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from compressor.allocation.prefixes import plain_errors, refit_errors
-from compressor.blocks import Activations, BlockStream
+from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import Batch, TokenSet
 from compressor.cut import channels_of
 from compressor.errors import InputError
@@ -53,10 +53,7 @@ def measure_landscape(
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
     """
     geometry, refit = Geometry.of(stream.checkpoint), refits(repair)
-    held = tokens.sequences[HELD_BACK - 1 :: HELD_BACK] or tokens.sequences[-1:]
-    fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]
-    if len(fitted) == len(tokens.sequences):
-        fitted = fitted[:-1]
+    fitted, held = (part.sequences for part in tokens.split(HELD_BACK))
     if not refit:
         fitted, held = [*fitted, *held], []
     if not fitted or (refit and not held):
@@ -149,9 +146,7 @@ class BlockCuts:
             self.layer.get_submodule(self.family.ffn_norm).register_forward_pre_hook(
                 lambda _, args: seen.update(after=args[0])
             ),
-            self.layer.register_forward_hook(
-                lambda _, args, out: seen.update(out=out[0] if isinstance(out, tuple) else out)
-            ),
+            self.layer.register_forward_hook(lambda _, args, out: seen.update(out=states_of(out))),
         ]
         self.silent = True
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1

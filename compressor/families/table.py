@@ -45,6 +45,18 @@ class Family:
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}
 
+    def readers(self) -> list[list[str]]:
+        """The projections' weights by what they read: q, k, v together, o, gate and up, down."""
+        return [
+            [s.tensor for s in slices if s.axis == axis and s.tensor.endswith(".weight")]
+            for slices in self.groups().values()
+            for axis in (0, 1)
+        ]
+
+    def projections(self) -> list[str]:
+        """The weights that a cut touches, by their names inside a block."""
+        return [name for together in self.readers() for name in together]
+
     def output(self, group: str) -> str:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""
         return next(s.tensor for s in self.groups()[group] if s.axis == 1)

@@ -21,7 +21,7 @@ from compressor.quantization.writing import write_quantized
 from compressor.report import Lines, Meter, write_record
 from compressor.result import base_record, judge, measure, publish_results
 from compressor.settings import Settings, decisive
-from compressor.verify import PROMPTS, verify
+from compressor.verify import prompt_ids, verify
 
 QUANTIZED = (
     "quantized"  # a folder inside the dense one's, so that its files can be renamed into place
@@ -54,8 +54,7 @@ def quantize(
     """
     result, record = done["result"], done["record"]
     checkpoint, group = Checkpoint(source), settings.quantization.group
-    tokenizer = checkpoint.tokenizer()
-    prompts = [tokenizer(p, return_tensors="pt")["input_ids"][0] for p in PROMPTS]
+    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer())]
     learned = known = None
     if "scales" in done:
         known = partial(known_scales, Path(done["scales"]))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.blocks import Activations, BlockStream, loaded
+from compressor.blocks import Activations, BlockStream, loaded, states_of
+from compressor.calibration import held_back
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
@@ -20,9 +21,8 @@ from compressor.quantization.scheme import dequantized, integers, scales, stored
 from compressor.repair import digest
 from compressor.repair.streaming import HELD_BACK
 from compressor.scoring import check_finite
+from compressor.seeding import of_block
 from compressor.sparse.block import Block
-from compressor.sparse.block import projections as projections_by_input
-from compressor.sparse.methods import SEED_STRIDE
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Calibration:
 
     @property
     def held(self) -> list[int]:
-        count = len(self.sequences)
-        return list(range(count))[HELD_BACK - 1 :: HELD_BACK] or [count - 1]
+        return list(held_back(len(self.sequences), HELD_BACK))
 
     @property
     def fitted(self) -> list[int]:
@@ -84,7 +83,7 @@ class Quantizing:
         checkpoint, exact = self.checkpoint, self.exact
         self.states, calls = exact.record(self.prompts)
         path = self.calibration and Paths(self.calibration, self.group)
-        matrices = projections(checkpoint)
+        matrices = checkpoint.family.projections()
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
             for name, tensor in weights.items():
@@ -110,7 +109,7 @@ class Quantizing:
                 for i, call in enumerate(calls):
                     args, keywords = call[index]
                     hidden = layer(self.states.get(i, exact.device), *args, **keywords)
-                    self.states.put(i, hidden[0] if isinstance(hidden, tuple) else hidden)
+                    self.states.put(i, states_of(hidden))
             errors = {name: relative(weights[name], weight) for name, weight in dense.items()}
             self.record.append({"sha256": digest(found), "error": errors} | entry)
             yield found | {n: t for n, t in weights.items() if n not in errors}
@@ -135,7 +134,7 @@ class Paths:
         The dense path goes on behind the block.
         """
         stream, calibration = self.stream, self.calibration
-        readers = projections_by_input(stream.checkpoint.family, weights)
+        readers = stream.checkpoint.family.readers()
         with loaded(stream.layers[index], stream.cast(weights)) as layer:
             calls = [call[index] for call in self.calls]
             self.block = Block(
@@ -155,7 +154,7 @@ class Paths:
                 calibration.held,
                 self.group,
                 dtype,
-                calibration.seed * SEED_STRIDE + index,
+                of_block(calibration.seed, index),
             )
         return {name: gamma.cpu() for name, gamma in gammas.items()}, losses
 
@@ -170,21 +169,9 @@ class Paths:
         self.quantized = following
 
 
-def projections(checkpoint: Checkpoint) -> list[str]:
-    """Names of the weights that are quantised, inside a block."""
-    present = checkpoint.block_tensors(0)
-    return [
-        part.tensor
-        for slices in checkpoint.family.groups().values()
-        for part in slices
-        if part.tensor in present
-        and len(checkpoint.tensors[checkpoint.block_name(0, part.tensor)].shape) == 2
-    ]
-
-
 def check_columns(checkpoint: Checkpoint, group: int) -> None:
     """Refuse input channels that are not whole groups, by the tensor's name."""
-    for name in projections(checkpoint):
+    for name in checkpoint.family.projections():
         whole = checkpoint.block_name(0, name)
         columns = checkpoint.tensors[whole].shape[1]
         if columns % group:
@@ -197,7 +184,8 @@ def check_columns(checkpoint: Checkpoint, group: int) -> None:
 def remedy(checkpoint: Checkpoint, group: int) -> str:
     """Which groups every width of the model has, and whether a cut can make this one fit."""
     shapes = (
-        checkpoint.tensors[checkpoint.block_name(0, n)].shape for n in projections(checkpoint)
+        checkpoint.tensors[checkpoint.block_name(0, n)].shape
+        for n in checkpoint.family.projections()
     )
     common = math.gcd(*(columns for _, columns in shapes))
     advice = f"Groups of {common}, or of a divisor of it, fit all of this model's widths"

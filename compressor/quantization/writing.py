@@ -8,7 +8,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.quantization.packing import packed, quantization_config
-from compressor.quantization.stream import Quantizing, projections
+from compressor.quantization.stream import Quantizing
 from compressor.writing import (
     SHARD_BYTES,
     check_space,
@@ -24,7 +24,7 @@ Shards = list[dict[str, torch.Tensor]]
 
 def plan_shards(checkpoint: Checkpoint, group: int, limit: int = SHARD_BYTES) -> Shards:
     """Empty (meta) tensors of the quantised folder, by name, in shards of at most `limit` bytes."""
-    matrices = projections(checkpoint)
+    matrices = checkpoint.family.projections()
     results = [{n: empty(checkpoint, n) for n in checkpoint.outer_tensors()}]
     for index in range(checkpoint.blocks):
         block = {}

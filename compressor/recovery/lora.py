@@ -23,12 +23,7 @@ NAME = "default"  # peft's name of an adapter that is not named
 
 def target_modules(checkpoint: Checkpoint) -> list[str]:
     """The projections of a block that a cut touches, by their names inside it."""
-    return [
-        part.tensor.removesuffix(".weight")
-        for slices in checkpoint.family.groups().values()
-        for part in slices
-        if part.tensor.endswith(".weight")
-    ]
+    return [name.removesuffix(".weight") for name in checkpoint.family.projections()]
 
 
 def load_adapted(

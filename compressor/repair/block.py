@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compressor.blocks import Activations, BlockStream, assign, replaced_forward
+from compressor.blocks import Activations, BlockStream, assign, replaced_forward, states_of
 from compressor.calibration import Batch
 from compressor.errors import InputError
 from compressor.methods.statistics import Geometry
@@ -99,12 +99,6 @@ class BlockRepair:
 
     def refine(self, cut: Activations, dense_out: Activations) -> None:
         """Train all projections of the block toward the dense block's output."""
-        names = [
-            part.tensor
-            for slices in self.family.groups().values()
-            for part in slices
-            if part.tensor.endswith(".weight")
-        ]
         present = self.stored | self.changed
 
         def example(i: int) -> Example:
@@ -122,7 +116,7 @@ class BlockRepair:
 
             found, losses = refine(
                 self.narrow,
-                {n: present[n].to(self.device) for n in names},
+                {n: present[n].to(self.device) for n in self.family.projections()},
                 example,
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
@@ -159,7 +153,7 @@ class BlockRepair:
             out = self.layer(hidden, *args, **call)
         finally:
             handle.remove()
-        return seen[0], out[0] if isinstance(out, tuple) else out
+        return seen[0], states_of(out)
 
     def heads(self, hidden, args, call) -> torch.Tensor:
         """The input of the cut block's o_proj."""

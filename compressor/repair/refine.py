@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from compressor.blocks import states_of
+
 EPOCHS = 8
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
@@ -79,7 +81,7 @@ def refine(
         given = example(i)
         cast = {n: p.to(dtypes[n]) for n, p in parameters.items()}
         out = functional_call(module, cast, (given.hidden, *given.args), given.keywords)
-        out = out[0] if isinstance(out, tuple) else out
+        out = states_of(out)
         target = given.target[given.mask].float()
         return measure(out[given.mask].float(), target).sum(), len(target)
 

@@ -54,9 +54,7 @@ class Repair:
         check_text(repair, tokens)
         self.stream, self.plan, self.checkpoint = stream, plan, stream.checkpoint
         self.name, self.protocol = repair, tokens.protocol
-        fitted = [s for i, s in enumerate(tokens.sequences) if (i + 1) % HELD_BACK]
-        held = tokens.sequences[HELD_BACK - 1 :: HELD_BACK] or [fitted.pop()]
-        fitted, held = TokenSet(fitted), TokenSet(held)
+        fitted, held = tokens.split(HELD_BACK)
         kind = KINDS[repair]
         sizes = [STEP_TOKENS] if kind and kind.refined else []
         batches = fitted.batches(*sizes)

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from compressor.blocks import Activations
-from compressor.families import Family
+from compressor.blocks import Activations, states_of
 from compressor.kernels.moments import moments
 
 LEAST_ENERGY = 1e-6  # of the mean feature's: a feature that is all but zero must not decide
@@ -59,17 +58,7 @@ class Block:
         args, keywords = self.calls[sequence]
         hidden = (inputs or self.inputs).get(sequence, self.device)
         output = functional_call(self.layer, dict(weights or {}), (hidden, *args), keywords)
-        return output[0] if isinstance(output, tuple) else output
-
-
-def projections(family: Family, tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """The weights of a block's projections: q, k and v together, o, gate and up together, down."""
-    found = []
-    for slices in family.groups().values():
-        weights = [s for s in slices if s.tensor in tensors and tensors[s.tensor].ndim == 2]
-        for axis in (0, 1):
-            found.append([s.tensor for s in weights if s.axis == axis])
-    return found
+        return states_of(output)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from compressor.result import judge, measure, publish_results
 from compressor.settings import decisive
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card
 from compressor.sparse.stream import Sparsification
-from compressor.verify import PROMPTS, TOLERANCE, verify
+from compressor.verify import TOLERANCE, prompt_ids, verify
 from compressor.writing import write
 
 # Of logits that were computed in a dtype, against float32's: what its roundings add up to is less, and
@@ -113,8 +113,7 @@ def open_pruning(settings, checkpoint, stream, calibration, work: Path) -> Spars
     recipe = settings.weights.recipe(settings.method, settings.seed)
     if recipe.learns and recipe.update == "none" and settings.quantization.learns:
         recipe = replace(recipe, group=settings.quantization.group)
-    tokenizer = checkpoint.tokenizer()
-    prompts = [tokenizer(p, return_tensors="pt")["input_ids"][0] for p in PROMPTS]
+    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer())]
     saved = work / "blocks" if recipe.learns else None
     sequences = calibration.sequences if calibration else []
     return Sparsification(stream, sequences, recipe, prompts, saved)

@@ -15,6 +15,7 @@ from compressor.kernels.besa_mask import besa_mask
 from compressor.kernels.rank import rank
 from compressor.quantization.clipping import Clipping
 from compressor.quantization.packing import SCALE
+from compressor.seeding import of_block
 from compressor.sparse import baselines
 from compressor.sparse.besa import learn
 from compressor.sparse.block import Block, gram, observe, squares
@@ -22,15 +23,13 @@ from compressor.sparse.budget import budget
 from compressor.sparse.obs import cheapest_of_rows, correct, inverse_factor
 from compressor.sparse.settings import Recipe
 
-SEED_STRIDE = 100_003  # blocks of one seed share no draws with blocks of the next
-
 
 def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.Tensor]:
     """Wanda's order, BESA's numbers; with `obs` its numbers, SparseGPT's order and correction."""
     norms = observe(block, squares, None if recipe.wants_dense_path else targets)
     ranks = {name: rank(w, norms[name].sqrt().float()) for name, w in block.weights.items()}
     zeros = budget(sum(w.numel() for w in block.weights.values()), recipe.sparsity)
-    seed = recipe.seed * SEED_STRIDE + block.index
+    seed = of_block(recipe.seed, block.index)
     if recipe.group is not None:
         return quantized(block, ranks, targets, zeros, recipe, seed)
     cuts = learn(block, ranks, targets, zeros, recipe.besa, seed)

@@ -195,12 +195,8 @@ def check_weights(settings, checkpoint) -> None:
         if each.name in CHANNEL_OPTIONS and getattr(settings, each.name) != default_of(each):
             flag = "recover" if each.name == "recovery" else each.name
             raise InputError(f"--{flag} is for channels; leave it out with --granularity weight.")
-    tensors = [
-        (name, checkpoint.tensors[name])
-        for part in sum(checkpoint.family.groups().values(), ())
-        if (name := checkpoint.block_name(0, part.tensor)) in checkpoint.tensors
-    ]
-    matrices = {name: tensor for name, tensor in tensors if len(tensor.shape) == 2}
+    names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
+    matrices = {name: checkpoint.tensors[name] for name in names}
     for name, tensor in matrices.items():
         if tensor.shape[1] > MOST_COLUMNS:
             raise InputError(

@@ -16,7 +16,7 @@ from compressor.quantization.packing import SCALE
 from compressor.quantization.scheme import dequantized, integers, stored_scales
 from compressor.repair import digest
 from compressor.scoring import check_finite
-from compressor.sparse.block import Block, projections, relative_error
+from compressor.sparse.block import Block, relative_error
 from compressor.sparse.methods import METHODS
 from compressor.sparse.settings import Recipe
 
@@ -57,7 +57,7 @@ class Sparsification:
         for index, weights in stream.weights():
             for name, tensor in weights.items():
                 check_finite(checkpoint.block_name(index, name), tensor)
-            readers = projections(checkpoint.family, weights)
+            readers = checkpoint.family.readers()
             with loaded(stream.layers[index], weights) as layer:
                 del weights
                 called = [call[index] for call in calls]

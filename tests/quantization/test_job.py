@@ -16,7 +16,7 @@ from compressor.inspection import inspect
 from compressor.quantization import settings as options
 from compressor.quantization.job import adopt
 from compressor.quantization.reading import PackedCheckpoint, open_model
-from compressor.quantization.stream import Quantizing, check_columns, projections
+from compressor.quantization.stream import Quantizing, check_columns
 from compressor.quantization.writing import quantized_bytes, write_quantized
 from compressor.stages import stages
 from compressor.verify import PROMPTS, verify_here
@@ -301,7 +301,7 @@ def test_other_formats_are_not_read(quantised, tmp_path, change):
 
 def test_projections_and_their_columns(llama):
     checkpoint = Checkpoint(llama)
-    names = [n.split(".")[1] for n in projections(checkpoint)]
+    names = [n.split(".")[1] for n in checkpoint.family.projections()]
     assert sorted(names) == sorted(f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down"))
     check_columns(checkpoint, 16)
     with pytest.raises(InputError, match="down_proj"):

@@ -6,7 +6,7 @@ import torch
 from compressor.blocks import Activations, BlockStream, loaded
 from compressor.checkpoint import Checkpoint
 from compressor.kernels.rank import rank
-from compressor.sparse.block import Block, observe, projections, squares
+from compressor.sparse.block import Block, observe, squares
 
 TOKENS = 24
 
@@ -27,7 +27,7 @@ def open_block():
         states, calls = stream.record(batches)
         for i, weights in stream.weights():
             context = loaded(stream.layers[i], weights)
-            readers = projections(stream.checkpoint.family, weights)
+            readers = stream.checkpoint.family.readers()
             called = [call[i] for call in calls]
             layer = context.__enter__()
             block = Block(i, layer, states, called, sequences, stream.device, readers)

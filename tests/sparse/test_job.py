@@ -14,7 +14,6 @@ from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run
 from compressor.errors import VerificationError
 from compressor.sparse import stream as stream_module
-from compressor.sparse.block import projections
 from compressor.sparse.settings import METHODS, Learning, Recipe
 from compressor.sparse.stream import Sparsification
 from compressor.verify import verify_here
@@ -62,7 +61,7 @@ def test_every_family_has_its_budget_and_its_logits(any_family, recipe):
     weights = sum(t.numel() for t in blocks[0].values())
     sources = [checkpoint.read_block(i) for i in range(checkpoint.blocks)]
     for source, block, entry in zip(sources, blocks, record, strict=True):
-        assert set(block) == {n for names in projections(checkpoint.family, source) for n in names}
+        assert set(block) == {*checkpoint.family.projections()}
         zeros = {name: int((tensor == 0).sum()) for name, tensor in block.items()}
         assert zeros == entry["zeros"]
         exact = int(recipe.sparsity * weights)

@@ -1,0 +1,7 @@
+"""Random numbers of one seed, for every block its own."""
+
+STRIDE = 100_003  # blocks of one seed share no stream with blocks of the next
+
+
+def of_block(seed: int, block: int) -> int:
+    return seed * STRIDE + block
