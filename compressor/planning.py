@@ -40,7 +40,14 @@ def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, mete
         )
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
-            scores.blocks, stream, fitted, widths, settings.repair, learning, progress
+            scores.blocks,
+            stream,
+            fitted,
+            widths,
+            settings.repair,
+            learning,
+            ALLOCATIONS[settings.allocate].probing,
+            progress,
         )
     scores.save(file)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from compressor.allocation.curves import Probes
 from compressor.allocation.prefixes import plain_errors, refit_errors
 from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import Batch, TokenSet
@@ -43,30 +44,35 @@ def measure_landscape(
     lattice: Lattice,
     repair: str,
     learning: Callable | None = None,
+    probing: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Landscape:
     """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
 
     learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
+    probing: whether the loss of some cuts is measured too (`curves.py`), on the sequences held back.
 
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
     """
     geometry, refit = Geometry.of(stream.checkpoint), refits(repair)
     fitted, held = (part.sequences for part in tokens.split(HELD_BACK))
-    if not refit:
+    if not refit and not probing:
         fitted, held = [*fitted, *held], []
-    if not fitted or (refit and not held):
+    if not fitted or ((refit or probing) and not held):
         raise InputError("The errors of repaired cuts need at least 2 calibration sequences.")
     batches = TokenSet(fitted).batches()
     first_held = len(batches)
     batches += TokenSet(held).batches()
     errors, learned = [], []
+    probes = Probes(stream, batches, first_held, lattice) if probing else None
 
     def visit(index: int, layer, forward) -> None:
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
         block.observe(forward)
-        found = block.errors(orders[index], lattice)
+        if probes is not None:
+            probes.carry(block)
+        found = block.errors(orders[index], lattice, probes)
         if block.silent or not found.isfinite().all():
             raise InputError(
                 f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
@@ -78,13 +84,17 @@ def measure_landscape(
         block.discard()
         progress(index + 1, stream.checkpoint.blocks)
 
-    stream.run([b.ids for b in batches], visit).discard()
+    leaving = stream.run([b.ids for b in batches], visit)
+    losses = [] if probes is None else probes.losses(leaving)
+    leaving.discard()
     return Landscape(
         errors,
         lattice.attention,
         lattice.ffn,
         {"repair": repair if refit else "none", "calibration": tokens.protocol},
         learned,
+        losses,
+        [] if probes is None else probes.cuts,
     )
 
 
@@ -107,15 +117,19 @@ class BlockCuts:
             Activations(stream.offload) for _ in range(4)
         )
 
-    def errors(self, scores: dict[str, torch.Tensor], lattice: Lattice) -> torch.Tensor:
-        """float64 [numbers of groups, FFN widths], on the CPU."""
+    def errors(
+        self, scores: dict[str, torch.Tensor], lattice: Lattice, probes: Probes | None = None
+    ) -> torch.Tensor:
+        """float64 [numbers of groups, FFN widths], on the CPU; probes are given their cuts."""
         groups = (-scores["attention"]).argsort(stable=True)
         channels = (-scores["ffn"]).argsort(stable=True).to(self.device)
         changes = self.attention_changes(groups, lattice.attention)
         widths = torch.tensor(lattice.ffn)
         found = []
-        for change in changes:
+        for groups_kept, change in zip(lattice.attention, changes, strict=True):
             fit, held = self.ffn_sums(change)
+            if probes is not None:
+                probes.add(self, groups_kept, change, channels, [fit, held])
             down = self.output("ffn").weight
             if self.refit:
                 errors, judged = refit_errors(fit, held, down, channels, GRID), held
@@ -138,8 +152,12 @@ class BlockCuts:
         o_proj.
         """
         seen = {}
+
+        def called(_, args, keywords) -> None:
+            seen.update(before=args[0], call=(args[1:], keywords))
+
         hooks = [
-            self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
+            self.layer.register_forward_pre_hook(called, with_kwargs=True),
             self.output("attention").register_forward_pre_hook(
                 lambda _, args: seen.update(heads=args[0])
             ),
@@ -149,9 +167,11 @@ class BlockCuts:
             self.layer.register_forward_hook(lambda _, args, out: seen.update(out=states_of(out))),
         ]
         self.silent = True
+        self.calls: dict[int, tuple] = {}  # with what, besides the stream
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
         for i in forward():
             self.before.put(i, seen["before"])
+            self.calls[i] = seen["call"]
             self.heads.put(i, seen["heads"])
             self.after.put(i, seen["after"])
             self.out.put(i, seen["out"])
@@ -194,19 +214,27 @@ class BlockCuts:
     def ffn_sums(self, change: torch.Tensor) -> list[Moments]:
         """Of the fitted and the held-back tokens, the sums of what down_proj reads and should give."""
         down = self.output("ffn")
-        mlp = self.layer.get_submodule(self.family.gate.rpartition(".")[0])
-        norm = self.layer.get_submodule(self.family.ffn_norm)
         sums = self.moments(down.weight.shape[1], down.weight.shape[0])
         for i in range(len(self.batches)):
+            real = self.batches[i].mask.to(self.device)
             out = self.rows(self.out, i)
-            stream = self.rows(self.after, i) + self.rows(self.heads, i) @ change.T.to(out.dtype)
-            inputs = captured(down, lambda stream=stream: mlp(norm(stream[None])))[0]
+            stream, inputs = (x[real] for x in self.cut_states(i, change))
             targets = wide(out) - wide(stream)
             if down.bias is not None:
                 targets -= wide(down.bias)
             rate = rates(out) / out.shape[-1] ** 0.5
             sums[i >= self.first_held].add(wide(inputs) * rate, targets * rate)
         return sums
+
+    def cut_states(self, i: int, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of batch i the stream after an attention whose o_proj has changed by `change`, and what
+        down_proj then reads, both [sequences, tokens, channels].
+        """
+        mlp = self.layer.get_submodule(self.family.gate.rpartition(".")[0])
+        norm = self.layer.get_submodule(self.family.ffn_norm)
+        after, heads = (states.get(i, self.device) for states in (self.after, self.heads))
+        stream = after + heads @ change.T.to(heads.dtype)
+        return stream, captured(self.output("ffn"), lambda: mlp(norm(stream)))
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
