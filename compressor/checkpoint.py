@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from compressor.errors import InputError
-from compressor.families import Family, Slice, family_of
+from compressor.families import Family, family_of
 from compressor.per_layer import check as check_per_layer
 from compressor.per_layer import in_every_block
 
@@ -30,8 +30,9 @@ FINGERPRINT_BYTES = 1 << 20
 class Checkpoint:
     """A Hugging Face folder, opened read-only.
 
-    `tensors` maps a name to its header entry (`shape`, `dtype`, `file`, `begin`, `end`, in bytes
-    from the start of the file). Shards are opened anew on every read: a kept handle would keep every
+    `config` has settings under their standard names; `written_config` is the file's. `tensors` maps a
+    name to its header entry (`shape`, `dtype`, `key`, its name in `file`, and `begin`, `end`, in bytes
+    from the start of it). Shards are opened anew on every read: a kept handle would keep every
     page ever touched in resident memory.
     """
 
@@ -42,8 +43,9 @@ class Checkpoint:
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
-        self.config = self._read_json("config.json", "a Hugging Face checkpoint has one")
-        self.family: Family = family_of(self.config.get("model_type"))
+        self.written_config = self._read_json("config.json", "a Hugging Face checkpoint has one")
+        self.family: Family = family_of(self.written_config.get("model_type"))
+        self.config = self.family.standard(self.written_config)
         self._check_format()
         check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}
@@ -51,6 +53,7 @@ class Checkpoint:
             self.tensors.update(read_header(self.path / file, self.dtypes))
         self._check_index()
         self._find_weights()
+        self._complete_names()
         self._leave_out_duplicates()
         self._check_shapes()
 
@@ -79,6 +82,12 @@ class Checkpoint:
     @property
     def queries_per_group(self) -> int:
         return self.heads // self.kv_heads
+
+    @property
+    def channel_sizes(self) -> dict[str, int]:
+        """Channels of a unit of each kind, as a `Slice` names them."""
+        queries = self.queries_per_group * self.head_dim
+        return {"q": queries, "k": self.head_dim, "v": self.head_dim, "c": 1}
 
     @property
     def units(self) -> dict[str, int]:
@@ -129,11 +138,6 @@ class Checkpoint:
     def outer_tensors(self) -> list[str]:
         """Names outside the blocks: embedding, last norm, head."""
         return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
-
-    def channels_of_unit(self, group: str, part: Slice) -> int:
-        """How much of one of a group's tensors a unit owns, along the axis that is cut."""
-        entry = self.tensors[self.block_name(0, part.tensor)]
-        return entry.shape[part.axis] // self.block_units[0][group]
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -228,9 +232,16 @@ class Checkpoint:
             if name not in self.tensors or self.tensors[name].file.name != file:
                 raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
 
+    def _complete_names(self) -> None:
+        """Older files name tensors from the base model on, without its own name in front."""
+        base, _, rest = self.family.embedding.partition(".")
+        if rest in self.tensors and self.family.embedding not in self.tensors:
+            head = self.family.head
+            self.tensors = {n if n == head else f"{base}.{n}": t for n, t in self.tensors.items()}
+
     def _leave_out_duplicates(self) -> None:
-        """Forget what a model does not read: stored rotary tables, and a second copy of a tied head."""
-        for name in [n for n in self.tensors if n.endswith("rotary_emb.inv_freq")]:
+        """Forget what a model does not read: stored tables, and a second copy of a tied head."""
+        for name in [n for n in self.tensors if n.endswith(self.family.not_read)]:
             del self.tensors[name]
         head, embedding = self.family.head, self.family.embedding
         if self.config.get("tie_word_embeddings") and {head, embedding} <= self.tensors.keys():
@@ -241,7 +252,6 @@ class Checkpoint:
     def _check_shapes(self) -> None:
         """Every tensor a cut touches is there with the shape its config implies."""
         for block, units in enumerate(self.block_units):
-            rows = {"attention": units["attention"] * self.head_dim, "ffn": units["ffn"]}
             for group, slices in self.family.groups().items():
                 for part in slices:
                     name = self.block_name(block, part.tensor)
@@ -249,8 +259,7 @@ class Checkpoint:
                         if part.optional:
                             continue
                         raise InputError(f"{self.path} lacks the tensor {name}.")
-                    queries = "q_proj" in part.tensor or "o_proj" in part.tensor
-                    width = rows[group] * self.queries_per_group if queries else rows[group]
+                    width = units[group] * part.size(self.channel_sizes)
                     shape = (
                         [width, self.hidden_size] if part.axis == 0 else [self.hidden_size, width]
                     )
@@ -276,7 +285,7 @@ def read_tensors(
     found = {}
     for file, members in by_file.items():
         with safe_open(file, framework="pt") as handle:
-            found.update({name: handle.get_tensor(name) for name in members})
+            found.update({name: handle.get_tensor(entries[name].key) for name in members})
     return found
 
 
@@ -294,6 +303,7 @@ def read_header(
             )
         tensors[name] = SimpleNamespace(
             file=file,
+            key=name,
             shape=entry["shape"],
             dtype=dtypes[entry["dtype"]],
             numel=torch.Size(entry["shape"]).numel(),

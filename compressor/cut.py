@@ -24,36 +24,41 @@ def cut_block(
     With `padded_to` (units per group) the result is filled with zeros to that many units, which
     computes the same: the `padded` layout.
     """
+    sizes = checkpoint.channel_sizes
     owned = [
-        (part, group, checkpoint.channels_of_unit(group, part))
+        (part, group)
         for group, slices in checkpoint.family.groups().items()
         for part in slices
         if part.tensor in weights
     ]
-    sources = [weights[part.tensor] for part, _, _ in owned]
+    sources = [weights[part.tensor] for part, _ in owned]
     channels = [
-        channels_of(kept[group], width).to(source.device)
-        for source, (_, group, width) in zip(sources, owned, strict=True)
+        part.channels(kept[group], source.shape[part.axis] // part.size(sizes), sizes).to(
+            source.device
+        )
+        for source, (part, group) in zip(sources, owned, strict=True)
     ]
     rows, columns = (
-        [c if part.axis == axis else None for c, (part, _, _) in zip(channels, owned, strict=True)]
+        [c if part.axis == axis else None for c, (part, _) in zip(channels, owned, strict=True)]
         for axis in (0, 1)
     )
     result = dict(weights)
-    for tensor, (part, _, _) in zip(compact_many(sources, rows, columns), owned, strict=True):
+    for tensor, (part, _) in zip(compact_many(sources, rows, columns), owned, strict=True):
         result[part.tensor] = tensor
     result |= changed or {}
     if padded_to is not None:
-        for part, group, width in owned:
-            whole = padded_to[group] * width
-            result[part.tensor] = filled(result[part.tensor], part.axis, whole)
+        for part, group in owned:
+            whole = padded_to[group]
+            places = part.channels(range(len(kept[group])), whole, sizes)
+            tensor = result[part.tensor]
+            result[part.tensor] = placed(tensor, part.axis, places, whole * part.size(sizes))
     return result
 
 
-def filled(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """The tensor with zeros behind it, up to `size` along the axis."""
-    shape = [size - n if a == axis else n for a, n in enumerate(tensor.shape)]
-    return torch.cat((tensor, tensor.new_zeros(shape)), axis)
+def placed(tensor: torch.Tensor, axis: int, channels: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros, `size` along the axis, with the tensor's channels at these places."""
+    shape = [size if a == axis else n for a, n in enumerate(tensor.shape)]
+    return tensor.new_zeros(shape).index_copy_(axis, channels.to(tensor.device), tensor)
 
 
 def widest(plan: Plan) -> dict[str, int]:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from compressor.blocks import assign
 from compressor.checkpoint import Checkpoint
-from compressor.cut import cut_block
+from compressor.cut import placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.memory import drop_pages
 from compressor.per_layer import ships_own_code
@@ -171,7 +171,7 @@ def read_record(folder: Path) -> dict:
 def masked_plan(model, source: Path, folder: Path):
     """The source model with the units masked that compression.json says were removed.
 
-    The groups that a repair changed compute with the folder's tensors, cut as they are.
+    What a repair changed is the folder's, in the places it was cut from.
     """
     from compressor.methods.statistics import Geometry, only_units
 
@@ -182,38 +182,40 @@ def masked_plan(model, source: Path, folder: Path):
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
         for index, (layer, units) in enumerate(zip(layers, kept, strict=True)):
-            geometry = Geometry.of(checkpoint, index)
-            changed = repair["blocks"][index]["tensors"]
-            own = {
-                group
-                for group, slices in checkpoint.family.groups().items()
-                if not any(part.tensor in changed for part in slices)
-            }
-            masks.enter_context(only_units(layer, geometry, {g: units[g] for g in own}))
-            if changed:
-                tensors = repaired_block(checkpoint, folder, index, units, repair["blocks"][index])
-                whole = {s.tensor for g in own for s in checkpoint.family.groups()[g]}
-                assign(layer, {n: t for n, t in tensors.items() if n not in whole})
+            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), units))
+            assign(layer, repaired(checkpoint, folder, index, units, repair["blocks"][index]))
         yield
 
 
-def repaired_block(
-    checkpoint: Checkpoint, folder: Path, index: int, units: dict, record: dict
+def repaired(
+    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, record: dict
 ) -> dict[str, torch.Tensor]:
-    """A block's cut tensors, those of the folder's where `record` says that a repair changed them."""
-    result = cut_block(checkpoint.read_block(index), checkpoint, units)
-    written = Checkpoint(folder).read_block(index)
-    changed = {}
-    for name in record["tensors"]:
-        changed[name] = written[name]
-        for axis, size in enumerate(result[name].shape):  # what is behind it is padding
-            changed[name] = changed[name].narrow(axis, 0, size)
-    if digest(changed) != record["sha256"]:
+    """The tensors of a block that `record` says a repair changed, as wide as the source's."""
+    if not record["tensors"]:
+        return {}
+    found = Checkpoint(folder).read_block(index)
+    found = {name: found[name] for name in record["tensors"]}
+    owned = {
+        part.tensor: (part, group)
+        for group, slices in checkpoint.family.groups().items()
+        for part in slices
+        if part.tensor in found
+    }
+    sizes = checkpoint.channel_sizes
+    for name, (part, group) in owned.items():  # behind the kept units there may be padding
+        units = found[name].shape[part.axis] // part.size(sizes)
+        real = part.channels(range(len(kept[group])), units, sizes)
+        found[name] = found[name].index_select(part.axis, real)
+    if digest(found) != record["sha256"]:
         raise VerificationError(
             f"The repaired tensors of block {index} in {folder} are not those that were made: "
-            f"{', '.join(changed)}."
+            f"{', '.join(found)}."
         )
-    return result | changed
+    for name, (part, group) in owned.items():
+        units = checkpoint.block_units[index][group]
+        places = part.channels(kept[group], units, sizes)
+        found[name] = placed(found[name], part.axis, places, units * part.size(sizes))
+    return found
 
 
 @torch.no_grad()

@@ -133,12 +133,13 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
 
 def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str) -> dict:
     """The original config with new widths, both spellings of what transformers renamed."""
-    family, config = checkpoint.family, dict(checkpoint.config)
+    family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
-    config[family.ffn_width_key] = units["ffn"]
-    config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
-    config[family.kv_heads_key] = units["attention"]
-    config["head_dim"] = checkpoint.head_dim
+    config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
+    if not family.heads_fixed:
+        config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
+        config[family.kv_heads_key] = units["attention"]
+        config["head_dim"] = checkpoint.head_dim
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     config["torch_dtype"] = config["dtype"] = dtype
     rope = config.get("rope_parameters") or {}

@@ -130,8 +130,8 @@ def test_container_can_be_forced_or_refused(llama, tmp_path):
 def test_config_keeps_both_spellings(llama, given, expected):
     checkpoint = Checkpoint(llama)
     for name in ("rope_theta", "rope_parameters", "rope_scaling"):
-        checkpoint.config.pop(name, None)
-    checkpoint.config |= given | {"a_key_of_the_user": [1, 2]}
+        checkpoint.written_config.pop(name, None)
+    checkpoint.written_config |= given | {"a_key_of_the_user": [1, 2]}
     config = patched_config(checkpoint, {"attention": 2, "ffn": 24}, "llama")
     assert config["rope_parameters"] == expected
     assert config["rope_theta"] == expected["rope_theta"]
@@ -143,7 +143,8 @@ def test_config_keeps_both_spellings(llama, given, expected):
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (4, 2)
     assert (config["head_dim"], config["intermediate_size"]) == (4, 24)
     assert config["a_key_of_the_user"] == [1, 2]
-    assert list(config)[: len(checkpoint.config)] == list(checkpoint.config)
+    given = checkpoint.written_config
+    assert list(config)[: len(given)] == list(given)
 
 
 def test_side_files_are_copied_and_other_weights_are_not(llama, tmp_path):

@@ -23,7 +23,7 @@ from compressor.errors import InputError
 from compressor.lattice import Lattice
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
-from compressor.repair.block import GRID, captured
+from compressor.repair.block import GRID, captured, rates
 from compressor.repair.ridge import Moments, ridge
 from compressor.scores import Landscape
 
@@ -194,13 +194,13 @@ class BlockCuts:
     def ffn_sums(self, change: torch.Tensor) -> list[Moments]:
         """Of the fitted and the held-back tokens, the sums of what down_proj reads and should give."""
         down = self.output("ffn")
-        mlp = self.layer.get_submodule(self.family.gate.rpartition(".")[0])
         norm = self.layer.get_submodule(self.family.ffn_norm)
         sums = self.moments(down.weight.shape[1], down.weight.shape[0])
         for i in range(len(self.batches)):
             out = self.rows(self.out, i)
             stream = self.rows(self.after, i) + self.rows(self.heads, i) @ change.T.to(out.dtype)
-            inputs = captured(down, lambda stream=stream: mlp(norm(stream[None])))[0]
+            read = norm(stream[None])
+            inputs = captured(down, lambda read=read: self.family.feed_forward(self.layer, read))[0]
             targets = wide(out) - wide(stream)
             if down.bias is not None:
                 targets -= wide(down.bias)
@@ -212,8 +212,3 @@ class BlockCuts:
 def wide(x: torch.Tensor) -> torch.Tensor:
     """In float32, or float64 as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def rates(stream: torch.Tensor) -> torch.Tensor:
-    """1 / root mean square of every token [tokens, 1]."""
-    return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()

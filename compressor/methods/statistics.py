@@ -26,8 +26,8 @@ class Geometry:
 
     family: Family
     units: dict[str, int]
-    head_dim: int
-    queries_per_group: int
+    sizes: dict[str, int]  # channels of a unit of each kind, as a `Slice` names them
+    parallel: bool  # whether the FFN reads what the attention reads
     activation: str
     norm_eps: float
 
@@ -37,15 +37,15 @@ class Geometry:
         return cls(
             family=checkpoint.family,
             units=checkpoint.block_units[block],
-            head_dim=checkpoint.head_dim,
-            queries_per_group=checkpoint.queries_per_group,
+            sizes=checkpoint.channel_sizes,
+            parallel=checkpoint.family.parallel(checkpoint.config),
             activation=checkpoint.config.get("hidden_act", "silu"),
             norm_eps=checkpoint.config.get("rms_norm_eps", 1e-6),
         )
 
     def channels(self, group: str) -> int:
         """Channels of the output projection's input that one unit owns."""
-        return self.queries_per_group * self.head_dim if group == "attention" else 1
+        return self.sizes["q" if group == "attention" else "c"]
 
     def output_module(self, group: str) -> str:
         return self.family.output(group).removesuffix(".weight")
