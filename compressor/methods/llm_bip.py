@@ -52,10 +52,9 @@ def amplification(weights, statistics, geometry: Geometry, mode: str, output) ->
     output [channels]: a (p = 1) or its square form (p = 2), the weight of each FFN channel.
     """
     family = geometry.family
-    up = weights[family.up + ".weight"]
+    gate, up = family.gate_and_up(*(weights[f"{m}.weight"] for m in (family.gate, family.up)), 0)
     if mode == "bip":
         return 1 + colsum(up, output.float()).double()
-    gate = weights[family.gate + ".weight"]
     gain = weights[family.ffn_norm + ".weight"].double().abs() * statistics["norm_rate"]
     activated, up_size, activated_square, slope_square = statistics["gated"]
     if mode == "bip-gated":
