@@ -18,12 +18,12 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
-from compressor.per_layer import class_of
+from compressor.per_layer import class_of, open_config
 
 
 def states_of(output: torch.Tensor | tuple) -> torch.Tensor:
@@ -77,9 +77,9 @@ class BlockStream:
         self.device = torch.device(device)
         self.dtype = dtype or checkpoint.dtype
         self.offload = offload
-        config = AutoConfig.from_pretrained(checkpoint.path)
+        config = open_config(checkpoint.path, checkpoint.family)
         with init_empty_weights(include_buffers=False):
-            if (per_layer := class_of(config)) is not None:
+            if (per_layer := class_of(config, checkpoint.family)) is not None:
                 self.model = per_layer._from_config(config, dtype=self.dtype)
             else:
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)

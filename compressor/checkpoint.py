@@ -19,7 +19,7 @@ from safetensors import safe_open
 from compressor.errors import InputError
 from compressor.families import Family, family_of
 from compressor.per_layer import check as check_per_layer
-from compressor.per_layer import in_every_block
+from compressor.per_layer import HEADS, in_every_block
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -44,8 +44,10 @@ class Checkpoint:
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
         self.written_config = self._read_json("config.json", "a Hugging Face checkpoint has one")
-        self.family: Family = family_of(self.written_config.get("model_type"))
+        self.family: Family = family_of(self.written_config)
         self.config = self.family.standard(self.written_config)
+        if reason := self.family.unlike(self.config):
+            raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
         check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}
@@ -104,6 +106,15 @@ class Checkpoint:
         return [
             {"attention": own or self.heads, "ffn": ffn}
             for own, ffn in zip(groups, channels, strict=True)
+        ]
+
+    @cached_property
+    def heads_left(self) -> list[list[int]]:
+        """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""
+        chosen = in_every_block(self.config, HEADS, self.blocks)
+        return [
+            own or [*range(units["attention"] * self.queries_per_group)]
+            for own, units in zip(chosen, self.block_units, strict=True)
         ]
 
     @property

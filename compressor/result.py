@@ -44,7 +44,7 @@ def cut_one(
     repair,
 ) -> tuple[dict, dict]:
     """Write one result, verify it and measure it; what to say of it and its compression.json."""
-    layout = layout_of(plan, settings.layout)
+    layout = layout_of(plan, settings.layout, checkpoint.family)
     with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
         container = write(
             checkpoint,
@@ -163,7 +163,8 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
         stream = open_stream(settings, checkpoint, dest.parent, calibration)
         repair = open_repair(settings, stream, plan, calibration)
         changes = repair and repair.blocks()
-        layout, container = layout_of(plan, settings.layout), settings.container
+        layout = layout_of(plan, settings.layout, checkpoint.family)
+        container = settings.container
         chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
         write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
         difference = None

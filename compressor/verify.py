@@ -24,10 +24,12 @@ from safetensors.torch import load_file
 
 from compressor.blocks import assign
 from compressor.checkpoint import Checkpoint
-from compressor.cut import placed
+from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
+from compressor.families import family_of
 from compressor.memory import drop_pages
-from compressor.per_layer import ships_own_code
+from compressor.per_layer import loader
+from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
@@ -131,17 +133,13 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=ships_own_code(folder),
-        )
+        open_model = loader(folder, family_of(json.loads((folder / "config.json").read_bytes())))
+        model, found = open_model(dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
         raise VerificationError(f"{folder} does not load with transformers: {error}") from error
@@ -177,20 +175,27 @@ def masked_plan(model, source: Path, folder: Path):
 
     checkpoint = Checkpoint(source)
     record = read_record(folder)
-    kept = record["plan"]["blocks"]
-    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(kept)}
+    plan = Plan(record["plan"]["blocks"])
+    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
+    stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
+    if record.get("layout") == "padded":
+        stands = [padding.places for padding in paddings(plan, checkpoint)]
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
-        for index, (layer, units) in enumerate(zip(layers, kept, strict=True)):
-            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), units))
-            assign(layer, repaired(checkpoint, folder, index, units, repair["blocks"][index]))
+        for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
+            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), kept))
+            changed = repair["blocks"][index]
+            assign(layer, repaired(checkpoint, folder, index, kept, stands[index], changed))
         yield
 
 
 def repaired(
-    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, record: dict
+    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, stands: dict, record: dict
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a block that `record` says a repair changed, as wide as the source's."""
+    """The tensors of a block that `record` says a repair changed, as wide as the source's.
+
+    stands: where among the units of the folder's block the kept ones are.
+    """
     if not record["tensors"]:
         return {}
     found = Checkpoint(folder).read_block(index)
@@ -202,9 +207,9 @@ def repaired(
         if part.tensor in found
     }
     sizes = checkpoint.channel_sizes
-    for name, (part, group) in owned.items():  # behind the kept units there may be padding
+    for name, (part, group) in owned.items():
         units = found[name].shape[part.axis] // part.size(sizes)
-        real = part.channels(range(len(kept[group])), units, sizes)
+        real = part.channels(stands[group], units, sizes)
         found[name] = found[name].index_select(part.axis, real)
     if digest(found) != record["sha256"]:
         raise VerificationError(

@@ -8,6 +8,7 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.families import Family
+from compressor.per_layer import open_config
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def block_widths(
 
 def sliding_windows(checkpoint: Checkpoint) -> list[int | None]:
     """The window of every block, as transformers' own cache sees it."""
-    from transformers import AutoConfig, DynamicCache
+    from transformers import DynamicCache
 
-    cache = DynamicCache(config=AutoConfig.from_pretrained(checkpoint.path))
+    cache = DynamicCache(config=open_config(checkpoint.path, checkpoint.family))
     return [getattr(layer, "sliding_window", None) for layer in cache.layers]

@@ -1,7 +1,7 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -305,9 +305,11 @@ def rates(stream: torch.Tensor) -> torch.Tensor:
     return wide.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
-def narrowed(layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family) -> nn.Module:
-    """A copy of an empty layer with a cut block's tensors, and a config of its own."""
+def narrowed(
+    layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family, groups: Sequence[int]
+) -> nn.Module:
+    """A copy of an empty layer with a cut block's tensors, those of these KV groups."""
     copied = copy.deepcopy(layer)
     assign(copied, tensors)
-    family.fit(copied)
+    family.fit(copied, groups)
     return copied
