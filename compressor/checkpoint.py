@@ -46,6 +46,8 @@ class Checkpoint:
         self.written_config = self._read_json("config.json", "a Hugging Face checkpoint has one")
         self.family: Family = family_of(self.written_config.get("model_type"))
         self.config = self.family.standard(self.written_config)
+        if reason := self.family.unlike(self.config):
+            raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
         check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}

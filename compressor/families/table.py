@@ -89,6 +89,8 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
     feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
+    # Of the config of a model that is of the type, but not of this table, a sentence that says why.
+    unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
     parallel_key: str | None = None
     ffn_width_key: str = "intermediate_size"
