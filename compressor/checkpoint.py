@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from compressor.errors import InputError
 from compressor.families import Family, family_of
-from compressor.per_layer import check as check_per_layer
 from compressor.per_layer import HEADS, in_every_block
+from compressor.per_layer import check as check_per_layer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -45,7 +45,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
     if settings.allocate == "besa":
-        check_activation(checkpoint.config.get("hidden_act", "silu"))
+        check_activation(checkpoint.config.get("hidden_act", "silu"), checkpoint.family)
     elif settings.weights.sampling is not None:
         raise InputError(
             "--besa-sampling is for what learns; add --allocate besa, or leave it out."
@@ -149,7 +149,8 @@ def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
     method = METHODS[settings.method]
     mode = method.check_mode(settings.mode)
     chosen_grains(settings)
-    method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
+    activation = checkpoint.config.get("hidden_act", "silu")
+    method.check_activation(mode, activation, checkpoint.family)
 
 
 def check_dest(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from compressor.families import FAMILIES
+from compressor.families import FAMILIES, Family
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {
@@ -53,7 +53,7 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
     """A random model whose biases, norms and weights are all different from their defaults."""
     shards = sizes.pop("max_shard_size", "1GB")
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SIZES, **sizes})
+    config = AutoConfig.for_model(model_type, **spelled(FAMILIES[model_type], {**SIZES, **sizes}))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name else 0.0
@@ -62,6 +62,12 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def spelled(family: Family, sizes: dict) -> dict:
+    """The sizes as a config of the family names them; those that it does not have are left out."""
+    lacking = {"head_dim", family.kv_heads_key} if family.heads_fixed else {}
+    return {family.spellings.get(k, k): value for k, value in sizes.items() if k not in lacking}
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +82,7 @@ def any_family(request, tmp_path_factory) -> Path:
     special = {
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
+        "opt": {"word_embed_proj_dim": 32, "tie_word_embeddings": True},
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
     folder = tmp_path_factory.mktemp(request.param) / "model"

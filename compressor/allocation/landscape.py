@@ -151,9 +151,11 @@ class BlockCuts:
         self.silent = True
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
         for i in forward():
+            if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
+                seen["after"] = seen["before"] + self.output("attention")(seen["heads"])
             self.before.put(i, seen["before"])
             self.heads.put(i, seen["heads"])
-            self.after.put(i, seen["after"])
+            self.after.put(i, seen["after"].view_as(seen["before"]))
             self.out.put(i, seen["out"])
             self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
             self.silent = self.silent and not seen["out"].any()
@@ -199,7 +201,7 @@ class BlockCuts:
         for i in range(len(self.batches)):
             out = self.rows(self.out, i)
             stream = self.rows(self.after, i) + self.rows(self.heads, i) @ change.T.to(out.dtype)
-            read = norm(stream[None])
+            read = norm((self.rows(self.before, i) if self.geometry.parallel else stream)[None])
             inputs = captured(down, lambda read=read: self.family.feed_forward(self.layer, read))[0]
             targets = wide(out) - wide(stream)
             if down.bias is not None:

@@ -24,6 +24,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.lattice import lattice
 from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Costs, Target
@@ -213,7 +214,7 @@ def test_losses_that_are_not_finite():
 
 def test_unknown_activations():
     with pytest.raises(InputError, match="has 'relu'; use --allocate exact"):
-        check_activation("relu")
+        check_activation("relu", FAMILIES["llama"])
 
 
 def test_the_method_besa_compares_and_repeats(llama, text_file, tmp_path, capsys, monkeypatch):
