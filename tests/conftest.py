@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -35,6 +36,9 @@ SIZES = {
 }
 
 
+FROM_THE_BASE_ON = {"bloom"}
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a printable ASCII character."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "\n": 3}
@@ -60,13 +64,23 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+    if model_type in FROM_THE_BASE_ON:
+        shorten_names(folder, model.base_model_prefix)
     make_tokenizer().save_pretrained(folder)
     return folder
 
 
+def shorten_names(folder: Path, base: str) -> None:
+    """Name tensors as the hub's files of a family do: from inside the base model."""
+    file = folder / "model.safetensors"
+    tensors = {n.removeprefix(f"{base}."): t for n, t in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
 def spelled(family: Family, sizes: dict) -> dict:
     """The sizes as a config of the family names them; those that it does not have are left out."""
-    lacking = {"head_dim", family.kv_heads_key} if family.heads_fixed else {}
+    lacking = {"head_dim", family.kv_heads_key} if family.heads_fixed else set()
+    lacking |= {family.ffn_width_key} if family.ffn_fixed else set()
     return {family.spellings.get(k, k): value for k, value in sizes.items() if k not in lacking}
 
 
@@ -80,6 +94,7 @@ def make_checkpoint():
 def any_family(request, tmp_path_factory) -> Path:
     """One checkpoint of each family, with the variations that family has."""
     special = {
+        "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
         "opt": {"word_embed_proj_dim": 32, "tie_word_embeddings": True},

@@ -33,12 +33,12 @@ FAMILY = Family(
     architecture="BloomForCausalLM",
     ffn=(
         Slice("mlp.dense_h_to_4h.weight", 0, "c"),
-        Slice("mlp.dense_h_to_4h.bias", 0, "c"),
+        Slice("mlp.dense_h_to_4h.bias", 0, "c", optional=True),
         Slice("mlp.dense_4h_to_h.weight", 1, "c"),
     ),
     attention=(
         Slice("self_attention.query_key_value.weight", 0, "qkv"),
-        Slice("self_attention.query_key_value.bias", 0, "qkv"),
+        Slice("self_attention.query_key_value.bias", 0, "qkv", optional=True),
         Slice("self_attention.dense.weight", 1, "q"),
     ),
     layers="transformer.h",
@@ -46,6 +46,7 @@ FAMILY = Family(
     up="mlp.dense_h_to_4h",
     gate=None,
     feed_forward=feed_forward,
+    in_a_tuple=True,
     fit=fit,
     unlike=unlike,
     spellings={

@@ -94,6 +94,7 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
     feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
+    in_a_tuple: bool = False  # what a block returns, for the model that it is in
     # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
     # told which of its KV groups are left.
     fit: Callable[[nn.Module, Sequence[int]], None] = as_it_is
@@ -151,7 +152,7 @@ class Family:
         for name, own in self.spellings.items():
             if config.get(own) is not None:
                 found[name] = config[own]
-        if self.ffn_per_hidden and not found.get(self.ffn_width_key):
+        if self.ffn_per_hidden and (self.ffn_fixed or not found.get(self.ffn_width_key)):
             found[self.ffn_width_key] = self.ffn_per_hidden * found.get("hidden_size", 0)
         return found
 

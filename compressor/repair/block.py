@@ -106,7 +106,7 @@ class BlockRepair:
         if self.task.kind.refined:
             self.refine(cut, dense_out)
         for i, (args, call) in enumerate(self.calls):
-            cut_out.put(i, self.narrow(cut.get(i, self.device), *args, **call))
+            cut_out.put(i, states_of(self.narrow(cut.get(i, self.device), *args, **call)))
         dense.discard()
         cut.discard()
         return dense_out, cut_out
