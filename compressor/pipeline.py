@@ -13,7 +13,6 @@ from pathlib import Path
 
 from compressor.allocation import protected
 from compressor.allocation.uniform import solve
-from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_before_starting
 from compressor.errors import InputError, QualityError
@@ -113,11 +112,9 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     agree_on_recovery(settings, data, work, journal)
     taught = data if settings.recovery.method == "distill" else None
     stream = open_stream(settings, checkpoint, work, calibration, evaluation, taught)
-    for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
-        if tokens is not None:
-            lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    lines.texts(calibration=calibration, evaluation=evaluation)
     if data is not None:
-        lines.console.print(f"{'recovery':<12} {describe_data(data.protocol)}", highlight=False)
+        lines.fact("recovery", describe_data(data.protocol))
     if journal.get("scored"):
         scores = Scores.load(work / "scores.safetensors")
     else:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compressor.calibration import TokenSet, describe
 from compressor.drawing import PICTURE
 from compressor.per_layer import CODE
 
@@ -78,6 +79,15 @@ class Lines:
 
     def __init__(self, quiet: bool):
         self.console = Console(stderr=True, quiet=quiet or not Console(stderr=True).is_terminal)
+
+    def fact(self, label: str, text: str) -> None:
+        self.console.print(f"{label:<12} {text}", highlight=False)
+
+    def texts(self, **tokens: TokenSet | None) -> None:
+        """What each text is, by its label."""
+        for label, some in tokens.items():
+            if some is not None:
+                self.fact(label, describe(some.protocol))
 
     @contextmanager
     def stage(self, name: str):

@@ -137,9 +137,8 @@ def wanted_results(settings: Settings) -> list[tuple[str, Target, Settings]]:
 
 def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
-    free = {"targets", "dest", "max_memory", "work_dir", "weights", "recovery", "quantization"}
-    free |= {"resume"}
-    free |= {"overwrite"}
+    free = {"dest", "max_memory", "work_dir", "resume", "overwrite"}
+    free |= {"targets", "weights", "recovery", "quantization"}  # in parts, below or by their jobs
     given = {
         f"--{option.name.replace('_', '-')}": str(getattr(settings, option.name))
         for option in fields(settings)

@@ -30,6 +30,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "pad_token_id": 2,
     "tie_word_embeddings": False,
 }
 

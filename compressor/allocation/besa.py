@@ -114,10 +114,13 @@ class Suffix:
             gated(heads, z["attention"], self.heads_of_group)
         )
         hidden = self.norm(cuts.rows(cuts.before, i) if cuts.geometry.parallel else stream)
+        up = self.up(hidden)
         if self.gate is None:
-            inner = gated(value(self.up(hidden), self.activation), z["ffn"])
+            inner = gated(value(up, self.activation), z["ffn"])
         else:
-            inner = gated_swiglu(self.gate(hidden), self.up(hidden), z["ffn"], self.activation)
+            gate = up if self.gate is self.up else self.gate(hidden)
+            gate, up = cuts.family.gate_and_up(gate, up)
+            inner = gated_swiglu(gate, up, z["ffn"], self.activation)
         found = stream + self.down(inner)
         wanted = wanted.to(z["ffn"].dtype)
         lost = (found.to(wanted.dtype) - wanted).square().sum(0)

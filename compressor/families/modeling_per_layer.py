@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2 and Qwen3 whose blocks have widths of their own, from `per_layer_config`.
+"""Llama, Mistral, Phi-3, Qwen2 and Qwen3 whose blocks have widths of their own, from `per_layer_config`.
 
 This file stands beside the weights and needs nothing but transformers:
 
@@ -10,7 +10,15 @@ Attention and FFN are transformers' own; they are built from the settings of the
 import copy
 
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Phi3ForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+WIDTHS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 def block_config(config, index):
@@ -26,6 +34,18 @@ def block_config(config, index):
     return own
 
 
+class Shared:
+    """The model's config, so that a change of it reaches a block, behind the block's own settings."""
+
+    def __init__(self, config, own):
+        vars(self).update(own, shared=config)
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "shared":
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+
 class PerLayer:
     """Takes the place of a model's equal blocks."""
 
@@ -36,9 +56,13 @@ class PerLayer:
         self.model.layers = nn.ModuleList(
             block(block_config(config, index), index) for index in range(config.num_hidden_layers)
         )
-        for module in (self, self.model, *self.model.layers.modules()):
-            if hasattr(module, "config"):  # one object, so that a change of it reaches all
-                module.config = config
+        self.config = self.model.config = config
+        for index, block in enumerate(self.model.layers):
+            own = block_config(config, index)
+            own = {key: getattr(own, key) for key in WIDTHS}
+            for module in block.modules():
+                if hasattr(module, "config"):
+                    module.config = Shared(config, own)
         self.post_init()
 
 
@@ -47,6 +71,10 @@ class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):
 
 
 class PerLayerMistralForCausalLM(PerLayer, MistralForCausalLM):
+    pass
+
+
+class PerLayerPhi3ForCausalLM(PerLayer, Phi3ForCausalLM):
     pass
 
 

@@ -64,6 +64,10 @@ def by_mlp(layer: nn.Module, normed: torch.Tensor) -> torch.Tensor:
     return layer.mlp(normed)
 
 
+def as_it_is(layer: nn.Module) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Family:
     """One model type, as data.
@@ -80,7 +84,8 @@ class Family:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
-    # What the FFN's inner channels are made by: up alone, or gated, in two modules or in one.
+    # What the FFN's inner channels are made by: up alone, or gated, in two modules or in one, which
+    # then has the gate's channels first.
     up: str = "mlp.up_proj"
     gate: str | None = "mlp.gate_proj"
     attention_norm: str = "input_layernorm"
@@ -89,6 +94,8 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
     feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
+    # Has a block compute with the widths of its weights, where its modules keep numbers of heads.
+    fit: Callable[[nn.Module], None] = as_it_is
     # Of the config of a model that is of the type, but not of this table, a sentence that says why.
     unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
@@ -126,6 +133,12 @@ class Family:
     def output(self, group: str) -> str:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""
         return next(s.tensor for s in self.groups()[group] if s.axis == 1)
+
+    def gate_and_up(
+        self, gate: torch.Tensor, up: torch.Tensor, axis: int = -1
+    ) -> tuple[torch.Tensor, ...]:
+        """Gate and up of what their modules give or hold, which is twice the same for one module."""
+        return up.chunk(2, axis) if self.gate == self.up else (gate, up)
 
     def standard(self, config: Mapping) -> dict:
         """The config with every setting under its standard name."""

@@ -64,6 +64,8 @@ def amplification(weights, statistics, geometry: Geometry, mode: str, output) ->
     """
     family = geometry.family
     up = weights[family.up + ".weight"]
+    if family.gate is not None:
+        gate, up = family.gate_and_up(weights[family.gate + ".weight"], up, 0)
     if geometry.parallel:
         return torch.ones(up.shape[1], dtype=torch.float64, device=up.device)
     if mode == "bip":
@@ -75,7 +77,6 @@ def amplification(weights, statistics, geometry: Geometry, mode: str, output) ->
         p = 1 if mode == "bip-gated" else 2
         passed = colsum(up, (output * statistics["slopes"][p - 1]).float(), p=p)
         return 1 + gain**p * passed.double()
-    gate = weights[family.gate + ".weight"]
     activated, up_size, activated_square, slope_square = statistics["gated"]
     if mode == "bip-gated":
         slope = LIPSCHITZ[geometry.activation] * up_size

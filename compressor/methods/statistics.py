@@ -138,8 +138,8 @@ class BlockStatistics:
 
     def _up_hook(self, _, args, output) -> None:
         # The input of down_proj is not read again: its moments come with the factors.
-        activation = self.geometry.activation
-        inner, factors = gated_moments(self.gate_output, output, activation, self.mask)
+        gate, up = self.geometry.family.gate_and_up(self.gate_output, output)
+        inner, factors = gated_moments(gate, up, self.geometry.activation, self.mask)
         self._add("ffn", inner)
         self._add("gated", factors)
         self.gate_output = None

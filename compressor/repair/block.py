@@ -11,6 +11,7 @@ from torch import nn
 from compressor.blocks import Activations, BlockStream, assign, replaced_forward, states_of
 from compressor.calibration import Batch
 from compressor.errors import InputError
+from compressor.families import Family
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
 from compressor.repair.refine import Example, divergence, refine, relative_distance
@@ -304,8 +305,9 @@ def rates(stream: torch.Tensor) -> torch.Tensor:
     return wide.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
-def narrowed(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of an empty layer with a cut block's tensors; attention reads its head count off them."""
+def narrowed(layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family) -> nn.Module:
+    """A copy of an empty layer with a cut block's tensors, and a config of its own."""
     copied = copy.deepcopy(layer)
     assign(copied, tensors)
+    family.fit(copied)
     return copied
