@@ -47,13 +47,15 @@ def make_per_layer(config: dict, family: Family, entries: dict[str, dict[str, in
     config[KEY] = entries
     config["architectures"] = [class_name(family)]
     config["auto_map"] = auto_map(family)
+    config |= family.per_layer_settings
 
 
 def make_uniform(config: dict, family: Family) -> None:
     """Take from a config what `make_per_layer` gave it."""
     if config.pop(KEY, None) is not None:
         config["architectures"] = [family.architecture]
-        config.pop("auto_map", None)
+        for key in ("auto_map", *family.per_layer_settings):
+            config.pop(key, None)
 
 
 def in_every_block(config: dict, key: str, blocks: int) -> list:

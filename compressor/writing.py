@@ -109,6 +109,11 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
     family = checkpoint.family
     counts = sorted(n * checkpoint.queries_per_group for n in groups)
     shown = " or ".join(map(str, counts))
+    if family.keeps_heads(checkpoint.config) and counts != [checkpoint.heads]:
+        raise InputError(
+            f"The config class of {family.model_type} refuses {shown} heads with these rope settings: "
+            f"{checkpoint.path} keeps its {checkpoint.heads}; cut FFN channels alone."
+        )
     divides = len(counts) == 1 and checkpoint.hidden_size % counts[0] == 0
     fits = not family.heads_divide_hidden or divides
     biased = any("bias" in name for name in checkpoint.block_tensors(0))
@@ -145,6 +150,8 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
     rope = config.get("rope_parameters") or {}
     if rope and "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
+        if "partial_rotary_factor" in rope:
+            config.setdefault("partial_rotary_factor", rope["partial_rotary_factor"])
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
         if scaling.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", scaling)
