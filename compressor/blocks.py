@@ -18,7 +18,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -77,7 +77,7 @@ class BlockStream:
         self.device = torch.device(device)
         self.dtype = dtype or checkpoint.dtype
         self.offload = offload
-        config = AutoConfig.from_pretrained(checkpoint.path)
+        config = checkpoint.model_config()
         with init_empty_weights(include_buffers=False):
             if (per_layer := class_of(config)) is not None:
                 self.model = per_layer._from_config(config, dtype=self.dtype)

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import assign
@@ -153,12 +154,29 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
 def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
-    masked, tokenizer = load(source, Checkpoint(source).dtype)
+    checkpoint = Checkpoint(source)
+    if checkpoint.translated:
+        masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
+    else:
+        masked, tokenizer = load(source, checkpoint.dtype)
     for prompt, ids in zip(PROMPTS, prompts, strict=True):
         if not torch.equal(tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     with masked_plan(masked, source, folder):
         return [logits(masked, ids) for ids in prompts]
+
+
+def built(checkpoint: Checkpoint):
+    """The model of a folder whose own class is not run, from what is read of it."""
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(checkpoint.model_config(), dtype=checkpoint.dtype)
+    tensors = checkpoint.read(checkpoint.tensors)
+    if checkpoint.tied:
+        tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
 
 
 def read_record(folder: Path) -> dict:

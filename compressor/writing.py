@@ -66,7 +66,7 @@ def write(
             del block
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
-    copy_side_files(checkpoint.path, folder)
+    copy_side_files(checkpoint, folder)
     config = patched_config(checkpoint, units, chosen)
     if layout == "per-layer":
         family = FAMILIES[chosen]
@@ -140,6 +140,7 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
     """The original config with new widths, both spellings of what transformers renamed."""
     family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
+    config.pop("auto_map", None)  # the class of a folder's own code knows no cut widths
     config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
     if not family.heads_fixed:
         config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
@@ -184,12 +185,22 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def copy_side_files(source: Path, folder: Path) -> None:
-    """Tokenizer, generation config, chat template, licences: byte for byte."""
-    for file in source.iterdir():
+def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, generation config, chat template, licences: byte for byte.
+
+    Of a translated checkpoint without its code, and without what names a class in it.
+    """
+    for file in checkpoint.path.iterdir():
         skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", CODE.name)
+        skip = skip or (checkpoint.translated and file.suffix == ".py")
         if file.is_file() and not skip and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
+    if checkpoint.translated:
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        config.pop("auto_map", None)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def plan_shards(
