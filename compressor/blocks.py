@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
-from compressor.per_layer import class_of, open_config
+from compressor.per_layer import class_of
 
 
 def states_of(output: torch.Tensor | tuple) -> torch.Tensor:
@@ -77,7 +77,7 @@ class BlockStream:
         self.device = torch.device(device)
         self.dtype = dtype or checkpoint.dtype
         self.offload = offload
-        config = open_config(checkpoint.path, checkpoint.family)
+        config = checkpoint.model_config()
         with init_empty_weights(include_buffers=False):
             if (per_layer := class_of(config, checkpoint.family)) is not None:
                 self.model = per_layer._from_config(config, dtype=self.dtype)

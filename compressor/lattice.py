@@ -82,6 +82,7 @@ def lattice(
         if (g == groups)
         or (
             (family.alibi or not family.heads_fixed)
+            and not family.keeps_heads(checkpoint.config)
             and (not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0)
             and g % tp == 0
         )

@@ -14,8 +14,7 @@ Code of a folder is run only where it is this very file; blocks are streamed by 
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from compressor.errors import InputError
@@ -79,13 +78,15 @@ def make_per_layer(config: dict, family: Family, entries: dict[str, dict] | None
         config[KEY] = entries
     config["architectures"] = [class_name(family)]
     config["auto_map"] = auto_map(family)
+    config |= family.per_layer_settings
 
 
 def make_uniform(config: dict, family: Family) -> None:
     """Take from a config what `make_per_layer` gave it."""
     if config.pop(KEY, None) is not None:
         config["architectures"] = [family.architecture]
-        config.pop("auto_map", None)
+        for key in ("auto_map", *family.per_layer_settings):
+            config.pop(key, None)
 
 
 def in_every_block(config: dict, key: str, blocks: int) -> list:
@@ -145,19 +146,6 @@ def class_of(config, family: Family):
 
     module = modeling_alibi if family.alibi else modeling_per_layer
     return getattr(module, class_name(family))
-
-
-def loader(path: Path, family: Family) -> Callable:
-    """`from_pretrained` of a folder: transformers' own, with the folder's code where it is the
-    package's, and the package's class for a folder that transformers has none for.
-    """
-    from transformers import AutoModelForCausalLM
-
-    shipped = ships_own_code(path)
-    if family.stock or shipped:
-        return partial(AutoModelForCausalLM.from_pretrained, path, trust_remote_code=shipped)
-    config = open_config(path, family)
-    return partial(class_of(config, family).from_pretrained, path, config=config)
 
 
 def ships_own_code(folder: Path) -> bool:

@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import assign
 from compressor.checkpoint import Checkpoint
 from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
-from compressor.families import family_of
 from compressor.memory import drop_pages
-from compressor.per_layer import loader
+from compressor.per_layer import class_of, ships_own_code
 from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
@@ -133,13 +133,17 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
-    from transformers import AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        open_model = loader(folder, family_of(json.loads((folder / "config.json").read_bytes())))
-        model, found = open_model(dtype=dtype, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=ships_own_code(folder),
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
         raise VerificationError(f"{folder} does not load with transformers: {error}") from error
@@ -151,12 +155,31 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
 def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
-    masked, tokenizer = load(source, Checkpoint(source).dtype)
+    checkpoint = Checkpoint(source)
+    if checkpoint.coded:
+        masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
+    else:
+        masked, tokenizer = load(source, checkpoint.dtype)
     for prompt, ids in zip(PROMPTS, prompts, strict=True):
         if not torch.equal(tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     with masked_plan(masked, source, folder):
         return [logits(masked, ids) for ids in prompts]
+
+
+def built(checkpoint: Checkpoint):
+    """The model of a folder whose own class is not run, from what is read of it."""
+    from transformers import AutoModelForCausalLM
+
+    config = checkpoint.model_config()
+    make = getattr(class_of(config, checkpoint.family), "_from_config", AutoModelForCausalLM.from_config)
+    with init_empty_weights(include_buffers=False):
+        model = make(config, dtype=checkpoint.dtype)
+    tensors = checkpoint.read(checkpoint.tensors)
+    if checkpoint.tied:
+        tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
 
 
 def read_record(folder: Path) -> dict:

@@ -8,7 +8,6 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.families import Family
-from compressor.per_layer import open_config
 
 
 @dataclass(frozen=True)
@@ -147,5 +146,5 @@ def sliding_windows(checkpoint: Checkpoint) -> list[int | None]:
     """The window of every block, as transformers' own cache sees it."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=open_config(checkpoint.path, checkpoint.family))
+    cache = DynamicCache(config=checkpoint.model_config())
     return [getattr(layer, "sliding_window", None) for layer in cache.layers]

@@ -75,7 +75,7 @@ def write(
             del block, weights
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
-    copy_side_files(checkpoint.path, folder)
+    copy_side_files(checkpoint, folder)
     config = patched_config(checkpoint, units, chosen)
     if needs_code(family, layout):
         if layout == "padded":
@@ -142,6 +142,11 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
     family = checkpoint.family
     counts = sorted(n * checkpoint.queries_per_group for n in groups)
     shown = " or ".join(map(str, counts))
+    if family.keeps_heads(checkpoint.config) and counts != [checkpoint.heads]:
+        raise InputError(
+            f"The config class of {family.model_type} refuses {shown} heads with these rope settings: "
+            f"{checkpoint.path} keeps its {checkpoint.heads}; cut FFN channels alone."
+        )
     divides = len(counts) == 1 and checkpoint.hidden_size % counts[0] == 0
     fits = not family.heads_divide_hidden or divides
     biased = any("bias" in name for name in checkpoint.block_tensors(0))
@@ -168,6 +173,7 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
     """The original config with new widths, both spellings of what transformers renamed."""
     family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
+    config.pop("auto_map", None)  # the class of a folder's own code knows no cut widths
     if not family.ffn_fixed:
         config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
     if not family.heads_fixed:
@@ -179,6 +185,8 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
     rope = config.get("rope_parameters") or {}
     if rope and "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
+        if "partial_rotary_factor" in rope:
+            config.setdefault("partial_rotary_factor", rope["partial_rotary_factor"])
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
         if scaling.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", scaling)
@@ -211,12 +219,22 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def copy_side_files(source: Path, folder: Path) -> None:
-    """Tokenizer, generation config, chat template, licences: byte for byte."""
-    for file in source.iterdir():
+def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, generation config, chat template, licences: byte for byte.
+
+    Of a model that runs by its folder's code without that, and without what names a class in it.
+    """
+    for file in checkpoint.path.iterdir():
         skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", *SHIPPED)
+        skip = skip or (checkpoint.coded and file.suffix == ".py")
         if file.is_file() and not skip and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
+    if checkpoint.coded:
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        config.pop("auto_map", None)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def plan_shards(

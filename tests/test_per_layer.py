@@ -95,7 +95,7 @@ def test_generation_with_every_cache(any_family, tmp_path):
 def test_without_its_code_it_does_not_load(any_family, tmp_path):
     small = written(any_family, tmp_path / "small")
     with pytest.raises(
-        RuntimeError, match="per-layer attribute and may vary|thus raising an error"
+        RuntimeError, match=r"per-layer attribute and may vary|thus raising an error"
     ):
         AutoModelForCausalLM.from_pretrained(small)
     # Older versions read the widest widths and find tensors of other shapes.

@@ -35,6 +35,11 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
+    if checkpoint.translated:
+        raise InputError(
+            f"{checkpoint.path} runs by code of its own alone, which is not run here; leave --measure "
+            "out, or measure what was cut from it."
+        )
     if context < 2:
         raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
     free = (
@@ -59,10 +64,10 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
 
 def empty_twin(checkpoint: Checkpoint):
     """The same class with as many blocks but next to no channels: its time is overhead."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     family = checkpoint.family
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    config = checkpoint.model_config()
     config.per_layer_config = None
     config.hidden_size = config.head_dim = checkpoint.head_dim  # rotary settings depend on it
     for key, width in {

@@ -4,7 +4,7 @@ With `longrope` the config class derives the length of its factors from hidden s
 `head_dim` says, so the heads of such a model stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -17,6 +17,11 @@ def fit(layer: nn.Module, kept: Sequence[int]) -> None:
     heads = attention.o_proj.weight.shape[1] // attention.head_dim
     groups = heads // attention.num_key_value_groups
     attention.config.num_attention_heads, attention.num_key_value_heads = heads, groups
+
+
+def keeps_heads(config: Mapping) -> bool:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return "short_factor" in rope
 
 
 FAMILY = Family(
@@ -33,4 +38,7 @@ FAMILY = Family(
     gate="mlp.gate_up_proj",
     up="mlp.gate_up_proj",
     fit=fit,
+    keeps_heads=keeps_heads,
+    # Its config class reads the number of heads, of unequal blocks too.
+    per_layer_settings={"allow_global_per_layer_attribute_access": True},
 )

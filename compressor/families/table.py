@@ -111,6 +111,8 @@ class Family:
     ffn_per_hidden: int | None = None  # the FFN's width where the config does not say
     not_read: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of buffers in old files
     heads_divide_hidden: bool = False
+    # Whether a config is refused with any other number of heads.
+    keeps_heads: Callable[[Mapping], bool] = lambda config: False
     heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
     ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
     # Heads have slopes (ALiBi), so a block says which of the first heads it has, and the package's own
@@ -120,6 +122,7 @@ class Family:
     # A family of the same arithmetic that accepts any head count, and what its config needs.
     container: str | None = None
     container_config: dict = field(default_factory=dict)
+    per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs
 
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}

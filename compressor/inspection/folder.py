@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 from compressor.checkpoint import INDEX, SINGLE, read_entries
 from compressor.errors import InputError
-from compressor.families import FAMILIES, Family, find
+from compressor.families import FAMILIES, Family
 from compressor.per_layer import KEY, check, in_every_block
 from compressor.quantization.packing import BITS
 from compressor.quantization.reading import dense_entries, weights_of
@@ -40,7 +40,7 @@ class Folder:
 
     @property
     def family(self) -> Family | None:
-        return find(self.config)
+        return FAMILIES.get(self.config.get("model_type"))
 
     @property
     def group(self) -> int | None:

@@ -48,7 +48,7 @@ def write_merged(
                 file.put(name, tensor)
                 done += 1
                 progress(done, len(checkpoint.tensors))
-    copy_side_files(folder, out)
+    copy_side_files(checkpoint, out)
     for name in ("config.json", INDEX, *SHIPPED):
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)
