@@ -172,7 +172,8 @@ def built(checkpoint: Checkpoint):
     from transformers import AutoModelForCausalLM
 
     config = checkpoint.model_config()
-    make = getattr(class_of(config, checkpoint.family), "_from_config", AutoModelForCausalLM.from_config)
+    own = class_of(config, checkpoint.family)
+    make = own._from_config if own else AutoModelForCausalLM.from_config
     with init_empty_weights(include_buffers=False):
         model = make(config, dtype=checkpoint.dtype)
     tensors = checkpoint.read(checkpoint.tensors)

@@ -1,6 +1,8 @@
 """Small random checkpoints of every family, and the real ones where they are at hand."""
 
+import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from transformers import (
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from compressor.families import FAMILIES, Family
+from compressor.families import FAMILIES, Family, modeling_alibi
+from compressor.per_layer import class_of, config_name
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {
@@ -57,13 +60,22 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
     """A random model whose biases, norms and weights are all different from their defaults."""
     shards = sizes.pop("max_shard_size", "1GB")
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **spelled(FAMILIES[model_type], {**SIZES, **sizes}))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    family = FAMILIES[model_type]
+    settings = spelled(family, {**SIZES, **sizes})
+    if family.stock:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    else:
+        config = getattr(modeling_alibi, config_name(family))(**settings)
+        model = class_of(config, family)._from_config(config)
+    model.float()
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name else 0.0
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+    if not family.stock:  # the hub's folders have what their own code reads
+        about = {"model_type": model_type, "architectures": [family.architecture], **settings}
+        (folder / "config.json").write_text(json.dumps(about))
     if model_type in FROM_THE_BASE_ON:
         shorten_names(folder, model.base_model_prefix)
     make_tokenizer().save_pretrained(folder)
@@ -90,18 +102,36 @@ def make_checkpoint():
     return build_checkpoint
 
 
+@pytest.fixture(scope="session", params=sorted(f for f in FAMILIES if FAMILIES[f].stock))
+def any_family(request, family_checkpoint) -> Path:
+    """One checkpoint of each family that transformers has a class for."""
+    return family_checkpoint(request.param)
+
+
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
-def any_family(request, tmp_path_factory) -> Path:
-    """One checkpoint of each family, with the variations that family has."""
+def every_family(request, family_checkpoint) -> Path:
+    """One checkpoint of each family."""
+    return family_checkpoint(request.param)
+
+
+@pytest.fixture(scope="session")
+def family_checkpoint(tmp_path_factory):
+    """A function that gives a family's checkpoint, with the variations that family has."""
     special = {
+        "baichuan": {"num_attention_heads": 4},
         "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
         "opt": {"word_embed_proj_dim": 32, "tie_word_embeddings": True},
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
-    folder = tmp_path_factory.mktemp(request.param) / "model"
-    return build_checkpoint(folder, request.param, **special.get(request.param, {}))
+
+    @cache
+    def made(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "model"
+        return build_checkpoint(folder, name, **special.get(name, {}))
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -120,9 +120,12 @@ class AlibiBaichuanBlock(MistralDecoderLayer):
 class BaichuanConfig(MistralConfig):
     model_type = "baichuan"
 
-    def __init__(self, num_key_value_heads=None, sliding_window=None, **kwargs):
-        kwargs |= {"num_key_value_heads": num_key_value_heads, "sliding_window": sliding_window}
-        super().__init__(**kwargs)
+    def __init__(self, num_attention_heads=40, num_key_value_heads=None, **kwargs):
+        super().__init__(
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=num_key_value_heads or num_attention_heads,
+            **{"sliding_window": None, **kwargs},
+        )
 
 
 class NormalisedHead(nn.Module):

@@ -40,9 +40,9 @@ MODES = [
 
 
 @pytest.fixture(scope="module")
-def prepared(any_family, text_file):
+def prepared(every_family, text_file):
     """A family's checkpoint, its text, its stream and scores of one forward."""
-    checkpoint = Checkpoint(any_family)
+    checkpoint = Checkpoint(every_family)
     tokens = tokenize(read_text(str(text_file)), checkpoint.tokenizer(), 24, 8)
     stream = BlockStream(checkpoint)
     return checkpoint, tokens, stream, score(checkpoint, "wanda-sp", None, tokens, stream)
