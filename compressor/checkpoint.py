@@ -271,11 +271,7 @@ class Checkpoint:
                 raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
 
     def _complete_names(self) -> None:
-        """Older files name tensors from the base model on, without its own name in front."""
-        base, _, rest = self.family.embedding.partition(".")
-        if rest in self.tensors and self.family.embedding not in self.tensors:
-            head = self.family.head
-            self.tensors = {n if n == head else f"{base}.{n}": t for n, t in self.tensors.items()}
+        self.tensors = completed(self.tensors, self.family)
 
     def _leave_out_duplicates(self) -> None:
         """Forget what a model does not read: stored tables, and a second copy of a tied head."""
@@ -311,6 +307,14 @@ class Checkpoint:
             raise InputError(f"{self.path} lacks the tensor {self.family.embedding}.")
         if self.tied and not self.config.get("tie_word_embeddings"):
             raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
+
+
+def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
+    """Older files name tensors from the base model on, without its own name in front."""
+    base, _, rest = family.embedding.partition(".")
+    if rest not in tensors or family.embedding in tensors:
+        return tensors
+    return {name if name == family.head else f"{base}.{name}": t for name, t in tensors.items()}
 
 
 def read_tensors(

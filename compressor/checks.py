@@ -6,13 +6,19 @@ from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.methods import METHODS
+from compressor.per_layer import has_uniform
 from compressor.plan import Costs
 from compressor.recovery.precision import check_memory
 from compressor.repair import check_repair
 from compressor.selection import check_selection
 from compressor.settings import Settings, chosen_grains, open_lattice, target_name, wanted_results
 from compressor.sparse.settings import check_weights
-from compressor.writing import check_layout_name, check_space, choose_container
+from compressor.writing import (
+    check_layout_name,
+    check_space,
+    choose_container,
+    no_uniform,
+)
 
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
@@ -21,6 +27,11 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     check_method(settings, checkpoint)
     check_dest(settings)
     settings.quantization.check()
+    if settings.quantization.wanted and not checkpoint.family.stock:
+        raise InputError(
+            "--quantize packs weights for transformers' own classes, and it has none of "
+            f"{checkpoint.family.model_type} with ALiBi; leave it out."
+        )
     if settings.weights.single:
         check_weights(settings, checkpoint)
         check_equal_blocks(checkpoint, "--granularity weight")
@@ -58,6 +69,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     check_repair(settings.repair, checkpoint)
     if settings.layout != "all":
         check_layout_name(settings.layout)
+    if settings.layout == "uniform" and not has_uniform(checkpoint.family):
+        raise InputError(no_uniform(checkpoint.family))
     check_own_widths(settings, checkpoint)
     if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
         raise InputError(
@@ -79,7 +92,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "expect equal blocks, and no zeros between; leave one out."
         )
     needed = largest = 0
-    for _, target, own in wanted_results(settings):
+    for _, target, own in wanted_results(settings, checkpoint.family):
         if settings.quantization.wanted and target.kind == "bytes":
             raise InputError(
                 "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "

@@ -36,6 +36,13 @@ def needs_code(family: Family, layout: str) -> bool:
     return layout == "per-layer" or not family.stock
 
 
+def has_uniform(family: Family) -> bool:
+    """Whether anything can be cut from a family in the uniform layout: not where a class with slopes
+    for all heads is transformers' own.
+    """
+    return not (family.alibi and family.stock)
+
+
 def class_name(family: Family) -> str:
     return f"PerLayer{family.architecture}"
 

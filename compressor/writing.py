@@ -21,6 +21,7 @@ from compressor.families import FAMILIES, Family
 from compressor.per_layer import (
     SHIPPED,
     code_of,
+    has_uniform,
     layer_config,
     make_per_layer,
     make_uniform,
@@ -111,11 +112,6 @@ def check_layout(plan: Plan, layout: str, checkpoint: Checkpoint) -> None:
             "no stock model class loads; plan without, or use --layout per-layer (loads with code of "
             "its own) or padded (zeros, to evaluate it)."
         )
-
-
-def has_uniform(family: Family) -> bool:
-    """Whether anything can be cut from a family in the uniform layout."""
-    return not (family.alibi and family.stock)
 
 
 def no_uniform(family: Family) -> str:

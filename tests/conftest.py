@@ -74,7 +74,8 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     if not family.stock:  # the hub's folders have what their own code reads
-        about = {"model_type": model_type, "architectures": [family.architecture], **settings}
+        about = {"model_type": model_type, "architectures": [family.architecture]}
+        about |= {"rms_norm_eps": 1e-6, **settings}
         (folder / "config.json").write_text(json.dumps(about))
     if model_type in FROM_THE_BASE_ON:
         shorten_names(folder, model.base_model_prefix)

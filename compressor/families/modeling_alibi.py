@@ -72,7 +72,9 @@ class PerLayerBloomForCausalLM(PerLayer, BloomForCausalLM):
 def slopes(heads, first):
     """float32 [heads]: the slopes of these of the first heads."""
     power = 2 ** math.floor(math.log2(first))
-    exponents = [8 * (h + 1) / power if h < power else 4 * (2 * (h - power) + 1) / power for h in heads]
+    exponents = [
+        8 * (h + 1) / power if h < power else 4 * (2 * (h - power) + 1) / power for h in heads
+    ]
     return torch.tensor([2.0**-exponent for exponent in exponents])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from compressor.checkpoint import INDEX, SINGLE, read_entries
+from compressor.checkpoint import INDEX, SINGLE, completed, read_entries
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import KEY, check, in_every_block
@@ -136,6 +136,8 @@ def open_folder(path: Path) -> Folder:
             f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
         )
     if folder.family is not None:
+        folder.config = folder.family.standard(folder.config)
+        folder.stored = completed(folder.stored, folder.family)
         try:
             check(folder.config, folder.family)
         except InputError as error:

@@ -98,6 +98,10 @@ def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) ->
         return Answer(OLDER, False, wrong[0])
     if len(set(widths)) > 1 and not (config.get(KEY) and ships_own_code(folder.path)):
         return Answer(OLDER, False, different(widths))
+    if folder.family.alibi:
+        if config.get("auto_map"):
+            return Answer(f"{OLDER}, trust_remote_code", None, "its code was not tried with it")
+        return Answer(OLDER, True, "the widths that its class has, and no positions to read")
     rope = config.get("rope_parameters") or {}
     theta, read = rope.get("rope_theta"), config.get("rope_theta", DEFAULT_THETA)
     if theta is not None and theta != read:
@@ -129,7 +133,7 @@ def tensor_parallel(
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
     activation = folder.config.get("hidden_act", "silu")
-    if activation != "silu":
+    if folder.family.gate and activation != "silu":
         return Answer(target, False, f"hidden_act is {activation}, and its classes take silu")
     block = widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}

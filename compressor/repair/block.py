@@ -18,6 +18,7 @@ from compressor.repair.refine import Example, divergence, refine, relative_dista
 from compressor.repair.ridge import Moments, ridge
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
 
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -262,8 +263,9 @@ class BlockRepair:
                 f"The activations of block {self.index} ({step}) are not finite; "
                 "try --dtype float32."
             )
+        grid = GRID if self.task.kind.weights else BIAS_GRID
         new, taken, errors = ridge(
-            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, GRID
+            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
         )
         if len(errors) == 1:
             return None
