@@ -193,16 +193,13 @@ class Checkpoint:
         return open_config(self.path, self.family)
 
     def tokenizer(self):
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
         if self.coded and not (self.path / "tokenizer.json").exists():
             raise InputError(
                 f"The tokenizer in {self.path} is code of its own, which is not run; save it as "
                 "tokenizer.json (transformers' PreTrainedTokenizerFast) and put that beside the weights."
             )
-        loader = PreTrainedTokenizerFast if self.coded else AutoTokenizer
         try:
-            return loader.from_pretrained(self.path)
+            return read_tokenizer(self.path, self.coded)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"The tokenizer in {self.path} does not load: {error}") from error
 
@@ -307,6 +304,15 @@ class Checkpoint:
             raise InputError(f"{self.path} lacks the tensor {self.family.embedding}.")
         if self.tied and not self.config.get("tie_word_embeddings"):
             raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
+
+
+def read_tokenizer(path: Path, coded: bool):
+    """A folder's tokenizer; of a `coded` model, whose config transformers would run code to read, as
+    tokenizer.json has it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    return (PreTrainedTokenizerFast if coded else AutoTokenizer).from_pretrained(path)
 
 
 def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:

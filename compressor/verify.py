@@ -24,9 +24,10 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import assign
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint import Checkpoint, read_tokenizer
 from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
+from compressor.families import FAMILIES
 from compressor.memory import drop_pages
 from compressor.per_layer import class_of, ships_own_code
 from compressor.plan import Plan
@@ -133,7 +134,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -144,7 +145,8 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
             output_loading_info=True,
             trust_remote_code=ships_own_code(folder),
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        family = FAMILIES.get(model.config.model_type)
+        tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
         raise VerificationError(f"{folder} does not load with transformers: {error}") from error
     wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
