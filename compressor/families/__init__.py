@@ -3,10 +3,12 @@
 from difflib import get_close_matches
 
 from compressor.errors import InputError
-from compressor.families import llama, mistral, phi3, qwen2, qwen3
+from compressor.families import gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3
 from compressor.families.table import Family, Slice
 
-FAMILIES = {m.FAMILY.model_type: m.FAMILY for m in (llama, mistral, phi3, qwen2, qwen3)}
+FAMILIES = {
+    m.FAMILY.model_type: m.FAMILY for m in (gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3)
+}
 
 # Types that come close to a table, and why they are not read.
 UNLIKE = {

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Phi-3, Qwen2 and Qwen3 whose blocks have widths of their own, from `per_layer_config`.
+"""Models whose blocks have widths of their own, from `per_layer_config`.
 
 This file stands beside the weights and needs nothing but transformers:
 
@@ -11,6 +11,8 @@ import copy
 
 from torch import nn
 from transformers import (
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
     Phi3ForCausalLM,
@@ -64,6 +66,14 @@ class PerLayer:
                 if hasattr(module, "config"):
                     module.config = Shared(config, own)
         self.post_init()
+
+
+class PerLayerGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):
+    pass
+
+
+class PerLayerGemma3ForCausalLM(PerLayer, Gemma3ForCausalLM):
+    pass
 
 
 class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):

@@ -5,6 +5,9 @@ Attention channel j, bound:  s_j = ||X[:, j]||_p * (sum_k v_k |W_o[k, j]|^p)^(1/
 with v the amplification of a change of the residual stream by identity and FFN. The chain
 a = colsum(down), v = 1 + colsum(up, a), colsum(o, v) needs no hidden x hidden product.
 
+Where a norm follows the output projections (Gemma), all of this is of what that norm is given: its gain
+and its rate, which a cut changes, are left out, and s_j is no longer the error of the block's output.
+
 Provenance. The paper's body could not be read; the formulas of `bip` are as reported by a third
 party and re-derived. The others are ours:
     bip         p = 1 as reported: activation constant, norm and gate left out
@@ -55,7 +58,8 @@ def amplification(weights, statistics, geometry: Geometry, mode: str, output) ->
     gate, up = family.gate_and_up(*(weights[f"{m}.weight"] for m in (family.gate, family.up)), 0)
     if mode == "bip":
         return 1 + colsum(up, output.float()).double()
-    gain = weights[family.ffn_norm + ".weight"].double().abs() * statistics["norm_rate"]
+    weight = weights[family.ffn_norm + ".weight"].double() + family.norm_offset
+    gain = weight.abs() * statistics["norm_rate"]
     activated, up_size, activated_square, slope_square = statistics["gated"]
     if mode == "bip-gated":
         slope = LIPSCHITZ[geometry.activation] * up_size
