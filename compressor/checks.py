@@ -2,6 +2,7 @@
 
 from compressor.allocation import ALLOCATIONS, check_allocation, protected
 from compressor.allocation.besa import check_activation
+from compressor.allocation.landscape import check_family
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -55,6 +56,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
     check_selection(settings.select, settings.kv_cost)
     check_allocation(settings.allocate)
+    if ALLOCATIONS[settings.allocate].measured:
+        check_family(checkpoint.family)
     if settings.allocate == "besa":
         check_activation(checkpoint.config.get("hidden_act", "silu"), checkpoint.family)
     elif settings.weights.sampling is not None:
@@ -118,6 +121,8 @@ def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse `per-layer` where every number of heads must divide the hidden size."""
     family = checkpoint.family
     if settings.layout not in ("per-layer", "all") or not family.heads_divide_hidden:
+        return
+    if family.per_layer_settings:
         return
     if settings.container == family.model_type or any(
         "bias" in name for name in checkpoint.block_tensors(0)

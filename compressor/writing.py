@@ -143,16 +143,19 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
             f"The config class of {family.model_type} refuses {shown} heads with these rope settings: "
             f"{checkpoint.path} keeps its {checkpoint.heads}; cut FFN channels alone."
         )
-    divides = len(counts) == 1 and checkpoint.hidden_size % counts[0] == 0
+    divides = all(checkpoint.hidden_size % count == 0 for count in counts)
+    divides = divides and (len(counts) == 1 or bool(family.per_layer_settings))
     fits = not family.heads_divide_hidden or divides
     biased = any("bias" in name for name in checkpoint.block_tensors(0))
     if container == "auto":
-        container = family.model_type if fits else family.container
+        container = family.model_type if fits else family.container or family.model_type
     if container == family.model_type:
         if not fits:
+            way = "keep a number of heads that divides it"
             raise InputError(
                 f"The container {container} refuses {shown} heads at hidden size "
-                f"{checkpoint.hidden_size}; use --container {family.container}."
+                f"{checkpoint.hidden_size}; "
+                f"{f'use --container {family.container}' if family.container else way}."
             )
         return container
     if container == family.container:
@@ -178,18 +181,7 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
         config["head_dim"] = checkpoint.head_dim
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     config["torch_dtype"] = config["dtype"] = dtype
-    rope = config.get("rope_parameters") or {}
-    if rope and "rope_theta" in rope:
-        config.setdefault("rope_theta", rope["rope_theta"])
-        if "partial_rotary_factor" in rope:
-            config.setdefault("partial_rotary_factor", rope["partial_rotary_factor"])
-        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", scaling)
-    elif not rope and "rope_theta" in config:
-        scaling = dict(config.get("rope_scaling") or {})
-        scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type", "default"))
-        config["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
+    write_both_ropes(config)
     if container != family.model_type:
         config["model_type"] = container
         config["architectures"] = [FAMILIES[container].architecture]
@@ -202,6 +194,32 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
         if not (tokenizer.exists() and "tokenizer_class" in json.loads(tokenizer.read_text())):
             config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     return config
+
+
+def write_both_ropes(config: dict) -> None:
+    """Rotary settings as transformers reads them from 5.0 on (`rope_parameters`), and before.
+
+    Gemma 3 has two sets: of blocks with full attention, and with a sliding window.
+    """
+    rope = config.get("rope_parameters") or {}
+    whole = rope.get("full_attention", rope)
+    if "rope_theta" in whole:
+        config.setdefault("rope_theta", whole["rope_theta"])
+        if "partial_rotary_factor" in whole:
+            config.setdefault("partial_rotary_factor", whole["partial_rotary_factor"])
+        scaling = {k: v for k, v in whole.items() if k != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", scaling)
+        if "sliding_attention" in rope:
+            config.setdefault("rope_local_base_freq", rope["sliding_attention"]["rope_theta"])
+    elif not rope and "rope_theta" in config:
+        scaling = dict(config.get("rope_scaling") or {})
+        scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type", "default"))
+        whole = {"rope_theta": config["rope_theta"], **scaling}
+        if "rope_local_base_freq" in config:
+            local = {"rope_theta": config["rope_local_base_freq"], "rope_type": "default"}
+            whole = {"full_attention": whole, "sliding_attention": local}
+        config["rope_parameters"] = whole
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -20,6 +20,7 @@ from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import Batch, TokenSet
 from compressor.cut import channels_of
 from compressor.errors import InputError
+from compressor.families import Family
 from compressor.lattice import Lattice
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
@@ -88,6 +89,16 @@ def measure_landscape(
     )
 
 
+def check_family(family: Family) -> None:
+    """Refuse blocks in which the FFN widths' errors are no sums over the tokens."""
+    if family.post_norms:
+        raise InputError(
+            "--allocate exact and besa take the errors of all cuts from the sums of what the output "
+            f"projections add to the stream, and {family.model_type} norms that before it is added; use "
+            "--allocate uniform or global."
+        )
+
+
 class BlockCuts:
     """All cuts of one block, whose weights are in `layer`."""
 
@@ -100,6 +111,7 @@ class BlockCuts:
         first_held: int,
         refit: bool,
     ):
+        check_family(geometry.family)
         self.stream, self.geometry, self.layer = stream, geometry, layer
         self.batches, self.first_held, self.refit = batches, first_held, refit
         self.device, self.family = stream.device, geometry.family

@@ -3,10 +3,20 @@
 from difflib import get_close_matches
 
 from compressor.errors import InputError
-from compressor.families import alibi_baichuan, bloom, llama, mistral, phi3, qwen2, qwen3
+from compressor.families import (
+    alibi_baichuan,
+    bloom,
+    gemma2,
+    gemma3_text,
+    llama,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from compressor.families.table import Family, Slice
 
-MODULES = (alibi_baichuan, bloom, llama, mistral, phi3, qwen2, qwen3)
+MODULES = (alibi_baichuan, bloom, gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3)
 FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 # Types that come close to a table, and why they are not read.

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Phi-3, Qwen2 and Qwen3 whose blocks have widths of their own, from `per_layer_config`.
+"""Models whose blocks have widths of their own, from `per_layer_config`.
 
 This file stands beside the weights and needs nothing but transformers:
 
@@ -11,6 +11,8 @@ import copy
 
 from torch import nn
 from transformers import (
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
     Phi3ForCausalLM,
@@ -76,6 +78,14 @@ class PerLayer:
     def first(config):
         """A config that the model's own blocks, which are then replaced, can be built from."""
         return block_config(config, 0)
+
+
+class PerLayerGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):
+    pass
+
+
+class PerLayerGemma3ForCausalLM(PerLayer, Gemma3ForCausalLM):
+    pass
 
 
 class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):

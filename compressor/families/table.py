@@ -90,6 +90,7 @@ class Family:
     gate: str | None = "mlp.gate_proj"
     attention_norm: str = "input_layernorm"
     ffn_norm: str = "post_attention_layernorm"
+    norm_offset: float = 0.0  # what norms add to their weights
     # Norms that what a group's output projection gives goes through before it is added.
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.

@@ -15,6 +15,9 @@ down; the other modes have, with |w| mean(1/rms) or |w| mean(1/std) as the norm'
 m = mean |phi|^p and n = mean |up phi'|^p (at p = 1 bounded by the largest slope); without a gate
 m = mean |phi'|^p and no second sum.
 
+Where a norm follows the output projections (Gemma), all of this is of what that norm is given: its gain
+and its rate, which a cut changes, are left out, and s_j is no longer the error of the block's output.
+
 Provenance. The paper's body could not be read; the formulas of `bip` are as reported by a third
 party and re-derived. The others are ours:
     bip         p = 1 as reported: activation constant, norm and gate left out
@@ -72,7 +75,8 @@ def amplification(weights, statistics, geometry: Geometry, mode: str, output) ->
         return 1 + colsum(up, output.float()).double()
     gain = statistics["norm_rate"]
     if family.ffn_norm + ".weight" in weights:
-        gain = weights[family.ffn_norm + ".weight"].double().abs() * gain
+        weight = weights[family.ffn_norm + ".weight"].double() + family.norm_offset
+        gain = weight.abs() * gain
     if family.gate is None:
         p = 1 if mode == "bip-gated" else 2
         passed = colsum(up, (output * statistics["slopes"][p - 1]).float(), p=p)

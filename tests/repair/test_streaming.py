@@ -62,14 +62,16 @@ class Whole:
         self.sequences = texts()
         self.held = [(i + 1) % HELD_BACK == 0 for i in range(len(self.sequences))]
 
-    def inputs(self, model, block: int | None, name: str) -> list[torch.Tensor]:
-        """Of every sequence, the input [tokens, channels] of a module of a block ("": the block),
-        or of a module beside the blocks.
+    def inputs(self, model, block: int | None, name: str, output=False) -> list[torch.Tensor]:
+        """Of every sequence, the input or output [tokens, channels] of a module of a block ("": the
+        block), or of a module beside the blocks.
         """
         seen = []
         owner = model.model if block is None else model.model.layers[block]
         module = owner.get_submodule(name)
-        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+        handle = module.register_forward_hook(
+            lambda _, args, out: seen.append(out[0] if output else args[0][0])
+        )
         with torch.no_grad():
             for sequence in self.sequences:
                 model(sequence[None], use_cache=False)
@@ -146,7 +148,7 @@ def correct(whole, block: int, group: str, step: dict) -> None:
 
 
 def refit(whole, block: int, group: str, channels, step: dict, kind: str) -> None:
-    norm = "post_attention_layernorm"
+    norm = whole.family.ffn_norm
     before = whole.inputs(whole.cut, block, "" if group == "attention" else norm)
     if kind == "ridge-local":
         aims = whole.local(block, group, before)
@@ -159,6 +161,11 @@ def refit(whole, block: int, group: str, channels, step: dict, kind: str) -> Non
     rates = [t.square().mean(-1, keepdim=True).rsqrt() for t in aims]
     name = whole.family.output(group).removesuffix(".weight")
     linear = whole.cut.model.layers[block].get_submodule(name)
+    targets = [t - b for t, b in zip(aims, before, strict=True)]
+    if group in whole.family.post_norms:
+        targets = whole.inputs(whole.dense, block, name, output=True)
+        own = [t.square().mean(-1, keepdim=True).rsqrt() for t in targets]
+        rates = [r * o for r, o in zip(rates, own, strict=True)]
     inputs = [x[:, channels] for x in whole.inputs(whole.cut, block, name)]
     weight = linear.weight[:, channels].detach()
     if linear.bias is not None:
@@ -166,7 +173,7 @@ def refit(whole, block: int, group: str, channels, step: dict, kind: str) -> Non
         weight = torch.cat((weight, linear.bias[:, None].detach()), 1)
     new, *errors = whole.solve(
         [a * r for a, r in zip(inputs, rates, strict=True)],
-        [(t - b) * r for t, b, r in zip(aims, before, rates, strict=True)],
+        [t * r for t, r in zip(targets, rates, strict=True)],
         weight,
         step,
     )
