@@ -191,8 +191,9 @@ class BlockStream:
 
         model: what `outer(head=True)` yields; its own forward computes them.
         """
-        with replaced_forward(self.layers, lambda *_, **__: rows[None]):
-            logits = model(inputs_embeds=rows[None], use_cache=False).logits[0]
+        rows = rows[:, None]  # each at the first position: there may be fewer positions than rows
+        with replaced_forward(self.layers, lambda *_, **__: rows):
+            logits = model(inputs_embeds=rows, use_cache=False).logits[:, 0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()

@@ -48,6 +48,9 @@ def write(
     plan.check(checkpoint)
     check_layout(plan, layout)
     units, layout = widest(plan), layout_of(plan, layout)
+    check_built(checkpoint, layout)
+    if layout == "padded" and checkpoint.family.heads_fixed:
+        units["attention"] = checkpoint.units["attention"]
     groups = {width["attention"] for width in (plan.widths() if layout == "per-layer" else [units])}
     chosen = choose_container(checkpoint, groups, container)
     padded_to = units if layout == "padded" else None
@@ -94,6 +97,14 @@ def check_layout(plan: Plan, layout: str) -> None:
         )
 
 
+def check_built(checkpoint: Checkpoint, layout: str) -> None:
+    if layout == "per-layer" and not checkpoint.family.own_widths:
+        raise InputError(
+            f"There is no code for {checkpoint.family.model_type} blocks of different widths; use "
+            "--layout uniform, or padded (zeros, to evaluate it)."
+        )
+
+
 def layout_of(plan: Plan, layout: str) -> str:
     """What a plan is written as: `per-layer` is `uniform` where all blocks are alike."""
     widths = plan.widths()
@@ -107,6 +118,12 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
     groups: the numbers of KV groups that blocks have.
     """
     family = checkpoint.family
+    if family.heads_fixed and groups != {checkpoint.units["attention"]}:
+        raise InputError(
+            f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
+            "size / heads channels a head; keep all of them, or use --layout padded (zeros, to "
+            "evaluate it)."
+        )
     counts = sorted(n * checkpoint.queries_per_group for n in groups)
     shown = " or ".join(map(str, counts))
     divides = len(counts) == 1 and checkpoint.hidden_size % counts[0] == 0

@@ -1,6 +1,7 @@
 """Small random checkpoints of every family, and the real ones where they are at hand."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,16 +78,42 @@ def make_checkpoint():
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
-def any_family(request, tmp_path_factory) -> Path:
+def any_family(request, random_family) -> Path:
     """One checkpoint of each family, with the variations that family has."""
+    return random_family(request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(n for n, f in FAMILIES.items() if f.own_widths))
+def any_unequal(request, random_family) -> Path:
+    """The same of those whose blocks can have widths of their own."""
+    return random_family(request.param)
+
+
+@pytest.fixture(scope="session")
+def random_family(tmp_path_factory):
+    """The checkpoint of a model type, made once."""
+
+    @cache
+    def made(model_type: str) -> Path:
+        return make_family(model_type, tmp_path_factory.mktemp(model_type) / "model")
+
+    return made
+
+
+def make_family(model_type: str, folder: Path) -> Path:
     special = {
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
-        "opt": {"word_embed_proj_dim": 32, "tie_word_embeddings": True},
+        "opt": {
+            "word_embed_proj_dim": 32,
+            "intermediate_size": 128,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 96,
+            "dropout": 0.0,
+        },
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
-    folder = tmp_path_factory.mktemp(request.param) / "model"
-    return build_checkpoint(folder, request.param, **special.get(request.param, {}))
+    return build_checkpoint(folder, model_type, **special.get(model_type, {}))
 
 
 @pytest.fixture(scope="session")

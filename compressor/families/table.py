@@ -111,6 +111,7 @@ class Family:
     heads_divide_hidden: bool = False
     heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
     ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
+    own_widths: bool = True  # code is at hand for blocks of different widths
     # A family of the same arithmetic that accepts any head count, and what its config needs.
     container: str | None = None
     container_config: dict = field(default_factory=dict)

@@ -89,7 +89,7 @@ def in_a_line(error: Exception) -> str:
 
 def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) -> Answer:
     """4.57 reads `rope_theta` and `rope_scaling` at the top of the config and nowhere else."""
-    config = folder.config
+    config = folder.standard
     if widths is None:
         return Answer(OLDER, None, UNKNOWN)
     if folder.group:
@@ -128,8 +128,8 @@ def tensor_parallel(
         return Answer(target, False, different(widths))
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
-    activation = folder.config.get("hidden_act", "silu")
-    if activation != "silu":
+    activation = folder.standard.get("hidden_act", "silu")
+    if activation != "silu" and folder.family.gate is not None:
         return Answer(target, False, f"hidden_act is {activation}, and its classes take silu")
     block = widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}

@@ -28,7 +28,7 @@ from compressor.verify import verify_here
 from compressor.writing import LAYOUTS, write
 
 # What a family cannot be written as, and the words that say so.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {("opt", "per-layer"): "no code for opt blocks"}
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[2] / "docs/families.md"
 REFUSED_MODES: dict[tuple[str, str], str] = {}
@@ -57,7 +57,8 @@ def test_scored_by_every_method(prepared, method, mode, record_property):
     record_property("method", f"{method}:{mode}")
     texts = TokenSet(tokens.sequences[:3], tokens.protocol)
     try:
-        METHODS[method].check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
+        activation = checkpoint.config.get("hidden_act", "silu")
+        METHODS[method].check_activation(mode, activation, checkpoint.family)
         found = score(checkpoint, method, mode, texts, stream)
     except InputError as sentence:
         record_property("outcome", f"refused: {sentence}")
