@@ -199,8 +199,9 @@ class BlockStream:
 
         model: what `outer(head=True)` yields; its own forward computes them.
         """
-        with self.returning(rows[None]):
-            logits = model(inputs_embeds=rows[None], use_cache=False).logits[0]
+        rows = rows[:, None]  # each at the first position: there may be fewer positions than rows
+        with self.returning(rows):
+            logits = model(inputs_embeds=rows, use_cache=False).logits[:, 0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()

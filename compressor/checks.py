@@ -15,6 +15,7 @@ from compressor.selection import check_selection
 from compressor.settings import Settings, chosen_grains, open_lattice, target_name, wanted_results
 from compressor.sparse.settings import check_weights
 from compressor.writing import (
+    check_built,
     check_layout_name,
     check_space,
     choose_container,
@@ -120,7 +121,10 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
 def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse `per-layer` where every number of heads must divide the hidden size."""
     family = checkpoint.family
-    if settings.layout not in ("per-layer", "all") or not family.heads_divide_hidden:
+    if settings.layout not in ("per-layer", "all"):
+        return
+    check_built(checkpoint, "per-layer")
+    if not family.heads_divide_hidden:
         return
     if family.per_layer_settings:
         return

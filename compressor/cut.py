@@ -71,7 +71,7 @@ def paddings(plan: Plan, checkpoint: Checkpoint) -> list[Padding]:
     where it always stood.
     """
     family, units = checkpoint.family, widest(plan)
-    if family.alibi:
+    if family.heads_fixed:
         units["attention"] = checkpoint.heads
     if family.ffn_fixed:
         units["ffn"] = checkpoint.config[family.ffn_width_key]

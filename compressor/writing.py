@@ -57,9 +57,13 @@ def write(
     family = checkpoint.family
     check_layout(plan, layout, checkpoint)
     units, layout = widest(plan), layout_of(plan, layout, family)
+    check_built(checkpoint, layout)
+    padding = [None] * checkpoint.blocks
+    if layout == "padded":
+        padding = paddings(plan, checkpoint)
+        units = padding[0].units
     groups = {width["attention"] for width in (plan.widths() if layout == "per-layer" else [units])}
     chosen = choose_container(checkpoint, groups, container)
-    padding = paddings(plan, checkpoint) if layout == "padded" else [None] * checkpoint.blocks
     shards = plan_shards(checkpoint, plan, padding, shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
@@ -123,6 +127,14 @@ def no_uniform(family: Family) -> str:
     )
 
 
+def check_built(checkpoint: Checkpoint, layout: str) -> None:
+    if layout == "per-layer" and not checkpoint.family.own_widths:
+        raise InputError(
+            f"There is no code for {checkpoint.family.model_type} blocks of different widths; use "
+            "--layout uniform, or padded (zeros, to evaluate it)."
+        )
+
+
 def layout_of(plan: Plan, layout: str, family: Family) -> str:
     """What a plan is written as: `per-layer` is `uniform` where all blocks are alike."""
     widths = plan.widths()
@@ -136,6 +148,13 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
     groups: the numbers of KV groups that blocks have.
     """
     family = checkpoint.family
+    fixed = family.heads_fixed and not family.alibi
+    if fixed and groups != {checkpoint.units["attention"]}:
+        raise InputError(
+            f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
+            "size / heads channels a head; keep all of them, or use --layout padded (zeros, to "
+            "evaluate it)."
+        )
     counts = sorted(n * checkpoint.queries_per_group for n in groups)
     shown = " or ".join(map(str, counts))
     if family.keeps_heads(checkpoint.config) and counts != [checkpoint.heads]:

@@ -112,20 +112,37 @@ def make_checkpoint():
 
 
 @pytest.fixture(scope="session", params=sorted(f for f in FAMILIES if FAMILIES[f].stock))
-def any_family(request, family_checkpoint) -> Path:
+def any_family(request, random_family) -> Path:
     """One checkpoint of each family that transformers has a class for."""
-    return family_checkpoint(request.param)
+    return random_family(request.param)
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
-def every_family(request, family_checkpoint) -> Path:
+def every_family(request, random_family) -> Path:
     """One checkpoint of each family."""
-    return family_checkpoint(request.param)
+    return random_family(request.param)
+
+
+@pytest.fixture(
+    scope="session", params=sorted(n for n, f in FAMILIES.items() if f.own_widths and f.stock)
+)
+def any_unequal(request, random_family) -> Path:
+    """The same of those whose blocks can have widths of their own."""
+    return random_family(request.param)
 
 
 @pytest.fixture(scope="session")
-def family_checkpoint(tmp_path_factory):
-    """A function that gives a family's checkpoint, with the variations that family has."""
+def random_family(tmp_path_factory):
+    """The checkpoint of a model type, made once."""
+
+    @cache
+    def made(model_type: str) -> Path:
+        return make_family(model_type, tmp_path_factory.mktemp(model_type) / "model")
+
+    return made
+
+
+def make_family(model_type: str, folder: Path) -> Path:
     special = {
         "baichuan": {"num_attention_heads": 4},
         "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
@@ -133,16 +150,16 @@ def family_checkpoint(tmp_path_factory):
         "gemma3_text": GEMMA | {"sliding_window_pattern": 2},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
-        "opt": {"word_embed_proj_dim": 32, "tie_word_embeddings": True},
+        "opt": {
+            "word_embed_proj_dim": 32,
+            "intermediate_size": 128,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 96,
+            "dropout": 0.0,
+        },
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
-
-    @cache
-    def made(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(name) / "model"
-        return build_checkpoint(folder, name, **special.get(name, {}))
-
-    return made
+    return build_checkpoint(folder, model_type, **special.get(model_type, {}))
 
 
 @pytest.fixture

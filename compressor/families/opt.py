@@ -47,5 +47,6 @@ FAMILY = Family(
     spellings={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
     constants={"hidden_act": "relu", "tie_word_embeddings": True},
     heads_fixed=True,
+    own_widths=False,
     unlike=unlike,
 )

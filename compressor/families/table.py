@@ -120,6 +120,7 @@ class Family:
     # class runs it. `stock`: transformers has a class too, of the widths that a source has.
     alibi: bool = False
     stock: bool = True
+    own_widths: bool = True  # code is at hand for blocks of different widths
     # A family of the same arithmetic that accepts any head count, and what its config needs.
     container: str | None = None
     container_config: dict = field(default_factory=dict)

@@ -91,7 +91,7 @@ def in_a_line(error: Exception) -> str:
 
 def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) -> Answer:
     """4.57 reads `rope_theta` and `rope_scaling` at the top of the config and nowhere else."""
-    config = folder.family.standard(folder.config) if folder.family else folder.config
+    config = folder.standard
     if widths is None:
         return Answer(OLDER, None, UNKNOWN)
     if folder.group:
@@ -135,10 +135,10 @@ def tensor_parallel(
         return Answer(target, False, different(widths))
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
-    config = folder.family.standard(folder.config) if folder.family else folder.config
+    config = folder.standard
     activation = config.get("hidden_act", "silu")
     taken = TAKEN_ACTIVATIONS.get(config.get("model_type"), "silu")
-    if folder.family.gate and activation != taken:
+    if folder.family.gate is not None and activation != taken:
         return Answer(target, False, f"hidden_act is {activation}, and its classes take {taken}")
     block = widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}

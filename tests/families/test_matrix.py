@@ -28,7 +28,10 @@ from compressor.verify import verify_here
 from compressor.writing import LAYOUTS, write
 
 # What a family cannot be written as, and the words that say so.
-REFUSED: dict[tuple[str, str], str] = {("bloom", "uniform"): "use --layout per-layer"}
+REFUSED: dict[tuple[str, str], str] = {
+    ("bloom", "uniform"): "use --layout per-layer",
+    ("opt", "per-layer"): "no code for opt blocks",
+}
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[2] / "docs/families.md"
 REFUSED_MODES: dict[tuple[str, str], str] = {}
