@@ -10,7 +10,7 @@
 namespace compressor {
 
 enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-enum Activation : int { kSilu = 0, kGelu = 1 };
+enum Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 
 // out[c] = sum_r scale[r] * |weight[r, c]|^power; scale may be null (ones).
 void colsum_cpu(const void* weight, int dtype, int64_t rows, int64_t columns, int64_t stride,

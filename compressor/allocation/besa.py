@@ -30,10 +30,11 @@ from itertools import product
 import torch
 
 from compressor.errors import InputError
-from compressor.kernels.activations import ACTIVATIONS
+from compressor.families import Family
 from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.gate import gated
 from compressor.kernels.gated_swiglu import gated_swiglu
+from compressor.methods.activations import known, value
 from compressor.scores import GROUPS
 from compressor.seeding import of_block
 
@@ -45,10 +46,10 @@ LEARNING_RATE = 5e-2
 WIDTH = 0.15  # standard deviation of a distribution at the start, in shares of the units
 
 
-def check_activation(activation: str) -> None:
-    if activation not in ACTIVATIONS:
+def check_activation(activation: str, family: Family) -> None:
+    if activation not in known(family):
         raise InputError(
-            f"--allocate besa knows the activations {', '.join(ACTIVATIONS)}, and this model has "
+            f"--allocate besa knows the activations {', '.join(known(family))}, and this model has "
             f"{activation!r}; use --allocate exact."
         )
 
@@ -102,7 +103,8 @@ class Suffix:
         self.cuts, self.activation = cuts, cuts.geometry.activation
         self.heads_of_group = cuts.geometry.channels("attention")
         self.o_proj, self.down = cuts.output("attention"), cuts.output("ffn")
-        self.norm, self.gate, self.up = map(find, (family.ffn_norm, family.gate, family.up))
+        self.norm, self.up = find(family.ffn_norm), find(family.up)
+        self.gate = family.gate and find(family.gate)
 
     def error(self, i: int, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2 on the real tokens of batch i."""
@@ -111,8 +113,14 @@ class Suffix:
         stream = cuts.rows(cuts.before, i) + self.o_proj(
             gated(heads, z["attention"], self.heads_of_group)
         )
-        hidden = self.norm(stream)
-        inner = gated_swiglu(self.gate(hidden), self.up(hidden), z["ffn"], self.activation)
+        hidden = self.norm(cuts.rows(cuts.before, i) if cuts.geometry.parallel else stream)
+        up = self.up(hidden)
+        if self.gate is None:
+            inner = gated(value(up, self.activation), z["ffn"])
+        else:
+            gate = up if self.gate is self.up else self.gate(hidden)
+            gate, up = cuts.family.gate_and_up(gate, up)
+            inner = gated_swiglu(gate, up, z["ffn"], self.activation)
         found = stream + self.down(inner)
         wanted = wanted.to(z["ffn"].dtype)
         lost = (found.to(wanted.dtype) - wanted).square().sum(0)

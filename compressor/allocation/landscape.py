@@ -20,6 +20,7 @@ from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import Batch, TokenSet
 from compressor.cut import channels_of
 from compressor.errors import InputError
+from compressor.families import Family
 from compressor.lattice import Lattice
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
@@ -88,6 +89,16 @@ def measure_landscape(
     )
 
 
+def check_family(family: Family) -> None:
+    """Refuse blocks in which the FFN widths' errors are no sums over the tokens."""
+    if family.post_norms:
+        raise InputError(
+            "--allocate exact and besa take the errors of all cuts from the sums of what the output "
+            f"projections add to the stream, and {family.model_type} norms that before it is added; use "
+            "--allocate uniform or global."
+        )
+
+
 class BlockCuts:
     """All cuts of one block, whose weights are in `layer`."""
 
@@ -100,6 +111,7 @@ class BlockCuts:
         first_held: int,
         refit: bool,
     ):
+        check_family(geometry.family)
         self.stream, self.geometry, self.layer = stream, geometry, layer
         self.batches, self.first_held, self.refit = batches, first_held, refit
         self.device, self.family = stream.device, geometry.family
@@ -151,9 +163,11 @@ class BlockCuts:
         self.silent = True
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
         for i in forward():
+            if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
+                seen["after"] = seen["before"] + self.output("attention")(seen["heads"])
             self.before.put(i, seen["before"])
             self.heads.put(i, seen["heads"])
-            self.after.put(i, seen["after"])
+            self.after.put(i, seen["after"].view_as(seen["before"]))
             self.out.put(i, seen["out"])
             self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
             self.silent = self.silent and not seen["out"].any()
@@ -199,7 +213,7 @@ class BlockCuts:
         for i in range(len(self.batches)):
             out = self.rows(self.out, i)
             stream = self.rows(self.after, i) + self.rows(self.heads, i) @ change.T.to(out.dtype)
-            read = norm(stream[None])
+            read = norm((self.rows(self.before, i) if self.geometry.parallel else stream)[None])
             inputs = captured(down, lambda read=read: self.family.feed_forward(self.layer, read))[0]
             targets = wide(out) - wide(stream)
             if down.bias is not None:

@@ -23,9 +23,15 @@ def smallest(
     ]
     size = costs.size(widths, target.measure)
     if size > limit_of(target, costs)[0]:
+        family, stay = checkpoint.family, ""
+        if family.heads_fixed and len(lattice.attention) == 1:
+            stay = (
+                f" The heads of {family.model_type} cannot be cut in its own format, whose class has "
+                "hidden size / heads channels a head, so FFN channels alone go: keep more."
+            )
         raise InputError(
             f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
-            f"{reached(target, costs, size):,.6g} ({size:,} {target.measure})."
+            f"{reached(target, costs, size):,.6g} ({size:,} {target.measure}).{stay}"
         )
     return widths
 

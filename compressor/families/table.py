@@ -1,6 +1,6 @@
 """What a family's table says: which tensors a unit owns, and where the parts of a block are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +64,10 @@ def by_mlp(layer: nn.Module, normed: torch.Tensor) -> torch.Tensor:
     return layer.mlp(normed)
 
 
+def as_it_is(layer: nn.Module, kept: Sequence[int]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Family:
     """One model type, as data.
@@ -80,15 +84,23 @@ class Family:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
-    # What the FFN's inner channels are made by: up alone, or gated, in two modules or in one.
+    # What the FFN's inner channels are made by: up alone, or gated, in two modules or in one, which
+    # then has the gate's channels first.
     up: str = "mlp.up_proj"
     gate: str | None = "mlp.gate_proj"
     attention_norm: str = "input_layernorm"
     ffn_norm: str = "post_attention_layernorm"
+    norm_offset: float = 0.0  # what norms add to their weights
     # Norms that what a group's output projection gives goes through before it is added.
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
     feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
+    in_a_tuple: bool = False  # what a block returns, for the model that it is in
+    # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
+    # told which of its KV groups are left.
+    fit: Callable[[nn.Module, Sequence[int]], None] = as_it_is
+    # Of the config of a model that is of the type, but not of this table, a sentence that says why.
+    unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
     parallel_key: str | None = None
     ffn_width_key: str = "intermediate_size"
@@ -100,11 +112,19 @@ class Family:
     ffn_per_hidden: int | None = None  # the FFN's width where the config does not say
     not_read: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of buffers in old files
     heads_divide_hidden: bool = False
+    # Whether a config is refused with any other number of heads.
+    keeps_heads: Callable[[Mapping], bool] = lambda config: False
     heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
     ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
+    # Heads have slopes (ALiBi), so a block says which of the first heads it has, and the package's own
+    # class runs it. `stock`: transformers has a class too, of the widths that a source has.
+    alibi: bool = False
+    stock: bool = True
+    own_widths: bool = True  # code is at hand for blocks of different widths
     # A family of the same arithmetic that accepts any head count, and what its config needs.
     container: str | None = None
     container_config: dict = field(default_factory=dict)
+    per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs
 
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}
@@ -125,13 +145,19 @@ class Family:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""
         return next(s.tensor for s in self.groups()[group] if s.axis == 1)
 
+    def gate_and_up(
+        self, gate: torch.Tensor, up: torch.Tensor, axis: int = -1
+    ) -> tuple[torch.Tensor, ...]:
+        """Gate and up of what their modules give or hold, which is twice the same for one module."""
+        return up.chunk(2, axis) if self.gate == self.up else (gate, up)
+
     def standard(self, config: Mapping) -> dict:
         """The config with every setting under its standard name."""
         found = {**self.constants, **config}
         for name, own in self.spellings.items():
             if config.get(own) is not None:
                 found[name] = config[own]
-        if self.ffn_per_hidden and not found.get(self.ffn_width_key):
+        if self.ffn_per_hidden and (self.ffn_fixed or not found.get(self.ffn_width_key)):
             found[self.ffn_width_key] = self.ffn_per_hidden * found.get("hidden_size", 0)
         return found
 
