@@ -1,6 +1,7 @@
 """Gradients of operators by other operators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import torch
 
@@ -11,7 +12,8 @@ def differentiable(op: Op, gradient: Callable, save: Callable) -> Callable:
     """`op` as a differentiable function `call(*inputs, backend=None)`.
 
     save(ctx, inputs, output) keeps what gradient(ctx, grad, backend) needs, which gives one gradient,
-    or None, for every input. A forced backend is forced in both.
+    or None, for every input; a list of tensors has a list of gradients. A forced backend is forced
+    in both.
     """
 
     def default(ctx, grad):
@@ -22,25 +24,46 @@ def differentiable(op: Op, gradient: Callable, save: Callable) -> Callable:
     )
 
     class Forced(torch.autograd.Function):
-        """A forced backend does not go through torch's dispatcher."""
+        """A forced backend does not go through torch's dispatcher, which knows lists of tensors."""
 
         @staticmethod
-        def forward(*inputs):
-            return op(*inputs[:-1], backend=inputs[-1])
+        def forward(backend, lengths, *flat):
+            output = op(*in_lists(flat, lengths), backend=backend)
+            return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            *inputs, ctx.backend = inputs
-            save(ctx, inputs, output)
+            ctx.backend, ctx.lengths, *flat = inputs
+            ctx.many = isinstance(output, tuple)
+            save(ctx, in_lists(flat, ctx.lengths), output)
 
         @staticmethod
-        def backward(ctx, grad):
-            return *gradient(ctx, grad, ctx.backend), None
+        def backward(ctx, *grads):
+            needed = ctx.needs_input_grad
+            ctx.needs_input_grad = in_lists(needed[2:], ctx.lengths)
+            found = gradient(ctx, list(grads) if ctx.many else grads[0], ctx.backend)
+            ctx.needs_input_grad = needed  # for the next time, where the graph is kept
+            return None, None, *flattened(found)
 
     def call(*inputs, backend: str | None = None):
-        return op(*inputs) if backend is None else Forced.apply(*inputs, backend)
+        if backend is None:
+            return op(*inputs)
+        lengths = [len(i) if isinstance(i, list) else None for i in inputs]
+        output = Forced.apply(backend, lengths, *flattened(inputs))
+        return list(output) if isinstance(output, tuple) else output
 
     return call
+
+
+def flattened(values: Iterable) -> list:
+    """The values, and those of lists among them."""
+    return [v for value in values for v in (value if isinstance(value, list) else [value])]
+
+
+def in_lists(flat: Iterable, lengths: list[int | None]) -> list:
+    """The opposite of `flattened`: lists of these lengths; None is a value of its own."""
+    values = iter(flat)
+    return [next(values) if n is None else list(islice(values, n)) for n in lengths]
 
 
 def with_gradient(op: Op, backward: Op, tensors: int) -> Callable:

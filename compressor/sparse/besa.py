@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LinearLR
 from compressor.blocks import Activations
 from compressor.errors import InputError
 from compressor.kernels.besa_cut import besa_cut
-from compressor.kernels.besa_mask import besa_mask
+from compressor.kernels.besa_mask import besa_mask_many
 from compressor.quantization.clipping import Clipping
 from compressor.sparse.block import Block, relative_error
 from compressor.sparse.budget import candidates, exact_cuts, tilted
@@ -131,15 +131,16 @@ class Objective:
         """A scalar, differentiable in theta. draw: seed and step of sampled cuts, else the means."""
         beta = distribution(theta, self.parity)
         weights = self.clipping.quantized() if self.clipping else self.weights
-        masked = {}
-        for i, (name, own) in enumerate(self.groups.by_matrix(beta).items()):
-            weight, cut = weights[name], None
+        cuts = []
+        for i, (name, own) in enumerate(self.groups.by_matrix(beta.detach()).items()):
+            drawn = {}
             if draw is not None:
                 seed, step = draw
-                offset = step * len(self.weights) + i
-                cut = besa_cut(own, weight.shape[1], seed=seed, offset=offset)
-            masked[name] = besa_mask(weight, self.ranks[name], own, cut)
-        output = self.block.run(sequence, masked)
+                drawn = {"seed": seed, "offset": step * len(weights) + i}
+            cuts.append(besa_cut(own, weights[name].shape[1], **drawn))
+        ranks = [self.ranks[name] for name in weights]
+        masked = besa_mask_many(list(weights.values()), ranks, beta, cuts)
+        output = self.block.run(sequence, dict(zip(weights, masked, strict=True)))
         error = relative_error(output, self.targets.get(sequence, self.block.device))
         mean = self.shares.to(beta.dtype) @ (beta @ candidates(CANDIDATES, beta))
         return error + PENALTY * (mean / self.sparsity - 1) ** 2

@@ -12,8 +12,11 @@ __global__ void cut_kernel(const float* beta, int64_t groups, int candidates, in
   const int64_t g = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (g >= groups) return;
   const float* row = beta + g * candidates;
-  cut[g] = sampled ? sampled_cut(row, candidates, columns, philox(seed, offset, g))
-                   : expected_cut(row, candidates, columns);
+  if (sampled) {
+    cut[g] = sampled_cut(row, candidates, columns, philox(seed, offset, g));
+  } else {
+    expected_cuts<1>(row, candidates, columns, cut + g);
+  }
 }
 
 }  // namespace
