@@ -6,12 +6,12 @@
 
 namespace compressor {
 
-// floor(columns * sum_d beta[d] d / D) of kRows neighbouring rows, in double, with beta divided by
-// its sum: exact for a beta of one candidate. Products of a float and d are exact, so it is no
-// matter whether they are fused. The additions of several rows do not wait for one another.
+// floor(columns[r] * sum_d beta[r, d] d / D) of kRows neighbouring rows, in double, with beta
+// divided by its sum: exact for a beta of one candidate. Products of a float and d are exact, so it
+// is no matter whether they are fused. The additions of several rows do not wait for one another.
 template <int kRows>
-COMPRESSOR_HOST_DEVICE inline void expected_cuts(const float* beta, int candidates, int32_t columns,
-                                                 int32_t* out) {
+COMPRESSOR_HOST_DEVICE inline void expected_cuts(const float* beta, int candidates,
+                                                 const int32_t* columns, int32_t* out) {
   double total[kRows] = {}, weighted[kRows] = {};
   for (int d = 0; d < candidates; ++d) {
     for (int r = 0; r < kRows; ++r) {
@@ -21,8 +21,10 @@ COMPRESSOR_HOST_DEVICE inline void expected_cuts(const float* beta, int candidat
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    const double cut = columns * weighted[r] / (total[r] * (candidates - 1));
-    out[r] = !(cut > 0) ? 0 : cut < columns ? static_cast<int32_t>(cut) : columns;  // 0 for a NaN
+    const double cut = columns[r] * weighted[r] / (total[r] * (candidates - 1));
+    out[r] = !(cut > 0)         ? 0
+             : cut < columns[r] ? static_cast<int32_t>(cut)
+                                : columns[r];  // 0 for a NaN
   }
 }
 

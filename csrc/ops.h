@@ -89,12 +89,12 @@ void besa_mask_backward_cpu(const BesaMaskBackwardJob* jobs, int64_t count, int6
 int besa_mask_backward_cuda(const BesaMaskBackwardJob* jobs, int64_t count, int64_t buckets,
                             int64_t part_rows, void* stream);
 
-// cut[g] = how many weights of each row of group g are pruned: floor(columns * d / last candidate)
-// for the mean of d under beta[g, :], or for a d drawn by Philox from (seed, offset, g).
-void besa_cut_cpu(const float* beta, int64_t groups, int candidates, int32_t columns, bool sampled,
-                  uint64_t seed, uint64_t offset, int32_t* cut, int threads);
-int besa_cut_cuda(const float* beta, int64_t groups, int candidates, int32_t columns, bool sampled,
-                  uint64_t seed, uint64_t offset, int32_t* cut, void* stream);
+// cut[g] = how many weights of each row of group g are pruned: floor(columns[g] * d / last
+// candidate) for the mean of d under beta[g, :], or for a d drawn by Philox from (seed, offset, g).
+void besa_cut_cpu(const float* beta, int64_t groups, int candidates, const int32_t* columns,
+                  bool sampled, uint64_t seed, uint64_t offset, int32_t* cut, int threads);
+int besa_cut_cuda(const float* beta, int64_t groups, int candidates, const int32_t* columns,
+                  bool sampled, uint64_t seed, uint64_t offset, int32_t* cut, void* stream);
 
 // out[r, c] = how many columns of row r come before c by |weight * scale|, then by column. At most
 // 65,535 columns; scale may be null (ones); a NaN comes last. On CUDA a row is cut into `parts`

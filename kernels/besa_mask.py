@@ -12,7 +12,7 @@ memory. All matrices of a block go in one call. Softmax and sparsity penalty are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -25,8 +25,6 @@ from compressor.kernels.rank import MOST_COLUMNS
 
 PART_ROWS = 8  # of a larger group, summed one after the other; the parts' sums are added afterwards
 REF_ROWS = 512  # at a time: the reference needs int64 indices, 8 bytes an element
-
-Tensors = Sequence[torch.Tensor]
 
 
 def besa_mask(
@@ -63,10 +61,10 @@ def besa_mask(
 
 
 def besa_mask_many(
-    weights: Tensors,
-    ranks: Tensors,
+    weights: Iterable[torch.Tensor],
+    ranks: Iterable[torch.Tensor],
     beta: torch.Tensor | None,
-    cuts: Tensors,
+    cuts: Iterable[torch.Tensor],
     *,
     backend: str | None = None,
 ) -> list[torch.Tensor]:

@@ -48,12 +48,14 @@ class Groups:
     def __init__(self, weights: dict[str, torch.Tensor], sharing: str):
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         self.counts = [rows if sharing == "row" else 1 for rows, _ in self.shapes.values()]
+        columns = [torch.tensor([columns], dtype=torch.int32) for _, columns in self.shapes.values()]
         sizes = [
             torch.full((count,), rows * columns // count)
             for count, (rows, columns) in zip(self.counts, self.shapes.values(), strict=True)
         ]
         device = next(iter(weights.values())).device
         self.sizes = torch.cat(sizes).to(device)  # weights of each group, int64
+        self.columns = torch.cat(columns).repeat_interleave(torch.tensor(self.counts)).to(device)
 
     def by_matrix(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of a tensor [groups, ...], by the matrix's name."""
@@ -131,15 +133,10 @@ class Objective:
         """A scalar, differentiable in theta. draw: seed and step of sampled cuts, else the means."""
         beta = distribution(theta, self.parity)
         weights = self.clipping.quantized() if self.clipping else self.weights
-        cuts = []
-        for i, (name, own) in enumerate(self.groups.by_matrix(beta.detach()).items()):
-            drawn = {}
-            if draw is not None:
-                seed, step = draw
-                drawn = {"seed": seed, "offset": step * len(weights) + i}
-            cuts.append(besa_cut(own, weights[name].shape[1], **drawn))
+        drawn = {} if draw is None else {"seed": draw[0], "offset": draw[1]}
+        cut = besa_cut(beta.detach(), self.groups.columns, **drawn)
         ranks = [self.ranks[name] for name in weights]
-        masked = besa_mask_many(list(weights.values()), ranks, beta, cuts)
+        masked = besa_mask_many(weights.values(), ranks, beta, cut.split(self.groups.counts))
         output = self.block.run(sequence, dict(zip(weights, masked, strict=True)))
         error = relative_error(output, self.targets.get(sequence, self.block.device))
         mean = self.shares.to(beta.dtype) @ (beta @ candidates(CANDIDATES, beta))
@@ -185,11 +182,11 @@ def learn(
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()
     if options.parity:
-        cuts = {}
-        for name, own in groups.by_matrix(distribution(theta, True)).items():
-            rows, columns = groups.shapes[name]
-            cuts[name] = besa_cut(own, columns).repeat_interleave(rows // len(own))
-        return cuts
+        cut = besa_cut(distribution(theta, True), groups.columns)
+        return {
+            name: own.repeat_interleave(groups.shapes[name][0] // len(own))
+            for name, own in groups.by_matrix(cut).items()
+        }
     beta = tilted(theta, groups.sizes, zeros).softmax(1)
     return groups.cuts(beta @ candidates(CANDIDATES, beta), zeros)
 
