@@ -1,5 +1,6 @@
 // BESA's mask: keep the weights whose rank reaches their row group's cut.
 #include "dtype.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace compressor {
@@ -28,7 +29,11 @@ void mask(const BesaMaskJob& job, int64_t begin, int64_t end) {
 
 void besa_mask_cpu(const BesaMaskJob* jobs, int64_t count, int threads) {
   std::vector<Pieces> rows;
-  for (int64_t i = 0; i < count; ++i) rows.push_back({jobs[i].rows, jobs[i].columns});
+  for (int64_t i = 0; i < count; ++i) {
+    const BesaMaskJob& job = jobs[i];
+    rows.push_back({job.rows, job.columns});
+    use_large_pages(job.out, job.rows * job.columns * (job.dtype == kFloat32 ? 4 : 2));
+  }
   parallel_for_each(rows, 1 << 16, threads, [&](int64_t i, int64_t begin, int64_t end) {
     const auto run = jobs[i].dtype == kFloat32 ? mask<uint32_t> : mask<uint16_t>;
     run(jobs[i], begin, end);
