@@ -23,8 +23,20 @@ from compressor.scores import Scores
 from compressor.settings import Settings, open_lattice, target_name
 
 
-def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, meter, lines) -> None:
-    """Add the errors of all cuts to the scores, and save both, if the allocation asks for them."""
+def measure_cuts(
+    settings,
+    scores: Scores,
+    stream,
+    calibration,
+    file: Path,
+    meter,
+    lines,
+    saved: Path | None = None,
+) -> None:
+    """Add the errors of all cuts to the scores, and save both, if the allocation asks for them.
+
+    saved: where an interrupted job finds the blocks that it has done.
+    """
     if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
         return
     widths = open_lattice(settings, stream.checkpoint)
@@ -40,7 +52,7 @@ def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, mete
         )
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
-            scores.blocks, stream, fitted, widths, settings.repair, learning, progress
+            scores.blocks, stream, fitted, widths, settings.repair, learning, progress, saved
         )
     scores.save(file)
 
