@@ -104,7 +104,9 @@ def main(
             "samples": len(sequences),
             "device": "cpu",
             "threads": torch.get_num_threads(),
-            "processor seconds": {name: [round(s, 2) for s in times] for name, times in seconds.items()},
+            "processor seconds": {
+                name: [round(s, 2) for s in times] for name, times in seconds.items()
+            },
             "faster": round(
                 statistics.median(
                     theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)

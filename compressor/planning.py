@@ -43,10 +43,12 @@ def measure_cuts(
     fitted, _ = held_back(calibration)
     learning = None
     if settings.allocate == "besa":
-        costs = Costs.of(stream.checkpoint).unit
+        budget = settings.targets[0].budget if settings.targets else "params"
+        target = Target("keep", 1, budget)
+        costs = Costs.of(stream.checkpoint, budget)
         learning = partial(
             learn_block,
-            costs={g: unit["params"] for g, unit in costs.items()},
+            prices=costs.prices[target.measure],
             seed=settings.seed,
             sampling=settings.weights.sampling or "none",
         )

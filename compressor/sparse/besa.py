@@ -48,7 +48,9 @@ class Groups:
     def __init__(self, weights: dict[str, torch.Tensor], sharing: str):
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         self.counts = [rows if sharing == "row" else 1 for rows, _ in self.shapes.values()]
-        columns = [torch.tensor([columns], dtype=torch.int32) for _, columns in self.shapes.values()]
+        columns = [
+            torch.tensor([columns], dtype=torch.int32) for _, columns in self.shapes.values()
+        ]
         sizes = [
             torch.full((count,), rows * columns // count)
             for count, (rows, columns) in zip(self.counts, self.shapes.values(), strict=True)

@@ -126,7 +126,9 @@ def test_the_number_of_threads_changes_nothing():
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_registration(seed):
-    torch.library.opcheck(OP.overload, (torch.rand(4, 5), torch.full((4,), 7, dtype=torch.int32), seed, 2))
+    torch.library.opcheck(
+        OP.overload, (torch.rand(4, 5), torch.full((4,), 7, dtype=torch.int32), seed, 2)
+    )
 
 
 def test_compiles_once_for_all_offsets():

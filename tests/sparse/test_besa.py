@@ -67,7 +67,8 @@ def test_loss_and_gradient_are_the_eager_constructions(
     (found,) = torch.autograd.grad(loss, theta)
     orders = {name: torch.argsort(r.to(torch.int32), dim=1) for name, r in ranks.items()}
     beta = distribution(theta.detach(), parity)
-    columns = [w.shape[1] for w, n in zip(block.weights.values(), groups.counts) for _ in range(n)]
+    matrices = zip(block.weights.values(), groups.counts, strict=True)
+    columns = [weight.shape[1] for weight, count in matrices for _ in range(count)]
     draw = {"seed": 3, "offset": 4} if sampled else {}
     cut = besa_cut(beta, torch.tensor(columns, dtype=torch.int32), **draw)
     cuts = groups.by_matrix(cut)
