@@ -1,5 +1,6 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
+# make families  write docs/families.md from what the tests of the model families see
 # make compat     load results in two versions of transformers
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
@@ -10,7 +11,7 @@ export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-slow compat asan lint bench bench-whole gpu clean
+.PHONY: install compress test test-slow compat families asan lint bench bench-whole gpu clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +49,11 @@ compat: install
 	    $(BIN)/python -m pip install --quiet --upgrade --target build/$$package $$package && \
 	    PYTHONPATH=build/$$package $(BIN)/python tests/compat.py load build/compat || exit 1; \
 	done
+
+families: install
+	$(BIN)/python -m pytest -q tests/families/test_matrix.py -k "written or scored" \
+	    -o junit_family=xunit1 --junitxml build/families.xml
+	$(BIN)/python docs/make_families.py build/families.xml
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,9 +17,10 @@ import torch
 from safetensors import safe_open
 
 from compressor.errors import InputError
-from compressor.families import Family, Slice, family_of
+from compressor.families import Family, family_of
+from compressor.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
+from compressor.per_layer import HEADS, in_every_block, open_config
 from compressor.per_layer import check as check_per_layer
-from compressor.per_layer import in_every_block
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -30,9 +31,12 @@ FINGERPRINT_BYTES = 1 << 20
 class Checkpoint:
     """A Hugging Face folder, opened read-only.
 
-    `tensors` maps a name to its header entry (`shape`, `dtype`, `file`, `begin`, `end`, in bytes
-    from the start of the file). Shards are opened anew on every read: a kept handle would keep every
-    page ever touched in resident memory.
+    `config` has settings under their standard names; `written_config` is the file's. Where no class of
+    transformers has the model's names, but one computes the same (`translated`), all is as that one has
+    it. `tensors` maps a name to its header entry: `shape`, `dtype`, `key`, its name in `file`, and
+    `begin`, `end`, in bytes from the start of it; `rows` if it is a part of what is stored, `normalised`
+    if each row is divided by its norm. Shards are opened anew on every read: a kept handle would keep
+    every page ever touched in resident memory.
     """
 
     dtypes = DTYPES
@@ -42,8 +46,14 @@ class Checkpoint:
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
-        self.config = self._read_json("config.json", "a Hugging Face checkpoint has one")
-        self.family: Family = family_of(self.config.get("model_type"))
+        self.written_config = self._read_json("config.json", "a Hugging Face checkpoint has one")
+        self.translated = is_rotary(self.written_config)
+        if self.translated:
+            self.written_config = llama_config(self.written_config)
+        self.family: Family = family_of(self.written_config.get("model_type"))
+        self.config = self.family.standard(self.written_config)
+        if reason := self.family.unlike(self.config):
+            raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
         check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}
@@ -51,6 +61,7 @@ class Checkpoint:
             self.tensors.update(read_header(self.path / file, self.dtypes))
         self._check_index()
         self._find_weights()
+        self._complete_names()
         self._leave_out_duplicates()
         self._check_shapes()
 
@@ -81,6 +92,12 @@ class Checkpoint:
         return self.heads // self.kv_heads
 
     @property
+    def channel_sizes(self) -> dict[str, int]:
+        """Channels of a unit of each kind, as a `Slice` names them."""
+        queries = self.queries_per_group * self.head_dim
+        return {"q": queries, "k": self.head_dim, "v": self.head_dim, "c": 1}
+
+    @property
     def units(self) -> dict[str, int]:
         """Prunable units of one block, KV groups and FFN channels: of the widest, if they differ."""
         blocks = self.block_units
@@ -95,6 +112,15 @@ class Checkpoint:
         return [
             {"attention": own or self.heads, "ffn": ffn}
             for own, ffn in zip(groups, channels, strict=True)
+        ]
+
+    @cached_property
+    def heads_left(self) -> list[list[int]]:
+        """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""
+        chosen = in_every_block(self.config, HEADS, self.blocks)
+        return [
+            own or [*range(units["attention"] * self.queries_per_group)]
+            for own, units in zip(chosen, self.block_units, strict=True)
         ]
 
     @property
@@ -130,11 +156,6 @@ class Checkpoint:
         """Names outside the blocks: embedding, last norm, head."""
         return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
 
-    def channels_of_unit(self, group: str, part: Slice) -> int:
-        """How much of one of a group's tensors a unit owns, along the axis that is cut."""
-        entry = self.tensors[self.block_name(0, part.tensor)]
-        return entry.shape[part.axis] // self.block_units[0][group]
-
     # -- reading ----------------------------------------------------------------------------------
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -158,11 +179,27 @@ class Checkpoint:
             with file.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def tokenizer(self):
-        from transformers import AutoTokenizer
+    @property
+    def coded(self) -> bool:
+        """Whether transformers runs the folder's model by code in it alone, which is not run here."""
+        return self.translated or not self.family.stock
 
+    def model_config(self):
+        """transformers' config of the model."""
+        if self.translated:
+            from transformers import AutoConfig
+
+            return AutoConfig.for_model(**self.written_config)
+        return open_config(self.path, self.family)
+
+    def tokenizer(self):
+        if self.coded and not (self.path / "tokenizer.json").exists():
+            raise InputError(
+                f"The tokenizer in {self.path} is code of its own, which is not run; save it as "
+                "tokenizer.json (transformers' PreTrainedTokenizerFast) and put that beside the weights."
+            )
         try:
-            return AutoTokenizer.from_pretrained(self.path)
+            return read_tokenizer(self.path, self.coded)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"The tokenizer in {self.path} does not load: {error}") from error
 
@@ -191,6 +228,8 @@ class Checkpoint:
 
     def _find_weights(self) -> None:
         """Make `tensors` those of the model, where they are stored otherwise."""
+        if self.translated:
+            self.tensors = llama_tensors(self.tensors, self.config.get("vocab_size"))
 
     def _read_json(self, name: str, hint: str) -> dict:
         try:
@@ -228,9 +267,12 @@ class Checkpoint:
             if name not in self.tensors or self.tensors[name].file.name != file:
                 raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
 
+    def _complete_names(self) -> None:
+        self.tensors = completed(self.tensors, self.family)
+
     def _leave_out_duplicates(self) -> None:
-        """Forget what a model does not read: stored rotary tables, and a second copy of a tied head."""
-        for name in [n for n in self.tensors if n.endswith("rotary_emb.inv_freq")]:
+        """Forget what a model does not read: stored tables, and a second copy of a tied head."""
+        for name in [n for n in self.tensors if n.endswith(self.family.not_read)]:
             del self.tensors[name]
         head, embedding = self.family.head, self.family.embedding
         if self.config.get("tie_word_embeddings") and {head, embedding} <= self.tensors.keys():
@@ -241,7 +283,6 @@ class Checkpoint:
     def _check_shapes(self) -> None:
         """Every tensor a cut touches is there with the shape its config implies."""
         for block, units in enumerate(self.block_units):
-            rows = {"attention": units["attention"] * self.head_dim, "ffn": units["ffn"]}
             for group, slices in self.family.groups().items():
                 for part in slices:
                     name = self.block_name(block, part.tensor)
@@ -249,8 +290,7 @@ class Checkpoint:
                         if part.optional:
                             continue
                         raise InputError(f"{self.path} lacks the tensor {name}.")
-                    queries = "q_proj" in part.tensor or "o_proj" in part.tensor
-                    width = rows[group] * self.queries_per_group if queries else rows[group]
+                    width = units[group] * part.size(self.channel_sizes)
                     shape = (
                         [width, self.hidden_size] if part.axis == 0 else [self.hidden_size, width]
                     )
@@ -266,6 +306,23 @@ class Checkpoint:
             raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
 
 
+def read_tokenizer(path: Path, coded: bool):
+    """A folder's tokenizer; of a `coded` model, whose config transformers would run code to read, as
+    tokenizer.json has it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    return (PreTrainedTokenizerFast if coded else AutoTokenizer).from_pretrained(path)
+
+
+def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
+    """Older files name tensors from the base model on, without its own name in front."""
+    base, _, rest = family.embedding.partition(".")
+    if rest not in tensors or family.embedding in tensors:
+        return tensors
+    return {name if name == family.head else f"{base}.{name}": t for name, t in tensors.items()}
+
+
 def read_tensors(
     entries: Mapping[str, SimpleNamespace], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
@@ -276,8 +333,16 @@ def read_tensors(
     found = {}
     for file, members in by_file.items():
         with safe_open(file, framework="pt") as handle:
-            found.update({name: handle.get_tensor(name) for name in members})
+            found.update({name: read_tensor(handle, entries[name]) for name in members})
     return found
+
+
+def read_tensor(handle, entry: SimpleNamespace) -> torch.Tensor:
+    """What a header entry stands for, from its open file."""
+    if entry.rows is not None:
+        return handle.get_slice(entry.key)[entry.rows]
+    tensor = handle.get_tensor(entry.key)
+    return torch.nn.functional.normalize(tensor) if entry.normalised else tensor
 
 
 def read_header(
@@ -294,11 +359,14 @@ def read_header(
             )
         tensors[name] = SimpleNamespace(
             file=file,
+            key=name,
             shape=entry["shape"],
             dtype=dtypes[entry["dtype"]],
             numel=torch.Size(entry["shape"]).numel(),
             begin=begin + entry["data_offsets"][0],
             end=begin + entry["data_offsets"][1],
+            rows=None,
+            normalised=False,
         )
     return tensors
 

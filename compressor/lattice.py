@@ -80,7 +80,12 @@ def lattice(
         g
         for g in whole
         if (g == groups)
-        or ((not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0) and g % tp == 0)
+        or (
+            (family.alibi or not family.heads_fixed)
+            and not family.keeps_heads(checkpoint.config)
+            and (not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0)
+            and g % tp == 0
+        )
     ]
     if not counts:
         raise InputError(refused)

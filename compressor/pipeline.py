@@ -13,7 +13,6 @@ from pathlib import Path
 
 from compressor.allocation import protected
 from compressor.allocation.uniform import solve
-from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_before_starting
 from compressor.errors import InputError, QualityError
@@ -68,7 +67,9 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
                 run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
-            if not any(journal.get(name) for name, _, _ in wanted_results(settings)):
+            if not any(
+                journal.get(name) for name, _, _ in wanted_results(settings, checkpoint.family)
+            ):
                 shutil.rmtree(partial, ignore_errors=True)
             if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
@@ -113,24 +114,23 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     agree_on_recovery(settings, data, work, journal)
     taught = data if settings.recovery.method == "distill" else None
     stream = open_stream(settings, checkpoint, work, calibration, evaluation, taught)
-    for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
-        if tokens is not None:
-            lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    lines.texts(calibration=calibration, evaluation=evaluation)
     if data is not None:
-        lines.console.print(f"{'recovery':<12} {describe_data(data.protocol)}", highlight=False)
+        lines.fact("recovery", describe_data(data.protocol))
     if journal.get("scored"):
         scores = Scores.load(work / "scores.safetensors")
     else:
         scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
         scores.save(work / "scores.safetensors")
         journal.put("scored", True)
-    measure_cuts(settings, scores, stream, calibration, work / "scores.safetensors", meter, lines)
+    file, saved = work / "scores.safetensors", work / "landscape"
+    measure_cuts(settings, scores, stream, calibration, file, meter, lines, saved)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
             before = perplexity(stream, evaluation)
         journal.put("before", before)
-    results, wanted = [], wanted_results(settings)
+    results, wanted = [], wanted_results(settings, checkpoint.family)
     for name, target, own in wanted:
         folder = partial / name if len(wanted) > 1 else partial
         plan = plan_target(

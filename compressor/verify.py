@@ -20,14 +20,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import assign
-from compressor.checkpoint import Checkpoint
-from compressor.cut import cut_block
+from compressor.checkpoint import Checkpoint, read_tokenizer
+from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
+from compressor.families import FAMILIES
 from compressor.memory import drop_pages
-from compressor.per_layer import ships_own_code
+from compressor.per_layer import class_of, ships_own_code
+from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
@@ -131,7 +134,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -142,7 +145,8 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
             output_loading_info=True,
             trust_remote_code=ships_own_code(folder),
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        family = FAMILIES.get(model.config.model_type)
+        tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
         raise VerificationError(f"{folder} does not load with transformers: {error}") from error
     wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
@@ -153,12 +157,32 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
 def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
-    masked, tokenizer = load(source, Checkpoint(source).dtype)
+    checkpoint = Checkpoint(source)
+    if checkpoint.coded:
+        masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
+    else:
+        masked, tokenizer = load(source, checkpoint.dtype)
     for prompt, ids in zip(PROMPTS, prompts, strict=True):
         if not torch.equal(tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     with masked_plan(masked, source, folder):
         return [logits(masked, ids) for ids in prompts]
+
+
+def built(checkpoint: Checkpoint):
+    """The model of a folder whose own class is not run, from what is read of it."""
+    from transformers import AutoModelForCausalLM
+
+    config = checkpoint.model_config()
+    own = class_of(config, checkpoint.family)
+    make = own._from_config if own else AutoModelForCausalLM.from_config
+    with init_empty_weights(include_buffers=False):
+        model = make(config, dtype=checkpoint.dtype)
+    tensors = checkpoint.read(checkpoint.tensors)
+    if checkpoint.tied:
+        tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
 
 
 def read_record(folder: Path) -> dict:
@@ -171,49 +195,58 @@ def read_record(folder: Path) -> dict:
 def masked_plan(model, source: Path, folder: Path):
     """The source model with the units masked that compression.json says were removed.
 
-    The groups that a repair changed compute with the folder's tensors, cut as they are.
+    What a repair changed is the folder's, in the places it was cut from.
     """
     from compressor.methods.statistics import Geometry, only_units
 
     checkpoint = Checkpoint(source)
     record = read_record(folder)
-    kept = record["plan"]["blocks"]
-    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(kept)}
+    plan = Plan(record["plan"]["blocks"])
+    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
+    stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
+    if record.get("layout") == "padded":
+        stands = [padding.places for padding in paddings(plan, checkpoint)]
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
-        for index, (layer, units) in enumerate(zip(layers, kept, strict=True)):
-            geometry = Geometry.of(checkpoint, index)
-            changed = repair["blocks"][index]["tensors"]
-            own = {
-                group
-                for group, slices in checkpoint.family.groups().items()
-                if not any(part.tensor in changed for part in slices)
-            }
-            masks.enter_context(only_units(layer, geometry, {g: units[g] for g in own}))
-            if changed:
-                tensors = repaired_block(checkpoint, folder, index, units, repair["blocks"][index])
-                whole = {s.tensor for g in own for s in checkpoint.family.groups()[g]}
-                assign(layer, {n: t for n, t in tensors.items() if n not in whole})
+        for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
+            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), kept))
+            changed = repair["blocks"][index]
+            assign(layer, repaired(checkpoint, folder, index, kept, stands[index], changed))
         yield
 
 
-def repaired_block(
-    checkpoint: Checkpoint, folder: Path, index: int, units: dict, record: dict
+def repaired(
+    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, stands: dict, record: dict
 ) -> dict[str, torch.Tensor]:
-    """A block's cut tensors, those of the folder's where `record` says that a repair changed them."""
-    result = cut_block(checkpoint.read_block(index), checkpoint, units)
-    written = Checkpoint(folder).read_block(index)
-    changed = {}
-    for name in record["tensors"]:
-        changed[name] = written[name]
-        for axis, size in enumerate(result[name].shape):  # what is behind it is padding
-            changed[name] = changed[name].narrow(axis, 0, size)
-    if digest(changed) != record["sha256"]:
+    """The tensors of a block that `record` says a repair changed, as wide as the source's.
+
+    stands: where among the units of the folder's block the kept ones are.
+    """
+    if not record["tensors"]:
+        return {}
+    found = Checkpoint(folder).read_block(index)
+    found = {name: found[name] for name in record["tensors"]}
+    owned = {
+        part.tensor: (part, group)
+        for group, slices in checkpoint.family.groups().items()
+        for part in slices
+        if part.tensor in found
+    }
+    sizes = checkpoint.channel_sizes
+    for name, (part, group) in owned.items():
+        units = found[name].shape[part.axis] // part.size(sizes)
+        real = part.channels(stands[group], units, sizes)
+        found[name] = found[name].index_select(part.axis, real)
+    if digest(found) != record["sha256"]:
         raise VerificationError(
             f"The repaired tensors of block {index} in {folder} are not those that were made: "
-            f"{', '.join(changed)}."
+            f"{', '.join(found)}."
         )
-    return result | changed
+    for name, (part, group) in owned.items():
+        units = checkpoint.block_units[index][group]
+        places = part.channels(kept[group], units, sizes)
+        found[name] = placed(found[name], part.axis, places, units * part.size(sizes))
+    return found
 
 
 @torch.no_grad()

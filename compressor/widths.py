@@ -144,7 +144,7 @@ def block_widths(
 
 def sliding_windows(checkpoint: Checkpoint) -> list[int | None]:
     """The window of every block, as transformers' own cache sees it."""
-    from transformers import AutoConfig, DynamicCache
+    from transformers import DynamicCache
 
-    cache = DynamicCache(config=AutoConfig.from_pretrained(checkpoint.path))
+    cache = DynamicCache(config=checkpoint.model_config())
     return [getattr(layer, "sliding_window", None) for layer in cache.layers]

@@ -6,6 +6,8 @@ define what the kernels compute; and both in Triton.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn import functional
 
@@ -13,7 +15,7 @@ from compressor.kernels.triton_support import INTERPRETED, MISSING, jit, tl
 
 if MISSING is None and not INTERPRETED:
     # CUDA's own functions: the one that torch calls, and those of the fewest instructions.
-    from triton.language.extra.cuda.libdevice import erfc, exp
+    from triton.language.extra.cuda.libdevice import erfc, exp, tanh
     from triton.language.extra.cuda.libdevice import fast_dividef as quick_divide
     from triton.language.extra.cuda.libdevice import fast_expf as quick_exp
 else:
@@ -27,12 +29,20 @@ else:
         return tl.exp(x)
 
     @jit
+    def tanh(x):
+        return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+
+    @jit
     def quick_exp(x):
         return tl.exp(x)
 
     @jit
     def quick_divide(x, y):
         return x / y
+
+
+# gelu_pytorch_tanh is x (1 + tanh u) / 2, 2 u = TANH_SCALE (x + TANH_CUBE x^3).
+TANH_SCALE, TANH_CUBE = 2 * (2 / torch.pi) ** 0.5, 0.044715
 
 
 def _silu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,12 +55,22 @@ def _gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x * cdf, cdf + x * torch.exp(-0.5 * x * x) / (2 * torch.pi) ** 0.5
 
 
+def _gelu_tanh(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # (1 + tanh u) / 2 is the logistic function of 2 u, which loses no digits where it is small.
+    s = torch.sigmoid(TANH_SCALE * (x + TANH_CUBE * x**3))
+    return x * s, s + x * (s * (1 - s)) * (TANH_SCALE * (1 + 3 * TANH_CUBE * x * x))
+
+
 # phi and its derivative; the largest slope is the Lipschitz constant of LLM-BIP's bound.
-ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
-LIPSCHITZ = {"silu": 1.09984, "gelu": 1.12890}
+ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_pytorch_tanh": _gelu_tanh}
+LIPSCHITZ = {"silu": 1.09984, "gelu": 1.12890, "gelu_pytorch_tanh": 1.12899}
 
 # As models compute them: in float32, rounded once to the tensor's dtype.
-FUNCTIONS = {"silu": functional.silu, "gelu": functional.gelu}
+FUNCTIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+}
 
 
 @jit
@@ -69,8 +89,13 @@ def activate(x, ACTIVATION: tl.constexpr, ACCURATE: tl.constexpr):
             sigmoid = quick_divide(1.0, 1.0 + quick_exp(-x))
             value = x * sigmoid
         slope = sigmoid * (1.0 + x * (1.0 - sigmoid))
-    else:
+    elif ACTIVATION == "gelu":
         cdf = 0.5 * erfc(x * -0.7071067811865476)
         value = x * 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476)) if ACCURATE else x * cdf
         slope = cdf + x * 0.3989422804014327 * quick_exp(-0.5 * x * x)
+    else:
+        inner = 0.7978845608028654 * (x + 0.044715 * (x * x * x))
+        s = quick_divide(1.0, 1.0 + quick_exp(-2.0 * inner))
+        value = 0.5 * x * (1.0 + tanh(inner)) if ACCURATE else x * s
+        slope = s + x * (s * (1.0 - s)) * (1.5957691216057308 + 0.21406444881780076 * x * x)
     return value, slope

@@ -73,10 +73,19 @@ def test_config_that_is_not_json(copy):
         Checkpoint(copy)
 
 
-@pytest.mark.parametrize("model_type", ["t5", None])
-def test_unknown_model_type(copy, model_type):
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("t5", "'t5' is not supported; supported are "),
+        (None, "None is not supported; supported are "),
+        ("phi", r"the nearest is 'phi3'; supported are .*; see docs/families\.md"),
+        ("qwen2_moe", "the nearest is 'qwen2'; "),
+        ("gemma3", "of texts and images; .*gemma3_text"),
+    ],
+)
+def test_unknown_model_type(copy, model_type, said):
     edit_config(copy, model_type=model_type)
-    with pytest.raises(InputError, match=f"{model_type!r} is not supported; supported are llama"):
+    with pytest.raises(InputError, match=said):
         Checkpoint(copy)
 
 

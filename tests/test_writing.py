@@ -31,7 +31,8 @@ def masked_logits(checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
     geometry = Geometry.of(checkpoint)
     with ExitStack() as masks:
-        for layer, kept in zip(model.model.layers, plan.blocks, strict=True):
+        layers = model.get_submodule(checkpoint.family.layers)
+        for layer, kept in zip(layers, plan.blocks, strict=True):
             masks.enter_context(only_units(layer, geometry, kept))
         return logits(model)
 
@@ -130,8 +131,8 @@ def test_container_can_be_forced_or_refused(llama, tmp_path):
 def test_config_keeps_both_spellings(llama, given, expected):
     checkpoint = Checkpoint(llama)
     for name in ("rope_theta", "rope_parameters", "rope_scaling"):
-        checkpoint.config.pop(name, None)
-    checkpoint.config |= given | {"a_key_of_the_user": [1, 2]}
+        checkpoint.written_config.pop(name, None)
+    checkpoint.written_config |= given | {"a_key_of_the_user": [1, 2]}
     config = patched_config(checkpoint, {"attention": 2, "ffn": 24}, "llama")
     assert config["rope_parameters"] == expected
     assert config["rope_theta"] == expected["rope_theta"]
@@ -143,7 +144,8 @@ def test_config_keeps_both_spellings(llama, given, expected):
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (4, 2)
     assert (config["head_dim"], config["intermediate_size"]) == (4, 24)
     assert config["a_key_of_the_user"] == [1, 2]
-    assert list(config)[: len(checkpoint.config)] == list(checkpoint.config)
+    given = checkpoint.written_config
+    assert list(config)[: len(given)] == list(given)
 
 
 def test_side_files_are_copied_and_other_weights_are_not(llama, tmp_path):

@@ -15,7 +15,7 @@ sequences that the loss is measured on: of those held back so many that it is at
 passes of the whole text, and one batch at the least.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, product
 
 import torch
@@ -31,6 +31,7 @@ from compressor.repair.ridge import Moments, ridge
 from compressor.scores import Landscape
 
 FORWARDS = 2
+CUT = "cut."
 LEAST = 0.01  # of the mean scale
 
 
@@ -62,34 +63,60 @@ class Probes:
         count = max(1, sum(tokens <= room for tokens in spent))
         self.probing = range(first_held, first_held + count)
         self.states, self.count = Activations(stream.offload), 0
+        self.calls: dict[int, tuple] = {}
 
     def key(self, cut: int, i: int) -> int:
         return cut * len(self.batches) + i
 
-    def carry(self, block) -> None:
-        """Take the cuts of earlier blocks through a dense `BlockCuts`, which has observed its block."""
+    def heard(self, layer, forward: Callable[[], Iterator[int]]) -> Callable[[], Iterator[int]]:
+        """`forward`, noting what the layer is called with besides the stream."""
+
+        def iterate() -> Iterator[int]:
+            seen = {}
+            handle = layer.register_forward_pre_hook(
+                lambda _, args, keywords: seen.update(call=(args[1:], keywords)), with_kwargs=True
+            )
+            try:
+                for i in forward():
+                    self.calls[i] = seen["call"]
+                    yield i
+            finally:
+                handle.remove()
+
+        return iterate
+
+    def outputs(
+        self, block, groups: int, change: torch.Tensor, order: torch.Tensor, sums: list[Moments]
+    ) -> dict[str, torch.Tensor]:
+        """The streams after a block's cuts with so many KV groups, whose o_proj has changed by `change`.
+
+        block: a `BlockCuts`; order: of the channels; sums: over the tokens fitted and held back, of what
+        down_proj reads and should give. By name: which cut of the block, and which batch.
+        """
+        mine = [(cut, w) for cut, (k, w) in enumerate(self.cuts) if k == groups]
+        down, found = block.output("ffn"), {}
+        weights = {cut: refitted(down.weight, order[:w], sums, block.refit) for cut, w in mine}
+        for i in self.probing if mine else ():
+            stream, inputs = block.cut_states(i, change)
+            for cut, weight in weights.items():
+                out = stream + linear(inputs, weight, down.bias)
+                found[f"{CUT}{cut}.{i}"] = out.cpu()
+        return found
+
+    def carry(self, layer, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take the cuts of earlier blocks through a dense block, and its own from what was found of it;
+        what remains of that.
+        """
         for cut in range(self.count):
             for i in self.probing:
-                args, keywords = block.calls[i]
-                hidden = self.states.get(self.key(cut, i), block.device)
-                out = states_of(block.layer(hidden, *args, **keywords))
-                self.states.put(self.key(cut, i), out)
-
-    def add(
-        self, block, groups: int, change: torch.Tensor, order: torch.Tensor, sums: list[Moments]
-    ) -> None:
-        """The cuts with so many KV groups, whose o_proj has changed by `change`; order: of the channels;
-        sums: over the tokens fitted and held back, of what down_proj reads and should give.
-        """
-        widths = [w for k, w in self.cuts if k == groups]
-        down = block.output("ffn")
-        weights = [refitted(down.weight, order[:w], sums, block.refit) for w in widths]
-        for i in self.probing if widths else ():
-            stream, inputs = block.cut_states(i, change)
-            for cut, weight in enumerate(weights, self.count):
-                out = stream + linear(inputs, weight, down.bias)
-                self.states.put(self.key(cut, i), out)
-        self.count += len(widths)
+                args, keywords = self.calls[i]
+                hidden = self.states.get(self.key(cut, i), self.stream.device)
+                self.states.put(self.key(cut, i), states_of(layer(hidden, *args, **keywords)))
+        for name in [name for name in found if name.startswith(CUT)]:
+            cut, i = map(int, name.removeprefix(CUT).split("."))
+            self.states.put(self.key(self.count + cut, i), found[name])
+        self.count += len(self.cuts)
+        return {name: value for name, value in found.items() if not name.startswith(CUT)}
 
     def losses(self, dense: Activations) -> list[torch.Tensor]:
         """By how much every block's `cuts` raise the loss: float64 [cuts], nats a token.

@@ -12,6 +12,7 @@ refit has not seen. Ours; it holds for dense inputs, so what earlier blocks brea
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -21,10 +22,12 @@ from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import Batch, TokenSet
 from compressor.cut import channels_of
 from compressor.errors import InputError
+from compressor.families import Family
+from compressor.journal import finished_block, keep_block
 from compressor.lattice import Lattice
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
-from compressor.repair.block import GRID, captured
+from compressor.repair.block import GRID, captured, rates
 from compressor.repair.ridge import Moments, ridge
 from compressor.scores import Landscape
 
@@ -44,12 +47,14 @@ def measure_landscape(
     lattice: Lattice,
     repair: str,
     learning: Callable | None = None,
-    probing: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    saved: Path | None = None,
+    probing: bool = False,
 ) -> Landscape:
     """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
 
     learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
+    saved: a folder where finished blocks are kept, and taken from if they are there.
     probing: whether the loss of some cuts is measured too (`curves.py`), on the sequences held back.
 
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
@@ -64,38 +69,60 @@ def measure_landscape(
     batches = TokenSet(fitted).batches()
     first_held = len(batches)
     batches += TokenSet(held).batches()
-    errors, learned = [], []
+    blocks = []
     probes = Probes(stream, batches, first_held, lattice) if probing else None
 
-    def visit(index: int, layer, forward) -> None:
+    def measured(index: int, layer, forward) -> dict[str, torch.Tensor]:
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
         block.observe(forward)
-        if probes is not None:
-            probes.carry(block)
-        found = block.errors(orders[index], lattice, probes)
-        if block.silent or not found.isfinite().all():
+        found = {"errors": block.errors(orders[index], lattice, probes)} | block.cut
+        if block.silent or not found["errors"].isfinite().all():
             raise InputError(
                 f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
                 "calibration text is damaged, or the model needs --dtype float32."
             )
-        errors.append(found)
         if learning is not None:
-            learned.append(learning(index, block, orders[index], lattice))
+            found["learned"] = learning(index, block, orders[index], lattice)
         block.discard()
+        return found
+
+    def visit(index: int, layer, forward) -> None:
+        found = finished_block(saved, index)
+        if probes is not None:
+            forward = probes.heard(layer, forward)
+        if found is None:
+            found = measured(index, layer, forward)
+            keep_block(saved, index, found)
+        else:
+            for _ in forward():
+                pass
+        if probes is not None:
+            found = probes.carry(layer, found)
+        blocks.append(found)
         progress(index + 1, stream.checkpoint.blocks)
 
     leaving = stream.run([b.ids for b in batches], visit)
     losses = [] if probes is None else probes.losses(leaving)
     leaving.discard()
     return Landscape(
-        errors,
+        [block["errors"] for block in blocks],
         lattice.attention,
         lattice.ffn,
         {"repair": repair if refit else "none", "calibration": tokens.protocol},
-        learned,
+        [block["learned"] for block in blocks if "learned" in block],
         losses,
         [] if probes is None else probes.cuts,
     )
+
+
+def check_family(family: Family) -> None:
+    """Refuse blocks in which the FFN widths' errors are no sums over the tokens."""
+    if family.post_norms:
+        raise InputError(
+            "--allocate exact and besa take the errors of all cuts from the sums of what the output "
+            f"projections add to the stream, and {family.model_type} norms that before it is added; use "
+            "--allocate uniform or global."
+        )
 
 
 class BlockCuts:
@@ -110,12 +137,14 @@ class BlockCuts:
         first_held: int,
         refit: bool,
     ):
+        check_family(geometry.family)
         self.stream, self.geometry, self.layer = stream, geometry, layer
         self.batches, self.first_held, self.refit = batches, first_held, refit
         self.device, self.family = stream.device, geometry.family
         self.before, self.heads, self.after, self.out = (
             Activations(stream.offload) for _ in range(4)
         )
+        self.cut: dict[str, torch.Tensor] = {}  # what probes were given
 
     def errors(
         self, scores: dict[str, torch.Tensor], lattice: Lattice, probes: Probes | None = None
@@ -129,7 +158,7 @@ class BlockCuts:
         for groups_kept, change in zip(lattice.attention, changes, strict=True):
             fit, held = self.ffn_sums(change)
             if probes is not None:
-                probes.add(self, groups_kept, change, channels, [fit, held])
+                self.cut |= probes.outputs(self, groups_kept, change, channels, [fit, held])
             down = self.output("ffn").weight
             if self.refit:
                 errors, judged = refit_errors(fit, held, down, channels, GRID), held
@@ -153,11 +182,8 @@ class BlockCuts:
         """
         seen = {}
 
-        def called(_, args, keywords) -> None:
-            seen.update(before=args[0], call=(args[1:], keywords))
-
         hooks = [
-            self.layer.register_forward_pre_hook(called, with_kwargs=True),
+            self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
             self.output("attention").register_forward_pre_hook(
                 lambda _, args: seen.update(heads=args[0])
             ),
@@ -167,13 +193,13 @@ class BlockCuts:
             self.layer.register_forward_hook(lambda _, args, out: seen.update(out=states_of(out))),
         ]
         self.silent = True
-        self.calls: dict[int, tuple] = {}  # with what, besides the stream
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
         for i in forward():
+            if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
+                seen["after"] = seen["before"] + self.output("attention")(seen["heads"])
             self.before.put(i, seen["before"])
-            self.calls[i] = seen["call"]
             self.heads.put(i, seen["heads"])
-            self.after.put(i, seen["after"])
+            self.after.put(i, seen["after"].view_as(seen["before"]))
             self.out.put(i, seen["out"])
             self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
             self.silent = self.silent and not seen["out"].any()
@@ -230,18 +256,15 @@ class BlockCuts:
         """Of batch i the stream after an attention whose o_proj has changed by `change`, and what
         down_proj then reads, both [sequences, tokens, channels].
         """
-        mlp = self.layer.get_submodule(self.family.gate.rpartition(".")[0])
-        norm = self.layer.get_submodule(self.family.ffn_norm)
+        family, norm = self.family, self.layer.get_submodule(self.family.ffn_norm)
         after, heads = (states.get(i, self.device) for states in (self.after, self.heads))
         stream = after + heads @ change.T.to(heads.dtype)
-        return stream, captured(self.output("ffn"), lambda: mlp(norm(stream)))
+        read = norm(self.before.get(i, self.device) if self.geometry.parallel else stream)
+        return stream, captured(
+            self.output("ffn"), lambda: family.feed_forward(self.layer, read)
+        ).view(*stream.shape[:-1], -1)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
     """In float32, or float64 as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def rates(stream: torch.Tensor) -> torch.Tensor:
-    """1 / root mean square of every token [tokens, 1]."""
-    return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()

@@ -16,7 +16,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError
-from compressor.per_layer import ships_own_code
+from compressor.per_layer import class_of, ships_own_code
 
 STEPS, WARM = 24, 4
 PREFILLS = 3
@@ -35,6 +35,11 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
+    if checkpoint.coded and not ships_own_code(checkpoint.path):
+        raise InputError(
+            f"{checkpoint.path} runs by code of its own alone, which is not run here; leave --measure "
+            "out, or measure what was cut from it."
+        )
     if context < 2:
         raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
     free = (
@@ -59,10 +64,10 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
 
 def empty_twin(checkpoint: Checkpoint):
     """The same class with as many blocks but next to no channels: its time is overhead."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     family = checkpoint.family
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    config = checkpoint.model_config()
     config.per_layer_config = None
     config.hidden_size = config.head_dim = checkpoint.head_dim  # rotary settings depend on it
     for key, width in {
@@ -75,7 +80,9 @@ def empty_twin(checkpoint: Checkpoint):
         "pad_token_id": None,
     }.items():
         setattr(config, key, width)
-    return AutoModelForCausalLM.from_config(config, dtype=checkpoint.dtype)
+    own = class_of(config, family)
+    make = own._from_config if own else AutoModelForCausalLM.from_config
+    return make(config, dtype=checkpoint.dtype)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2 and Qwen3 whose blocks have widths of their own, from `per_layer_config`.
+"""Models whose blocks have widths of their own, from `per_layer_config`.
 
 This file stands beside the weights and needs nothing but transformers:
 
@@ -10,36 +10,82 @@ Attention and FFN are transformers' own; they are built from the settings of the
 import copy
 
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Phi3ForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+WIDTHS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 def block_config(config, index):
     """The config as block `index` has it."""
-    per_layer = config.per_layer_config
+    per_layer = getattr(config, "per_layer_config", None)
+    if per_layer is None:
+        return config
     if not isinstance(per_layer, dict):
         return per_layer[index]
     # transformers before 5 knows no such key, and keeps what it read.
     own = copy.copy(config)
     for number, settings in per_layer.items():
         if int(number) == index:
-            vars(own).update(settings)
+            for name, value in settings.items():
+                setattr(own, name, value)
     return own
+
+
+class Shared:
+    """The model's config, so that a change of it reaches a block, behind the block's own settings."""
+
+    def __init__(self, config, own):
+        vars(self).update(own, shared=config)
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "shared":
+            raise AttributeError(name)
+        return getattr(self.shared, name)
 
 
 class PerLayer:
     """Takes the place of a model's equal blocks."""
 
+    layers = "layers"
+    block = None  # the class of the new blocks, if not the model's own
+
     def __init__(self, config, *args, **kwargs):
-        super().__init__(block_config(config, 0), *args, **kwargs)
+        super().__init__(self.first(config), *args, **kwargs)
         config._attn_implementation = self.config._attn_implementation
-        block = type(self.model.layers[0])
-        self.model.layers = nn.ModuleList(
+        base = self.base_model
+        block = self.block or type(getattr(base, self.layers)[0])
+        blocks = nn.ModuleList(
             block(block_config(config, index), index) for index in range(config.num_hidden_layers)
         )
-        for module in (self, self.model, *self.model.layers.modules()):
-            if hasattr(module, "config"):  # one object, so that a change of it reaches all
-                module.config = config
+        setattr(base, self.layers, blocks)
+        self.config = base.config = config
+        for index, block in enumerate(blocks):
+            own = block_config(config, index)
+            for module in block.modules():
+                if hasattr(module, "config"):
+                    module.config = Shared(config, {key: getattr(own, key) for key in WIDTHS})
         self.post_init()
+
+    @staticmethod
+    def first(config):
+        """A config that the model's own blocks, which are then replaced, can be built from."""
+        return block_config(config, 0)
+
+
+class PerLayerGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):
+    pass
+
+
+class PerLayerGemma3ForCausalLM(PerLayer, Gemma3ForCausalLM):
+    pass
 
 
 class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):
@@ -47,6 +93,10 @@ class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):
 
 
 class PerLayerMistralForCausalLM(PerLayer, MistralForCausalLM):
+    pass
+
+
+class PerLayerPhi3ForCausalLM(PerLayer, Phi3ForCausalLM):
     pass
 
 

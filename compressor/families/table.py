@@ -1,26 +1,80 @@
-"""What a family's table says: which tensors a unit owns, and how the family writes its widths."""
+"""What a family's table says: which tensors a unit owns, and where the parts of a block are."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The part of one tensor that belongs to a unit: `axis` is cut into equal pieces, one a unit.
+    """The part of one tensor that belongs to the units of a group, along the axis that is cut.
 
-    `tensor` is the name inside a block. A missing tensor is an error unless `optional` (biases).
+    tensor: its name inside a block, as `Linear` has it: [out, in]. A missing one is an error unless
+    `optional` (biases). owns: which channels of the axis are a unit's, a letter each kind,
+
+        q  of the query heads of a KV group      k, v  of its key and its value head
+        c  one channel of the FFN
+
+    in the tensor's order. Letters together are side by side for every unit (`qkv`: all of unit 0,
+    all of unit 1, ...); those apart are sections, each with all units (`q k v`: the queries of all
+    units, then the keys, then the values).
     """
 
     tensor: str
     axis: int
+    owns: str
     optional: bool = False
+
+    @property
+    def module(self) -> str:
+        return self.tensor.rpartition(".")[0]
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """Channels that one unit owns; sizes: channels of each letter."""
+        return sum(sizes[letter] for letter in self.owns if letter != " ")
+
+    def channels(
+        self, kept: list[int] | range, units: int, sizes: Mapping[str, int]
+    ) -> torch.Tensor:
+        """Positions along the axis of what the kept ones of so many units own, in order: int64."""
+        found, begin = [], 0
+        for section in self.owns.split():
+            width = sum(sizes[letter] for letter in section)
+            own = torch.as_tensor(kept, dtype=torch.long)[:, None] * width + torch.arange(width)
+            found.append(begin + own.flatten())
+            begin += units * width
+        return torch.cat(found)
+
+    def pieces(
+        self, values: torch.Tensor, units: int, sizes: Mapping[str, int]
+    ) -> list[torch.Tensor]:
+        """Values [..., channels] by what owns them: for every letter [..., units, channels of it]."""
+        widths = [[sizes[letter] for letter in section] for section in self.owns.split()]
+        sections = values.split([units * sum(section) for section in widths], -1)
+        return [
+            piece
+            for section, widths_of in zip(sections, widths, strict=True)
+            for piece in section.unflatten(-1, (units, -1)).split(widths_of, -1)
+        ]
+
+
+def by_mlp(layer: nn.Module, normed: torch.Tensor) -> torch.Tensor:
+    return layer.mlp(normed)
+
+
+def as_it_is(layer: nn.Module, kept: Sequence[int]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Family:
     """One model type, as data.
 
-    `ffn` and `attention` list what a unit of each group owns; the last entry of each is the output
-    projection, whose columns the unit feeds. Module names are relative to a block.
+    `ffn` and `attention` list what a unit of each group owns; the last weight of each is the output
+    projection's, whose columns the unit feeds. Module names are relative to a block, settings are
+    those of a standard config (`standard`).
     """
 
     model_type: str
@@ -30,17 +84,47 @@ class Family:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
-    gate: str = "mlp.gate_proj"
+    # What the FFN's inner channels are made by: up alone, or gated, in two modules or in one, which
+    # then has the gate's channels first.
     up: str = "mlp.up_proj"
+    gate: str | None = "mlp.gate_proj"
     attention_norm: str = "input_layernorm"
     ffn_norm: str = "post_attention_layernorm"
+    norm_offset: float = 0.0  # what norms add to their weights
+    # Norms that what a group's output projection gives goes through before it is added.
+    post_norms: Mapping[str, str] = field(default_factory=dict)
+    # The FFN of a normed stream, before such a norm.
+    feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
+    in_a_tuple: bool = False  # what a block returns, for the model that it is in
+    # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
+    # told which of its KV groups are left.
+    fit: Callable[[nn.Module, Sequence[int]], None] = as_it_is
+    # Of the config of a model that is of the type, but not of this table, a sentence that says why.
+    unlike: Callable[[Mapping], str | None] = lambda config: None
+    # The setting that has the FFN read the stream that the attention reads, if there is one.
+    parallel_key: str | None = None
     ffn_width_key: str = "intermediate_size"
     heads_key: str = "num_attention_heads"
     kv_heads_key: str = "num_key_value_heads"
+    # A config's own names of standard settings, and settings that it does not have.
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+    ffn_per_hidden: int | None = None  # the FFN's width where the config does not say
+    not_read: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of buffers in old files
     heads_divide_hidden: bool = False
+    # Whether a config is refused with any other number of heads.
+    keeps_heads: Callable[[Mapping], bool] = lambda config: False
+    heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
+    ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
+    # Heads have slopes (ALiBi), so a block says which of the first heads it has, and the package's own
+    # class runs it. `stock`: transformers has a class too, of the widths that a source has.
+    alibi: bool = False
+    stock: bool = True
+    own_widths: bool = True  # code is at hand for blocks of different widths
     # A family of the same arithmetic that accepts any head count, and what its config needs.
     container: str | None = None
     container_config: dict = field(default_factory=dict)
+    per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs
 
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}
@@ -61,21 +145,46 @@ class Family:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""
         return next(s.tensor for s in self.groups()[group] if s.axis == 1)
 
+    def gate_and_up(
+        self, gate: torch.Tensor, up: torch.Tensor, axis: int = -1
+    ) -> tuple[torch.Tensor, ...]:
+        """Gate and up of what their modules give or hold, which is twice the same for one module."""
+        return up.chunk(2, axis) if self.gate == self.up else (gate, up)
+
+    def standard(self, config: Mapping) -> dict:
+        """The config with every setting under its standard name."""
+        found = {**self.constants, **config}
+        for name, own in self.spellings.items():
+            if config.get(own) is not None:
+                found[name] = config[own]
+        if self.ffn_per_hidden and (self.ffn_fixed or not found.get(self.ffn_width_key)):
+            found[self.ffn_width_key] = self.ffn_per_hidden * found.get("hidden_size", 0)
+        return found
+
+    def spelled(self, config: Mapping, name: str) -> str:
+        """What a config calls a standard setting."""
+        own = self.spellings.get(name, name)
+        return own if own in config else name
+
+    def parallel(self, config: Mapping) -> bool:
+        """Whether the FFN reads the stream before the attention has added to it."""
+        return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
+
 
 GATED_FFN = (
-    Slice("mlp.gate_proj.weight", 0),
-    Slice("mlp.gate_proj.bias", 0, optional=True),
-    Slice("mlp.up_proj.weight", 0),
-    Slice("mlp.up_proj.bias", 0, optional=True),
-    Slice("mlp.down_proj.weight", 1),
+    Slice("mlp.gate_proj.weight", 0, "c"),
+    Slice("mlp.gate_proj.bias", 0, "c", optional=True),
+    Slice("mlp.up_proj.weight", 0, "c"),
+    Slice("mlp.up_proj.bias", 0, "c", optional=True),
+    Slice("mlp.down_proj.weight", 1, "c"),
 )
 
 GROUPED_ATTENTION = (
-    Slice("self_attn.q_proj.weight", 0),
-    Slice("self_attn.q_proj.bias", 0, optional=True),
-    Slice("self_attn.k_proj.weight", 0),
-    Slice("self_attn.k_proj.bias", 0, optional=True),
-    Slice("self_attn.v_proj.weight", 0),
-    Slice("self_attn.v_proj.bias", 0, optional=True),
-    Slice("self_attn.o_proj.weight", 1),
+    Slice("self_attn.q_proj.weight", 0, "q"),
+    Slice("self_attn.q_proj.bias", 0, "q", optional=True),
+    Slice("self_attn.k_proj.weight", 0, "k"),
+    Slice("self_attn.k_proj.bias", 0, "k", optional=True),
+    Slice("self_attn.v_proj.weight", 0, "v"),
+    Slice("self_attn.v_proj.bias", 0, "v", optional=True),
+    Slice("self_attn.o_proj.weight", 1, "q"),
 )

@@ -22,6 +22,8 @@ TENSOR_PARALLEL = (1, 2, 4, 8)
 GROUP, MARLIN_GROUPS = 128, (32, 64, 128)  # weights of one scale
 MARLIN_IN, MARLIN_OUT = 128, 64  # channels of one of Marlin's tiles
 SUPER_BLOCK = 256  # weights of one block of GGUF's k-quants
+# Activations that vLLM's classes take, where that is not silu.
+TAKEN_ACTIVATIONS = {"gemma2": "gelu_pytorch_tanh", "gemma3_text": "gelu_pytorch_tanh"}
 UNKNOWN = "the widths are not known"
 
 
@@ -89,7 +91,7 @@ def in_a_line(error: Exception) -> str:
 
 def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) -> Answer:
     """4.57 reads `rope_theta` and `rope_scaling` at the top of the config and nowhere else."""
-    config = folder.config
+    config = folder.standard
     if widths is None:
         return Answer(OLDER, None, UNKNOWN)
     if folder.group:
@@ -98,7 +100,12 @@ def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) ->
         return Answer(OLDER, False, wrong[0])
     if len(set(widths)) > 1 and not (config.get(KEY) and ships_own_code(folder.path)):
         return Answer(OLDER, False, different(widths))
+    if folder.family.alibi:
+        if config.get("auto_map"):
+            return Answer(f"{OLDER}, trust_remote_code", None, "its code was not tried with it")
+        return Answer(OLDER, True, "the widths that its class has, and no positions to read")
     rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
     theta, read = rope.get("rope_theta"), config.get("rope_theta", DEFAULT_THETA)
     if theta is not None and theta != read:
         return Answer(OLDER, False, f"it would read rope_theta {read:g}, the model's is {theta:g}")
@@ -128,9 +135,11 @@ def tensor_parallel(
         return Answer(target, False, different(widths))
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
-    activation = folder.config.get("hidden_act", "silu")
-    if activation != "silu":
-        return Answer(target, False, f"hidden_act is {activation}, and its classes take silu")
+    config = folder.standard
+    activation = config.get("hidden_act", "silu")
+    taken = TAKEN_ACTIVATIONS.get(config.get("model_type"), "silu")
+    if folder.family.gate is not None and activation != taken:
+        return Answer(target, False, f"hidden_act is {activation}, and its classes take {taken}")
     block = widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}
     for name, count in counts.items():

@@ -22,7 +22,8 @@ def magnitude(weights, statistics, geometry: Geometry, mode: str, seed: int) -> 
             if part.tensor in weights and weights[part.tensor].ndim == 2:
                 weight = weights[part.tensor]
                 sums = colsum(weight if part.axis == 1 else weight.T, p=p)
-                total += sums.view(geometry.units[group], -1).sum(1).cpu()
+                for piece in part.pieces(sums, geometry.units[group], geometry.sizes):
+                    total += piece.sum(1).cpu()
         scores[group] = total
     return scores
 

@@ -1,8 +1,9 @@
 """What gradient methods see of a block: sums of weight x gradient of every unit.
 
 Each parameter's gradient is reduced by the `taylor` op the moment it is complete, and dropped; one
-gradient tensor exists at a time. A module's bias counts as one more column of its weight. Of module
-m, unit u and sequence n are kept, with p = weight x gradient of the sequence's mean token loss,
+gradient tensor exists at a time. A module's bias counts as one more column of its weight, and the
+projections of a fused module count as modules. Of module m, unit u and sequence n are kept, with p =
+weight x gradient of the sequence's mean token loss,
 
     signed    |sum p|      of the unit as a whole: the derivative of switching the module's part off
     vector    sum |S_c|    over the unit's channels c, S_c = sum p      (LLM-Pruner's vector-wise)
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from compressor.errors import InputError
+from compressor.families import Slice
 from compressor.kernels.taylor import taylor
 from compressor.methods.statistics import Geometry
 
@@ -41,7 +43,7 @@ class GradientStatistics:
         self.sources = sources
         self.sequences = 0
         self.handles = []
-        self.parts: dict[str, tuple[int, int]] = {}  # of each module, the axis and the units
+        self.parts: dict[str, tuple[Slice, int]] = {}  # of each module, and its units
         self.sums: dict[str, torch.Tensor] = {}  # of this sequence, by module: [3, channels]
         self.found: dict[str, list[torch.Tensor]] = {}
         self.gradients: dict[str, torch.Tensor] = {}  # sums over the sequences, by parameter
@@ -50,11 +52,11 @@ class GradientStatistics:
     def __enter__(self) -> "GradientStatistics":
         for group, slices in self.geometry.family.groups().items():
             for part in slices:
-                module, _, leaf = part.tensor.rpartition(".")
-                parameter = getattr(self.layer.get_submodule(module), leaf)
+                leaf = part.tensor.rpartition(".")[2]
+                parameter = getattr(self.layer.get_submodule(part.module), leaf)
                 if parameter is None:
                     continue
-                self.parts[module] = (part.axis, self.geometry.units[group])
+                self.parts[part.module] = part, self.geometry.units[group]
                 parameter.requires_grad_(True)
                 hook = self._hook(part.tensor)
                 self.handles.append(parameter.register_post_accumulate_grad_hook(hook))
@@ -70,8 +72,8 @@ class GradientStatistics:
     def end_sequence(self, predicted: int) -> None:
         """The backward of a sequence of `predicted` predicted tokens is over."""
         self.sequences += 1
-        for module, sums in self.sums.items():
-            self.found.setdefault(module, []).append(self._kinds(module, sums))
+        for name, kinds in self._kinds(self.sums).items():
+            self.found.setdefault(name, []).append(kinds)
         self.sums.clear()
 
     def evidence(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -92,7 +94,7 @@ class GradientStatistics:
         for name, total in self.gradients.items():
             weight = self.layer.get_parameter(name).detach()
             self._add(sums, name, weight, effective(name, weight, total / self.sequences))
-        return {module: self._kinds(module, s)[None] for module, s in sums.items()}
+        return {name: kinds[None] for name, kinds in self._kinds(sums).items()}
 
     def _hook(self, name: str):
         def hook(parameter: torch.Tensor) -> None:
@@ -116,7 +118,7 @@ class GradientStatistics:
         module = name.rpartition(".")[0]
         if weight.ndim == 1:
             weight, gradient = weight[:, None], gradient[:, None]
-        columns = self.parts[module][0] == 1
+        columns = self.parts[module][0].axis == 1
         found = taylor(weight, gradient, rows=not columns, columns=columns)
         if found.nonfinite:
             raise InputError(
@@ -126,8 +128,21 @@ class GradientStatistics:
         own = found.columns if columns else found.rows
         sums[module] = sums[module] + own if module in sums else own
 
-    def _kinds(self, module: str, sums: torch.Tensor) -> torch.Tensor:
-        """[kinds, units] of channel sums [3, channels]; neighbouring channels are one unit's."""
-        signed, absolute, square = sums.unflatten(-1, (self.parts[module][1], -1))
-        kinds = (signed.sum(-1).abs(), signed.abs().sum(-1), absolute.sum(-1), square.sum(-1))
-        return torch.stack(kinds).cpu()
+    def _kinds(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """[kinds, units] of every module's channel sums [3, channels], by `names_of` it."""
+        found = {}
+        for module, of_channels in sums.items():
+            part, units = self.parts[module]
+            pieces = part.pieces(of_channels, units, self.geometry.sizes)
+            for name, (signed, absolute, square) in zip(names_of(part), pieces, strict=True):
+                kinds = (signed.sum(-1).abs(), signed.abs().sum(-1), absolute.sum(-1))
+                found[name] = torch.stack((*kinds, square.sum(-1))).cpu()
+        return found
+
+
+def names_of(part: Slice) -> list[str]:
+    """What the projections in a module are called: as it, or `module.0q`, `module.1k`, ... if fused."""
+    letters = part.owns.replace(" ", "")
+    if len(letters) == 1:
+        return [part.module]
+    return [f"{part.module}.{i}{letter}" for i, letter in enumerate(letters)]

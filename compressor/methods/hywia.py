@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.errors import InputError
-from compressor.methods.gradient_statistics import KINDS, GradientStatistics
+from compressor.methods.gradient_statistics import KINDS, GradientStatistics, names_of
 from compressor.methods.kfac import Kfac, MaskFisher
 from compressor.methods.statistics import Geometry
 
@@ -133,7 +133,7 @@ def tokens(
     """
     found = {}
     for group, slices in geometry.family.groups().items():
-        modules = dict.fromkeys(s.tensor.rpartition(".")[0] for s in slices)
+        modules = dict.fromkeys(name for s in slices for name in names_of(s))
         output = [geometry.output_module(group)]
         sequences = evidence[grains.gradient]
         c = _reduced(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.calibration import TokenSet, describe
+from compressor.calibration import TokenSet
 from compressor.checkpoint import INDEX, Checkpoint
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
@@ -129,9 +129,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     """`--quantize` without a cut: one result, published."""
     calibration, evaluation = read_texts(settings, checkpoint)
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
-    for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
-        if tokens is not None:
-            lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    lines.texts(calibration=calibration, evaluation=evaluation)
 
     def perplexity_of(folder: Path) -> float | None:
         return measure(settings, folder, work, evaluation, meter, lines)

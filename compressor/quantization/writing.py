@@ -66,8 +66,8 @@ def write_quantized(
                 files[name].put(name, tensor)
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
-    copy_side_files(checkpoint.path, folder)
+    copy_side_files(checkpoint, folder)
     head = checkpoint.family.head.removesuffix(".weight")
-    config = checkpoint.config | {"quantization_config": quantization_config(group, [head])}
+    config = checkpoint.written_config | {"quantization_config": quantization_config(group, [head])}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

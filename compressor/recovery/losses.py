@@ -71,6 +71,14 @@ def padded(examples: Sequence[Example], device: torch.device) -> tuple[torch.Ten
     return ids.to(device), labels.to(device)
 
 
+def head_logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Logits [positions, vocabulary] of what enters the head, as the model's own forward has them."""
+    logits = model.get_output_embeddings()(states)
+    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return widened(logits)
+
+
 def counted_states(
     model: nn.Module, ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +114,7 @@ def differentiate(
     loss, gradients = torch.zeros((), dtype=torch.float64, device=head.weight.device), []
     for rows in chunks(states, len(head.weight)):
         entering = states[rows].detach().requires_grad_()
-        logits = widened(head(entering))
+        logits = head_logits(model, entering)
         part = 0.0
         if share < 1:
             part += (1 - share) * cross_entropy(logits, targets[rows], reduction="sum")
@@ -130,7 +138,7 @@ def mean_loss(model: nn.Module, examples: Sequence[Example], at_a_time: int) -> 
         ids, labels = padded(ordered[begin : begin + at_a_time], head.weight.device)
         states, targets = counted_states(model, ids, labels)
         for rows in chunks(states, len(head.weight)):
-            logits = widened(head(states[rows]))
+            logits = head_logits(model, states[rows])
             total += cross_entropy(logits, targets[rows], reduction="sum").item()
         count += len(targets)
     return total / count

@@ -1,7 +1,7 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,12 +11,14 @@ from torch import nn
 from compressor.blocks import Activations, BlockStream, assign, replaced_forward, states_of
 from compressor.calibration import Batch
 from compressor.errors import InputError
+from compressor.families import Family
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
 from compressor.repair.refine import Example, divergence, refine, relative_distance
 from compressor.repair.ridge import Moments, ridge
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
 
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -54,7 +56,9 @@ class BlockRepair:
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
         files = self.task.stream.offload
-        dense_after, cut_after, dense_out, cut_out, heads = (Activations(files) for _ in range(5))
+        dense_after, cut_after, dense_out, cut_out, heads, dense_ffn = (
+            Activations(files) for _ in range(6)
+        )
         batches = range(len(self.calls))
 
         self.correct("attention", self.family.attention_norm, dense, cut)
@@ -63,36 +67,47 @@ class BlockRepair:
             for i, (args, call) in enumerate(self.calls):
                 x = cut.get(i, self.device)
                 given = dense.get(i, self.device) if self.toward_dense else x
-                after, out = self.reference(given, args, call)
+                found = self.reference(given, args, call)
+                after = given + self.normed("attention", found["attention"])
                 dense_after.put(i, after)
-                dense_out.put(i, out)
+                dense_out.put(i, found["out"])
+                if "ffn" in self.family.post_norms:
+                    dense_ffn.put(i, found["ffn"])
                 inputs = self.heads(x, args, call)
                 heads.put(i, inputs)
-                yield self.weighed(after, inputs, after.float() - x.float(), "attention")
+                yield self.weighed("attention", inputs, x, after, found["attention"])
 
         self.refit("attention", attention())
         project = self.output("attention")
         for i in batches:
-            cut_after.put(i, cut.get(i, self.device) + project(heads.get(i, self.device)))
+            added = self.normed("attention", project(heads.get(i, self.device)))
+            cut_after.put(i, cut.get(i, self.device) + added)
         heads.discard()
 
-        self.correct("ffn", self.family.ffn_norm, dense_after, cut_after)
+        parallel, normed = self.task.geometry.parallel, "ffn" in self.family.post_norms
+        dense_read, cut_read = (dense, cut) if parallel else (dense_after, cut_after)
+        self.correct("ffn", self.family.ffn_norm, dense_read, cut_read)
         dense_after.discard()
 
         def ffn() -> Pairs:
             for i in batches:
-                x = cut_after.get(i, self.device)
-                inputs = captured(self.output("ffn"), lambda x=x: self.ffn(self.narrow, x))
-                local = not self.toward_dense
-                out = x + self.ffn(self.layer, x) if local else dense_out.get(i, self.device)
-                yield self.weighed(out, inputs, out.float() - x.float(), "ffn")
+                x, read = cut_after.get(i, self.device), cut_read.get(i, self.device)
+                inputs = captured(self.output("ffn"), lambda read=read: self.ffn(self.narrow, read))
+                if self.toward_dense:
+                    out = dense_out.get(i, self.device)
+                    given = dense_ffn.get(i, self.device) if normed else None
+                else:
+                    given = self.ffn(self.layer, read)
+                    out = x + self.normed("ffn", given)
+                yield self.weighed("ffn", inputs, x, out, given)
 
         self.refit("ffn", ffn())
         cut_after.discard()
+        dense_ffn.discard()
         if self.task.kind.refined:
             self.refine(cut, dense_out)
         for i, (args, call) in enumerate(self.calls):
-            cut_out.put(i, self.narrow(cut.get(i, self.device), *args, **call))
+            cut_out.put(i, states_of(self.narrow(cut.get(i, self.device), *args, **call)))
         dense.discard()
         cut.discard()
         return dense_out, cut_out
@@ -130,7 +145,7 @@ class BlockRepair:
         """The stream after a block that nothing was cut from, nor from those before it."""
         out = Activations(self.task.stream.offload)
         for i, (args, call) in enumerate(self.calls):
-            out.put(i, self.reference(states.get(i, self.device), args, call)[1])
+            out.put(i, states_of(self.layer(states.get(i, self.device), *args, **call)))
         states.discard()
         return out
 
@@ -140,42 +155,57 @@ class BlockRepair:
         return self.narrow.get_submodule(self.task.geometry.output_module(group))
 
     def ffn(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """What the FFN adds to the stream x."""
-        mlp = self.family.gate.rpartition(".")[0]
-        return layer.get_submodule(mlp)(layer.get_submodule(self.family.ffn_norm)(x))
+        """What the FFN makes of the stream x."""
+        return self.family.feed_forward(layer, layer.get_submodule(self.family.ffn_norm)(x))
 
-    def reference(self, hidden, args, call) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream after the attention and after the block, of the dense block."""
-        seen = []
-        norm = self.layer.get_submodule(self.family.ffn_norm)
-        handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    def normed(self, group: str, given: torch.Tensor) -> torch.Tensor:
+        """What is added to the stream of what the output projection of a group gives."""
+        norm = self.family.post_norms.get(group)
+        return self.layer.get_submodule(norm)(given) if norm else given
+
+    def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
+        """Of the dense block what both output projections give, and the stream after it."""
+        seen = {}
+        handles = [
+            self.layer.get_submodule(self.task.geometry.output_module(group)).register_forward_hook(
+                lambda _, args, out, group=group: seen.update({group: out})
+            )
+            for group in self.family.groups()
+        ]
         try:
-            out = self.layer(hidden, *args, **call)
+            seen["out"] = states_of(self.layer(hidden, *args, **call))
         finally:
-            handle.remove()
-        return seen[0], states_of(out)
+            for handle in handles:
+                handle.remove()
+        return seen
 
     def heads(self, hidden, args, call) -> torch.Tensor:
         """The input of the cut block's o_proj."""
-        mlp = self.narrow.get_submodule(self.family.gate.rpartition(".")[0])
-        with replaced_forward([mlp], lambda _, x: torch.zeros_like(x)):
-            return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
+        return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
 
     # -- the regressions --------------------------------------------------------------------------
 
-    def weighed(self, stream, inputs, targets, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def weighed(
+        self, group: str, inputs, before, after, given
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of the refitted parameters, with every token's weight in them.
 
-        A bias is the weight of an input that is always one.
+        The stream `before` should become the stream `after`. Where a norm stands between, what the
+        projection gives should be what the dense block's gave, and its errors count as that norm
+        passes them on. A bias is the weight of an input that is always one.
         """
         module = self.output(group)
+        rate = rates(after)
+        if group in self.family.post_norms:
+            targets, rate = given.float(), rate * rates(given)
+        else:
+            targets = after.float() - before.float()
         if module.bias is not None:
             one = torch.ones_like(inputs[..., :1])
             if self.task.kind.weights:
                 inputs = torch.cat((inputs, one), -1)
             else:
                 targets, inputs = targets - nn.functional.linear(inputs, module.weight).float(), one
-        rate = stream.float().square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
         return inputs.float() * rate, targets * rate
 
     def refit(self, group: str, pairs: Pairs) -> None:
@@ -233,8 +263,9 @@ class BlockRepair:
                 f"The activations of block {self.index} ({step}) are not finite; "
                 "try --dtype float32."
             )
+        grid = GRID if self.task.kind.weights else BIAS_GRID
         new, taken, errors = ridge(
-            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, GRID
+            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
         )
         if len(errors) == 1:
             return None
@@ -252,21 +283,35 @@ class BlockRepair:
         assign(self.narrow, self.task.stream.cast(rounded))
 
 
-def captured(module: nn.Module, run) -> torch.Tensor:
-    """What `module` is given while run() runs; its own work is left out."""
-    seen = []
+class Captured(Exception):
+    """Carries what a module was given out of the forward it stands in."""
 
-    def take(linear, x):
-        seen.append(x)
-        return x.new_zeros(*x.shape[:-1], linear.weight.shape[0])
+
+def captured(module: nn.Module, run) -> torch.Tensor:
+    """What `module` is given while run() runs, which ends there."""
+
+    def take(_, x):
+        raise Captured(x)
 
     with replaced_forward([module], take):
-        run()
-    return seen[0]
+        try:
+            run()
+        except Captured as found:
+            return found.args[0]
+    raise AssertionError(f"{type(module).__name__} was not called")
 
 
-def narrowed(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of an empty layer with a cut block's tensors; attention reads its head count off them."""
+def rates(stream: torch.Tensor) -> torch.Tensor:
+    """1 / root mean square of every token [tokens, 1], in float32 or better."""
+    wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
+    return wide.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def narrowed(
+    layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family, groups: Sequence[int]
+) -> nn.Module:
+    """A copy of an empty layer with a cut block's tensors, those of these KV groups."""
     copied = copy.deepcopy(layer)
     assign(copied, tensors)
+    family.fit(copied, groups)
     return copied

@@ -108,7 +108,12 @@ class Repair:
         for index, weights in self.stream.weights():
             kept = self.plan.blocks[index]
             small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
-            narrow = narrowed(self.stream.layers[index], self.stream.cast(small))
+            narrow = narrowed(
+                self.stream.layers[index],
+                self.stream.cast(small),
+                self.checkpoint.family,
+                kept["attention"],
+            )
             with loaded(self.stream.layers[index], weights) as layer:
                 del weights
                 block = BlockRepair(

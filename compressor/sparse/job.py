@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import __version__
-from compressor.calibration import describe
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
@@ -34,9 +33,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     calibration, evaluation = read_texts(settings, checkpoint)
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     stream = open_stream(settings, checkpoint, work, calibration, evaluation)
-    for label, tokens in (("calibration", calibration), ("evaluation", evaluation)):
-        if tokens is not None:
-            lines.console.print(f"{label:<12} {describe(tokens.protocol)}", highlight=False)
+    lines.texts(calibration=calibration, evaluation=evaluation)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):

@@ -61,12 +61,24 @@ struct Gelu {
   }
 };
 
+// x (1 + tanh u) / 2, which is x times the logistic function of 2 u.
+struct GeluTanh {
+  COMPRESSOR_INLINE static void evaluate(float x, float& value, float& slope) {
+    const float square = x * x;
+    const float rest = 1.0f + exponential(-1.59576912f * (x + 0.044715f * square * x));
+    const float logistic = 1.0f / rest;
+    value = x * logistic;
+    slope = logistic + x * (logistic * (1.0f - logistic)) * (1.59576912f + 0.214064449f * square);
+  }
+};
+
 // body(Activation{}) for the code of an activation.
 template <class Body>
 void with_activation(int activation, Body&& body) {
   switch (activation) {
     case kSilu: return body(Silu{});
     case kGelu: return body(Gelu{});
+    case kGeluTanh: return body(GeluTanh{});
   }
   throw std::invalid_argument("unknown activation code " + std::to_string(activation));
 }

@@ -16,8 +16,20 @@ def test_random_depends_on_the_seed_alone(llama):
     assert not torch.equal(first[0]["ffn"], first[1]["ffn"])
 
 
-def test_magnitude_is_the_sum_of_squares_of_the_unit(any_family):
+def test_magnitude_is_the_sum_of_squares_of_what_a_unit_owns(any_family):
     checkpoint = Checkpoint(any_family)
+    found = score(checkpoint, "magnitude").blocks[1]
+    for group, parts in checkpoint.family.groups().items():
+        units, expected = checkpoint.units[group], 0
+        for part in (p for p in parts if p.tensor.endswith("weight")):
+            squares = checkpoint.read_block(1)[part.tensor].square().sum(1 - part.axis)
+            pieces = part.pieces(squares, units, checkpoint.channel_sizes)
+            expected = expected + sum(piece.sum(-1) for piece in pieces)
+        torch.testing.assert_close(found[group], expected, rtol=1e-5, atol=0)
+
+
+def test_magnitude_is_the_sum_of_squares_of_the_unit(llama):
+    checkpoint = Checkpoint(llama)
     w = checkpoint.read_block(1)
     found = score(checkpoint, "magnitude").blocks[1]
     gate, up, down = (w[f"mlp.{n}_proj.weight"] for n in ("gate", "up", "down"))

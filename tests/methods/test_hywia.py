@@ -10,7 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gradients import backward
 from compressor.methods import METHODS
-from compressor.methods.gradient_statistics import KINDS, GradientStatistics
+from compressor.methods.gradient_statistics import KINDS, GradientStatistics, names_of
 from compressor.methods.hywia import Grains, HybridGrains, attend, fitted_share, fuse, tokens
 from compressor.methods.kfac import Kfac, MaskFisher
 from compressor.methods.statistics import Geometry
@@ -52,46 +52,49 @@ def whole_model(folder):
     return model, gradients
 
 
-def products(model, checkpoint, block: int, gradient, name: str, axis: int, units: int):
-    """[units, channels, weights]: weight x gradient of a module, a bias being one more column."""
+def products(model, checkpoint, block: int, gradient, part, units: int):
+    """Of every projection in a module [units, channels, weights]: weight x gradient, a bias being one
+    more column.
+    """
     parts = []
     for leaf in ("weight", "bias"):
-        full = checkpoint.block_name(block, f"{name}.{leaf}")
-        if full in gradient:
+        full = checkpoint.block_name(block, f"{part.module}.{leaf}")
+        if full in gradient and (leaf == "weight" or part.axis == 0):
             product = (model.get_parameter(full) * gradient[full]).detach()
             parts.append(
-                product[:, None] if product.ndim == 1 else product if axis == 0 else product.T
+                product[:, None] if product.ndim == 1 else product if part.axis == 0 else product.T
             )
-    return torch.cat(parts, 1).unflatten(0, (units, -1))
+    pieces = part.pieces(torch.cat(parts, 1).T, units, checkpoint.channel_sizes)
+    return {n: p.permute(1, 2, 0) for n, p in zip(names_of(part), pieces, strict=True)}
 
 
 def modules_of(checkpoint):
-    """(module, axis, units, group) of every module that units own."""
-    return {
-        (part.tensor.rpartition(".")[0], part.axis, checkpoint.units[group], group)
+    """(weight, units, group) of every module that units own."""
+    return [
+        (part, checkpoint.units[group], group)
         for group, parts in checkpoint.family.groups().items()
         for part in parts
-    }
+        if part.tensor.endswith("weight")
+    ]
 
 
 def test_equal_those_of_an_ordinary_backward(any_family):
     checkpoint, found = observed(any_family, {"sequences"})
     model, gradients = whole_model(any_family)
     for b, evidence in enumerate(found):
-        for module, axis, units, _ in modules_of(checkpoint):
-            rows = evidence["sequences"][module]
+        for part, units, _ in modules_of(checkpoint):
             for n, gradient in enumerate(gradients):
-                product = products(model, checkpoint, b, gradient, module, axis, units)
-                size = product.abs().sum((1, 2))
-                expected = (
-                    product.sum((1, 2)).abs(),
-                    product.sum(2).abs().sum(1),
-                    size,
-                    product.square().sum((1, 2)),
-                )
-                for kind, value in enumerate(expected):
-                    error = (rows[n, kind] - value).abs()
-                    assert (error <= 1e-9 * size + 1e-9 * value).all(), (module, KINDS[kind])
+                for name, product in products(model, checkpoint, b, gradient, part, units).items():
+                    size = product.abs().sum((1, 2))
+                    expected = (
+                        product.sum((1, 2)).abs(),
+                        product.sum(2).abs().sum(1),
+                        size,
+                        product.square().sum((1, 2)),
+                    )
+                    for kind, value in enumerate(expected):
+                        error = (evidence["sequences"][name][n, kind] - value).abs()
+                        assert (error <= 1e-9 * size + 1e-9 * value).all(), (name, KINDS[kind])
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "prod", "last"])
@@ -111,10 +114,11 @@ def test_presets_are_the_published_formulas(any_family, method, reduce):
     expected = {"attention": [], "ffn": []}
     for b in range(checkpoint.blocks):
         of = {"attention": [], "ffn": []}
-        for module, axis, units, group in sorted(modules_of(checkpoint), key=lambda m: m[1]):
-            product = products(model, checkpoint, b, used, module, axis, units).detach()
-            inner = product.sum(2).abs() if method == "taylor-vector" else product.abs().sum(2)
-            of[group].append(inner.sum(1))
+        for part, units, group in modules_of(checkpoint):
+            for product in products(model, checkpoint, b, used, part, units).values():
+                product = product.detach()
+                inner = product.sum(2).abs() if method == "taylor-vector" else product.abs().sum(2)
+                of[group].append(inner.sum(1))
         for group, parts in of.items():
             stack = torch.stack(parts)
             expected[group].append(

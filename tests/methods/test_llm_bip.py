@@ -24,7 +24,10 @@ def scores_of(folder, mode, tokens=None, method="llm-bip", **options):
 
 
 def block_errors(folder, group, p):
-    """||output with the unit removed - output||_p of block 0 for every unit, by brute force."""
+    """||output with the unit removed - output||_p of block 0 for every unit, by brute force.
+
+    Where a norm follows the group's output projection, of what that norm is given.
+    """
     checkpoint = Checkpoint(folder)
     stream = BlockStream(checkpoint, dtype=torch.float64)
     geometry = Geometry.of(checkpoint)
@@ -34,7 +37,9 @@ def block_errors(folder, group, p):
 
     def visit(index, layer, forward):
         captured = []
-        handle = layer.register_forward_hook(lambda m, a, out: captured.append(out))
+        normed = group in geometry.family.post_norms
+        module = layer.get_submodule(geometry.output_module(group)) if normed else layer
+        handle = module.register_forward_hook(lambda m, a, out: captured.append(out))
 
         def run():
             captured.clear()

@@ -1,0 +1,74 @@
+"""docs/families.md from what the tests of the families have seen (`make families`).
+
+python docs/make_families.py RESULTS.xml     of tests/families/test_matrix.py, by pytest --junitxml
+"""
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+from compressor.families import FAMILIES
+from compressor.writing import LAYOUTS
+
+HEAD = """# Model families
+
+What `make families` saw of a small random model of each family: scored by every method, cut at two
+ratios, repaired, written, loaded again, its logits compared with the masked source's, and text generated
+with a dynamic, a static and no cache. `stock` is loaded by plain transformers, `shipped code` needs
+`trust_remote_code=True`. FFN and heads are the fewest channels and KV groups that a cut left, and of
+how many.
+[How a family is added](adding-a-family.md).
+
+| `model_type` | scored by | FFN | heads | uniform | per-layer | padded |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def read(results: Path) -> dict[str, list[dict[str, str]]]:
+    """The properties that each passed test recorded, by family."""
+    found = defaultdict(list)
+    for case in ElementTree.parse(results).iter("testcase"):
+        if {"failure", "error", "skipped"} & {child.tag for child in case}:
+            raise SystemExit(f"{case.get('name')} did not pass; no table is made of that.")
+        seen = {p.get("name"): p.get("value") for p in case.iter("property")}
+        if "family" in seen:
+            found[seen["family"]].append(seen)
+    return found
+
+
+def row(family: str, cells: list[dict[str, str]], notes: list[str]) -> str:
+    """A line of the table; refusals become numbered notes."""
+
+    def outcome(seen: list[dict[str, str]]) -> str:
+        shown = dict.fromkeys(
+            note(s["outcome"]) if s["outcome"].startswith("refused") else s["outcome"] for s in seen
+        )
+        return ", or ".join(shown)
+
+    def note(sentence: str) -> str:
+        if sentence not in notes:
+            notes.append(sentence)
+        return f"refused ({notes.index(sentence) + 1})"
+
+    methods = [c for c in cells if "method" in c]
+    refused = [f"{c['method']} {note(c['outcome'])}" for c in methods if c["outcome"] != "scored"]
+    scored = "all methods" + (", but " + ", ".join(refused) if refused else "")
+    counts = {g: [c[g] for c in cells if g in c] for g in ("ffn", "attention")}
+    fewest = {g: min(seen, key=lambda text: int(text.split()[0])) for g, seen in counts.items()}
+    layouts = [outcome([c for c in cells if c.get("layout") == layout]) for layout in LAYOUTS]
+    shown = [f"`{family}`", scored, fewest["ffn"], fewest["attention"], *layouts]
+    return "| " + " | ".join(shown) + " |\n"
+
+
+def main(results: Path) -> None:
+    seen, notes = read(results), []
+    rows = [row(family, seen[family], notes) for family in FAMILIES]
+    text = HEAD + "".join(rows)
+    if notes:
+        text += "\nRefusals:\n\n" + "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
+    (Path(__file__).parent / "families.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

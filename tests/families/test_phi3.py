@@ -1,0 +1,75 @@
+"""What Phi-3 has beside its table: rope settings that its config class ties to the heads."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from compressor.blocks import BlockStream
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.lattice import lattice
+from compressor.plan import Plan
+from compressor.writing import write
+
+FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
+IDS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture(params=["rope_scaling", "rope_parameters"])
+def longrope(request, make_checkpoint, tmp_path):
+    """Longrope as older and newer versions write it."""
+    folder = make_checkpoint(
+        tmp_path / "longrope",
+        "phi3",
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **FACTORS},
+    )
+    config = json.loads((folder / "config.json").read_text())
+    if request.param == "rope_scaling":
+        del config["rope_parameters"]
+        config |= {"rope_theta": 1e4, "rope_scaling": {"type": "longrope", **FACTORS}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@torch.no_grad()
+def logits(folder):
+    return AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
+
+
+def test_longrope_keeps_the_heads(longrope, tmp_path):
+    checkpoint = Checkpoint(longrope)
+    assert lattice(checkpoint).attention == [4]
+    fewer = Plan([{"attention": [0, 2], "ffn": [*range(48)]}] * 3)
+    with pytest.raises(InputError, match="refuses 4 heads with these rope settings"):
+        write(checkpoint, fewer, tmp_path / "out")
+    config = json.loads((longrope / "config.json").read_text())
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StrictDataclassClassValidationError, match="short_factor"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_longrope_is_kept_as_it_is(longrope, tmp_path):
+    checkpoint = Checkpoint(longrope)
+    assert torch.equal(next(BlockStream(checkpoint).logits([IDS])), logits(longrope))
+    whole = Plan([{g: [*range(n)] for g, n in checkpoint.units.items()}] * 3)
+    write(checkpoint, whole, tmp_path / "out")
+    assert torch.equal(logits(tmp_path / "out"), logits(longrope))
+
+
+def test_partial_rotary_embeddings(make_checkpoint, tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    folder = make_checkpoint(tmp_path / "model", "phi3", head_dim=8, rope_parameters=rope)
+    checkpoint = Checkpoint(folder)
+    assert torch.equal(next(BlockStream(checkpoint).logits([IDS])), logits(folder))
+    assert lattice(checkpoint).attention == [1, 2, 3, 4]
+    plan = Plan([{"attention": [0, 1, 3], "ffn": [*range(3, 40)]}] * 3)
+    for layout in ("uniform", "padded"):
+        write(checkpoint, plan, tmp_path / layout, layout)
+    config = json.loads((tmp_path / "uniform/config.json").read_text())
+    assert config["partial_rotary_factor"] == config["rope_parameters"]["partial_rotary_factor"]
+    torch.testing.assert_close(logits(tmp_path / "uniform"), logits(tmp_path / "padded"))
