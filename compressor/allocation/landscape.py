@@ -119,9 +119,9 @@ def check_family(family: Family) -> None:
     """Refuse blocks in which the FFN widths' errors are no sums over the tokens."""
     if family.post_norms:
         raise InputError(
-            "--allocate exact and besa take the errors of all cuts from the sums of what the output "
-            f"projections add to the stream, and {family.model_type} norms that before it is added; use "
-            "--allocate uniform or global."
+            "--allocate exact, measured and besa take the errors of all cuts from the sums of what the "
+            f"output projections add to the stream, and {family.model_type} norms that before it is "
+            "added; use --allocate uniform or global."
         )
 
 
