@@ -79,7 +79,7 @@ class BlockStream:
         self.offload = offload
         config = checkpoint.model_config()
         with init_empty_weights(include_buffers=False):
-            if (per_layer := class_of(config)) is not None:
+            if (per_layer := class_of(config, checkpoint.family)) is not None:
                 self.model = per_layer._from_config(config, dtype=self.dtype)
             else:
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
@@ -122,7 +122,7 @@ class BlockStream:
 
                 def recorder(_, hidden, *args, seen=seen, **call):
                     seen.append((hidden, args, call))
-                    return hidden
+                    return self.as_returned(hidden)
 
                 with replaced_forward(self.layers, recorder):
                     model.base_model(input_ids=batch.to(self.device), use_cache=False, **kwargs)
@@ -186,13 +186,22 @@ class BlockStream:
                     ahead = pool.submit(fetch, following)
                 yield index, weights
 
+    def as_returned(self, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
+        """Hidden states as the model takes them from a block."""
+        return (hidden,) if self.checkpoint.family.in_a_tuple else hidden
+
+    def returning(self, hidden: torch.Tensor):
+        """While open, every block gives the model these hidden states."""
+        return replaced_forward(self.layers, lambda *_, **__: self.as_returned(hidden))
+
     def head(self, model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocabulary] of rows [tokens, hidden] that leave the last block.
 
         model: what `outer(head=True)` yields; its own forward computes them.
         """
-        with replaced_forward(self.layers, lambda *_, **__: rows[None]):
-            logits = model(inputs_embeds=rows[None], use_cache=False).logits[0]
+        rows = rows[:, None]  # each at the first position: there may be fewer positions than rows
+        with self.returning(rows):
+            logits = model(inputs_embeds=rows, use_cache=False).logits[:, 0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()
@@ -207,7 +216,7 @@ class BlockStream:
         with self.outer(head=True) as model:
             for i, batch in enumerate(batches):
                 final = states.get(i, self.device)
-                with replaced_forward(self.layers, lambda *_, final=final, **__: final):
+                with self.returning(final):
                     yield model(input_ids=batch.to(self.device), use_cache=False).logits
         states.discard()
 

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from compressor.errors import InputError
 from compressor.families import Family, family_of
 from compressor.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
+from compressor.per_layer import HEADS, in_every_block, open_config
 from compressor.per_layer import check as check_per_layer
-from compressor.per_layer import in_every_block
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -52,6 +52,8 @@ class Checkpoint:
             self.written_config = llama_config(self.written_config)
         self.family: Family = family_of(self.written_config.get("model_type"))
         self.config = self.family.standard(self.written_config)
+        if reason := self.family.unlike(self.config):
+            raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
         check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}
@@ -112,6 +114,15 @@ class Checkpoint:
             for own, ffn in zip(groups, channels, strict=True)
         ]
 
+    @cached_property
+    def heads_left(self) -> list[list[int]]:
+        """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""
+        chosen = in_every_block(self.config, HEADS, self.blocks)
+        return [
+            own or [*range(units["attention"] * self.queries_per_group)]
+            for own, units in zip(chosen, self.block_units, strict=True)
+        ]
+
     @property
     def tied(self) -> bool:
         return self.family.head not in self.tensors
@@ -168,25 +179,27 @@ class Checkpoint:
             with file.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
+    @property
+    def coded(self) -> bool:
+        """Whether transformers runs the folder's model by code in it alone, which is not run here."""
+        return self.translated or not self.family.stock
+
     def model_config(self):
         """transformers' config of the model."""
-        from transformers import AutoConfig
-
         if self.translated:
+            from transformers import AutoConfig
+
             return AutoConfig.for_model(**self.written_config)
-        return AutoConfig.from_pretrained(self.path)
+        return open_config(self.path, self.family)
 
     def tokenizer(self):
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        if self.translated and not (self.path / "tokenizer.json").exists():
+        if self.coded and not (self.path / "tokenizer.json").exists():
             raise InputError(
                 f"The tokenizer in {self.path} is code of its own, which is not run; save it as "
                 "tokenizer.json (transformers' PreTrainedTokenizerFast) and put that beside the weights."
             )
-        loader = PreTrainedTokenizerFast if self.translated else AutoTokenizer
         try:
-            return loader.from_pretrained(self.path)
+            return read_tokenizer(self.path, self.coded)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"The tokenizer in {self.path} does not load: {error}") from error
 
@@ -255,11 +268,7 @@ class Checkpoint:
                 raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
 
     def _complete_names(self) -> None:
-        """Older files name tensors from the base model on, without its own name in front."""
-        base, _, rest = self.family.embedding.partition(".")
-        if rest in self.tensors and self.family.embedding not in self.tensors:
-            head = self.family.head
-            self.tensors = {n if n == head else f"{base}.{n}": t for n, t in self.tensors.items()}
+        self.tensors = completed(self.tensors, self.family)
 
     def _leave_out_duplicates(self) -> None:
         """Forget what a model does not read: stored tables, and a second copy of a tied head."""
@@ -295,6 +304,23 @@ class Checkpoint:
             raise InputError(f"{self.path} lacks the tensor {self.family.embedding}.")
         if self.tied and not self.config.get("tie_word_embeddings"):
             raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
+
+
+def read_tokenizer(path: Path, coded: bool):
+    """A folder's tokenizer; of a `coded` model, whose config transformers would run code to read, as
+    tokenizer.json has it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    return (PreTrainedTokenizerFast if coded else AutoTokenizer).from_pretrained(path)
+
+
+def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
+    """Older files name tensors from the base model on, without its own name in front."""
+    base, _, rest = family.embedding.partition(".")
+    if rest not in tensors or family.embedding in tensors:
+        return tensors
+    return {name if name == family.head else f"{base}.{name}": t for name, t in tensors.items()}
 
 
 def read_tensors(

@@ -7,13 +7,20 @@ from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.methods import METHODS
+from compressor.per_layer import has_uniform
 from compressor.plan import Costs
 from compressor.recovery.precision import check_memory
 from compressor.repair import check_repair
 from compressor.selection import check_selection
 from compressor.settings import Settings, chosen_grains, open_lattice, target_name, wanted_results
 from compressor.sparse.settings import check_weights
-from compressor.writing import check_layout_name, check_space, choose_container
+from compressor.writing import (
+    check_built,
+    check_layout_name,
+    check_space,
+    choose_container,
+    no_uniform,
+)
 
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
@@ -22,6 +29,11 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     check_method(settings, checkpoint)
     check_dest(settings)
     settings.quantization.check()
+    if settings.quantization.wanted and not checkpoint.family.stock:
+        raise InputError(
+            "--quantize packs weights for transformers' own classes, and it has none of "
+            f"{checkpoint.family.model_type} with ALiBi; leave it out."
+        )
     if settings.weights.single:
         check_weights(settings, checkpoint)
         check_equal_blocks(checkpoint, "--granularity weight")
@@ -48,7 +60,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     if ALLOCATIONS[settings.allocate].measured:
         check_family(checkpoint.family)
     if settings.allocate == "besa":
-        check_activation(checkpoint.config.get("hidden_act", "silu"))
+        check_activation(checkpoint.config.get("hidden_act", "silu"), checkpoint.family)
     elif settings.weights.sampling is not None:
         raise InputError(
             "--besa-sampling is for what learns; add --allocate besa, or leave it out."
@@ -61,6 +73,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     check_repair(settings.repair, checkpoint)
     if settings.layout != "all":
         check_layout_name(settings.layout)
+    if settings.layout == "uniform" and not has_uniform(checkpoint.family):
+        raise InputError(no_uniform(checkpoint.family))
     check_own_widths(settings, checkpoint)
     if settings.layout == "uniform" and not ALLOCATIONS[settings.allocate].alike:
         raise InputError(
@@ -82,7 +96,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "expect equal blocks, and no zeros between; leave one out."
         )
     needed = largest = 0
-    for _, target, own in wanted_results(settings):
+    for _, target, own in wanted_results(settings, checkpoint.family):
         if settings.quantization.wanted and target.kind == "bytes":
             raise InputError(
                 "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
@@ -107,7 +121,10 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
 def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse `per-layer` where every number of heads must divide the hidden size."""
     family = checkpoint.family
-    if settings.layout not in ("per-layer", "all") or not family.heads_divide_hidden:
+    if settings.layout not in ("per-layer", "all"):
+        return
+    check_built(checkpoint, "per-layer")
+    if not family.heads_divide_hidden:
         return
     if family.per_layer_settings:
         return
@@ -154,7 +171,8 @@ def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
     method = METHODS[settings.method]
     mode = method.check_mode(settings.mode)
     chosen_grains(settings)
-    method.check_activation(mode, checkpoint.config.get("hidden_act", "silu"))
+    activation = checkpoint.config.get("hidden_act", "silu")
+    method.check_activation(mode, activation, checkpoint.family)
 
 
 def check_dest(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from compressor.blocks import Activations, BlockStream, loaded, replaced_forward, states_of
+from compressor.blocks import Activations, BlockStream, loaded, states_of
 from compressor.errors import InputError
 
 LOGITS_TOKENS = 256  # at a time: 33 MB in float32 at a vocabulary of 32,000
@@ -82,10 +82,7 @@ def head_gradients(
             predicted = ids.shape[0] * (ids.shape[1] - 1)
             loss = 0.0
             for positions in torch.arange(ids.shape[1] - 1, device=ids.device).split(LOGITS_TOKENS):
-                with (
-                    torch.enable_grad(),
-                    replaced_forward(stream.layers, lambda *_, hidden=hidden, **__: hidden),
-                ):
+                with torch.enable_grad(), stream.returning(hidden):
                     logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
                     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                     part = torch.nn.functional.cross_entropy(

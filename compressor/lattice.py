@@ -81,7 +81,8 @@ def lattice(
         for g in whole
         if (g == groups)
         or (
-            not (family.heads_fixed or family.keeps_heads(checkpoint.config))
+            (family.alibi or not family.heads_fixed)
+            and not family.keeps_heads(checkpoint.config)
             and (not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0)
             and g % tp == 0
         )

@@ -67,7 +67,9 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
                 run = quantization.run
             results = run(settings, checkpoint, partial, work, journal, meter, lines)
         except BaseException:
-            if not any(journal.get(name) for name, _, _ in wanted_results(settings)):
+            if not any(
+                journal.get(name) for name, _, _ in wanted_results(settings, checkpoint.family)
+            ):
                 shutil.rmtree(partial, ignore_errors=True)
             if journal.get("scored") or journal.get("pruning"):
                 lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
@@ -121,13 +123,14 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
         scores.save(work / "scores.safetensors")
         journal.put("scored", True)
-    measure_cuts(settings, scores, stream, calibration, work / "scores.safetensors", meter, lines)
+    file, saved = work / "scores.safetensors", work / "landscape"
+    measure_cuts(settings, scores, stream, calibration, file, meter, lines, saved)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
             before = perplexity(stream, evaluation)
         journal.put("before", before)
-    results, wanted = [], wanted_results(settings)
+    results, wanted = [], wanted_results(settings, checkpoint.family)
     for name, target, own in wanted:
         folder = partial / name if len(wanted) > 1 else partial
         plan = plan_target(

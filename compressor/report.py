@@ -17,7 +17,8 @@ from rich.table import Table
 
 from compressor.calibration import TokenSet, describe
 from compressor.drawing import PICTURE
-from compressor.per_layer import CODE
+from compressor.families import FAMILIES, Family
+from compressor.per_layer import code_of, has_uniform, needs_code
 
 VERSIONED = ("torch", "transformers", "safetensors")
 
@@ -122,7 +123,7 @@ tags: [pruned]
 # {Path(result["source"]).name}, compressed to {result["keep_reached"]:.1%}
 
 {result["parameters_after"]:,} of {result["parameters_before"]:,} parameters stay. A dense checkpoint
-of the type `{result["container"]}`{how_it_loads(result["layout"])}
+of the type `{result["container"]}`{how_it_loads(FAMILIES[result["container"]], result["layout"])}
 
 {quality(result, record)}
 
@@ -166,19 +167,28 @@ def how_made(folder: Path, result: dict, record: dict) -> str:
 {picture}"""
 
 
-def how_it_loads(layout: str) -> str:
+def how_it_loads(family: Family, layout: str) -> str:
     """The end of a sentence, and the lines of Python that load a result."""
     imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
-    if layout != "per-layer":
+    if not needs_code(family, layout):
         return f"; it loads with plain `transformers`:\n\n{imports}{call})"
-    return f""" whose blocks have widths of their own. `{CODE.name}`, which is
+    first, *others = [f"`{file.name}`" for file in code_of(family)]
+    files = f"{first} (with {', '.join(others)})" if others else first
+    what = "of which `transformers` has no class."
+    closing = ""
+    if layout == "per-layer":
+        what = "whose blocks have widths of their own."
+        closing = """, and what knows one width for all blocks (vLLM's
+classes, llama.cpp, 4-bit kernels) does not load it"""
+    if layout == "per-layer" and has_uniform(family):
+        closing += ". A `uniform` result loads everywhere"
+    return f""" {what} {files}, which is
 in this folder, builds them; `transformers` runs it only where it is told to:
 
 {imports}{call}, trust_remote_code=True)
 
-Without `trust_remote_code` loading ends with an error, and what knows one width for all blocks (vLLM's
-classes, llama.cpp, 4-bit kernels) does not load it. A `uniform` result loads everywhere."""
+Without `trust_remote_code` loading ends with an error{closing}."""
 
 
 def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:

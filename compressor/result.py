@@ -14,6 +14,7 @@ from compressor.errors import InputError, MachineError
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
+from compressor.per_layer import code_of
 from compressor.plan import Plan
 from compressor.planning import comparison_note
 from compressor.quantization.reading import open_model
@@ -44,7 +45,7 @@ def cut_one(
     repair,
 ) -> tuple[dict, dict]:
     """Write one result, verify it and measure it; what to say of it and its compression.json."""
-    layout = layout_of(plan, settings.layout)
+    layout = layout_of(plan, settings.layout, checkpoint.family)
     with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
         container = write(
             checkpoint,
@@ -67,6 +68,8 @@ def cut_one(
         "container": container,
         "model_type": checkpoint.family.model_type,
         "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
+        "budget": target.budget,
+        "budget_reached": plan.about["budget_reached"],
         "keep_reached": plan.about["keep_reached"],
         "keep_blocks_reached": plan.about["keep_blocks_reached"],
         "parameters_before": checkpoint.parameters,
@@ -85,6 +88,12 @@ def cut_one(
             f"Written as {container}: {checkpoint.family.model_type}'s config class refuses "
             + ("numbers of heads that differ" if layout == "per-layer" else "this number of heads")
             + "; the tensors and the arithmetic are the same."
+        )
+    if not checkpoint.family.stock:
+        result["warnings"].append(
+            f"transformers has no class of {container} with ALiBi, so the result brings its code "
+            f"({', '.join(file.name for file in code_of(checkpoint.family))}) and loads with "
+            "trust_remote_code=True alone."
         )
     if layout != settings.layout:
         result["warnings"].append(
@@ -163,7 +172,8 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
         stream = open_stream(settings, checkpoint, dest.parent, calibration)
         repair = open_repair(settings, stream, plan, calibration)
         changes = repair and repair.blocks()
-        layout, container = layout_of(plan, settings.layout), settings.container
+        layout = layout_of(plan, settings.layout, checkpoint.family)
+        container = settings.container
         chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
         write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
         difference = None

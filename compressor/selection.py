@@ -103,7 +103,7 @@ def compensated(
 
         def hook(group: str):
             def add(_, args) -> None:
-                inputs = args[0][mask].float()
+                inputs = args[0].view(*mask.shape, -1)[mask].float()
                 sums[group].add(inputs, inputs[:, :0])
 
             return add

@@ -7,10 +7,13 @@ from pathlib import Path
 import torch
 
 from compressor.allocation import ALLOCATIONS
+from compressor.budget import identity
 from compressor.checkpoint import Checkpoint
+from compressor.families import Family
 from compressor.lattice import Lattice, lattice
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
+from compressor.per_layer import has_uniform
 from compressor.plan import Target
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
@@ -119,14 +122,14 @@ def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
 
 
-def wanted_results(settings: Settings) -> list[tuple[str, Target, Settings]]:
+def wanted_results(settings: Settings, family: Family) -> list[tuple[str, Target, Settings]]:
     """Name, target and settings of every result: one a target, `--layout all` one a layout of each.
 
-    The uniform layout is left out where blocks are to differ.
+    The uniform layout is left out where blocks are to differ, and where a family's class has one width.
     """
     if settings.layout != "all":
         return [(target_name(target), target, settings) for target in settings.targets]
-    same = ALLOCATIONS[settings.allocate].alike and not settings.protect
+    same = ALLOCATIONS[settings.allocate].alike and not settings.protect and has_uniform(family)
     return [
         (f"{target_name(target)}-{layout}", target, replace(settings, layout=layout))
         for target in settings.targets
@@ -144,6 +147,7 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
         for option in fields(settings)
         if option.name not in free
     }
+    given["--budget"] = " ".join(sorted({identity(t.budget) for t in settings.targets}))
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
     for group in (settings.weights, settings.quantization):
         for option in fields(group):

@@ -24,11 +24,13 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import assign
-from compressor.checkpoint import Checkpoint
-from compressor.cut import placed
+from compressor.checkpoint import Checkpoint, read_tokenizer
+from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
+from compressor.families import FAMILIES
 from compressor.memory import drop_pages
-from compressor.per_layer import ships_own_code
+from compressor.per_layer import class_of, ships_own_code
+from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.repair import digest
@@ -132,7 +134,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -143,7 +145,8 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
             output_loading_info=True,
             trust_remote_code=ships_own_code(folder),
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        family = FAMILIES.get(model.config.model_type)
+        tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
         raise VerificationError(f"{folder} does not load with transformers: {error}") from error
     wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
@@ -155,7 +158,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
     checkpoint = Checkpoint(source)
-    if checkpoint.translated:
+    if checkpoint.coded:
         masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
     else:
         masked, tokenizer = load(source, checkpoint.dtype)
@@ -170,8 +173,11 @@ def built(checkpoint: Checkpoint):
     """The model of a folder whose own class is not run, from what is read of it."""
     from transformers import AutoModelForCausalLM
 
+    config = checkpoint.model_config()
+    own = class_of(config, checkpoint.family)
+    make = own._from_config if own else AutoModelForCausalLM.from_config
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(checkpoint.model_config(), dtype=checkpoint.dtype)
+        model = make(config, dtype=checkpoint.dtype)
     tensors = checkpoint.read(checkpoint.tensors)
     if checkpoint.tied:
         tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
@@ -195,20 +201,27 @@ def masked_plan(model, source: Path, folder: Path):
 
     checkpoint = Checkpoint(source)
     record = read_record(folder)
-    kept = record["plan"]["blocks"]
-    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(kept)}
+    plan = Plan(record["plan"]["blocks"])
+    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
+    stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
+    if record.get("layout") == "padded":
+        stands = [padding.places for padding in paddings(plan, checkpoint)]
     layers = model.get_submodule(checkpoint.family.layers)
     with ExitStack() as masks:
-        for index, (layer, units) in enumerate(zip(layers, kept, strict=True)):
-            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), units))
-            assign(layer, repaired(checkpoint, folder, index, units, repair["blocks"][index]))
+        for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
+            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), kept))
+            changed = repair["blocks"][index]
+            assign(layer, repaired(checkpoint, folder, index, kept, stands[index], changed))
         yield
 
 
 def repaired(
-    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, record: dict
+    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, stands: dict, record: dict
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a block that `record` says a repair changed, as wide as the source's."""
+    """The tensors of a block that `record` says a repair changed, as wide as the source's.
+
+    stands: where among the units of the folder's block the kept ones are.
+    """
     if not record["tensors"]:
         return {}
     found = Checkpoint(folder).read_block(index)
@@ -220,9 +233,9 @@ def repaired(
         if part.tensor in found
     }
     sizes = checkpoint.channel_sizes
-    for name, (part, group) in owned.items():  # behind the kept units there may be padding
+    for name, (part, group) in owned.items():
         units = found[name].shape[part.axis] // part.size(sizes)
-        real = part.channels(range(len(kept[group])), units, sizes)
+        real = part.channels(stands[group], units, sizes)
         found[name] = found[name].index_select(part.axis, real)
     if digest(found) != record["sha256"]:
         raise VerificationError(

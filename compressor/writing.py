@@ -15,10 +15,18 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import DTYPES, INDEX, SINGLE, Checkpoint
-from compressor.cut import cut_block, widest
+from compressor.cut import Padding, cut_block, heads_left, paddings, widest
 from compressor.errors import InputError, MachineError
-from compressor.families import FAMILIES
-from compressor.per_layer import CODE, layer_config, make_per_layer, make_uniform
+from compressor.families import FAMILIES, Family
+from compressor.per_layer import (
+    SHIPPED,
+    code_of,
+    has_uniform,
+    layer_config,
+    make_per_layer,
+    make_uniform,
+    needs_code,
+)
 from compressor.plan import Plan
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -46,12 +54,17 @@ def write(
     at a time.
     """
     plan.check(checkpoint)
-    check_layout(plan, layout)
-    units, layout = widest(plan), layout_of(plan, layout)
+    family = checkpoint.family
+    check_layout(plan, layout, checkpoint)
+    units, layout = widest(plan), layout_of(plan, layout, family)
+    check_built(checkpoint, layout)
+    padding = [None] * checkpoint.blocks
+    if layout == "padded":
+        padding = paddings(plan, checkpoint)
+        units = padding[0].units
     groups = {width["attention"] for width in (plan.widths() if layout == "per-layer" else [units])}
     chosen = choose_container(checkpoint, groups, container)
-    padded_to = units if layout == "padded" else None
-    shards = plan_shards(checkpoint, plan, padded_to, shard_bytes)
+    shards = plan_shards(checkpoint, plan, padding, shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
     with opened(folder, shards) as files:
@@ -59,20 +72,27 @@ def write(
             files[name].put(name, checkpoint.read([name])[name])
         changes = repeat({}) if changes is None else changes
         for index, (kept, changed) in enumerate(zip(plan.blocks, changes, strict=False)):
-            block = cut_block(checkpoint.read_block(index), checkpoint, kept, padded_to, changed)
+            weights = checkpoint.read_block(index)
+            block = cut_block(weights, checkpoint, kept, padding[index], changed)
             for inner, tensor in block.items():
                 name = checkpoint.block_name(index, inner)
                 files[name].put(name, tensor)
-            del block
+            del block, weights
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
     copy_side_files(checkpoint, folder)
     config = patched_config(checkpoint, units, chosen)
-    if layout == "per-layer":
-        family = FAMILIES[chosen]
-        entries = layer_config(family, plan.widths(), checkpoint.queries_per_group)
-        make_per_layer(config, family, entries)
-        shutil.copyfile(CODE, folder / CODE.name)
+    if needs_code(family, layout):
+        if layout == "padded":
+            entries = None
+        else:
+            rep, heads = checkpoint.queries_per_group, heads_left(plan, checkpoint)
+            entries = layer_config(family, plan.widths(), rep, heads)
+            config["head_dim"] = checkpoint.head_dim
+        built_by = family if chosen == family.model_type else FAMILIES[chosen]
+        make_per_layer(config, built_by, entries)
+        for own in code_of(built_by):
+            shutil.copyfile(own, folder / own.name)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     return chosen
@@ -83,9 +103,13 @@ def check_layout_name(layout: str) -> None:
         raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
 
 
-def check_layout(plan: Plan, layout: str) -> None:
+def check_layout(plan: Plan, layout: str, checkpoint: Checkpoint) -> None:
     check_layout_name(layout)
-    widths = plan.widths()
+    widths, family = plan.widths(), checkpoint.family
+    if layout == "uniform" and not has_uniform(family):
+        whole = {"attention": checkpoint.heads, "ffn": checkpoint.config[family.ffn_width_key]}
+        if any(width != whole for width in widths):
+            raise InputError(no_uniform(family))
     if layout == "uniform" and any(w != widths[0] for w in widths):
         raise InputError(
             "The plan has blocks of different widths (global allocation, or protected blocks), which "
@@ -94,10 +118,27 @@ def check_layout(plan: Plan, layout: str) -> None:
         )
 
 
-def layout_of(plan: Plan, layout: str) -> str:
+def no_uniform(family: Family) -> str:
+    return (
+        f"transformers' class of {family.model_type} has {family.ffn_per_hidden} x hidden FFN channels "
+        "and as many heads as fit into the hidden size, always, and its slopes (ALiBi) are those of all "
+        "heads, so no cut of it is in the uniform layout; use --layout per-layer (loads with code of "
+        "its own) or padded (zeros, to evaluate it)."
+    )
+
+
+def check_built(checkpoint: Checkpoint, layout: str) -> None:
+    if layout == "per-layer" and not checkpoint.family.own_widths:
+        raise InputError(
+            f"There is no code for {checkpoint.family.model_type} blocks of different widths; use "
+            "--layout uniform, or padded (zeros, to evaluate it)."
+        )
+
+
+def layout_of(plan: Plan, layout: str, family: Family) -> str:
     """What a plan is written as: `per-layer` is `uniform` where all blocks are alike."""
     widths = plan.widths()
-    equal = all(width == widths[0] for width in widths)
+    equal = has_uniform(family) and all(width == widths[0] for width in widths)
     return "uniform" if layout == "per-layer" and equal else layout
 
 
@@ -107,6 +148,13 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
     groups: the numbers of KV groups that blocks have.
     """
     family = checkpoint.family
+    fixed = family.heads_fixed and not family.alibi
+    if fixed and groups != {checkpoint.units["attention"]}:
+        raise InputError(
+            f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
+            "size / heads channels a head; keep all of them, or use --layout padded (zeros, to "
+            "evaluate it)."
+        )
     counts = sorted(n * checkpoint.queries_per_group for n in groups)
     shown = " or ".join(map(str, counts))
     if family.keeps_heads(checkpoint.config) and counts != [checkpoint.heads]:
@@ -144,7 +192,8 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
     family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
     config.pop("auto_map", None)  # the class of a folder's own code knows no cut widths
-    config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
+    if not family.ffn_fixed:
+        config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
     if not family.heads_fixed:
         config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
         config[family.kv_heads_key] = units["attention"]
@@ -206,14 +255,14 @@ def check_space(folder: Path, needed: int) -> None:
 def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Tokenizer, generation config, chat template, licences: byte for byte.
 
-    Of a translated checkpoint without its code, and without what names a class in it.
+    Of a model that runs by its folder's code without that, and without what names a class in it.
     """
     for file in checkpoint.path.iterdir():
-        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", CODE.name)
-        skip = skip or (checkpoint.translated and file.suffix == ".py")
+        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", *SHIPPED)
+        skip = skip or (checkpoint.coded and file.suffix == ".py")
         if file.is_file() and not skip and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
-    if checkpoint.translated:
+    if checkpoint.coded:
         file = folder / "tokenizer_config.json"
         config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         config.pop("auto_map", None)
@@ -222,7 +271,7 @@ def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def plan_shards(
-    checkpoint: Checkpoint, plan: Plan, padded_to: dict[str, int] | None, limit: int
+    checkpoint: Checkpoint, plan: Plan, padding: list[Padding | None], limit: int
 ) -> list[dict[str, torch.Tensor]]:
     """Empty (meta) tensors of the result, by name, divided into shards of at most `limit` bytes."""
     names = checkpoint.outer_tensors()
@@ -230,7 +279,7 @@ def plan_shards(
     for index, kept in enumerate(plan.blocks):
         names = checkpoint.block_tensors(index)
         block = {n: empty(checkpoint, checkpoint.block_name(index, n)) for n in names}
-        block = cut_block(block, checkpoint, kept, padded_to)
+        block = cut_block(block, checkpoint, kept, padding[index])
         results.append({checkpoint.block_name(index, n): t for n, t in block.items()})
     return divided(results, limit)
 

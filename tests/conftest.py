@@ -1,10 +1,13 @@
 """Small random checkpoints of every family, and the real ones where they are at hand."""
 
+import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -17,7 +20,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from compressor.checkpoint import Checkpoint
-from compressor.families import FAMILIES
+from compressor.families import FAMILIES, Family, modeling_alibi
+from compressor.per_layer import class_of, config_name
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {
@@ -43,6 +47,9 @@ GEMMA = {
 }
 
 
+FROM_THE_BASE_ON = {"bloom"}
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a printable ASCII character."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "\n": 3}
@@ -61,15 +68,41 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
     """A random model whose biases, norms and weights are all different from their defaults."""
     shards = sizes.pop("max_shard_size", "1GB")
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SIZES, **sizes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    family = FAMILIES[model_type]
+    settings = spelled(family, {**SIZES, **sizes})
+    if family.stock:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    else:
+        config = getattr(modeling_alibi, config_name(family))(**settings)
+        model = class_of(config, family)._from_config(config)
+    model.float()
     for name, parameter in model.named_parameters():
         centre = 1.0 - FAMILIES[model_type].norm_offset if "norm" in name else 0.0
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+    if not family.stock:  # the hub's folders have what their own code reads
+        about = {"model_type": model_type, "architectures": [family.architecture]}
+        about |= {"rms_norm_eps": 1e-6, **settings}
+        (folder / "config.json").write_text(json.dumps(about))
+    if model_type in FROM_THE_BASE_ON:
+        shorten_names(folder, model.base_model_prefix)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def shorten_names(folder: Path, base: str) -> None:
+    """Name tensors as the hub's files of a family do: from inside the base model."""
+    file = folder / "model.safetensors"
+    tensors = {n.removeprefix(f"{base}."): t for n, t in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def spelled(family: Family, sizes: dict) -> dict:
+    """The sizes as a config of the family names them; those that it does not have are left out."""
+    lacking = {"head_dim", family.kv_heads_key} if family.heads_fixed else set()
+    lacking |= {family.ffn_width_key} if family.ffn_fixed else set()
+    return {family.spellings.get(k, k): value for k, value in sizes.items() if k not in lacking}
 
 
 @pytest.fixture(scope="session")
@@ -78,18 +111,55 @@ def make_checkpoint():
     return build_checkpoint
 
 
+@pytest.fixture(scope="session", params=sorted(f for f in FAMILIES if FAMILIES[f].stock))
+def any_family(request, random_family) -> Path:
+    """One checkpoint of each family that transformers has a class for."""
+    return random_family(request.param)
+
+
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
-def any_family(request, tmp_path_factory) -> Path:
-    """One checkpoint of each family, with the variations that family has."""
+def every_family(request, random_family) -> Path:
+    """One checkpoint of each family."""
+    return random_family(request.param)
+
+
+@pytest.fixture(
+    scope="session", params=sorted(n for n, f in FAMILIES.items() if f.own_widths and f.stock)
+)
+def any_unequal(request, random_family) -> Path:
+    """The same of those whose blocks can have widths of their own."""
+    return random_family(request.param)
+
+
+@pytest.fixture(scope="session")
+def random_family(tmp_path_factory):
+    """The checkpoint of a model type, made once."""
+
+    @cache
+    def made(model_type: str) -> Path:
+        return make_family(model_type, tmp_path_factory.mktemp(model_type) / "model")
+
+    return made
+
+
+def make_family(model_type: str, folder: Path) -> Path:
     special = {
+        "baichuan": {"num_attention_heads": 4},
+        "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
         "gemma2": GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": GEMMA | {"sliding_window_pattern": 2},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
+        "opt": {
+            "word_embed_proj_dim": 32,
+            "intermediate_size": 128,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 96,
+            "dropout": 0.0,
+        },
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
-    folder = tmp_path_factory.mktemp(request.param) / "model"
-    return build_checkpoint(folder, request.param, **special.get(request.param, {}))
+    return build_checkpoint(folder, model_type, **special.get(model_type, {}))
 
 
 @pytest.fixture

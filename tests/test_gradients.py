@@ -47,10 +47,11 @@ def test_equals_the_ordinary_backward(any_family, dtype, tolerance, chunk, monke
         assert loss == pytest.approx(expected.item(), rel=tolerance)
         names = {n for n, _ in model.named_parameters() if ".layers." in n}
         assert set(gradients) == names
-        for name in names:
+        largest = max(model.get_parameter(name).grad.norm() for name in names)
+        for name in names:  # a bias of keys has none but rounding: softmax does not see it
             gradient = model.get_parameter(name).grad
             difference = (gradients[name] - gradient).norm()
-            assert difference <= tolerance * gradient.norm() + tolerance * 1e-3, name
+            assert difference <= tolerance * gradient.norm() + tolerance * 1e-2 * largest, name
 
 
 def test_activations_may_lie_in_files(llama, tmp_path):

@@ -61,10 +61,10 @@ def small(llama, tmp_path):
 
 
 @pytest.mark.parametrize("ratio", WIDTHS)
-def test_it_computes_what_the_padded_layout_does(any_family, tmp_path, ratio):
+def test_it_computes_what_the_padded_layout_does(any_unequal, tmp_path, ratio):
     plan = plan_of(ratio)
-    small = written(any_family, tmp_path / "small", plan)
-    padded = written(any_family, tmp_path / "padded", plan, "padded")
+    small = written(any_unequal, tmp_path / "small", plan)
+    padded = written(any_unequal, tmp_path / "padded", plan, "padded")
     model, found = AutoModelForCausalLM.from_pretrained(
         small, trust_remote_code=True, output_loading_info=True
     )
@@ -76,13 +76,15 @@ def test_it_computes_what_the_padded_layout_does(any_family, tmp_path, ratio):
         "eager"
     }
     torch.testing.assert_close(logits(model), reference, rtol=1e-4, atol=1e-5)
-    for tensors, (attention, ffn) in zip(model.model.layers, WIDTHS[ratio], strict=True):
-        assert tensors.self_attn.o_proj.weight.shape[1] == 8 * len(attention)
-        assert tensors.mlp.down_proj.weight.shape[1] == len(ffn)
+    family = Checkpoint(small).family
+    layers = model.get_submodule(family.layers)
+    for layer, (attention, ffn) in zip(layers, WIDTHS[ratio], strict=True):
+        assert layer.get_parameter(family.output("attention")).shape[1] == 8 * len(attention)
+        assert layer.get_parameter(family.output("ffn")).shape[1] == len(ffn)
 
 
-def test_generation_with_every_cache(any_family, tmp_path):
-    model = load(written(any_family, tmp_path / "small"))
+def test_generation_with_every_cache(any_unequal, tmp_path):
+    model = load(written(any_unequal, tmp_path / "small"))
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     plain = model.generate(IDS[:, :6], use_cache=False, **options)
     assert plain.shape == (1, 18)
@@ -90,8 +92,8 @@ def test_generation_with_every_cache(any_family, tmp_path):
         assert torch.equal(model.generate(IDS[:, :6], cache_implementation=cache, **options), plain)
 
 
-def test_without_its_code_it_does_not_load(any_family, tmp_path):
-    small = written(any_family, tmp_path / "small")
+def test_without_its_code_it_does_not_load(any_unequal, tmp_path):
+    small = written(any_unequal, tmp_path / "small")
     with pytest.raises(
         RuntimeError, match=r"per-layer attribute and may vary|thus raising an error"
     ):
@@ -125,21 +127,22 @@ def test_code_that_is_not_ours_is_not_run(small, where):
     BlockStream(Checkpoint(small))  # by the package's own class
 
 
-def test_it_is_read_like_any_checkpoint(any_family, tmp_path):
-    small = written(any_family, tmp_path / "small")
+def test_it_is_read_like_any_checkpoint(any_unequal, tmp_path):
+    small = written(any_unequal, tmp_path / "small")
     checkpoint, plan = Checkpoint(small), plan_of("0.7")
     assert checkpoint.block_units == plan.widths()
     assert checkpoint.units == {"attention": 4, "ffn": 48}
     assert (
         checkpoint.parameters
         == sum(t.numel() for t in load_file(small / SINGLE).values())
-        == Costs.of(Checkpoint(any_family)).size(plan.widths(), "params")
+        == Costs.of(Checkpoint(any_unequal)).size(plan.widths(), "params")
     )
     (streamed,) = BlockStream(checkpoint).logits([IDS])
     torch.testing.assert_close(streamed, logits(load(small)))
     blocks = model_widths(checkpoint).blocks
-    assert [(b.kv_heads, b.heads, b.ffn) for b in blocks] == [(3, 6, 20), (4, 8, 32), (1, 2, 48)]
-    source = model_widths(Checkpoint(any_family)).blocks
+    assert [(b.kv_heads, b.ffn) for b in blocks] == [(3, 20), (4, 32), (1, 48)]
+    assert all(b.heads == b.kv_heads * checkpoint.queries_per_group for b in blocks)
+    source = model_widths(Checkpoint(any_unequal)).blocks
     assert [b.window for b in blocks] == [b.window for b in source]
 
 

@@ -49,7 +49,8 @@ def expected_changes(folder, tokens, probes) -> torch.Tensor:
 
     dense, found = loss(), []
     for probe in probes:
-        with only_units(model.model.layers[probe[0]], geometry, masked(probe, geometry.units)):
+        layer = model.get_submodule(geometry.family.layers)[probe[0]]
+        with only_units(layer, geometry, masked(probe, geometry.units)):
             found.append(loss() - dense)
     return torch.tensor(found, dtype=torch.float64)
 

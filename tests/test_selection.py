@@ -39,7 +39,7 @@ def grams(stream: BlockStream) -> list[dict[str, torch.Tensor]]:
         seen = {g: [] for g in geometry.units}
         handles = [
             layer.get_submodule(geometry.output_module(g)).register_forward_pre_hook(
-                lambda _, args, g=g: seen[g].append(args[0][0].double())
+                lambda _, args, g=g: seen[g].append(args[0].flatten(0, -2).double())
             )
             for g in seen
         ]

@@ -31,7 +31,8 @@ def masked_logits(checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
     geometry = Geometry.of(checkpoint)
     with ExitStack() as masks:
-        for layer, kept in zip(model.model.layers, plan.blocks, strict=True):
+        layers = model.get_submodule(checkpoint.family.layers)
+        for layer, kept in zip(layers, plan.blocks, strict=True):
             masks.enter_context(only_units(layer, geometry, kept))
         return logits(model)
 

@@ -52,7 +52,8 @@ def loss_after(
         weights = cut_block(
             checkpoint.read_block(index), checkpoint, plan.blocks[index], changed=changed
         )
-        layer = narrowed(stream.layers[index], stream.cast(weights), checkpoint.family)
+        groups = plan.blocks[index]["attention"]
+        layer = narrowed(stream.layers[index], stream.cast(weights), checkpoint.family, groups)
         after = Activations(stream.offload)
         for i, call in enumerate(calls):
             args, keywords = call[index]

@@ -16,7 +16,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError
-from compressor.per_layer import ships_own_code
+from compressor.per_layer import class_of, ships_own_code
 
 STEPS, WARM = 24, 4
 PREFILLS = 3
@@ -35,7 +35,7 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
-    if checkpoint.translated:
+    if checkpoint.coded and not ships_own_code(checkpoint.path):
         raise InputError(
             f"{checkpoint.path} runs by code of its own alone, which is not run here; leave --measure "
             "out, or measure what was cut from it."
@@ -80,7 +80,9 @@ def empty_twin(checkpoint: Checkpoint):
         "pad_token_id": None,
     }.items():
         setattr(config, key, width)
-    return AutoModelForCausalLM.from_config(config, dtype=checkpoint.dtype)
+    own = class_of(config, family)
+    make = own._from_config if own else AutoModelForCausalLM.from_config
+    return make(config, dtype=checkpoint.dtype)
 
 
 @torch.inference_mode()

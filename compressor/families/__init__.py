@@ -3,17 +3,25 @@
 from difflib import get_close_matches
 
 from compressor.errors import InputError
-from compressor.families import gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3
+from compressor.families import (
+    alibi_baichuan,
+    bloom,
+    gemma2,
+    gemma3_text,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from compressor.families.table import Family, Slice
 
-FAMILIES = {
-    m.FAMILY.model_type: m.FAMILY for m in (gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3)
-}
+MODULES = (alibi_baichuan, bloom, gemma2, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3)
+FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 # Types that come close to a table, and why they are not read.
 UNLIKE = {
-    "baichuan": "is read where it has rotary embeddings (7B: max_position_embeddings in its config); "
-    "this one has ALiBi (13B)",
     "gemma3": "is of texts and images; give its text model alone, which is of the type gemma3_text",
 }
 

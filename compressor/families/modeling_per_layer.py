@@ -25,14 +25,17 @@ WIDTHS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 def block_config(config, index):
     """The config as block `index` has it."""
-    per_layer = config.per_layer_config
+    per_layer = getattr(config, "per_layer_config", None)
+    if per_layer is None:
+        return config
     if not isinstance(per_layer, dict):
         return per_layer[index]
     # transformers before 5 knows no such key, and keeps what it read.
     own = copy.copy(config)
     for number, settings in per_layer.items():
         if int(number) == index:
-            vars(own).update(settings)
+            for name, value in settings.items():
+                setattr(own, name, value)
     return own
 
 
@@ -51,21 +54,30 @@ class Shared:
 class PerLayer:
     """Takes the place of a model's equal blocks."""
 
+    layers = "layers"
+    block = None  # the class of the new blocks, if not the model's own
+
     def __init__(self, config, *args, **kwargs):
-        super().__init__(block_config(config, 0), *args, **kwargs)
+        super().__init__(self.first(config), *args, **kwargs)
         config._attn_implementation = self.config._attn_implementation
-        block = type(self.model.layers[0])
-        self.model.layers = nn.ModuleList(
+        base = self.base_model
+        block = self.block or type(getattr(base, self.layers)[0])
+        blocks = nn.ModuleList(
             block(block_config(config, index), index) for index in range(config.num_hidden_layers)
         )
-        self.config = self.model.config = config
-        for index, block in enumerate(self.model.layers):
+        setattr(base, self.layers, blocks)
+        self.config = base.config = config
+        for index, block in enumerate(blocks):
             own = block_config(config, index)
-            own = {key: getattr(own, key) for key in WIDTHS}
             for module in block.modules():
                 if hasattr(module, "config"):
-                    module.config = Shared(config, own)
+                    module.config = Shared(config, {key: getattr(own, key) for key in WIDTHS})
         self.post_init()
+
+    @staticmethod
+    def first(config):
+        """A config that the model's own blocks, which are then replaced, can be built from."""
+        return block_config(config, 0)
 
 
 class PerLayerGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):

@@ -4,14 +4,14 @@ With `longrope` the config class derives the length of its factors from hidden s
 `head_dim` says, so the heads of such a model stay.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from compressor.families.table import Family, Slice
 
 
-def fit(layer: nn.Module) -> None:
+def fit(layer: nn.Module, kept: Sequence[int]) -> None:
     """Attention takes q, k and v apart by numbers of heads that it was made with."""
     attention = layer.self_attn
     heads = attention.o_proj.weight.shape[1] // attention.head_dim

@@ -1,6 +1,6 @@
 """What a family's table says: which tensors a unit owns, and where the parts of a block are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,7 +64,7 @@ def by_mlp(layer: nn.Module, normed: torch.Tensor) -> torch.Tensor:
     return layer.mlp(normed)
 
 
-def as_it_is(layer: nn.Module) -> None:
+def as_it_is(layer: nn.Module, kept: Sequence[int]) -> None:
     pass
 
 
@@ -95,8 +95,12 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
     feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
-    # Has a block compute with the widths of its weights, where its modules keep numbers of heads.
-    fit: Callable[[nn.Module], None] = as_it_is
+    in_a_tuple: bool = False  # what a block returns, for the model that it is in
+    # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
+    # told which of its KV groups are left.
+    fit: Callable[[nn.Module, Sequence[int]], None] = as_it_is
+    # Of the config of a model that is of the type, but not of this table, a sentence that says why.
+    unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
     parallel_key: str | None = None
     ffn_width_key: str = "intermediate_size"
@@ -112,6 +116,11 @@ class Family:
     keeps_heads: Callable[[Mapping], bool] = lambda config: False
     heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
     ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
+    # Heads have slopes (ALiBi), so a block says which of the first heads it has, and the package's own
+    # class runs it. `stock`: transformers has a class too, of the widths that a source has.
+    alibi: bool = False
+    stock: bool = True
+    own_widths: bool = True  # code is at hand for blocks of different widths
     # A family of the same arithmetic that accepts any head count, and what its config needs.
     container: str | None = None
     container_config: dict = field(default_factory=dict)
@@ -148,7 +157,7 @@ class Family:
         for name, own in self.spellings.items():
             if config.get(own) is not None:
                 found[name] = config[own]
-        if self.ffn_per_hidden and not found.get(self.ffn_width_key):
+        if self.ffn_per_hidden and (self.ffn_fixed or not found.get(self.ffn_width_key)):
             found[self.ffn_width_key] = self.ffn_per_hidden * found.get("hidden_size", 0)
         return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from compressor.checkpoint import INDEX, SINGLE, read_entries
+from compressor.checkpoint import INDEX, SINGLE, completed, read_entries
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import KEY, check, in_every_block
@@ -43,6 +43,11 @@ class Folder:
         return FAMILIES.get(self.config.get("model_type"))
 
     @property
+    def standard(self) -> dict:
+        """The config with every setting under its standard name."""
+        return self.family.standard(self.config) if self.family else self.config
+
+    @property
     def group(self) -> int | None:
         """Input channels that share a scale, of 4-bit weights packed by compressed-tensors."""
         weights = weights_of(self.config)
@@ -67,7 +72,7 @@ class Folder:
 
     @property
     def head_dim(self) -> int | None:
-        config, family = self.config, self.family
+        config, family = self.standard, self.family
         heads = config.get(family.heads_key) if family else None
         hidden = config.get("hidden_size")
         return config.get("head_dim") or (hidden // heads if heads and hidden else None)
@@ -136,6 +141,8 @@ def open_folder(path: Path) -> Folder:
             f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
         )
     if folder.family is not None:
+        folder.config = folder.family.standard(folder.config)
+        folder.stored = completed(folder.stored, folder.family)
         try:
             check(folder.config, folder.family)
         except InputError as error:
@@ -189,7 +196,7 @@ def read_json(folder: Folder, name: str) -> dict:
 
 def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]:
     """Where config and tensors differ. The tensors are believed: they are what is there."""
-    family, config = folder.family, folder.config
+    family, config = folder.family, folder.standard
     if family is None or not folder.tensors:
         return []
     blocks = len(folder.blocks())

@@ -91,7 +91,7 @@ def in_a_line(error: Exception) -> str:
 
 def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) -> Answer:
     """4.57 reads `rope_theta` and `rope_scaling` at the top of the config and nowhere else."""
-    config = folder.family.standard(folder.config) if folder.family else folder.config
+    config = folder.standard
     if widths is None:
         return Answer(OLDER, None, UNKNOWN)
     if folder.group:
@@ -100,6 +100,10 @@ def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) ->
         return Answer(OLDER, False, wrong[0])
     if len(set(widths)) > 1 and not (config.get(KEY) and ships_own_code(folder.path)):
         return Answer(OLDER, False, different(widths))
+    if folder.family.alibi:
+        if config.get("auto_map"):
+            return Answer(f"{OLDER}, trust_remote_code", None, "its code was not tried with it")
+        return Answer(OLDER, True, "the widths that its class has, and no positions to read")
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     theta, read = rope.get("rope_theta"), config.get("rope_theta", DEFAULT_THETA)
@@ -131,10 +135,10 @@ def tensor_parallel(
         return Answer(target, False, different(widths))
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
-    config = folder.family.standard(folder.config) if folder.family else folder.config
+    config = folder.standard
     activation = config.get("hidden_act", "silu")
     taken = TAKEN_ACTIVATIONS.get(config.get("model_type"), "silu")
-    if activation != taken:
+    if folder.family.gate is not None and activation != taken:
         return Answer(target, False, f"hidden_act is {activation}, and its classes take {taken}")
     block = widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}

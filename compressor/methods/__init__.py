@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from compressor.errors import InputError
-from compressor.kernels.activations import ACTIVATIONS
+from compressor.families import Family
 from compressor.methods import baselines, hywia, kfac, llm_bip
+from compressor.methods.activations import known
 
 Score = Callable[..., dict[str, torch.Tensor]]
 
@@ -51,11 +52,11 @@ class Method:
             )
         return mode
 
-    def check_activation(self, mode: str, activation: str) -> None:
-        """Modes that look inside the gated FFN know the derivative of some activations only."""
-        if "gated" in self.wants(mode) and activation not in ACTIVATIONS:
+    def check_activation(self, mode: str, activation: str, family: Family) -> None:
+        """Modes that look inside the FFN know the derivative of some activations only."""
+        if "gated" in self.wants(mode) and activation not in known(family):
             raise InputError(
-                f"The mode {mode} knows the activations {', '.join(ACTIVATIONS)}, and this model "
+                f"The mode {mode} knows the activations {', '.join(known(family))}, and this model "
                 f"has {activation!r}; use --mode bip, or another method."
             )
 

@@ -95,6 +95,6 @@ class OutputGradients(ABC):
 
 
 def _rows(states: torch.Tensor) -> torch.Tensor:
-    """[sequences, tokens, n] without the last token, one row a token, float32 or better."""
-    rows = states[:, :-1].flatten(0, 1)
+    """Of one sequence [.., tokens, n] without the last token, one row a token, float32 or better."""
+    rows = states.flatten(0, -2)[:-1]
     return rows.to(torch.promote_types(rows.dtype, torch.float32))

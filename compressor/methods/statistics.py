@@ -2,7 +2,8 @@
 
 Statistics a method can ask for:
     moments     of the inputs of both output projections (down_proj, o_proj)
-    gated       the factors of the gated FFN, and the mean of 1/rms before its norm
+    gated       the factors of the gated FFN, or of one without a gate the mean of |phi'| and phi'^2
+                (`slopes`); and the mean of 1/rms before its norm, of 1/std if that is a LayerNorm
     gram        X_u^T X_u of every KV group's input to o_proj
 Sums are kept in float64 on the device; padding is masked out, so neither the order nor the split of
 the batches matters beyond rounding.
@@ -16,8 +17,9 @@ from torch import nn
 
 from compressor.checkpoint import Checkpoint
 from compressor.families import Family
-from compressor.kernels.moments import moments
+from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
+from compressor.methods.activations import slope
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,15 @@ class BlockStatistics:
             self.handles.append(module.register_forward_pre_hook(hook))
         if "gated" in self.wanted:
             find = self.layer.get_submodule
-            self.handles += [
-                find(family.ffn_norm).register_forward_pre_hook(self._norm_hook),
-                find(family.gate).register_forward_hook(self._gate_hook),
-                find(family.up).register_forward_hook(self._up_hook),
-            ]
+            norm, up = find(family.ffn_norm), find(family.up)
+            self.handles.append(norm.register_forward_pre_hook(self._norm_hook))
+            if family.gate is None:
+                self.handles.append(up.register_forward_hook(self._plain_hook))
+            else:
+                self.handles += [
+                    find(family.gate).register_forward_hook(self._gate_hook),
+                    up.register_forward_hook(self._up_hook),
+                ]
         return self
 
     def __exit__(self, *_) -> None:
@@ -97,10 +103,11 @@ class BlockStatistics:
 
     def _input_hook(self, group: str):
         def hook(_, args) -> None:
-            x = args[0]
+            x = self._in_sequences(args[0])
             if group == "ffn":
                 self.tokens += int(self.mask.sum())
-            if group != "ffn" or "gated" not in self.wanted:
+            gated = self.geometry.family.gate is not None and "gated" in self.wanted
+            if group != "ffn" or not gated:
                 self._add(group, moments(x, self.mask))
             if "gram" in self.wanted and group == "attention":
                 units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
@@ -109,10 +116,22 @@ class BlockStatistics:
 
         return hook
 
-    def _norm_hook(self, _, args) -> None:
-        x = args[0][self.mask].float()
-        rate = torch.rsqrt(x.square().mean(-1) + self.geometry.norm_eps)
+    def _in_sequences(self, x: torch.Tensor) -> torch.Tensor:
+        """[sequences, tokens, channels] of what a block may have flattened (OPT does)."""
+        return x.view(*self.mask.shape, -1)
+
+    def _norm_hook(self, norm, args) -> None:
+        x = self._in_sequences(args[0])[self.mask].float()
+        if isinstance(norm, nn.LayerNorm):
+            rate = torch.rsqrt(x.var(-1, correction=0) + norm.eps)
+        else:
+            rate = torch.rsqrt(x.square().mean(-1) + self.geometry.norm_eps)
         self._add("norm_rate", rate.double().sum())
+
+    def _plain_hook(self, _, args, output) -> None:
+        for part in parts(self._in_sequences(output), self.mask):
+            found = slope(part, self.geometry.activation).double()
+            self._add("slopes", torch.stack((found.abs().sum(0), found.square().sum(0))))
 
     def _gate_hook(self, _, args, output) -> None:
         self.gate_output = output

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import INDEX, Checkpoint
-from compressor.per_layer import CODE
+from compressor.per_layer import SHIPPED
 from compressor.recovery.lora import Adapters
 from compressor.writing import ShardFile, check_space, copy_side_files, empty
 
@@ -49,6 +49,6 @@ def write_merged(
                 done += 1
                 progress(done, len(checkpoint.tensors))
     copy_side_files(checkpoint, out)
-    for name in ("config.json", INDEX, CODE.name):
+    for name in ("config.json", INDEX, *SHIPPED):
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)

@@ -1,7 +1,7 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from compressor.repair.refine import Example, divergence, refine, relative_dista
 from compressor.repair.ridge import Moments, ridge
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
 
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -106,7 +107,7 @@ class BlockRepair:
         if self.task.kind.refined:
             self.refine(cut, dense_out)
         for i, (args, call) in enumerate(self.calls):
-            cut_out.put(i, self.narrow(cut.get(i, self.device), *args, **call))
+            cut_out.put(i, states_of(self.narrow(cut.get(i, self.device), *args, **call)))
         dense.discard()
         cut.discard()
         return dense_out, cut_out
@@ -262,8 +263,9 @@ class BlockRepair:
                 f"The activations of block {self.index} ({step}) are not finite; "
                 "try --dtype float32."
             )
+        grid = GRID if self.task.kind.weights else BIAS_GRID
         new, taken, errors = ridge(
-            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, GRID
+            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
         )
         if len(errors) == 1:
             return None
@@ -305,9 +307,11 @@ def rates(stream: torch.Tensor) -> torch.Tensor:
     return wide.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
-def narrowed(layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family) -> nn.Module:
-    """A copy of an empty layer with a cut block's tensors, and a config of its own."""
+def narrowed(
+    layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family, groups: Sequence[int]
+) -> nn.Module:
+    """A copy of an empty layer with a cut block's tensors, those of these KV groups."""
     copied = copy.deepcopy(layer)
     assign(copied, tensors)
-    family.fit(copied)
+    family.fit(copied, groups)
     return copied

@@ -109,7 +109,10 @@ class Repair:
             kept = self.plan.blocks[index]
             small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
             narrow = narrowed(
-                self.stream.layers[index], self.stream.cast(small), self.stream.checkpoint.family
+                self.stream.layers[index],
+                self.stream.cast(small),
+                self.checkpoint.family,
+                kept["attention"],
             )
             with loaded(self.stream.layers[index], weights) as layer:
                 del weights

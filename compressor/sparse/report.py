@@ -4,6 +4,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from compressor.families import FAMILIES
+from compressor.report import how_it_loads
+
 ZEROS_ALONE = (
     "Zeros alone make nothing smaller or faster: every tensor has its former shape, and stock kernels "
     "multiply by zeros too. They pay off in formats and kernels that leave zeros out."
@@ -38,10 +41,7 @@ tags: [pruned]
 # {name}, {result["sparsity_reached"]:.1%} of the blocks' weights zero
 
 {result["zeros"]:,} weights of the blocks' projections are zero{changed}. Architecture and shapes
-are those of `{name}`; it loads with plain `transformers`:
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto")
+are those of `{name}`{how_it_loads(FAMILIES[result["container"]], "uniform")}
 
 {ZEROS_ALONE}
 

@@ -39,7 +39,7 @@ class Block:
         self.checkpoint = Checkpoint(folder)
         self.geometry = Geometry.of(self.checkpoint)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-        self.layer = model.model.layers[index]
+        self.layer = model.get_submodule(self.geometry.family.layers)[index]
         self.calls, self.dense = [], []
 
         def take(_, args, kwargs, out) -> None:

@@ -46,15 +46,15 @@ def test_bytes_follow_the_dtype(make_checkpoint, tmp_path):
     assert model_widths(checkpoint).dtype == torch.bfloat16
 
 
-def counted(model, **call) -> dict[str, int]:
+def counted(model, family, **call) -> dict[str, int]:
     """FLOPs of every block and of the head in one forward."""
     with torch.no_grad(), FlopCounterMode(display=False, depth=9) as counter:
         model(**call)
     modules = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     root = type(model).__name__
     blocks = range(model.config.num_hidden_layers)
-    found = {str(i): modules[f"{root}.model.layers.{i}"] for i in blocks}
-    return found | {"head": modules[f"{root}.lm_head"]}
+    found = {str(i): modules[f"{root}.{family.layers}.{i}"] for i in blocks}
+    return found | {"head": modules[f"{root}.{family.head.removesuffix('.weight')}"]}
 
 
 def test_flops_of_a_prefill_are_those_counted(any_family):
@@ -62,7 +62,7 @@ def test_flops_of_a_prefill_are_those_counted(any_family):
     batch, tokens = 2, 12
     checkpoint = Checkpoint(any_family)
     ids = torch.zeros(batch, tokens, dtype=torch.long)
-    found = counted(loaded(checkpoint), input_ids=ids, logits_to_keep=1)
+    found = counted(loaded(checkpoint), checkpoint.family, input_ids=ids, logits_to_keep=1)
     for part in parts(model_widths(checkpoint), batch, tokens)[1:]:
         masked = 0
         if part.widths:
@@ -79,7 +79,7 @@ def test_flops_of_a_decode_step_are_those_counted(checkpoint):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=ids[:, 1:], past_key_values=cache)
-    found = counted(model, input_ids=ids[:, :1], past_key_values=cache)
+    found = counted(model, checkpoint.family, input_ids=ids[:, :1], past_key_values=cache)
     estimated = parts(model_widths(checkpoint), batch, context)
     assert {p.name: p.decode.flops for p in estimated[1:]} == found
     assert estimated[0].decode.flops == estimated[0].prefill.flops == 0

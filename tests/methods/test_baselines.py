@@ -16,26 +16,21 @@ def test_random_depends_on_the_seed_alone(llama):
     assert not torch.equal(first[0]["ffn"], first[1]["ffn"])
 
 
-def apart(weights):
-    """Fused projections of a block, each by itself."""
-    fused = {
-        "mlp.gate_up_proj.weight": {"mlp.gate_proj": 48, "mlp.up_proj": 48},
-        "self_attn.qkv_proj.weight": {
-            "self_attn.q_proj": 32,
-            "self_attn.k_proj": 16,
-            "self_attn.v_proj": 16,
-        },
-    }
-    for name, sizes in fused.items():
-        if name in weights:
-            parts = weights[name].split([*sizes.values()])
-            weights |= {f"{n}.weight": part for n, part in zip(sizes, parts, strict=True)}
-    return weights
-
-
-def test_magnitude_is_the_sum_of_squares_of_the_unit(any_family):
+def test_magnitude_is_the_sum_of_squares_of_what_a_unit_owns(any_family):
     checkpoint = Checkpoint(any_family)
-    w = apart(checkpoint.read_block(1))
+    found = score(checkpoint, "magnitude").blocks[1]
+    for group, parts in checkpoint.family.groups().items():
+        units, expected = checkpoint.units[group], 0
+        for part in (p for p in parts if p.tensor.endswith("weight")):
+            squares = checkpoint.read_block(1)[part.tensor].square().sum(1 - part.axis)
+            pieces = part.pieces(squares, units, checkpoint.channel_sizes)
+            expected = expected + sum(piece.sum(-1) for piece in pieces)
+        torch.testing.assert_close(found[group], expected, rtol=1e-5, atol=0)
+
+
+def test_magnitude_is_the_sum_of_squares_of_the_unit(llama):
+    checkpoint = Checkpoint(llama)
+    w = checkpoint.read_block(1)
     found = score(checkpoint, "magnitude").blocks[1]
     gate, up, down = (w[f"mlp.{n}_proj.weight"] for n in ("gate", "up", "down"))
     expected = gate.square().sum(1) + up.square().sum(1) + down.square().sum(0)

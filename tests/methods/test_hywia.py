@@ -59,7 +59,7 @@ def products(model, checkpoint, block: int, gradient, part, units: int):
     parts = []
     for leaf in ("weight", "bias"):
         full = checkpoint.block_name(block, f"{part.module}.{leaf}")
-        if full in gradient:
+        if full in gradient and (leaf == "weight" or part.axis == 0):
             product = (model.get_parameter(full) * gradient[full]).detach()
             parts.append(
                 product[:, None] if product.ndim == 1 else product if part.axis == 0 else product.T

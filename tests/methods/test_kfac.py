@@ -81,7 +81,7 @@ def whole_model(folder):
         torch.nn.functional.cross_entropy(logits, ids[1:]).backward()
         for key, (x, y) in held.items():
             weight = modules[key].weight
-            rows = [t[0].detach() for t in (x, x.grad, y.grad)]
+            rows = [t.detach().flatten(0, -2) for t in (x, x.grad, y.grad)]
             found[key].append((*rows, weight.detach(), weight.grad.clone()))
     return checkpoint, found
 

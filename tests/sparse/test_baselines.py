@@ -15,7 +15,7 @@ def inputs_of(block) -> dict[str, torch.Tensor]:
     seen: dict[str, list] = {name: [] for name in block.names}
     hooks = [
         block.layer.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
-            lambda _, args, name=name: seen[name].append(args[0][0].double())
+            lambda _, args, name=name: seen[name].append(args[0].flatten(0, -2).double())
         )
         for name in seen
     ]
