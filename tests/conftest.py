@@ -102,6 +102,7 @@ def random_family(tmp_path_factory):
 
 def make_family(model_type: str, folder: Path) -> Path:
     special = {
+        "gpt_neox": {"intermediate_size": 128, "rotary_pct": 0.5},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
         "opt": {

@@ -1,10 +1,12 @@
 """The families this package knows, looked up by the `model_type` of a config."""
 
 from compressor.errors import InputError
-from compressor.families import llama, mistral, opt, phi3, qwen2, qwen3
+from compressor.families import gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3
 from compressor.families.table import Family, Slice
 
-FAMILIES = {m.FAMILY.model_type: m.FAMILY for m in (llama, mistral, opt, phi3, qwen2, qwen3)}
+FAMILIES = {
+    m.FAMILY.model_type: m.FAMILY for m in (gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3)
+}
 
 __all__ = ["FAMILIES", "Family", "Slice", "family_of"]
 

@@ -28,7 +28,9 @@ from compressor.verify import verify_here
 from compressor.writing import LAYOUTS, write
 
 # What a family cannot be written as, and the words that say so.
-REFUSED: dict[tuple[str, str], str] = {("opt", "per-layer"): "no code for opt blocks"}
+REFUSED: dict[tuple[str, str], str] = {
+    (family, "per-layer"): f"no code for {family} blocks" for family in ("gpt_neox", "opt")
+}
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[2] / "docs/families.md"
 REFUSED_MODES: dict[tuple[str, str], str] = {}
