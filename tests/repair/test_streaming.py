@@ -148,7 +148,7 @@ def run_beside(folder, kind):
             layer = whole.layers(whole.cut)[block]
             mine = cut_block(dict(layer.state_dict()), checkpoint, plan.blocks[block])
             for name, found in changed.items():
-                assert (found - mine[name]).norm() <= 2e-3 * mine[name].norm(), name
+                assert (found - mine[name]).norm() <= 5e-3 * mine[name].norm(), name
     return changes
 
 
