@@ -44,7 +44,7 @@ class Block:
 
         def take(_, args, kwargs, out) -> None:
             self.calls.append((args, kwargs))
-            self.dense.append(out)
+            self.dense.append(states_of(out))
 
         handle = self.layer.register_forward_hook(take, with_kwargs=True)
         with torch.no_grad():
