@@ -5,7 +5,8 @@
 A step is the forward of one sequence through a Llama block with pruned weights, its backward to theta,
 and the optimizer. `mask` is what a step takes longer than one whose pruned weights are given (the
 products that make the gradients of the weights are not counted as mask work). Medians of `--repeats`
-steps taken in turn, so that a busy machine disturbs all alike; both gradients are compared first.
+steps taken in turn, and of the shares within each turn, so that a busy machine disturbs all alike; both
+gradients are compared first.
 With `--blocks` the time of a whole run of so many blocks follows: of each of `--samples` sequences a
 step, and three more passes forward (the statistics, and the output on the dense and the pruned path).
 The figures are added to bench/results/besa-step-DEVICE-DATE.json.
@@ -13,7 +14,6 @@ The figures are added to bench/results/besa-step-DEVICE-DATE.json.
 
 import importlib.util
 import json
-import statistics
 import time
 from collections.abc import Callable
 from datetime import date
@@ -101,8 +101,8 @@ def given_step(block: Block, objective: Objective) -> Callable:
     return loss
 
 
-def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each, called in turn."""
+def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, torch.Tensor]:
+    """Seconds of each, float64 [repeats], called in turn."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -111,7 +111,7 @@ def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, fl
             if device == "cuda":
                 torch.cuda.synchronize()
             found[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(times[1:]) for name, times in found.items()}
+    return {name: torch.tensor(times[1:], dtype=torch.float64) for name, times in found.items()}
 
 
 def main(
@@ -161,8 +161,12 @@ def main(
 
     steps = {name: step(loss) for name, loss in losses.items()}
     steps["forward"] = torch.no_grad()(lambda: block.run(0))
-    seconds = timed(steps, repeats, device)
-    alone = seconds["block alone"]
+    turns = timed(steps, repeats, device)
+    seconds = {name: times.median().item() for name, times in turns.items()}
+
+    def compared(name: str, other: str) -> float:
+        return (turns[name] / turns[other]).median().item()
+
     found = {
         "block": f"{width}/{ffn}, {heads} heads, {kv_heads or heads} of keys",
         "tokens": tokens,
@@ -171,9 +175,9 @@ def main(
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "milliseconds": {name: round(1e3 * s, 3) for name, s in seconds.items()},
-        "mask share": round(1 - alone / seconds["ours"], 3),
-        "mask share, published": round(1 - alone / seconds["published"], 3),
-        "faster": round(seconds["published"] / seconds["ours"], 3),
+        "mask share": round(1 - compared("block alone", "ours"), 3),
+        "mask share, published": round(1 - compared("block alone", "published"), 3),
+        "faster": round(compared("published", "ours"), 3),
         "gradients differ by": difference,
     }
     if blocks:

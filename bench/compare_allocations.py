@@ -64,8 +64,8 @@ def measured_scores(
     """Scores with a landscape for each repair; what blocks learn does not depend on it."""
     checkpoint, found, learned = stream.checkpoint, {}, []
     fitted, _ = held_back(calibration)
-    costs = {g: unit["params"] for g, unit in Costs.of(checkpoint).unit.items()}
-    learning = partial(learn_block, costs=costs, seed=seed, sampling="none")
+    prices = Costs.of(checkpoint).prices["params"]
+    learning = partial(learn_block, prices=prices, seed=seed, sampling="none")
     scores = score(checkpoint, method, None, calibration, stream, seed)
     for repair in repairs:
         landscape = measure_landscape(

@@ -48,6 +48,13 @@ def compress(
     ] = [],  # noqa: B006
     target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
     target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
+    budget: Annotated[
+        str,
+        Option(
+            help="What --keep and --keep-blocks are shares of: params, flops, or a JSON file of costs "
+            "(of attention by KV groups, of FFN by channels)."
+        ),
+    ] = "params",
     method: Annotated[
         str | None,
         Option(
@@ -138,11 +145,14 @@ def compress(
     from compressor.report import Lines, table
     from compressor.settings import DEFAULT_METHOD, Settings
 
-    targets = [Target("keep", r) for r in keep] + [Target("keep-blocks", r) for r in keep_blocks]
+    shares = [("keep", r) for r in keep] + [("keep-blocks", r) for r in keep_blocks]
+    targets = [Target(kind, share, budget) for kind, share in shares]
     if target_params:
-        targets.append(Target("params", parse_amount(target_params, COUNTS)))
+        targets.append(Target("params", parse_amount(target_params, COUNTS), budget))
     if target_bytes:
-        targets.append(Target("bytes", parse_amount(target_bytes, SIZES)))
+        targets.append(Target("bytes", parse_amount(target_bytes, SIZES), budget))
+    if budget != "params" and not targets:
+        raise InputError(f"--budget {budget} needs --keep or --keep-blocks, which it counts.")
     if not targets and not weights.single and not quantization.wanted:
         raise InputError(
             "Say how small: --keep, --keep-blocks, --target-params or --target-bytes; or, for zeros "

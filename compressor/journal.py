@@ -1,12 +1,31 @@
-"""What an unfinished job has done already: a JSON file in its work folder."""
+"""What an unfinished job has done already: a JSON file in its work folder, and tensors beside it."""
 
 import json
 import os
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from compressor.errors import InputError
 
 NAME = "journal.json"
+
+
+def finished_block(folder: Path | None, index: int) -> dict[str, torch.Tensor] | None:
+    """What an interrupted pass left of a block in `folder`; None if it did not come so far."""
+    file = folder and folder / f"{index}.safetensors"
+    return load_file(file) if file and file.exists() else None
+
+
+def keep_block(folder: Path | None, index: int, tensors: dict[str, torch.Tensor]) -> None:
+    """Save what a pass found out about a block; a kill leaves the whole file or none."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "unfinished"
+    save_file(tensors, unfinished)
+    unfinished.replace(folder / f"{index}.safetensors")
 
 
 class Journal:

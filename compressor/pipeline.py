@@ -123,7 +123,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
         scores.save(work / "scores.safetensors")
         journal.put("scored", True)
-    measure_cuts(settings, scores, stream, calibration, work / "scores.safetensors", meter, lines)
+    file, saved = work / "scores.safetensors", work / "landscape"
+    measure_cuts(settings, scores, stream, calibration, file, meter, lines, saved)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from compressor.budget import flops_of, table_of
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.scores import GROUPS
@@ -12,15 +13,28 @@ from compressor.scores import GROUPS
 
 @dataclass(frozen=True)
 class Target:
-    """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit."""
+    """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit.
+
+    budget: what keep and keep-blocks are shares of: params, flops, or the path of a table of costs.
+    """
 
     kind: str
     value: float
+    budget: str = "params"
+
+    def __post_init__(self):
+        if self.kind in ("params", "bytes") and self.budget != "params":
+            raise InputError(
+                f"--budget {self.budget} is for --keep and --keep-blocks; --target-{self.kind} counts "
+                f"{self.kind}."
+            )
 
     @property
     def measure(self) -> str:
-        """What sizes are counted in: params or bytes."""
-        return "bytes" if self.kind == "bytes" else "params"
+        """What sizes are counted in: params, bytes, flops or parts of a table's whole."""
+        if self.kind in ("params", "bytes"):
+            return self.kind
+        return self.budget if self.budget in ("params", "flops") else "parts"
 
 
 @dataclass
@@ -69,15 +83,20 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a unit of each group costs, and what the model has besides, in parameters and bytes."""
+    """What units of each group cost, and what the model has besides, in parameters, bytes and a budget.
 
-    unit: dict[str, dict[str, int]]  # unit[group]["params" | "bytes"], of one block
+    prices[measure][group][n]: of n units of one block; in all measures but `parts` n times `unit`.
+    """
+
+    unit: dict[str, dict[str, int]]  # unit[group]["params" | "bytes" | "flops"], of one block
+    prices: dict[str, dict[str, Sequence[int]]]
+    rest: dict[str, int]  # of the model with no units
     total: dict[str, int]  # of the model
     prunable: int  # weights of the blocks' projections, in parameters
     block_units: list[dict[str, int]]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Costs":
+    def of(cls, checkpoint: Checkpoint, budget: str = "params") -> "Costs":
         unit, prunable = {}, 0
         for group, slices in checkpoint.family.groups().items():
             owned = [
@@ -93,13 +112,34 @@ class Costs:
             weights = sum(t.numel for t in owned if len(t.shape) == 2) // units
             prunable += weights * sum(own[group] for own in checkpoint.block_units)
         total = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
-        return cls(unit, total, prunable, checkpoint.block_units)
+        if budget == "flops":
+            each, total["flops"] = flops_of(checkpoint)
+            for group in GROUPS:
+                unit[group]["flops"] = each[group]
+        most = {g: max(own[g] for own in checkpoint.block_units) for g in GROUPS}
+        prices = {
+            measure: {g: [n * unit[g][measure] for n in range(most[g] + 1)] for g in GROUPS}
+            for measure in total
+        }
+        rest = {
+            measure: whole
+            - sum(own[g] * unit[g][measure] for own in checkpoint.block_units for g in GROUPS)
+            for measure, whole in total.items()
+        }
+        if budget not in ("params", "flops"):
+            prices["parts"], rest["parts"], total["parts"] = table_of(budget, checkpoint)
+        return cls(unit, prices, rest, total, prunable, checkpoint.block_units)
 
     def size(self, widths: Sequence[dict[str, int]], measure: str) -> int:
         """Size of the model with these widths."""
-        pairs = list(zip(self.block_units, widths, strict=True))
-        lost = sum((units[g] - w[g]) * self.unit[g][measure] for units, w in pairs for g in GROUPS)
-        return self.total[measure] - lost
+        prices = self.prices[measure]
+        return self.rest[measure] + sum(prices[g][w[g]] for w in widths for g in GROUPS)
+
+    def movable(self, measure: str) -> int:
+        """What --keep-blocks is a share of: the projections' weights, or what all units cost."""
+        if measure == "params":
+            return self.prunable
+        return self.total[measure] - self.rest[measure]
 
 
 def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
@@ -110,7 +150,7 @@ def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
     if target.kind == "keep":
         limit = target.value * whole
     elif target.kind == "keep-blocks":
-        limit = whole - (1 - target.value) * costs.prunable
+        limit = whole - (1 - target.value) * costs.movable(target.measure)
     else:
         limit = target.value
         if not 0 < limit < whole:
@@ -124,7 +164,7 @@ def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
 def reached(target: Target, costs: Costs, size: int) -> float:
     """A size in the unit the target was given in."""
     if target.kind == "keep":
-        return size / costs.total["params"]
+        return size / costs.total[target.measure]
     if target.kind == "keep-blocks":
-        return 1 - (costs.total["params"] - size) / costs.prunable
+        return 1 - (costs.total[target.measure] - size) / costs.movable(target.measure)
     return size

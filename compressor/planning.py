@@ -23,24 +23,38 @@ from compressor.scores import Scores
 from compressor.settings import Settings, open_lattice, target_name
 
 
-def measure_cuts(settings, scores: Scores, stream, calibration, file: Path, meter, lines) -> None:
-    """Add the errors of all cuts to the scores, and save both, if the allocation asks for them."""
+def measure_cuts(
+    settings,
+    scores: Scores,
+    stream,
+    calibration,
+    file: Path,
+    meter,
+    lines,
+    saved: Path | None = None,
+) -> None:
+    """Add the errors of all cuts to the scores, and save both, if the allocation asks for them.
+
+    saved: where an interrupted job finds the blocks that it has done.
+    """
     if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
         return
     widths = open_lattice(settings, stream.checkpoint)
     fitted, _ = held_back(calibration)
     learning = None
     if settings.allocate == "besa":
-        costs = Costs.of(stream.checkpoint).unit
+        budget = settings.targets[0].budget if settings.targets else "params"
+        target = Target("keep", 1, budget)
+        costs = Costs.of(stream.checkpoint, budget)
         learning = partial(
             learn_block,
-            costs={g: unit["params"] for g, unit in costs.items()},
+            prices=costs.prices[target.measure],
             seed=settings.seed,
             sampling=settings.weights.sampling or "none",
         )
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
-            scores.blocks, stream, fitted, widths, settings.repair, learning, progress
+            scores.blocks, stream, fitted, widths, settings.repair, learning, progress, saved
         )
     scores.save(file)
 

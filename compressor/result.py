@@ -68,6 +68,8 @@ def cut_one(
         "container": container,
         "model_type": checkpoint.family.model_type,
         "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
+        "budget": target.budget,
+        "budget_reached": plan.about["budget_reached"],
         "keep_reached": plan.about["keep_reached"],
         "keep_blocks_reached": plan.about["keep_blocks_reached"],
         "parameters_before": checkpoint.parameters,

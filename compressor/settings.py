@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from compressor.allocation import ALLOCATIONS
+from compressor.budget import identity
 from compressor.checkpoint import Checkpoint
 from compressor.families import Family
 from compressor.lattice import Lattice, lattice
@@ -146,6 +147,7 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
         for option in fields(settings)
         if option.name not in free
     }
+    given["--budget"] = " ".join(sorted({identity(t.budget) for t in settings.targets}))
     given["the targets"] = " ".join(target_name(t) for t in settings.targets)
     for group in (settings.weights, settings.quantization):
         for option in fields(group):

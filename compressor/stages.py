@@ -137,6 +137,13 @@ def plan(
     keep_blocks: float | None = None,
     target_params: str | None = None,
     target_bytes: str | None = None,
+    budget: Annotated[
+        str,
+        Option(
+            help="What --keep and --keep-blocks are shares of: params, flops, or a JSON file of costs "
+            "(of attention by KV groups, of FFN by channels)."
+        ),
+    ] = "params",
     align: int | None = None,
     protect: str = "",
     tp: int = 1,
@@ -165,7 +172,7 @@ def plan(
         "params": parse_amount(target_params, COUNTS) if target_params else None,
         "bytes": parse_amount(target_bytes, SIZES) if target_bytes else None,
     }
-    targets = [Target(kind, value) for kind, value in given.items() if value is not None]
+    targets = [Target(kind, value, budget) for kind, value in given.items() if value is not None]
     if len(targets) != 1:
         raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
     loaded = Scores.load(scores)

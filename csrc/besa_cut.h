@@ -6,18 +6,26 @@
 
 namespace compressor {
 
-// floor(columns * sum_d beta[d] d / D), in double, with beta divided by its sum: exact for a beta
-// of one candidate. Products of a float and d are exact, so it is no matter whether they are fused.
-COMPRESSOR_HOST_DEVICE inline int32_t expected_cut(const float* beta, int candidates,
-                                                   int32_t columns) {
-  double total = 0, weighted = 0;
+// floor(columns[r] * sum_d beta[r, d] d / D) of kRows neighbouring rows, in double, with beta
+// divided by its sum: exact for a beta of one candidate. Products of a float and d are exact, so it
+// is no matter whether they are fused. The additions of several rows do not wait for one another.
+template <int kRows>
+COMPRESSOR_HOST_DEVICE inline void expected_cuts(const float* beta, int candidates,
+                                                 const int32_t* columns, int32_t* out) {
+  double total[kRows] = {}, weighted[kRows] = {};
   for (int d = 0; d < candidates; ++d) {
-    total += beta[d];
-    weighted += static_cast<double>(d) * beta[d];
+    for (int r = 0; r < kRows; ++r) {
+      const double share = beta[static_cast<int64_t>(r) * candidates + d];
+      total[r] += share;
+      weighted[r] += d * share;
+    }
   }
-  const double cut = columns * weighted / (total * (candidates - 1));
-  if (!(cut > 0)) return 0;  // NaN too
-  return cut < columns ? static_cast<int32_t>(cut) : columns;
+  for (int r = 0; r < kRows; ++r) {
+    const double cut = columns[r] * weighted[r] / (total[r] * (candidates - 1));
+    out[r] = !(cut > 0)         ? 0
+             : cut < columns[r] ? static_cast<int32_t>(cut)
+                                : columns[r];  // 0 for a NaN
+  }
 }
 
 // floor(columns * d / D) for d drawn from beta: the first d whose prefix sum is above u * total

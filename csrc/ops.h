@@ -52,32 +52,49 @@ struct CompactJob {
 void compact_cpu(const CompactJob* jobs, int64_t count, int threads);
 int compact_cuda(const CompactJob* jobs, int64_t count, void* stream);
 
-// out[r, c] = weight where rank[r, c] >= cut[r / group_rows], else 0. A cut below 0 keeps all.
-void besa_mask_cpu(const void* weight, int dtype, int64_t rows, int64_t columns, int64_t stride,
-                   const uint16_t* rank, const int32_t* cut, int64_t group_rows, void* out,
-                   int threads);
-int besa_mask_cuda(const void* weight, int dtype, int64_t rows, int64_t columns, int64_t stride,
-                   const uint16_t* rank, const int32_t* cut, int64_t group_rows, void* out,
-                   void* stream);
+// out[r, c] = weight where rank[r, c] >= cut[r / group_rows], else 0, of one matrix that is not
+// empty. A cut below 0 keeps all. Fields as in a CompactJob.
+struct BesaMaskJob {
+  const void* weight;
+  const uint16_t* rank;  // [rows, columns]
+  const int32_t* cut;    // [rows / group_rows]
+  void* out;             // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;  // of the weight's rows
+  int64_t group_rows;
+  int64_t dtype;
+};
+void besa_mask_cpu(const BesaMaskJob* jobs, int64_t count, int threads);
+int besa_mask_cuda(const BesaMaskJob* jobs, int64_t count, void* stream);
 
 // out[g, d] = - sum of weight * grad over the rows of group g where rank < columns * d / buckets,
-// d = 0 .. buckets. Every row of rank is a permutation. Groups of more than part_rows rows need
-// partial [groups * ceil(group_rows / part_rows), buckets].
-void besa_mask_backward_cpu(const void* grad, int64_t grad_stride, const void* weight, int dtype,
-                            int64_t rows, int64_t columns, int64_t stride, const uint16_t* rank,
-                            int64_t group_rows, int64_t buckets, int64_t part_rows, float* partial,
-                            float* out, int threads);
-int besa_mask_backward_cuda(const void* grad, int64_t grad_stride, const void* weight, int dtype,
-                            int64_t rows, int64_t columns, int64_t stride, const uint16_t* rank,
-                            int64_t group_rows, int64_t buckets, int64_t part_rows, float* partial,
-                            float* out, void* stream);
+// d = 0 .. buckets, of one matrix that is not empty. Every row of rank is a permutation. Groups of
+// more than part_rows rows need partial, of groups * ceil(group_rows / part_rows) * (buckets + 1).
+struct BesaMaskBackwardJob {
+  const void* grad;
+  const void* weight;
+  const uint16_t* rank;
+  float* partial;  // or null
+  float* out;      // [rows / group_rows, buckets + 1]
+  int64_t rows;
+  int64_t columns;
+  int64_t grad_stride;
+  int64_t stride;
+  int64_t group_rows;
+  int64_t dtype;
+};
+void besa_mask_backward_cpu(const BesaMaskBackwardJob* jobs, int64_t count, int64_t buckets,
+                            int64_t part_rows, int threads);
+int besa_mask_backward_cuda(const BesaMaskBackwardJob* jobs, int64_t count, int64_t buckets,
+                            int64_t part_rows, void* stream);
 
-// cut[g] = how many weights of each row of group g are pruned: floor(columns * d / last candidate)
-// for the mean of d under beta[g, :], or for a d drawn by Philox from (seed, offset, g).
-void besa_cut_cpu(const float* beta, int64_t groups, int candidates, int32_t columns, bool sampled,
-                  uint64_t seed, uint64_t offset, int32_t* cut, int threads);
-int besa_cut_cuda(const float* beta, int64_t groups, int candidates, int32_t columns, bool sampled,
-                  uint64_t seed, uint64_t offset, int32_t* cut, void* stream);
+// cut[g] = how many weights of each row of group g are pruned: floor(columns[g] * d / last
+// candidate) for the mean of d under beta[g, :], or for a d drawn by Philox from (seed, offset, g).
+void besa_cut_cpu(const float* beta, int64_t groups, int candidates, const int32_t* columns,
+                  bool sampled, uint64_t seed, uint64_t offset, int32_t* cut, int threads);
+int besa_cut_cuda(const float* beta, int64_t groups, int candidates, const int32_t* columns,
+                  bool sampled, uint64_t seed, uint64_t offset, int32_t* cut, void* stream);
 
 // out[r, c] = how many columns of row r come before c by |weight * scale|, then by column. At most
 // 65,535 columns; scale may be null (ones); a NaN comes last. On CUDA a row is cut into `parts`

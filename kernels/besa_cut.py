@@ -19,7 +19,7 @@ MOST_CANDIDATES = 4097
 
 def besa_cut(
     beta: torch.Tensor,
-    columns: int,
+    columns: int | torch.Tensor,
     *,
     seed: int | None = None,
     offset: int = 0,
@@ -31,8 +31,14 @@ def besa_cut(
     and a uniform one are exact. With a seed, inverse transform sampling: the first d whose prefix sum
     of beta (float32, in order) is above u * sum, u = (Philox(seed, offset, group) >> 8) * 2^-24.
     The same on every device and backend, bit for bit. A beta without a positive finite sum cuts 0.
-    float64 is taken as well, by the reference.
+    float64 is taken as well, by the reference. columns: of every row, or int32 [groups] where groups of
+    several matrices go in one call.
     """
+    if isinstance(columns, int | torch.SymInt):
+        if not 0 <= columns <= MOST_COLUMNS:
+            raise ValueError(f"besa_cut: columns is {columns}; it must be 0 to {MOST_COLUMNS:,}.")
+        check_tensor("besa_cut", "beta", beta)
+        columns = torch.full(beta.shape[:1], columns, dtype=torch.int32, device=beta.device)
     return OP(beta, columns, seed, offset, backend=backend)
 
 
@@ -44,7 +50,7 @@ def _ref(beta, columns, seed, offset):
             total = total + beta[:, d]
             weighted = weighted + beta[:, d].double() * d
         cut = columns * weighted / (total * (candidates - 1))
-        return torch.where(cut > 0, cut, 0).clamp(max=columns).to(torch.int32)
+        return torch.where(cut > 0, cut, 0).minimum(columns).to(torch.int32)
     prefix = [torch.zeros_like(beta[:, 0])]
     for d in range(candidates):
         prefix.append(prefix[-1] + beta[:, d])
@@ -55,7 +61,7 @@ def _ref(beta, columns, seed, offset):
 
 
 def _ext(beta, columns, seed, offset):
-    beta = beta.float().contiguous()
+    beta, columns = beta.float().contiguous(), columns.contiguous()
     groups, candidates = beta.shape
     cut = torch.empty(groups, dtype=torch.int32, device=beta.device)
     word = 2**64 - 1
@@ -74,12 +80,11 @@ def _check(beta, columns, seed, offset):
         raise ValueError(
             f"besa_cut: beta has {beta.shape[1]} candidates; 2 to {MOST_CANDIDATES} are possible."
         )
-    if not 0 <= columns <= MOST_COLUMNS:
-        raise ValueError(f"besa_cut: columns is {columns}; it must be 0 to {MOST_COLUMNS:,}.")
+    check_tensor("besa_cut", "columns", columns, (torch.int32,), tuple(beta.shape[:1]), beta.device)
 
 
 OP = Op(
-    "besa_cut(Tensor beta, SymInt columns, SymInt? seed, SymInt offset) -> Tensor",
+    "besa_cut(Tensor beta, Tensor columns, SymInt? seed, SymInt offset) -> Tensor",
     check=_check,
     ref=_ref,
     fake=_fake,

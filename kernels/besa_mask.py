@@ -6,8 +6,13 @@
 with G = d loss / d out, E_d = floor(columns * d / D) and d = 0 .. D. It is the gradient through
 P = sum_{d: E_d > rank} beta_d, the probability of being pruned (equation 4), where the mask stands
 for 1 - P. Both ways read or write 6 bytes an element in bfloat16; neither P nor a mask is ever in
-memory. Softmax and sparsity penalty are torch's, on beta [groups, D + 1].
+memory. All matrices of a block go in one call. Softmax and sparsity penalty are torch's, on beta
+[groups, D + 1].
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 
@@ -15,7 +20,7 @@ from compressor.kernels.besa_cut import MOST_CANDIDATES, besa_cut
 from compressor.kernels.checks import check_tensor
 from compressor.kernels.dispatch import Op, exact_dtype
 from compressor.kernels.gradient import differentiable
-from compressor.kernels.native import in_rows, native
+from compressor.kernels.native import DTYPES, in_rows, native
 from compressor.kernels.rank import MOST_COLUMNS
 
 PART_ROWS = 8  # of a larger group, summed one after the other; the parts' sums are added afterwards
@@ -52,44 +57,81 @@ def besa_mask(
         cut = besa_cut(beta, weight.shape[1], backend=backend)
     elif type(cut) is torch.Tensor and cut.is_cpu and not torch.compiler.is_compiling():
         _check_values(cut, weight.shape[1])
-    return DIFFERENTIABLE(weight, rank, beta, cut, backend=backend)
+    return besa_mask_many([weight], [rank], beta, [cut], backend=backend)[0]
 
 
-def _ref(weight, rank, beta, cut):
+def besa_mask_many(
+    weights: Iterable[torch.Tensor],
+    ranks: Iterable[torch.Tensor],
+    beta: torch.Tensor | None,
+    cuts: Iterable[torch.Tensor],
+    *,
+    backend: str | None = None,
+) -> list[torch.Tensor]:
+    """`besa_mask` of each weight with its own rank and cut, all on one device.
+
+    beta: the rows of the first weight's groups, then those of the second's, and so on: [groups of
+        all, D + 1]. Its gradient is made whole, without a copy.
+    """
+    return DIFFERENTIABLE(list(weights), list(ranks), beta, list(cuts), backend=backend)
+
+
+def _ref(weights, ranks, beta, cuts):
+    return [_ref_one(*job) for job in zip(weights, ranks, cuts, strict=True)]
+
+
+def _ref_one(weight, rank, cut):
     cuts = cut.repeat_interleave(weight.shape[0] // max(len(cut), 1))
     return torch.where(rank.to(torch.int32) >= cuts[:, None], weight, 0).contiguous()
 
 
-def _ext(weight, rank, beta, cut):
-    weight = in_rows(weight)
-    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    if out.numel() == 0:
-        return out
-    rank, cut = rank.contiguous(), cut.contiguous()
-    rows, columns = weight.shape
-    matrix = (weight, weight.dtype, rows, columns, weight.stride(0))
-    native("besa_mask", weight.device, *matrix, rank, cut, rows // len(cut), out)
-    return out
+def _ext(weights, ranks, beta, cuts):
+    results, table, used = [], [], []
+    for weight, *integers in zip(weights, ranks, cuts, strict=True):
+        weight, (rank, cut) = in_rows(weight), (t.contiguous() for t in integers)
+        out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        results.append(out)
+        if out.numel() == 0:
+            continue
+        used += [weight, rank, cut]  # until the launch
+        addresses = [t.data_ptr() for t in (weight, rank, cut, out)]
+        sizes = (*weight.shape, weight.stride(0), len(weight) // len(cut))
+        table.append([*addresses, *sizes, DTYPES[weight.dtype]])
+    _launch("besa_mask", weights[0].device, table)
+    return results
 
 
-def _fake(weight, rank, beta, cut):
-    return weight.new_empty(weight.shape)
+def _launch(name, device, table, *sizes):
+    if table:
+        native(name, device, torch.tensor(table, dtype=torch.int64), len(table), *sizes)
 
 
-def _check(weight, rank, beta, cut):
-    check_tensor("besa_mask", "weight", weight, shape=(None, None))
-    device = weight.device
-    check_tensor("besa_mask", "rank", rank, (torch.uint16,), tuple(weight.shape), device)
-    check_tensor("besa_mask", "cut", cut, (torch.int32,), (None,), device)
-    groups = cut.shape[0]
+def _fake(weights, ranks, beta, cuts):
+    return [weight.new_empty(weight.shape) for weight in weights]
+
+
+def _check(weights, ranks, beta, cuts):
+    name = "besa_mask"
+    _check_lists(name, weights, ranks=ranks, cuts=cuts)
+    device = weights[0].device
+    for i, (weight, rank, cut) in enumerate(zip(weights, ranks, cuts, strict=True)):
+        names = _names(i, weights, "weight", "rank", "cut")
+        _check_matrix(name, names, weight, rank, device)
+        check_tensor(name, names[2], cut, (torch.int32,), (None,), device)
+        _check_groups(name, names[0], weight.shape, cut.shape[0])
     if beta is not None:
         floats = (torch.float32, torch.float64)
-        check_tensor("besa_mask", "beta", beta, floats, (groups, None), device)
-        _check_candidates("besa_mask", beta.shape[1])
-    _check_groups("besa_mask", weight.shape, groups)
+        groups = sum(cut.shape[0] for cut in cuts)
+        check_tensor(name, "beta", beta, floats, (groups, None), device)
+        _check_candidates(name, beta.shape[1])
 
 
-def _backward_ref(grad, weight, rank, groups, candidates):
+def _backward_ref(grads, weights, ranks, groups, candidates):
+    jobs = zip(grads, weights, ranks, groups, strict=True)
+    return torch.cat([_backward_ref_one(*job, candidates) for job in jobs])
+
+
+def _backward_ref_one(grad, weight, rank, groups, candidates):
     rows, columns = weight.shape
     exact = exact_dtype(weight)
     buckets = candidates - 1
@@ -106,40 +148,67 @@ def _backward_ref(grad, weight, rank, groups, candidates):
     return torch.cat([torch.zeros_like(prefix[:, :1]), -prefix], 1)
 
 
-def _backward_ext(grad, weight, rank, groups, candidates):
-    weight, grad = in_rows(weight), in_rows(grad)
-    rows, columns = weight.shape
-    if weight.numel() == 0:
-        return torch.zeros(groups, candidates, dtype=torch.float32, device=weight.device)
-    out = torch.empty(groups, candidates, dtype=torch.float32, device=weight.device)
-    group_rows = rows // groups
-    parts = -(-group_rows // PART_ROWS)
-    partial = torch.empty(groups * parts, candidates - 1, device=out.device) if parts > 1 else None
-    matrix = (weight, weight.dtype, rows, columns, weight.stride(0))
-    sizes = (group_rows, candidates - 1, PART_ROWS)
-    inputs = (grad, grad.stride(0), *matrix, rank.contiguous())
-    native("besa_mask_backward", weight.device, *inputs, *sizes, partial, out)
+def _backward_ext(grads, weights, ranks, groups, candidates):
+    device = weights[0].device
+    out = torch.empty(sum(groups), candidates, dtype=torch.float32, device=device)
+    table, used = [], []
+    for *matrices, rank, part in zip(grads, weights, ranks, out.split(groups), strict=True):
+        (grad, weight), rank = map(in_rows, matrices), rank.contiguous()
+        if weight.numel() == 0:
+            part.zero_()
+            continue
+        group_rows = len(weight) // len(part)
+        parts = len(part) * -(-group_rows // PART_ROWS)
+        split = group_rows > PART_ROWS
+        partial = torch.empty(parts, candidates, device=device) if split else None
+        used += [grad, weight, rank, partial]  # until the launch
+        addresses = [0 if t is None else t.data_ptr() for t in (grad, weight, rank, partial, part)]
+        sizes = (*weight.shape, grad.stride(0), weight.stride(0), group_rows)
+        table.append([*addresses, *sizes, DTYPES[weight.dtype]])
+    _launch("besa_mask_backward", device, table, candidates - 1, PART_ROWS)
     return out
 
 
-def _backward_fake(grad, weight, rank, groups, candidates):
-    return weight.new_empty(groups, candidates, dtype=exact_dtype(weight))
+def _backward_fake(grads, weights, ranks, groups, candidates):
+    return weights[0].new_empty(sum(groups), candidates, dtype=exact_dtype(*weights))
 
 
-def _backward_check(grad, weight, rank, groups, candidates):
+def _backward_check(grads, weights, ranks, groups, candidates):
     name = "besa_mask_backward"
-    check_tensor(name, "weight", weight, shape=(None, None))
-    shape, device = tuple(weight.shape), weight.device
-    check_tensor(name, "grad", grad, (weight.dtype,), shape, device)
-    check_tensor(name, "rank", rank, (torch.uint16,), shape, device)
+    _check_lists(name, weights, grads=grads, ranks=ranks, groups=groups)
+    device = weights[0].device
+    for i, (weight, grad, rank, count) in enumerate(
+        zip(weights, grads, ranks, groups, strict=True)
+    ):
+        names = _names(i, weights, "weight", "rank", "grad")
+        _check_matrix(name, names, weight, rank, device)
+        check_tensor(name, names[2], grad, (weight.dtype,), tuple(weight.shape), device)
+        _check_groups(name, names[0], weight.shape, count)
     _check_candidates(name, candidates)
-    _check_groups(name, shape, groups)
 
 
-def _check_groups(op, shape, groups):
+def _check_lists(op, weights, **others):
+    if not weights:
+        raise ValueError(f"{op}: there is no weight.")
+    for name, each in others.items():
+        if len(each) != len(weights):
+            raise ValueError(f"{op}: {len(each)} {name} for {len(weights)} weights.")
+    check_tensor(op, _names(0, weights, "weight")[0], weights[0])
+
+
+def _names(i, weights, *names):
+    return names if len(weights) == 1 else [f"{name}[{i}]" for name in names]
+
+
+def _check_matrix(op, names, weight, rank, device):
+    check_tensor(op, names[0], weight, shape=(None, None), device=device)
+    check_tensor(op, names[1], rank, (torch.uint16,), tuple(weight.shape), device)
+
+
+def _check_groups(op, name, shape, groups):
     rows, columns = shape
     if columns > MOST_COLUMNS:
-        raise ValueError(f"{op}: weight has {columns} columns; at most {MOST_COLUMNS} have ranks.")
+        raise ValueError(f"{op}: {name} has {columns} columns; at most {MOST_COLUMNS} have ranks.")
     if groups < 0 or (rows % groups if groups else rows):
         raise ValueError(f"{op}: {rows} rows cannot be {groups} groups of the same size.")
 
@@ -158,7 +227,7 @@ def _check_values(cut, columns):
 
 
 OP = Op(
-    "besa_mask(Tensor weight, Tensor rank, Tensor? beta, Tensor cut) -> Tensor",
+    "besa_mask(Tensor[] weights, Tensor[] ranks, Tensor? beta, Tensor[] cuts) -> Tensor[]",
     check=_check,
     ref=_ref,
     fake=_fake,
@@ -167,8 +236,8 @@ OP = Op(
     cuda="ext",
 )
 BACKWARD = Op(
-    "besa_mask_backward(Tensor grad, Tensor weight, Tensor rank, SymInt groups, SymInt candidates)"
-    " -> Tensor",
+    "besa_mask_backward(Tensor[] grads, Tensor[] weights, Tensor[] ranks, SymInt[] groups, "
+    "SymInt candidates) -> Tensor",
     check=_backward_check,
     ref=_backward_ref,
     fake=_backward_fake,
@@ -179,17 +248,22 @@ BACKWARD = Op(
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    weights, ranks, beta, cuts = inputs
+    ctx.save_for_backward(*weights, *ranks, *cuts, beta)
 
 
-def _gradient(ctx, grad, backend):
-    weight, rank, beta, cut = ctx.saved_tensors
-    to_weight = to_beta = None
-    if ctx.needs_input_grad[0]:
-        to_weight = OP(grad, rank, None, cut, backend=backend)
+def _gradient(ctx, grads, backend):
+    *lists, beta = ctx.saved_tensors
+    count = len(lists) // 3
+    weights, ranks, cuts = (lists[i : i + count] for i in range(0, 3 * count, count))
+    to_weights, to_beta, none = [None] * count, None, [None] * count
+    if any(ctx.needs_input_grad[0]):
+        to_weights = OP(grads, ranks, None, cuts, backend=backend)
     if ctx.needs_input_grad[2]:
-        to_beta = BACKWARD(grad, weight, rank, *beta.shape, backend=backend).to(beta.dtype)
-    return to_weight, None, to_beta, None
+        groups = [len(cut) for cut in cuts]
+        found = BACKWARD(grads, weights, ranks, groups, beta.shape[1], backend=backend)
+        to_beta = found.to(beta.dtype)
+    return to_weights, none, to_beta, none
 
 
 DIFFERENTIABLE = differentiable(OP, _gradient, _save)

@@ -18,7 +18,7 @@ from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
-from compressor.plan import Costs, Plan, Target
+from compressor.plan import Costs, Plan, Target, reached
 from compressor.scores import GROUPS, Scores, best
 
 
@@ -105,7 +105,7 @@ def plan_of(
         {g: best(block[g], width[g]) for g in GROUPS}
         for block, width in zip(scores.blocks, widths, strict=True)
     ]
-    costs = Costs.of(checkpoint)
+    costs = Costs.of(checkpoint, target.budget)
     params = costs.size(widths, "params")
     return Plan(
         kept,
@@ -113,6 +113,7 @@ def plan_of(
             "asked": asdict(target),
             "keep_reached": params / costs.total["params"],
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
+            "budget_reached": reached(target, costs, costs.size(widths, target.measure)),
             "parameters": params,
             "bytes": costs.size(widths, "bytes"),
             "allocate": how,

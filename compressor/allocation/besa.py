@@ -23,6 +23,7 @@ on both sides of what was learned the measured error decides.
 What attention computes before o_proj does not depend on the gates: it is computed once.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -157,21 +158,25 @@ def learn(
     error: Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor],
     batches: int,
     gates: Mapping[str, Gate],
-    costs: Mapping[str, float],
+    prices: Mapping[str, Sequence[int]],
     seed: int = 0,
     sampling: str = "none",
     targets: Sequence[float] = TARGETS,
 ) -> torch.Tensor:
     """Mean units kept of each group at every target: float64 [targets, groups].
 
-    error(batch, z): the block's relative error, differentiable in the gates. costs: of a unit of each
-    group. The seed gives the order of the batches and what is drawn. InputError for a loss that is not
-    finite.
+    error(batch, z): the block's relative error, differentiable in the gates. prices: of 0, 1, .. units
+    of each group. The seed gives the order of the batches and what is drawn. InputError for a loss
+    that is not finite.
     """
     thetas = {g: gate.begin(1 - targets[0]).requires_grad_() for g, gate in gates.items()}
     optimizer = torch.optim.AdamW(thetas.values(), lr=LEARNING_RATE, weight_decay=0)
-    whole = sum(costs[g] * float(gate.widths[-1]) for g, gate in gates.items())
-    shares = {g: costs[g] / whole * gate.widths for g, gate in gates.items()}
+    costs = {
+        g: gate.widths.new_tensor([prices[g][int(width)] for width in gate.widths])
+        for g, gate in gates.items()
+    }
+    whole = float(sum(cost[-1] for cost in costs.values()))
+    shares = {g: cost / whole for g, cost in costs.items()}
     least = float(sum(share[0] for share in shares.values()))
     shuffled = torch.Generator().manual_seed(seed)
     path, order, step = [], [], 0
@@ -199,11 +204,15 @@ def learn(
     return torch.tensor(path, dtype=torch.float64)
 
 
-def learn_block(index: int, cuts, scores, lattice, costs, seed: int, sampling: str) -> torch.Tensor:
+def learn_block(
+    index: int, cuts, scores, lattice, prices, seed: int, sampling: str
+) -> torch.Tensor:
     """`learn` of a `BlockCuts` that has observed its block, on the sequences it may fit."""
     widths = lattice.of_block({g: len(scores[g]) for g in GROUPS})
     gates = {g: Gate.of(widths[g], scores[g], cuts.device) for g in GROUPS}
-    return learn(Suffix(cuts).error, cuts.first_held, gates, costs, of_block(seed, index), sampling)
+    return learn(
+        Suffix(cuts).error, cuts.first_held, gates, prices, of_block(seed, index), sampling
+    )
 
 
 def widths_at(path: torch.Tensor, place: float) -> torch.Tensor:
@@ -222,20 +231,29 @@ def whole_path(learned: torch.Tensor, lattice: Mapping[str, Sequence[int]]) -> t
 def learned_groups(
     learned: Sequence[torch.Tensor],
     lattice: Mapping[str, Sequence[int]],
-    costs: Mapping[str, int],
+    prices: Mapping[str, Sequence[int]],
     room: float,
 ) -> list[int]:
     """The one or two numbers of KV groups next to what blocks learned on average.
 
-    On the mean of the blocks' paths, where units cost `room` a block.
+    On the mean of the blocks' paths, where its units cost `room`.
     """
     path = torch.stack([whole_path(block, lattice) for block in learned]).mean(0)
-    price = torch.tensor([float(costs[g]) for g in GROUPS], dtype=path.dtype)
+
+    def cost(widths: torch.Tensor) -> float:
+        return sum(price_at(prices[g], w) for g, w in zip(GROUPS, widths.tolist(), strict=True))
+
     low, high = 0.0, len(path) - 1.0
     for _ in range(BISECTIONS):
         place = (low + high) / 2
-        low, high = (place, high) if widths_at(path, place) @ price > room else (low, place)
+        low, high = (place, high) if cost(widths_at(path, place)) > room else (low, place)
     return neighbours(widths_at(path, high)[GROUPS.index("attention")].item(), lattice["attention"])
+
+
+def price_at(prices: Sequence[int], width: float) -> float:
+    """Between two whole numbers of units, on the line."""
+    low, high = prices[math.floor(width)], prices[math.ceil(width)]
+    return low + (high - low) * (width % 1)
 
 
 def near_path(learned: torch.Tensor, lattice: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:

@@ -57,7 +57,7 @@ def grown(
     widths: Sequence[Widths],
     errors: Sequence[torch.Tensor],
     lattices: Sequence[Mapping[str, Sequence[int]]],
-    costs: Mapping[str, int],
+    prices: Mapping[str, Sequence[int]],
     room: float,
 ) -> list[Widths]:
     """Take steps up the lattice while one fits, first those that lower the errors most.
@@ -78,7 +78,7 @@ def grown(
                 if wider == len(lattice[group]):
                     continue
                 new = width | {group: lattice[group][wider]}
-                cost = (new[group] - width[group]) * costs[group]
+                cost = prices[group][new[group]] - prices[group][width[group]]
                 if cost <= room:
                     steps.append((error(b, new) - error(b, width), b, cost, new))
         if not steps:
@@ -90,15 +90,15 @@ def grown(
 def own_widths(
     errors: Sequence[torch.Tensor],
     lattices: Sequence[Mapping[str, Sequence[int]]],
-    costs: Mapping[str, int],
+    prices: Mapping[str, Sequence[int]],
     room: float,
     allowed: Sequence[Sequence[tuple[int, ...]]] | None = None,
 ) -> list[Widths]:
     """Widths of every block, of the least sum of errors, whose units cost at most `room`.
 
     errors: [numbers of groups, FFN widths] of each block, whose widths are those of `lattices`;
-    costs: of a unit of each group. allowed: of each block, the places in `errors` to choose from; all
-    by default.
+    prices: of 0, 1, .. units of each group. allowed: of each block, the places in `errors` to choose
+    from; all by default.
     """
     places = allowed or [product(*(range(len(own[g])) for g in GROUPS)) for own in lattices]
     choices, sizes, values = [], [], []
@@ -107,12 +107,12 @@ def own_widths(
         choices.append(
             [{g: own[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in some]
         )
-        sizes.append(torch.tensor([sum(costs[g] * w[g] for g in GROUPS) for w in choices[-1]]))
+        sizes.append(torch.tensor([sum(prices[g][w[g]] for g in GROUPS) for w in choices[-1]]))
         values.append(torch.stack([error[place] for place in some]))
     chosen = knapsack(sizes, values, room)
     room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
     found = [own[c] for own, c in zip(choices, chosen, strict=True)]
-    return grown(found, errors, lattices, costs, room)
+    return grown(found, errors, lattices, prices, room)
 
 
 def best_split(

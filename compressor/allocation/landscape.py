@@ -12,6 +12,7 @@ refit has not seen. Ours; it holds for dense inputs, so what earlier blocks brea
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,7 @@ from compressor.calibration import Batch, TokenSet
 from compressor.cut import channels_of
 from compressor.errors import InputError
 from compressor.families import Family
+from compressor.journal import finished_block, keep_block
 from compressor.lattice import Lattice
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
@@ -45,10 +47,12 @@ def measure_landscape(
     repair: str,
     learning: Callable | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    saved: Path | None = None,
 ) -> Landscape:
     """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
 
     learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
+    saved: a folder where finished blocks are kept, and taken from if they are there.
 
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
@@ -62,30 +66,40 @@ def measure_landscape(
     batches = TokenSet(fitted).batches()
     first_held = len(batches)
     batches += TokenSet(held).batches()
-    errors, learned = [], []
+    blocks = []
 
-    def visit(index: int, layer, forward) -> None:
+    def measured(index: int, layer, forward) -> dict[str, torch.Tensor]:
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
         block.observe(forward)
-        found = block.errors(orders[index], lattice)
-        if block.silent or not found.isfinite().all():
+        found = {"errors": block.errors(orders[index], lattice)}
+        if block.silent or not found["errors"].isfinite().all():
             raise InputError(
                 f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
                 "calibration text is damaged, or the model needs --dtype float32."
             )
-        errors.append(found)
         if learning is not None:
-            learned.append(learning(index, block, orders[index], lattice))
+            found["learned"] = learning(index, block, orders[index], lattice)
         block.discard()
+        return found
+
+    def visit(index: int, layer, forward) -> None:
+        found = finished_block(saved, index)
+        if found is None:
+            found = measured(index, layer, forward)
+            keep_block(saved, index, found)
+        else:
+            for _ in forward():
+                pass
+        blocks.append(found)
         progress(index + 1, stream.checkpoint.blocks)
 
     stream.run([b.ids for b in batches], visit).discard()
     return Landscape(
-        errors,
+        [block["errors"] for block in blocks],
         lattice.attention,
         lattice.ffn,
         {"repair": repair if refit else "none", "calibration": tokens.protocol},
-        learned,
+        [block["learned"] for block in blocks if "learned" in block],
     )
 
 

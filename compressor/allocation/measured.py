@@ -36,8 +36,8 @@ def solve_measured(
     errors = landscape.on(lattice)
     free = [b for b in range(checkpoint.blocks) if b not in protect]
     errors = [errors[b] for b in free]
-    costs = Costs.of(checkpoint)
-    unit = {group: costs.unit[group][target.measure] for group in GROUPS}
+    costs = Costs.of(checkpoint, target.budget)
+    prices = costs.prices[target.measure]
     smallest(target, checkpoint, lattice, protect)
     nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
     room = limit_of(target, costs)[0] - costs.size(nothing, target.measure)
@@ -46,7 +46,7 @@ def solve_measured(
         splits = constant_splits(target, checkpoint, lattice, protect)
         steps = {"attention": lattice.attention, "ffn": lattice.ffn}
         if learned and free:
-            near = learned_groups(paths, steps, unit, room / len(free))
+            near = learned_groups(paths, steps, prices, room / len(free))
             splits = [s for s in splits if s["attention"] in near] or splits
         return everywhere(best_split(splits, errors, steps), checkpoint, protect)
     widths = [dict(units) for units in checkpoint.block_units]
@@ -58,7 +58,7 @@ def solve_measured(
     allowed = None
     if learned:
         allowed = [near_path(path, own) for path, own in zip(paths, steps, strict=True)]
-    found = own_widths(errors, steps, unit, room, allowed)
+    found = own_widths(errors, steps, prices, room, allowed)
     for b, width in zip(free, found, strict=True):
         widths[b] = width
     return widths

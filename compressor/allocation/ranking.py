@@ -12,7 +12,7 @@ from compressor.allocation.uniform import smallest
 from compressor.checkpoint import Checkpoint
 from compressor.lattice import Lattice, up_to
 from compressor.plan import Costs, Target, limit_of
-from compressor.scores import GROUPS, Scores
+from compressor.scores import Scores
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -63,9 +63,12 @@ def ranked_steps(
 
 
 def grow(
-    widths: Sequence[Widths], steps: Sequence[Step], costs: Mapping[str, int], room: float
+    widths: Sequence[Widths],
+    steps: Sequence[Step],
+    prices: Mapping[str, Sequence[int]],
+    room: float,
 ) -> list[Widths]:
-    """Take the steps in their order as far as there is room, in the measure of `costs` (of a unit).
+    """Take the steps in their order as far as there is room, in the measure of `prices` (of n units).
 
     A step that no longer fits ends its group in its block, and the others go on: at the end no step
     that could be next fits. With more room the size is never smaller.
@@ -73,7 +76,8 @@ def grow(
     widths = [dict(width) for width in widths]
     full = set()
     for step in steps:
-        place, cost = (step.block, step.group), step.units * costs[step.group]
+        place, price = (step.block, step.group), prices[step.group]
+        cost = price[step.width] - price[step.width - step.units]
         if place in full:
             continue
         if cost > room:
@@ -95,10 +99,9 @@ def solve_globally(
 
     It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
     """
-    costs = Costs.of(checkpoint)
+    costs = Costs.of(checkpoint, target.budget)
     least = smallest(target, checkpoint, lattice, protect)
     steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
     free = [step for step in steps if step.block not in protect]
-    unit = {group: costs.unit[group][target.measure] for group in GROUPS}
     room = limit_of(target, costs)[0] - costs.size(least, target.measure)
-    return grow(least, free, unit, room)
+    return grow(least, free, costs.prices[target.measure], room)

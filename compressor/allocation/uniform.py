@@ -14,7 +14,7 @@ def smallest(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
     """The least widths of every block; `InputError` where even they are above the target."""
-    costs = Costs.of(checkpoint)
+    costs = Costs.of(checkpoint, target.budget)
     widths = [
         dict(units)
         if b in protect
@@ -43,7 +43,8 @@ def constant_splits(
     that leaves room for FFN channels the most that fit, by ascending groups.
     """
     smallest(target, checkpoint, lattice, protect)
-    costs, limit = Costs.of(checkpoint), limit_of(target, Costs.of(checkpoint))[0]
+    costs = Costs.of(checkpoint, target.budget)
+    limit = limit_of(target, costs)[0]
     free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
     most = {group: min(units[group] for units in free) for group in GROUPS}
 
@@ -81,10 +82,11 @@ def solve(
     few, and one too many costs more than channels do); FFN channels fill the rest exactly.
     """
     splits = constant_splits(target, checkpoint, lattice, protect)
-    costs = Costs.of(checkpoint)
+    costs = Costs.of(checkpoint, target.budget)
     limit, whole = limit_of(target, costs)
     free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
-    movable = sum(units[g] * costs.unit[g][target.measure] for units in free for g in GROUPS)
+    prices = costs.prices[target.measure]
+    movable = sum(prices[g][units[g]] for units in free for g in GROUPS)
     share = max(0.0, 1 - (whole - limit) / movable)
     wanted = share * sum(units["attention"] for units in free) / len(free)
     wide = [g for g in lattice.attention if g >= wanted - 1e-9]

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LinearLR
 from compressor.blocks import Activations
 from compressor.errors import InputError
 from compressor.kernels.besa_cut import besa_cut
-from compressor.kernels.besa_mask import besa_mask
+from compressor.kernels.besa_mask import besa_mask_many
 from compressor.quantization.clipping import Clipping
 from compressor.sparse.block import Block, relative_error
 from compressor.sparse.budget import candidates, exact_cuts, tilted
@@ -48,12 +48,16 @@ class Groups:
     def __init__(self, weights: dict[str, torch.Tensor], sharing: str):
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         self.counts = [rows if sharing == "row" else 1 for rows, _ in self.shapes.values()]
+        columns = [
+            torch.tensor([columns], dtype=torch.int32) for _, columns in self.shapes.values()
+        ]
         sizes = [
             torch.full((count,), rows * columns // count)
             for count, (rows, columns) in zip(self.counts, self.shapes.values(), strict=True)
         ]
         device = next(iter(weights.values())).device
         self.sizes = torch.cat(sizes).to(device)  # weights of each group, int64
+        self.columns = torch.cat(columns).repeat_interleave(torch.tensor(self.counts)).to(device)
 
     def by_matrix(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of a tensor [groups, ...], by the matrix's name."""
@@ -131,15 +135,11 @@ class Objective:
         """A scalar, differentiable in theta. draw: seed and step of sampled cuts, else the means."""
         beta = distribution(theta, self.parity)
         weights = self.clipping.quantized() if self.clipping else self.weights
-        masked = {}
-        for i, (name, own) in enumerate(self.groups.by_matrix(beta).items()):
-            weight, cut = weights[name], None
-            if draw is not None:
-                seed, step = draw
-                offset = step * len(self.weights) + i
-                cut = besa_cut(own, weight.shape[1], seed=seed, offset=offset)
-            masked[name] = besa_mask(weight, self.ranks[name], own, cut)
-        output = self.block.run(sequence, masked)
+        drawn = {} if draw is None else {"seed": draw[0], "offset": draw[1]}
+        cut = besa_cut(beta.detach(), self.groups.columns, **drawn)
+        ranks = [self.ranks[name] for name in weights]
+        masked = besa_mask_many(weights.values(), ranks, beta, cut.split(self.groups.counts))
+        output = self.block.run(sequence, dict(zip(weights, masked, strict=True)))
         error = relative_error(output, self.targets.get(sequence, self.block.device))
         mean = self.shares.to(beta.dtype) @ (beta @ candidates(CANDIDATES, beta))
         return error + PENALTY * (mean / self.sparsity - 1) ** 2
@@ -184,11 +184,11 @@ def learn(
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()
     if options.parity:
-        cuts = {}
-        for name, own in groups.by_matrix(distribution(theta, True)).items():
-            rows, columns = groups.shapes[name]
-            cuts[name] = besa_cut(own, columns).repeat_interleave(rows // len(own))
-        return cuts
+        cut = besa_cut(distribution(theta, True), groups.columns)
+        return {
+            name: own.repeat_interleave(groups.shapes[name][0] // len(own))
+            for name, own in groups.by_matrix(cut).items()
+        }
     beta = tilted(theta, groups.sizes, zeros).softmax(1)
     return groups.cuts(beta @ candidates(CANDIDATES, beta), zeros)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from compressor.blocks import Activations, BlockStream, loaded
+from compressor.journal import finished_block, keep_block
 from compressor.memory import trim_heap
 from compressor.quantization.packing import SCALE
 from compressor.quantization.scheme import dequantized, integers, stored_scales
@@ -65,11 +65,11 @@ class Sparsification:
                 targets = Activations(stream.offload)
                 if dense is not None:
                     outputs(block, dense, targets)
-                stored = self.finished(index)
+                stored = finished_block(self.saved, index)
                 if stored is None:
                     pruned = METHODS[self.recipe.method](block, self.recipe, targets)
                     stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
-                    self.keep(index, stored)
+                    keep_block(self.saved, index, stored)
                 elif dense is None:
                     outputs(block, self.states, targets)
                 stored = {name: stored[name] for name in block.names}
@@ -95,18 +95,6 @@ class Sparsification:
             if self.recipe.learns and i < self.count:
                 errors.append(relative_error(output, targets.get(i, device)).item())
         return following, sum(errors) / len(errors) if errors else None
-
-    def finished(self, index: int) -> dict[str, torch.Tensor] | None:
-        """A block's weights as an interrupted run left them; None if it did not come so far."""
-        file = self.saved and self.saved / f"{index}.safetensors"
-        return load_file(file) if file and file.exists() else None
-
-    def keep(self, index: int, stored: dict[str, torch.Tensor]) -> None:
-        if self.saved is not None:
-            self.saved.mkdir(parents=True, exist_ok=True)
-            unfinished = self.saved / "unfinished"
-            save_file(stored, unfinished)
-            unfinished.replace(self.saved / f"{index}.safetensors")
 
     def logits(self) -> list[torch.Tensor]:
         """[tokens, vocabulary] of every prompt, when all blocks are done."""

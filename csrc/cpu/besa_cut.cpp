@@ -6,14 +6,21 @@
 
 namespace compressor {
 
-void besa_cut_cpu(const float* beta, int64_t groups, int candidates, int32_t columns, bool sampled,
-                  uint64_t seed, uint64_t offset, int32_t* cut, int threads) {
+void besa_cut_cpu(const float* beta, int64_t groups, int candidates, const int32_t* columns,
+                  bool sampled, uint64_t seed, uint64_t offset, int32_t* cut, int threads) {
+  constexpr int kRows = 8;
   parallel_for(groups, (1 << 16) / candidates, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      const float* row = beta + g * candidates;
-      cut[g] = sampled ? sampled_cut(row, candidates, columns, philox(seed, offset, g))
-                       : expected_cut(row, candidates, columns);
+    int64_t g = begin;
+    if (sampled) {
+      for (; g < end; ++g) {
+        const uint32_t random = philox(seed, offset, g);
+        cut[g] = sampled_cut(beta + g * candidates, candidates, columns[g], random);
+      }
     }
+    for (; g + kRows <= end; g += kRows) {
+      expected_cuts<kRows>(beta + g * candidates, candidates, columns + g, cut + g);
+    }
+    for (; g < end; ++g) expected_cuts<1>(beta + g * candidates, candidates, columns + g, cut + g);
   });
 }
 

@@ -1,9 +1,6 @@
 // out[i, j] = weight[rows[i], columns[j]] * scale[j]: kept rows and columns of many matrices.
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "dtype.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace compressor {
@@ -47,17 +44,6 @@ struct Columns {
     }
   }
 };
-
-// The output is new memory, which the system has yet to hand out: in pages of 4 KB that takes three
-// times as long as the copy. Without effect where the system does not offer large pages.
-void use_large_pages(void* begin, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 1 << 21;
-  const uintptr_t from = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
-  const uintptr_t to = (reinterpret_cast<uintptr_t>(begin) + bytes) / kPage * kPage;
-  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-#endif
-}
 
 int64_t source_row(const CompactJob& job, int64_t i) { return job.rows ? job.rows[i] : i; }
 

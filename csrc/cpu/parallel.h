@@ -40,4 +40,31 @@ void parallel_for(int64_t count, int64_t grain, int threads, const Body& body) {
   }
 }
 
+// `count` pieces of work of the same size, of one of several jobs.
+struct Pieces {
+  int64_t count, size;
+};
+
+// body(job, begin, end) over the pieces of all jobs, in parts of about the same size of at least
+// `grain`: threads are started once for all jobs.
+template <class Body>
+void parallel_for_each(const std::vector<Pieces>& jobs, int64_t grain, int threads,
+                       const Body& body) {
+  int64_t total = 0;
+  for (const Pieces& job : jobs) total += job.count * job.size;
+  parallel_for(total, grain, threads, [&](int64_t begin, int64_t end) {
+    // A piece belongs to the part in which it begins.
+    const auto pieces_before = [](const Pieces& job, int64_t place) {
+      return std::clamp<int64_t>((place + job.size - 1) / job.size, 0, job.count);
+    };
+    for (size_t i = 0; i < jobs.size() && end > 0; ++i) {
+      const int64_t first = begin > 0 ? pieces_before(jobs[i], begin) : 0;
+      const int64_t last = pieces_before(jobs[i], end);
+      if (first < last) body(i, first, last);
+      begin -= jobs[i].count * jobs[i].size;
+      end -= jobs[i].count * jobs[i].size;
+    }
+  });
+}
+
 }  // namespace compressor

@@ -48,28 +48,29 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Bits>
-cudaError_t mask(const void* weight, int64_t rows, int64_t columns, int64_t stride,
-                 const uint16_t* rank, const int32_t* cut, int64_t group_rows, void* out,
-                 cudaStream_t stream) {
-  const bool wide = in_eights(weight, columns, stride) && in_eights(rank, columns, columns) &&
-                    in_eights(out, columns, columns);
+cudaError_t mask(const BesaMaskJob& job, cudaStream_t stream) {
+  const bool wide = in_eights(job.weight, job.columns, job.stride) &&
+                    in_eights(job.rank, job.columns, job.columns) &&
+                    in_eights(job.out, job.columns, job.columns);
   const auto kernel = wide ? mask_kernel<Bits, true> : mask_kernel<Bits, false>;
-  const int64_t chunks = (columns + kChunk - 1) / kChunk;
-  if (rows * chunks > INT32_MAX) return cudaErrorInvalidValue;
-  kernel<<<static_cast<unsigned>(rows * chunks), kThreads, 0, stream>>>(
-      static_cast<const Bits*>(weight), columns, stride, rank, cut,
-      static_cast<unsigned>(group_rows), static_cast<unsigned>(chunks), static_cast<Bits*>(out));
+  const int64_t chunks = (job.columns + kChunk - 1) / kChunk;
+  if (job.rows * chunks > INT32_MAX) return cudaErrorInvalidValue;
+  kernel<<<static_cast<unsigned>(job.rows * chunks), kThreads, 0, stream>>>(
+      static_cast<const Bits*>(job.weight), job.columns, job.stride, job.rank, job.cut,
+      static_cast<unsigned>(job.group_rows), static_cast<unsigned>(chunks),
+      static_cast<Bits*>(job.out));
   return cudaGetLastError();
 }
 
 }  // namespace
 
-int besa_mask_cuda(const void* weight, int dtype, int64_t rows, int64_t columns, int64_t stride,
-                   const uint16_t* rank, const int32_t* cut, int64_t group_rows, void* out,
-                   void* stream) {
-  const auto run = dtype == kFloat32 ? mask<uint32_t> : mask<uint16_t>;
-  return run(weight, rows, columns, stride, rank, cut, group_rows, out,
-             static_cast<cudaStream_t>(stream));
+int besa_mask_cuda(const BesaMaskJob* jobs, int64_t count, void* stream) {
+  for (const BesaMaskJob* job = jobs; job != jobs + count; ++job) {
+    const auto run = job->dtype == kFloat32 ? mask<uint32_t> : mask<uint16_t>;
+    const cudaError_t status = run(*job, static_cast<cudaStream_t>(stream));
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace compressor

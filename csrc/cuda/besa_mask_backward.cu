@@ -152,43 +152,49 @@ __global__ void __launch_bounds__(kFinishThreads)
   write_prefix(sums, buckets, out + int64_t{blockIdx.x} * (buckets + 1));
 }
 
-}  // namespace
-
-int besa_mask_backward_cuda(const void* grad, int64_t grad_stride, const void* weight, int dtype,
-                            int64_t rows, int64_t columns, int64_t stride, const uint16_t* rank,
-                            int64_t group_rows, int64_t buckets, int64_t part_rows, float* partial,
-                            float* out, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  int device = 0, most = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status != cudaSuccess) return status;
-  status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (status != cudaSuccess) return status;
+cudaError_t backward(const BesaMaskBackwardJob& job, int64_t buckets, int64_t part_rows, int most,
+                     cudaStream_t stream) {
   const int64_t fixed = (2 * buckets + 1) * 4;
-  const int64_t tile = min(columns, (most - fixed) / 4);
+  const int64_t tile = min(job.columns, (most - fixed) / 4);
   const int64_t bytes = tile * 4 + fixed;
-  const int64_t groups = rows / group_rows, parts = (group_rows + part_rows - 1) / part_rows;
+  const int64_t groups = job.rows / job.group_rows;
+  const int64_t parts = (job.group_rows + part_rows - 1) / part_rows;
   if (groups * parts > INT32_MAX) return cudaErrorInvalidValue;
-  const int threads = columns <= 8192 ? 256 : columns <= 16384 ? 512 : 1024;
-  status = with_device_dtype(dtype, [&](auto zero) {
+  const int threads = job.columns <= 8192 ? 256 : job.columns <= 16384 ? 512 : 1024;
+  const cudaError_t status = with_device_dtype(static_cast<int>(job.dtype), [&](auto zero) {
     using T = decltype(zero);
-    const bool wide = in_eights(weight, columns, stride) && in_eights(grad, columns, grad_stride) &&
-                      in_eights(rank, columns, columns);
+    const bool wide = in_eights(job.weight, job.columns, job.stride) &&
+                      in_eights(job.grad, job.columns, job.grad_stride) &&
+                      in_eights(job.rank, job.columns, job.columns);
     const auto kernel = wide ? backward_kernel<T, true> : backward_kernel<T, false>;
     const cudaError_t allowed = allow_shared(kernel, bytes);
     if (allowed != cudaSuccess) return allowed;
-    const Matrix<T> g{static_cast<const T*>(grad), grad_stride};
-    const Matrix<T> w{static_cast<const T*>(weight), stride};
-    kernel<<<static_cast<unsigned>(groups * parts), threads, bytes, queue>>>(
-        g, w, static_cast<int>(columns), rank, group_rows, static_cast<int>(buckets), part_rows,
-        static_cast<unsigned>(parts), static_cast<int>(tile), partial, out);
+    const Matrix<T> g{static_cast<const T*>(job.grad), job.grad_stride};
+    const Matrix<T> w{static_cast<const T*>(job.weight), job.stride};
+    kernel<<<static_cast<unsigned>(groups * parts), threads, bytes, stream>>>(
+        g, w, static_cast<int>(job.columns), job.rank, job.group_rows, static_cast<int>(buckets),
+        part_rows, static_cast<unsigned>(parts), static_cast<int>(tile), job.partial, job.out);
     return cudaGetLastError();
   });
   if (status != cudaSuccess || parts == 1) return status;
   const int64_t finish_bytes = (buckets + kFinishThreads) * 4;
-  finish_kernel<<<static_cast<unsigned>(groups), kFinishThreads, finish_bytes, queue>>>(
-      partial, static_cast<unsigned>(parts), static_cast<int>(buckets), out);
+  finish_kernel<<<static_cast<unsigned>(groups), kFinishThreads, finish_bytes, stream>>>(
+      job.partial, static_cast<unsigned>(parts), static_cast<int>(buckets), job.out);
   return cudaGetLastError();
+}
+
+}  // namespace
+
+int besa_mask_backward_cuda(const BesaMaskBackwardJob* jobs, int64_t count, int64_t buckets,
+                            int64_t part_rows, void* stream) {
+  int device = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  for (int64_t i = 0; i < count && status == cudaSuccess; ++i) {
+    status = backward(jobs[i], buckets, part_rows, most, static_cast<cudaStream_t>(stream));
+  }
+  return status;
 }
 
 }  // namespace compressor

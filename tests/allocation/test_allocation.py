@@ -27,6 +27,11 @@ def random_blocks(seed: int, count: int = 3) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def by_unit(costs):
+    """What 0, 1, .. units cost that all cost the same."""
+    return {group: range(0, 2000 * cost, cost) for group, cost in costs.items()}
+
+
 def size_of(widths: list[dict[str, int]], costs: dict[str, int]) -> int:
     return sum(w[g] * costs[g] for w in widths for g in GROUPS)
 
@@ -58,7 +63,7 @@ def test_against_all_plans(seed, kv_cost):
     exact = [*accumulate((s.units * costs[s.group] for s in steps), initial=begin)]
     before = 0.0
     for size in sorted({size for size, _ in plans}):
-        grown = grow(least, steps, costs, size - begin)
+        grown = grow(least, steps, by_unit(costs), size - begin)
         reached, found = size_of(grown, costs), worth_of(grown, blocks, costs)
         if size in exact:
             assert reached == size
@@ -85,7 +90,9 @@ def test_groups_compete_by_parameter():
         (1.3, {"attention": 2, "ffn": 1}),
     ):
         block = {"attention": torch.tensor([1.6, second, 0.5]), "ffn": torch.ones(1001)}
-        grown = grow([{"attention": 1, "ffn": 1}], ranked_steps([block], widths), costs, 1000)
+        grown = grow(
+            [{"attention": 1, "ffn": 1}], ranked_steps([block], widths), by_unit(costs), 1000
+        )
         assert grown == [expected]
 
 

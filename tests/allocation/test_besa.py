@@ -33,6 +33,7 @@ from compressor.scoring import score
 
 LATTICE = {"attention": [1, 2, 4], "ffn": [4, 8, 12, 16]}
 COSTS = {"attention": 4, "ffn": 1}
+PRICES = {group: range(0, 99 * cost, cost) for group, cost in COSTS.items()}
 
 
 def texts(count=6) -> TokenSet:
@@ -101,8 +102,8 @@ def test_the_split_that_costs_least_error_is_learned(sampling):
         def error(_, z, worth=worth):
             return sum(worth[g] * (1 - z[g]).sum() for g in GROUPS) / 100
 
-        found = learn(error, 3, gates, COSTS, 0, sampling, (0.25, 0.4))
-        assert found.equal(learn(error, 3, gates, COSTS, 0, sampling, (0.25, 0.4)))
+        found = learn(error, 3, gates, PRICES, 0, sampling, (0.25, 0.4))
+        assert found.equal(learn(error, 3, gates, PRICES, 0, sampling, (0.25, 0.4)))
         place = GROUPS.index(worthy)
         share = found / torch.tensor([LATTICE[g][-1] for g in GROUPS])
         assert (share[:, place] > share[:, 1 - place] + 0.2).all()
@@ -140,7 +141,9 @@ def test_the_error_is_the_cut_blocks(any_family):
         wanted, seen = cuts.rows(cuts.out, 0), []
         found = Suffix(cuts).error(0, z)
         with only_units(cuts.layer, geometry, kept):
-            handle = cuts.layer.register_forward_hook(lambda _, args, out: seen.append(out))
+            handle = cuts.layer.register_forward_hook(
+                lambda _, args, out: seen.append(states_of(out))
+            )
             for _ in cuts.rerun():
                 break
             handle.remove()
@@ -162,8 +165,8 @@ def learned(llama) -> Scores:
     checkpoint = Checkpoint(llama)
     stream = BlockStream(checkpoint)
     scores = score(checkpoint, "besa", None, texts(), stream)
-    costs = {g: unit["params"] for g, unit in Costs.of(checkpoint).unit.items()}
-    learning = partial(learn_block, costs=costs, seed=0, sampling="none")
+    prices = Costs.of(checkpoint).prices["params"]
+    learning = partial(learn_block, prices=prices, seed=0, sampling="none")
     scores.landscape = measure_landscape(
         scores.blocks, stream, texts(), lattice(checkpoint), "none", learning
     )
@@ -203,9 +206,9 @@ def test_places_next_to_a_path():
     assert (2, 0) not in places and (0, 3) not in places
     assert neighbours(2.0, [1, 2, 4]) == [2] and neighbours(3.0, [1, 2, 4]) == [2, 4]
     assert neighbours(9.0, [1, 2, 4]) == [4]
-    assert learned_groups([path, path], LATTICE, COSTS, 4 * 3.0 + 14.0) == [2, 4]
-    assert learned_groups([path, path], LATTICE, COSTS, 32) == [4]
-    assert learned_groups([path, path], LATTICE, COSTS, 8) == [1]
+    assert learned_groups([path, path], LATTICE, PRICES, 4 * 3.0 + 14.0) == [2, 4]
+    assert learned_groups([path, path], LATTICE, PRICES, 32) == [4]
+    assert learned_groups([path, path], LATTICE, PRICES, 8) == [1]
 
 
 def test_scores_that_have_learned_nothing(llama):
@@ -216,7 +219,7 @@ def test_scores_that_have_learned_nothing(llama):
 
 def test_losses_that_are_not_finite():
     with pytest.raises(InputError, match="The loss is nan at step 0"):
-        learn(lambda i, z: z["ffn"].sum() * torch.nan, 2, gates_of(), COSTS)
+        learn(lambda i, z: z["ffn"].sum() * torch.nan, 2, gates_of(), PRICES)
 
 
 def test_unknown_activations():

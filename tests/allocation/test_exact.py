@@ -32,6 +32,11 @@ def falling(seed: int, blocks: int = 3) -> list[torch.Tensor]:
     return found
 
 
+def by_unit(costs):
+    """What 0, 1, .. units cost that all cost the same."""
+    return {group: range(0, 99 * cost, cost) for group, cost in costs.items()}
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kv_cost", [1, 3, 7])
 def test_against_all_plans(seed, kv_cost):
@@ -42,7 +47,7 @@ def test_against_all_plans(seed, kv_cost):
         size = sum(pairs[c][0] * kv_cost + pairs[c][1] * 2 for c in plan)
         plans.append((size, sum(e.flatten()[c].item() for e, c in zip(errors, plan, strict=True))))
     for limit in range(min(plans)[0], max(plans)[0] + 2):
-        widths = own_widths(errors, [LATTICE] * 3, costs, limit)
+        widths = own_widths(errors, [LATTICE] * 3, by_unit(costs), limit)
         size = sum(w[g] * costs[g] for w in widths for g in GROUPS)
         place = [tuple(LATTICE[g].index(w[g]) for g in GROUPS) for w in widths]
         error = sum(e[p].item() for e, p in zip(errors, place, strict=True))
@@ -57,7 +62,7 @@ def test_against_all_plans(seed, kv_cost):
 def test_room_is_filled_where_errors_do_not_fall():
     """Units that help nothing come last, and still the size is as near the limit as it can be."""
     flat = torch.zeros(3, 3, dtype=torch.float64)
-    widths = own_widths([flat, falling(0)[0]], [LATTICE] * 2, {"attention": 1, "ffn": 1}, 15)
+    widths = own_widths([flat, falling(0)[0]], [LATTICE] * 2, dict.fromkeys(GROUPS, range(99)), 15)
     assert widths[1] == {"attention": 3, "ffn": 5} and sum(widths[0].values()) == 7
 
 

@@ -116,6 +116,30 @@ def test_a_killed_comparison_goes_on(llama, quick, tmp_path, capsys, monkeypatch
         assert (dest / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+@pytest.mark.parametrize("how", ["exact", "besa"])
+def test_a_killed_landscape_goes_on_at_its_last_block(llama, quick, tmp_path, monkeypatch, how):
+    from compressor.allocation.landscape import BlockCuts
+
+    asked = ["--keep", "0.7", "--allocate", how, *quick]
+    assert run(job, [str(llama), str(tmp_path / "whole"), *asked]) == 0
+    real, visited = BlockCuts.errors, []
+
+    def killed(self, *given):
+        visited.append(self)
+        if len(visited) == 2:
+            raise KeyboardInterrupt
+        return real(self, *given)
+
+    monkeypatch.setattr(BlockCuts, "errors", killed)
+    dest = tmp_path / "resumed"
+    assert run(job, [str(llama), str(dest), *asked]) == 130
+    assert run(job, [str(llama), str(dest), *asked, "--resume"]) == 0
+    blocks = json.loads((llama / "config.json").read_text())["num_hidden_layers"]
+    assert len(visited) == blocks + 1  # one of them twice: the killed one
+    for file in (SINGLE, "compression.json"):
+        assert (dest / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_scored_once_planned_many_times(llama, quick, tmp_path, capsys):
     scores = tmp_path / "s.safetensors"
     source = ["score", str(llama), "--out", str(scores), "--allocate", "exact"]

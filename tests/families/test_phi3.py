@@ -5,13 +5,17 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
-from compressor.checkpoint import Checkpoint
+from compressor.calibration import TokenSet
+from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
+from compressor.methods import METHODS
 from compressor.plan import Plan
+from compressor.scoring import score
 from compressor.writing import write
 
 FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
@@ -33,6 +37,23 @@ def longrope(request, make_checkpoint, tmp_path):
         config |= {"rope_theta": 1e4, "rope_scaling": {"type": "longrope", **FACTORS}}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="module")
+def pair(make_checkpoint, tmp_path_factory):
+    """A Phi-3 model, and the Llama one of the same tensors."""
+    root = tmp_path_factory.mktemp("pair")
+    ours = make_checkpoint(root / "phi3", "phi3")
+    theirs = make_checkpoint(root / "llama", rms_norm_eps=1e-5)
+    tensors = load_file(ours / SINGLE)
+    for name in [n for n in tensors if "gate_up" in n or "qkv" in n]:
+        parts = {"gate_up": {"gate": 48, "up": 48}, "qkv": {"q": 32, "k": 16, "v": 16}}
+        fused, sizes = next((f, s) for f, s in parts.items() if f in name)
+        split = tensors.pop(name).split([*sizes.values()])
+        for part, tensor in zip(sizes, split, strict=True):
+            tensors[name.replace(fused, part)] = tensor.contiguous()
+    save_file(tensors, theirs / SINGLE, {"format": "pt"})
+    return ours, theirs
 
 
 @torch.no_grad()
@@ -73,3 +94,20 @@ def test_partial_rotary_embeddings(make_checkpoint, tmp_path):
     config = json.loads((tmp_path / "uniform/config.json").read_text())
     assert config["partial_rotary_factor"] == config["rope_parameters"]["partial_rotary_factor"]
     torch.testing.assert_close(logits(tmp_path / "uniform"), logits(tmp_path / "padded"))
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [(m.name, mode.replace(":a", ":0.5")) for m in METHODS.values() for mode in m.modes],
+)
+def test_scores_are_those_of_the_same_model_unfused(pair, method, mode):
+    tokens = TokenSet([torch.arange(3, 30), torch.arange(40, 80)])
+    if method == "random":
+        return
+    (ours, theirs), seen = pair, []
+    for folder in (ours, theirs):
+        stream = BlockStream(Checkpoint(folder), dtype=torch.float64)
+        seen.append(score(Checkpoint(folder), method, mode, tokens, stream).blocks)
+    for mine, other in zip(*seen, strict=True):
+        for group in mine:
+            torch.testing.assert_close(mine[group], other[group], rtol=1e-4, atol=1e-7)

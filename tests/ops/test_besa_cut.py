@@ -88,6 +88,16 @@ def test_seeds_offsets_and_groups_differ():
 
 
 @pytest.mark.parametrize("sampling", [{}, {"seed": 5}])
+def test_groups_of_several_matrices_have_their_own_columns(device, backend, sampling):
+    beta = torch.randn(21, 101, device=device).softmax(1)
+    columns = torch.tensor([128, 65_535, 352] * 7, dtype=torch.int32, device=device)
+    found = besa_cut(beta, columns, backend=backend, **sampling)
+    for width in (128, 65_535, 352):
+        alone = besa_cut(beta, width, backend=backend, **sampling)
+        assert torch.equal(found[columns == width], alone[columns == width])
+
+
+@pytest.mark.parametrize("sampling", [{}, {"seed": 5}])
 def test_sums_other_than_one(device, backend, sampling):
     beta = torch.rand(40, 9, device=device)
     power = besa_cut(beta * 1024, 1000, backend=backend, **sampling)
@@ -116,7 +126,9 @@ def test_the_number_of_threads_changes_nothing():
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_registration(seed):
-    torch.library.opcheck(OP.overload, (torch.rand(4, 5), 7, seed, 2))
+    torch.library.opcheck(
+        OP.overload, (torch.rand(4, 5), torch.full((4,), 7, dtype=torch.int32), seed, 2)
+    )
 
 
 def test_compiles_once_for_all_offsets():
@@ -142,6 +154,8 @@ def test_compiles_once_for_all_offsets():
         ((torch.zeros(3, 2), -1), "columns is -1"),
         ((torch.zeros(3, 2), 65_536), "columns is 65536"),
         ((torch.zeros(3, 2).bfloat16(), 8), "beta is torch.bfloat16"),
+        ((torch.zeros(3, 2), torch.zeros(2, dtype=torch.int32)), r"columns has shape \[2\]"),
+        ((torch.zeros(3, 2), torch.zeros(3)), "columns is torch.float32"),
     ],
 )
 @pytest.mark.parametrize("forced", [None, "ref"])

@@ -216,8 +216,8 @@ def test_repeats_and_the_number_of_threads_changes_nothing():
     results = []
     for count in (threads, threads, 1, 7):
         torch.set_num_threads(count)
-        results.append([BACKWARD(grad, weight, ranks, g, 101) for g in (1, 4, 72)])
-        results[-1].append(OP(weight, ranks, None, cut))
+        results.append([BACKWARD([grad], [weight], [ranks], [g], 101) for g in (1, 4, 72)])
+        results[-1] += OP([weight], [ranks], None, [cut])
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -227,7 +227,8 @@ def test_repeats_bit_for_bit(device, backend):
     if (device, backend) == ("cuda", "ref"):
         pytest.skip("the reference adds in the order of CUDA's atomics")
     weight, ranks = ranked(64, 4096, device, torch.bfloat16)
-    first, *others = (BACKWARD(weight, weight, ranks, 4, 101, backend=backend) for _ in range(4))
+    inputs = ([weight], [weight], [ranks], [4], 101)
+    first, *others = (BACKWARD(*inputs, backend=backend) for _ in range(4))
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -235,7 +236,8 @@ def test_repeats_bit_for_bit(device, backend):
 def test_ranks_that_are_no_permutation_stay_inside(device, backend, ranks):
     """What comes out means nothing; nothing else may be read or written."""
     weight = torch.randn(4, 9, device=device)
-    found = BACKWARD(weight, weight, ranks.to(torch.uint16).to(device), 2, 5, backend=backend)
+    ranks = ranks.to(torch.uint16).to(device)
+    found = BACKWARD([weight], [weight], [ranks], [2], 5, backend=backend)
     assert found.shape == (2, 5)
     assert found[:, 0].tolist() == [0, 0]
 
@@ -252,11 +254,11 @@ def test_bad_sizes_of_the_gradient_are_named(device, backend, columns, groups, m
     ranks = torch.zeros(2, columns, dtype=torch.uint16, device=device)
     for forced in (None, backend):
         with pytest.raises(ValueError, match=f"besa_mask_backward: {message}"):
-            BACKWARD(weight, weight, ranks, groups, 3, backend=forced)
+            BACKWARD([weight], [weight], [ranks], [groups], 3, backend=forced)
 
 
 def test_a_gradient_of_no_tensor_is_named(device, backend):
     with pytest.raises(
         TypeError, match="besa_mask_backward: weight must be a tensor, not NoneType"
     ):
-        BACKWARD(None, None, torch.zeros(2, 2), 1, 3, backend=backend)
+        BACKWARD([None], [None], [torch.zeros(2, 2)], [1], 3, backend=backend)

@@ -69,11 +69,11 @@ def test_any_cut_and_any_rank_stay_inside(device, backend, columns):
     weight = torch.randn(5, columns, device=device)
     ranks = rank(weight)
     cut = torch.tensor([-1, 10**9, -(2**31), 2**31 - 1, columns], dtype=torch.int32, device=device)
-    found = OP(weight, ranks, None, cut, backend=backend)
+    (found,) = OP([weight], [ranks], None, [cut], backend=backend)
     assert torch.equal(found, weight * kept(ranks, cut))
     if backend == "ext":
         wild = torch.full_like(ranks, 65_535)
-        assert BACKWARD(weight, weight, wild, 5, 101, backend=backend).shape == (5, 101)
+        assert BACKWARD([weight], [weight], [wild], [5], 101, backend=backend).shape == (5, 101)
 
 
 @pytest.mark.parametrize("weight_too", [False, True])
@@ -83,9 +83,10 @@ def test_registration(weight_too):
     weight.requires_grad_(weight_too)
     beta = torch.rand(3, 5, requires_grad=True)
     cut = torch.tensor([3, 0, 20], dtype=torch.int32)
-    torch.library.opcheck(OP.overload, (weight, ranks, beta, cut))
-    torch.library.opcheck(OP.overload, (weight, ranks, None, cut))
-    torch.library.opcheck(BACKWARD.overload, (torch.randn(6, 20), weight.detach(), ranks, 3, 5))
+    torch.library.opcheck(OP.overload, ([weight], [ranks], beta, [cut]))
+    torch.library.opcheck(OP.overload, ([weight], [ranks], None, [cut]))
+    backward = ([torch.randn(6, 20)], [weight.detach()], [ranks], [3], 5)
+    torch.library.opcheck(BACKWARD.overload, backward)
 
 
 def test_compiles_without_a_break():

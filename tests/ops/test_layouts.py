@@ -28,9 +28,9 @@ KEPT = torch.tensor([0, 2])
 CASES = {
     "rank": (rank.OP, MATRIX, None),
     "colsum": (colsum.OP, MATRIX, None, 1),
-    "besa_cut": (besa_cut.OP, BETA, 100, 3, 0),
-    "besa_mask": (besa_mask.OP, MATRIX, RANKS, BETA, CUT),
-    "besa_mask_backward": (besa_mask.BACKWARD, MATRIX, MATRIX, RANKS, 3, 5),
+    "besa_cut": (besa_cut.OP, BETA, CUT, 3, 0),
+    "besa_mask": (besa_mask.OP, [MATRIX], [RANKS], BETA, [CUT]),
+    "besa_mask_backward": (besa_mask.BACKWARD, [MATRIX], [MATRIX], [RANKS], [3], 5),
     "compact": (compact.OP, [MATRIX], [None], [None], [None], None),
     "compact columns": (compact.OP, [MATRIX], [None], [KEPT], [None], None),
     "gated": (gate.OP, ACTIVATIONS, CHANNELS, 1),

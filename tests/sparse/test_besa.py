@@ -66,11 +66,12 @@ def test_loss_and_gradient_are_the_eager_constructions(
     loss = objective(theta, 2, (3, 4) if sampled else None)
     (found,) = torch.autograd.grad(loss, theta)
     orders = {name: torch.argsort(r.to(torch.int32), dim=1) for name, r in ranks.items()}
-    beta = groups.by_matrix(distribution(theta.detach(), parity))
-    cuts = {}
-    for i, (name, own) in enumerate(beta.items()):
-        draw = {"seed": 3, "offset": 4 * len(beta) + i} if sampled else {}
-        cuts[name] = besa_cut(own, block.weights[name].shape[1], **draw)
+    beta = distribution(theta.detach(), parity)
+    matrices = zip(block.weights.values(), groups.counts, strict=True)
+    columns = [weight.shape[1] for weight, count in matrices for _ in range(count)]
+    draw = {"seed": 3, "offset": 4} if sampled else {}
+    cut = besa_cut(beta, torch.tensor(columns, dtype=torch.int32), **draw)
+    cuts = groups.by_matrix(cut)
     theirs = theta.detach().clone().requires_grad_()
     wanted = eager_loss(block, targets, groups, theirs, 2, 0.6, parity, orders, cuts)
     (gradient,) = torch.autograd.grad(wanted, theirs)

@@ -1,0 +1,175 @@
+"""Budgets in FLOPs and in a table of costs, against counters and against all plans."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+
+from compressor.allocation import allocate
+from compressor.budget import PARTS, table_of
+from compressor.checkpoint import Checkpoint
+from compressor.cli import job, run
+from compressor.errors import InputError
+from compressor.estimate.costs import parts
+from compressor.lattice import lattice
+from compressor.per_layer import loader
+from compressor.plan import Costs, Target
+from compressor.scores import GROUPS, Landscape
+from compressor.scoring import score
+from compressor.widths import model_widths
+
+
+def write_table(checkpoint, folder, **changed) -> str:
+    """Costs that do not grow evenly, as those of a machine."""
+    most = checkpoint.units
+    table = {
+        "attention": {str(n): 2 + n**0.5 for n in (1, most["attention"])},
+        "ffn": {"1": 1.0, str(most["ffn"] // 2): 1.5, str(most["ffn"]): 4.0},
+        "other": 3,
+    }
+    path = folder / "table.json"
+    path.write_text(json.dumps(table | changed))
+    return str(path)
+
+
+@pytest.fixture
+def quick(text_file):
+    options = ["--calibration", text_file, "--length", 32, "--samples", 10, "--no-verify"]
+    return [str(o) for o in (*options, "--method", "random")]
+
+
+def with_landscape(checkpoint):
+    """Scores, and errors of all cuts that fall with every unit."""
+    scores, widths = score(checkpoint, "magnitude"), lattice(checkpoint)
+    torch.manual_seed(1)
+    steps = torch.rand(checkpoint.blocks, len(widths.attention), len(widths.ffn)).double()
+    errors = steps.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2)
+    learned = [torch.tensor([[1.0, 1.0]]).double() for _ in errors]
+    scores.landscape = Landscape(list(errors), widths.attention, widths.ffn, {}, learned)
+    return scores
+
+
+def test_flops_are_those_of_the_cut_checkpoint(any_family, quick, tmp_path, capsys):
+    layout = "per-layer" if Checkpoint(any_family).family.ffn_fixed else "uniform"
+    given = ["--keep", "0.8", "--budget", "flops", "--layout", layout, "--json", *quick]
+    assert run(job, [str(any_family), str(tmp_path / "out"), *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    context = min(2048, Checkpoint(any_family).config["max_position_embeddings"])
+    before, after = (
+        sum(part.prefill.flops for part in parts(model_widths(Checkpoint(folder)), 1, context))
+        for folder in (any_family, tmp_path / "out")
+    )
+    assert found["budget"] == "flops"
+    assert found["budget_reached"] == pytest.approx(after / before, rel=1e-9)
+    assert after / before <= 0.8
+    loader(tmp_path / "out", Checkpoint(any_family).family)()
+
+
+@pytest.mark.parametrize("how", ["uniform", "global", "exact", "besa"])
+@pytest.mark.parametrize("kind", ["keep", "keep-blocks"])
+@pytest.mark.parametrize("budget", ["flops", "table"])
+def test_no_plan_costs_more_than_was_asked(llama, tmp_path, how, kind, budget):
+    checkpoint = Checkpoint(llama)
+    scores = with_landscape(checkpoint)
+    budget = write_table(checkpoint, tmp_path) if budget == "table" else budget
+    reached = []
+    for share in (0.75, 0.8, 0.9):
+        target = Target(kind, share, budget)
+        plan = allocate(scores, checkpoint, target, how=how, alike=how == "uniform")
+        reached.append(plan.about["budget_reached"])
+        costs = Costs.of(checkpoint, budget)
+        size = costs.size(plan.widths(), target.measure)
+        whole = costs.total[target.measure]
+        part = whole if kind == "keep" else costs.movable(target.measure)
+        assert reached[-1] == pytest.approx(1 - (whole - size) / part)
+        assert reached[-1] <= share
+    assert reached == sorted(reached)
+    assert reached[-1] > 0.75
+
+
+@pytest.mark.parametrize("budget", ["params", "flops", "table"])
+def test_exact_is_the_best_of_all_plans_in_the_budget(llama, tmp_path, budget):
+    checkpoint = Checkpoint(llama)
+    scores = with_landscape(checkpoint)
+    budget = write_table(checkpoint, tmp_path) if budget == "table" else budget
+    target = Target("keep", 0.85, budget)
+    costs, landscape = Costs.of(checkpoint, budget), scores.landscape
+    pairs = list(product(landscape.attention, landscape.ffn))
+    best = torch.inf
+    for plan in product(range(len(pairs)), repeat=checkpoint.blocks):
+        widths = [dict(zip(GROUPS, pairs[c], strict=True)) for c in plan]
+        if costs.size(widths, target.measure) <= 0.85 * costs.total[target.measure]:
+            errors = zip(landscape.errors, plan, strict=True)
+            best = min(best, sum(e.flatten()[c].item() for e, c in errors))
+    found = allocate(scores, checkpoint, target, how="exact", alike=False).widths()
+    places = [
+        (landscape.attention.index(w["attention"]), landscape.ffn.index(w["ffn"])) for w in found
+    ]
+    error = sum(e[p].item() for e, p in zip(landscape.errors, places, strict=True))
+    assert error == pytest.approx(best)
+
+
+def test_a_table_is_interpolated(llama, tmp_path):
+    checkpoint = Checkpoint(llama)
+    units = checkpoint.units["ffn"]
+    path = write_table(checkpoint, tmp_path, ffn={"8": 2.0, str(units): 2.0 + units - 8})
+    prices, rest, total = table_of(path, checkpoint)
+    groups = checkpoint.units["attention"]
+    whole = 3 + checkpoint.blocks * (2 + groups**0.5 + units - 6)
+    assert total == PARTS and rest == pytest.approx(PARTS * 3 / whole, abs=1)
+    assert prices["ffn"][0] == 0 and prices["ffn"][1] == prices["ffn"][8]
+    for n in (8, 9, units // 2, units):
+        assert prices["ffn"][n] == pytest.approx(PARTS * (n - 6) / whole, abs=1)
+        assert prices["ffn"][n] >= PARTS * (n - 6) / whole - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"other": -1}, "has -1.0 for `other`"),
+        ({"other": None}, "is none"),
+        ({"ffn": {}}, "needs ffn costs above 0"),
+        ({"ffn": {"4": 1.0}}, "has ffn costs up to 4 units; the model has"),
+        ({"ffn": {"4": 3.0, "4000": 2.0}}, "ffn costs that fall"),
+        ({"attention": {"1": 0.0, "64": 1.0}}, "needs attention costs above 0"),
+        ({"attention": {"one": 1.0}}, "invalid literal"),
+        ({"attention": {"1": float("nan"), "64": 1.0}}, "needs attention costs above 0"),
+    ],
+)
+def test_tables_that_are_none_are_named(llama, tmp_path, changed, message):
+    checkpoint = Checkpoint(llama)
+    with pytest.raises(InputError, match=message):
+        table_of(write_table(checkpoint, tmp_path, **changed), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--keep", "0.7", "--budget", "nowhere.json"], "--budget is params, flops or a JSON file"),
+        (["--target-params", "1000", "--budget", "flops"], "--target-params counts params"),
+        (["--quantize", "w4a16", "--budget", "flops"], "needs --keep or --keep-blocks"),
+    ],
+)
+def test_bad_input_is_named(llama, tmp_path, capsys, given, message):
+    assert run(job, [str(llama), str(tmp_path / "out"), *given]) == 2
+    found = capsys.readouterr()
+    assert message in " ".join((found.out + found.err).split())
+
+
+def test_the_same_budget_resumes(llama, quick, tmp_path, monkeypatch, capsys):
+    """A table that was changed is another budget."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    table = write_table(Checkpoint(llama), tmp_path)
+    asked = [str(llama), str(tmp_path / "out"), "--keep", "0.8", "--budget", table, *quick]
+    with monkeypatch.context() as patched:
+        patched.setattr("compressor.result.write", interrupt)
+        assert run(job, asked) == 130
+    write_table(Checkpoint(llama), tmp_path, other=4)
+    assert run(job, [*asked, "--resume"]) == 2
+    assert "--budget" in capsys.readouterr().err
+    write_table(Checkpoint(llama), tmp_path)
+    assert run(job, [*asked, "--resume"]) == 0
