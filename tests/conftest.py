@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
 
 from compressor.checkpoint import Checkpoint
 from compressor.families import FAMILIES, Family, modeling_alibi
-from compressor.per_layer import class_of, config_name
+from compressor.per_layer import class_of, config_name, has_uniform
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {
@@ -161,6 +161,12 @@ def make_family(model_type: str, folder: Path) -> Path:
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
     return build_checkpoint(folder, model_type, **special.get(model_type, {}))
+
+
+@pytest.fixture
+def equal_layout(any_family) -> str:
+    """What a cut of equal blocks is written as: uniform, where a family's class has other widths."""
+    return "uniform" if has_uniform(Checkpoint(any_family).family) else "per-layer"
 
 
 @pytest.fixture
