@@ -19,7 +19,7 @@ from compressor.allocation.besa import (
     within_budget,
 )
 from compressor.allocation.landscape import BlockCuts, measure_landscape
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, states_of
 from compressor.calibration import TokenSet
 from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run
@@ -141,7 +141,9 @@ def test_the_error_is_the_cut_blocks(any_family):
         wanted, seen = cuts.rows(cuts.out, 0), []
         found = Suffix(cuts).error(0, z)
         with only_units(cuts.layer, geometry, kept):
-            handle = cuts.layer.register_forward_hook(lambda _, args, out: seen.append(out))
+            handle = cuts.layer.register_forward_hook(
+                lambda _, args, out: seen.append(states_of(out))
+            )
             for _ in cuts.rerun():
                 break
             handle.remove()
