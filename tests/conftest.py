@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,8 @@ GEMMA = {
 
 
 FROM_THE_BASE_ON = {"bloom"}
+# One each of: tied heads, biases and windows, norms before the stream, slopes and fused heads.
+QUICK = ("bloom", "gemma2", "llama", "qwen2")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,7 +114,16 @@ def make_checkpoint():
     return build_checkpoint
 
 
-@pytest.fixture(scope="session", params=sorted(f for f in FAMILIES if FAMILIES[f].stock))
+def families(chosen: Callable[[Family], bool]) -> list:
+    """The model types of some families as parameters, most of them for `make test-all` only."""
+    return [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.breadth)
+        for name in sorted(FAMILIES)
+        if chosen(FAMILIES[name])
+    ]
+
+
+@pytest.fixture(scope="session", params=families(lambda family: family.stock))
 def any_family(request, random_family) -> Path:
     """One checkpoint of each family that transformers has a class for."""
     return random_family(request.param)
@@ -123,9 +135,7 @@ def every_family(request, random_family) -> Path:
     return random_family(request.param)
 
 
-@pytest.fixture(
-    scope="session", params=sorted(n for n, f in FAMILIES.items() if f.own_widths and f.stock)
-)
+@pytest.fixture(scope="session", params=families(lambda family: family.own_widths and family.stock))
 def any_unequal(request, random_family) -> Path:
     """The same of those whose blocks can have widths of their own."""
     return random_family(request.param)
