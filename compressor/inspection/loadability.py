@@ -138,7 +138,7 @@ def tensor_parallel(
     config = folder.standard
     activation = config.get("hidden_act", "silu")
     taken = TAKEN_ACTIVATIONS.get(config.get("model_type"), "silu")
-    if folder.family.gate is not None and activation != taken:
+    if widths[0].ffn_inputs > 1 and activation != taken:
         return Answer(target, False, f"hidden_act is {activation}, and its classes take {taken}")
     block = widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}

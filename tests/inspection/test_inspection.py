@@ -262,7 +262,7 @@ def test_quantised_kernels(widths, four, k):
     ],
 )
 def test_what_older_transformers_read_of_the_config(config, answer, because):
-    found = older(Folder(None, config=config), [block()], [])
+    found = older(Folder(None, config={"model_type": "llama"} | config), [block()], [])
     assert found.loads is answer and because in found.because
 
 

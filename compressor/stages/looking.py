@@ -1,0 +1,107 @@
+"""Stages that look at a folder: does it load, how well does it predict, what would it cost."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from compressor.cli import Option, Source
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder to verify.")],
+    source: Annotated[Path | None, Option(help="Compare logits with this, masked.")] = None,
+) -> None:
+    """Load a folder with plain transformers in a fresh process; compare it with its source."""
+    from compressor.verify import verify as run
+
+    print(json.dumps(run(folder, source), indent=1))
+
+
+def evaluate(
+    folder: Source,
+    text: Annotated[str, Option(help="Text as for --evaluation.")],
+    length: int = 512,
+    span: Annotated[str | None, Option("--range", help="Documents or windows A:B.")] = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Perplexity of a checkpoint, streamed block by block."""
+    from compressor.calibration import describe
+    from compressor.evaluation import perplexity
+    from compressor.opening import open_stream, read_texts
+    from compressor.quantization.reading import open_model
+    from compressor.settings import Settings
+
+    settings = Settings(
+        source=folder,
+        dest=folder,
+        targets=(),
+        method="random",
+        repair="none",
+        evaluation=text,
+        evaluation_range=span,
+        length=length,
+        device=device,
+        dtype=dtype,
+    )
+    checkpoint = open_model(folder)
+    _, tokens = read_texts(settings, checkpoint)
+    stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
+    found = perplexity(stream, tokens)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Widths of every block, sizes, and what loads the folder, with the number that decides."""
+    from compressor.inspection import inspect as run
+    from compressor.inspection import tables
+
+    result = run(folder)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown)
+
+
+def estimate(
+    folder: Source,
+    before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
+    device: Annotated[
+        str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
+    ] = None,
+    batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
+    context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
+    measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    as_json: Annotated[bool, Option("--json")] = False,
+) -> None:
+    """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
+    from compressor.estimate import estimate as run
+    from compressor.estimate.tables import tables
+    from compressor.report import Lines
+
+    with Lines(as_json).stage("estimate") as progress:
+        result = run(folder, before, device, batch, context, measure, progress)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        wide_console().print(shown)
+
+
+def wide_console() -> Console:
+    """For tables of many columns: a pipe has no width of its own."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, highlight=False, markup=False)
