@@ -1,11 +1,13 @@
-"""Perplexity after the cut: models x methods x selections x repairs x share of the blocks kept.
+"""Perplexity after the cut: models x methods x selections x allocations x repairs x share of the blocks.
 
     python bench/quality.py MODEL... --text stories.json --calibration-range 0:400 \\
-        --evaluation-range 617:917 --method llm-bip --repair ridge --repair refine
+        --evaluation-range 617:917 --method llm-bip --repair ridge --allocate exact:per-layer
 
 Every cell is one row of `results/quality/MODEL.csv`, written as soon as it is measured; what stands
-there already is not measured again. Seed 0 calibrates on the first `--samples` documents, as `compress`
-does, every other seed on a draw of its own. In the end the table of medians over the seeds is printed.
+there already is not measured again. Widths are those that `compress` takes: where an allocation is
+judged by held-back text, the best of what it compares. Seed 0 calibrates on the first `--samples`
+documents, as `compress` does, every other seed on a draw of its own. In the end the table of medians
+over the seeds is printed, beside what others reach (`peers.csv`), and drawn as MODEL.png.
 """
 
 import csv
@@ -18,24 +20,32 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
+import matplotlib
 import torch
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
-from compressor.plan import Plan, Target
+from compressor.journal import Journal
+from compressor.plan import Costs, Plan, Target
+from compressor.planning import measure_cuts, plan_target
+from compressor.repair import closed_form
 from compressor.repair.streaming import Repair
+from compressor.report import Lines, Meter
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.selection import refined
-from compressor.writing import write
+from compressor.settings import Settings
+from compressor.writing import layout_of, write
 
 RESULTS = Path(__file__).parent / "results/quality"
+PEERS = Path(__file__).with_name("peers.csv")
+CHARTED = ("dashed", "solid", "dotted", "dashdot")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Cell:
     calibration: str
     evaluation: str
     seed: int
+    allocate: str = "uniform"  # ALLOCATION or ALLOCATION:LAYOUT
 
 
 class Rows:
@@ -91,6 +102,43 @@ def selected(name: str, how: str, calibration: TokenSet, stream: BlockStream, se
     return refined(scores, stream, calibration, select, measured or "score")
 
 
+class Planned:
+    """The plans that `compress` makes of one calibration set's scores, each made once."""
+
+    def __init__(self, stream: BlockStream, calibration: TokenSet, name: str, how: str, seed: int):
+        self.stream, self.calibration = stream, calibration
+        self.scores = selected(name, how, calibration, stream, seed)
+        self.measured: dict[tuple, Scores] = {}
+        self.plans: dict[tuple, Plan] = {}
+
+    def plan(self, allocate: str, repair: str, share: float) -> Plan:
+        how, _, layout = allocate.partition(":")
+        repair = closed_form(repair)
+        if (allocate, repair, share) in self.plans:
+            return self.plans[allocate, repair, share]
+        checkpoint, target = self.stream.checkpoint, Target("keep-blocks", share)
+        layout = layout or "uniform"
+        with tempfile.TemporaryDirectory() as place:
+            settings = Settings(
+                checkpoint.path,
+                Path(place) / "out",
+                [target],
+                allocate=how,
+                layout=layout,
+                repair=repair,
+            )
+            scores = self.measured.setdefault(
+                (how, repair), Scores(self.scores.blocks, self.scores.about)
+            )
+            given = Meter(), Lines(quiet=True)
+            measure_cuts(settings, scores, self.stream, self.calibration, Path(place) / "s", *given)
+            journal = Journal(Path(place), {})
+            found = plan_target(
+                settings, scores, checkpoint, target, self.stream, self.calibration, journal, *given
+            )
+        return self.plans.setdefault((allocate, repair, share), found)
+
+
 def perplexity_after(
     stream: BlockStream, plan: Plan, repair: str, calibration: TokenSet, judged: TokenSet
 ) -> tuple[float, float]:
@@ -99,9 +147,36 @@ def perplexity_after(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
         blocks = None if repair == "none" else Repair(stream, plan, calibration, repair).blocks()
-        write(stream.checkpoint, plan, folder, changes=blocks)
+        layout = layout_of(plan, "per-layer")
+        write(stream.checkpoint, plan, folder, layout, changes=blocks)
         seconds = time.perf_counter() - begin
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"], seconds
+
+
+def peers_of(model: str, evaluation: str) -> dict[str, dict[float, float]]:
+    """What others' programs reach on a model and a text: perplexity by the share that stays, by name."""
+    found = defaultdict(dict)
+    with PEERS.open() as lines:
+        for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+            if (row["model"], row["evaluation"]) == (model, evaluation):
+                found[row["peer"]][float(row["keep"])] = float(row["perplexity"])
+    return dict(found)
+
+
+def draw(title: str, sizes: dict[float, float], lines: dict[str, dict[float, float]], ours: set):
+    """A figure of perplexities by size in millions of parameters; lines not in `ours` are grey."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab20"].colors
+    for at, (name, values) in enumerate(lines.items()):
+        grey = {"color": str(0.45 + 0.05 * (at % 8)), "linestyle": CHARTED[at % len(CHARTED)]}
+        style = {"color": colours[at % 20], "marker": "o"} if name in ours else grey
+        keep = sorted(values)
+        axes.plot([sizes[k] for k in keep], [values[k] for k in keep], label=name, **style)
+    axes.set(title=title, xlabel="million parameters", ylabel="perplexity", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="x-small")
+    return figure
 
 
 def main(
@@ -114,6 +189,9 @@ def main(
     select: Annotated[
         list[str], typer.Option(help="score or obs; +measured: KV groups by their true cost.")
     ] = ["score"],  # noqa: B006
+    allocate: Annotated[
+        list[str], typer.Option(help="ALLOCATION, or ALLOCATION:per-layer for widths of their own.")
+    ] = ["uniform"],  # noqa: B006
     repair: list[str] = ["none", "ridge", "refine"],  # noqa: B006
     keep: Annotated[list[float], typer.Option(help="Shares of the blocks.")] = [0.9, 0.8, 0.7, 0.5],  # noqa: B006
     samples: int = 128,
@@ -129,27 +207,42 @@ def main(
         judged = tokenize(other, tokenizer, length, None, evaluation_range)
         stream = BlockStream(checkpoint, dtype=torch.float32)
         rows = Rows(results / f"{folder.name}.csv")
-        medians = defaultdict(list)
+        medians = defaultdict(lambda: defaultdict(list))
         for name, chosen, seed in product(method, select, range(seeds)):
-            calibration, scores = drawn(known, samples, seed), None
-            for how, share in product(repair, keep):
+            calibration, planned = drawn(known, samples, seed), None
+            for allocation, share, how in product(allocate, keep, repair):
                 cell = Cell(
-                    name, chosen, how, share, samples, calibration_range, evaluation_range, seed
+                    *(name, chosen, how, share, samples, calibration_range, evaluation_range),
+                    seed,
+                    allocation,
                 )
                 if cell not in rows.found:
-                    scores = scores or selected(name, chosen, calibration, stream, seed)
-                    plan = allocate(scores, checkpoint, Target("keep-blocks", share))
+                    planned = planned or Planned(stream, calibration, name, chosen, seed)
+                    plan = planned.plan(allocation, how, share)
                     rows.add(cell, *perplexity_after(stream, plan, how, calibration, judged))
-                medians[name, chosen, how, share].append(rows.found[cell])
+                medians[name, chosen, allocation, how][share].append(rows.found[cell])
+        dense = perplexity(stream, judged)["perplexity"]
+        peers = peers_of(folder.name, evaluation_range)
+        title = f"{folder.name}, float32: {dense:.3f} before"
         table = Table(
-            *("method", "select", "repair"),
+            *("method", "select", "allocate", "repair"),
             *(f"{k:g}" for k in keep),
-            title=f"{folder.name}, float32: {perplexity(stream, judged)['perplexity']:.3f} before",
+            title=title,
             caption=f"perplexity, medians of {seeds} seeds, {samples} calibration sequences",
         )
-        for line in product(method, select, repair):
-            table.add_row(*line, *(f"{statistics.median(medians[(*line, k)]):.3f}" for k in keep))
-        Console(width=120).print(table)
+        found = {}
+        for line, values in medians.items():
+            found[" ".join(line)] = {k: statistics.median(values[k]) for k in keep}
+            table.add_row(*line, *(f"{found[' '.join(line)][k]:.3f}" for k in keep))
+        for name, values in peers.items():
+            shown = (f"{values[k]:g}" if k in values else "-" for k in keep)
+            table.add_row(name, "", "", "", *shown)
+        Console(width=130).print(table)
+        costs = Costs.of(checkpoint)
+        shares = {k for values in [*found.values(), *peers.values()] for k in values}
+        sizes = {k: (costs.total["params"] - (1 - k) * costs.prunable) / 1e6 for k in shares}
+        figure = draw(title, sizes, peers | found, {*found})
+        figure.savefig(results / f"{folder.name}.png", dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -103,9 +103,13 @@ class BlockStream:
         with ExitStack() as stack:
             for name, tensor in tensors.items():
                 module, _, leaf = name.rpartition(".")
-                stack.enter_context(
-                    loaded(self.model.get_submodule(module), {leaf: tensor}, strict=False)
+                # Files of GPT-NeoX call the head otherwise than its class.
+                owner = (
+                    self.model.get_output_embeddings()
+                    if name == family.head
+                    else self.model.get_submodule(module)
                 )
+                stack.enter_context(loaded(owner, {leaf: tensor}, strict=False))
             yield self.model
 
     # -- running ----------------------------------------------------------------------------------

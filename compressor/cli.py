@@ -72,9 +72,10 @@ def compress(
     allocate: Annotated[
         str | None,
         Option(
-            help="uniform shares (default); exact: widths of the least measured errors, and besa: "
-            "learned ones (default of the method besa), both judged by held-back text; or global: "
-            "one ranking of all units (layout per-layer)."
+            help="uniform shares (default); exact: widths of the least measured errors; measured: the "
+            "same with errors in nats of the model's loss; besa: learned ones (default of the method "
+            "besa); all three judged by held-back text; or global: one ranking of all units (layout "
+            "per-layer)."
         ),
     ] = None,
     layout: Annotated[

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compressor.allocation.curves import scaled
 from compressor.allocation.ranking import normalised, solve_globally
 from compressor.checkpoint import Checkpoint
 from compressor.errors import MachineError
@@ -86,6 +87,19 @@ def ranked_sparsity(
     return found
 
 
+def loss_curves(scores: Scores, group: str) -> tuple[list[int], np.ndarray] | None:
+    """The numbers of units of a group, and the nats a token that a cut to so many adds, the other group
+    being whole [blocks, numbers]; None where the loss was not measured.
+    """
+    landscape = scores.landscape
+    if landscape is None or not landscape.losses:
+        return None
+    steps = {"attention": landscape.attention, "ffn": landscape.ffn}
+    curves = scaled(landscape, Lattice(landscape.ffn, landscape.attention))
+    rows = [nats[:, -1] if group == "attention" else nats[-1] for nats in curves]
+    return steps[group], torch.stack(rows).numpy()
+
+
 def draw(path: Path, scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Lattice) -> None:
     """Draw a plan and the scores it was made from into a PNG; `MachineError` without matplotlib."""
     try:
@@ -108,6 +122,8 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
     rows = [list(NAMES)]
     rows += [[f"alpha {g}" for g in NAMES]] if alpha else []
     rows += [[f"scores {g}" for g in NAMES]]
+    curves = {g: loss_curves(scores, g) for g in NAMES}
+    rows += [[f"curves {g}" for g in NAMES]] if all(curves.values()) else []
     rows += [["sparsity"] * 2] if scores.parts else []
     height = ROW * len(rows) + MARGIN
     grid = {"left": 0.08, "right": 0.99, "wspace": 0.19, "hspace": 0.55}
@@ -123,14 +139,17 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
             draw_alpha(panels[f"alpha {group}"], group, [block[group] for block in alpha])
         kept = [block[group] for block in plan.blocks]
         draw_scores(panels[f"scores {group}"], group, normalised(scores.blocks, group), kept)
+        if curves[group]:
+            draw_curves(panels[f"curves {group}"], group, *curves[group])
     if scores.parts:
         sparsities = ranked_sparsity(scores, plan, checkpoint, lattice)
         result = block_sparsity(plan.widths(), checkpoint.block_units, Costs.of(checkpoint))
         draw_sparsity(panels["sparsity"], sparsities, result, plan.about["allocate"])
-    for axes in panels.values():
-        axes.set_xlim(-0.6, checkpoint.blocks - 0.4)
+    for name, axes in panels.items():
+        if not name.startswith("curves"):
+            axes.set_xlim(-0.6, checkpoint.blocks - 0.4)
+            axes.set_xlabel("block", labelpad=1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("block", labelpad=1)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:  # beside the title, where no data are
             place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
@@ -208,6 +227,17 @@ def draw_quantiles(axes, colour: str, shown: np.ndarray) -> None:
     axes.fill_between(blocks, low, high, color=colour, alpha=0.2, linewidth=0, label="5-95 %")
     axes.fill_between(blocks, lower, upper, color=colour, alpha=0.4, linewidth=0, label="25-75 %")
     axes.plot(middle, color=colour, label="median")
+
+
+def draw_curves(axes, group: str, units: Sequence[int], nats: np.ndarray) -> None:
+    """A line a block, the later the darker; named where there is room."""
+    for block, values in enumerate(nats):
+        depth = (block + 1) / len(nats)
+        name = f"block {block}" if block in (0, len(nats) - 1) else None
+        axes.plot(units, values, color=COLOURS[group], alpha=0.25 + 0.75 * depth, label=name)
+    axes.set_title(f"Loss by {NAMES[group]} of one block", loc="left", size="medium")
+    axes.set(ylabel="nats a token", ylim=(0, None))
+    axes.set_xlabel("units that stay", labelpad=1)
 
 
 def draw_sparsity(

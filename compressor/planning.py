@@ -54,7 +54,15 @@ def measure_cuts(
         )
     with meter.stage("allocate"), lines.stage("allocate") as progress:
         scores.landscape = measure_landscape(
-            scores.blocks, stream, fitted, widths, settings.repair, learning, progress, saved
+            scores.blocks,
+            stream,
+            fitted,
+            widths,
+            settings.repair,
+            learning,
+            progress,
+            saved,
+            ALLOCATIONS[settings.allocate].probing,
         )
     scores.save(file)
 

@@ -13,6 +13,7 @@ from compressor.lattice import Lattice
 
 GROUPS = ("attention", "ffn")
 PARTS = ("alpha", "coarse", "fine")
+MEASURED = ("errors", "learned", "losses")
 
 
 @dataclass
@@ -21,7 +22,8 @@ class Landscape:
 
     attention, ffn: the numbers and widths, ascending, as in `Lattice`. about: the repair that the
     errors are after, the text, and the prices of `learned`. learned[block], where widths were learned,
-    is float64 [prices, groups]: the mean number of units of each group that stay.
+    is float64 [prices, groups]: the mean number of units of each group that stay. losses[block], where
+    measured, is float64 [cuts]: by how much each of `cuts`, [groups, channels], raises the loss.
     """
 
     errors: list[torch.Tensor]
@@ -29,10 +31,13 @@ class Landscape:
     ffn: list[int]
     about: dict = field(default_factory=dict)
     learned: list[torch.Tensor] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    cuts: list[tuple[int, int]] = field(default_factory=list)
 
     def described(self) -> dict:
-        """Everything but the errors, as JSON has it."""
-        return {"attention": self.attention, "ffn": self.ffn, "about": self.about}
+        """Everything but what is measured, as JSON has it."""
+        known = {"attention": self.attention, "ffn": self.ffn, "about": self.about}
+        return known | {"cuts": self.cuts}
 
     def on(self, lattice: Lattice) -> list[torch.Tensor]:
         """The errors on another lattice, which must be a part of this one."""
@@ -75,8 +80,9 @@ class Scores:
         }
         metadata = {"scores": json.dumps(self.about)}
         if self.landscape is not None:
-            tensors |= {f"{b}.errors": e for b, e in enumerate(self.landscape.errors)}
-            tensors |= {f"{b}.learned": e for b, e in enumerate(self.landscape.learned)}
+            for part in MEASURED:
+                blocks = getattr(self.landscape, part)
+                tensors |= {f"{b}.{part}": found for b, found in enumerate(blocks)}
             metadata["landscape"] = json.dumps(self.landscape.described())
         save_file(tensors, path, metadata=metadata)
 
@@ -99,16 +105,15 @@ class Scores:
                 parts = {p: read(f".{p}") for p in PARTS if f"0.{GROUPS[0]}.{p}" in names}
                 landscape = None
                 if "landscape" in metadata:
-                    errors, learned = (
-                        [
+                    measured = {
+                        part: [
                             handle.get_tensor(f"{b}.{part}").clone()
                             for b in range(count)
                             if f"{b}.{part}" in names
                         ]
-                        for part in ("errors", "learned")
-                    )
-                    described = json.loads(metadata["landscape"])
-                    landscape = Landscape(errors, **described, learned=learned)
+                        for part in MEASURED
+                    }
+                    landscape = Landscape(**measured, **json.loads(metadata["landscape"]))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
         return cls(blocks, about, parts, landscape)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from compressor.allocation import ALLOCATIONS
+from compressor.allocation.curves import FORWARDS
 from compressor.budget import identity
 from compressor.checkpoint import Checkpoint
 from compressor.families import Family
@@ -104,6 +105,8 @@ class Settings:
         states = 2 if self.repair == "none" else 6
         if self.judged:
             states = max(states, 6)  # those, the streams within the block, and what enters o_proj
+            if ALLOCATIONS[self.allocate].probing:
+                states += 2 * FORWARDS  # cuts pass half of the blocks, and all are kept
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 

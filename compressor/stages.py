@@ -47,7 +47,7 @@ def score(
     device: str | None = None,
     dtype: str = "auto",
     allocate: Annotated[
-        str | None, Option(help="Measure too what plan --allocate exact or besa needs.")
+        str | None, Option(help="Measure too what plan --allocate exact, measured or besa needs.")
     ] = None,
     repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
     besa_sampling: str | None = None,
@@ -151,12 +151,15 @@ def plan(
     allocate: Annotated[
         str,
         Option(
-            help="uniform, exact or besa (of scores made for it), or global (every block its own)."
+            help="uniform, exact, measured or besa (of scores made for it), or global (every block its "
+            "own)."
         ),
     ] = "uniform",
     layout: Annotated[
         str,
-        Option(help="per-layer or padded: exact and besa may give every block its own widths."),
+        Option(
+            help="per-layer or padded: exact, measured and besa may give every block its own widths."
+        ),
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ if not torch.cuda.is_available():
 
 from compressor.checkpoint import Checkpoint
 from compressor.families import FAMILIES, Family, modeling_alibi
-from compressor.per_layer import class_of, config_name
+from compressor.per_layer import class_of, config_name, has_uniform
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {
@@ -48,6 +49,8 @@ GEMMA = {
 
 
 FROM_THE_BASE_ON = {"bloom"}
+# One each of: tied heads, biases and windows, norms before the stream, slopes and fused heads.
+QUICK = ("bloom", "gemma2", "llama", "qwen2")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,7 +114,16 @@ def make_checkpoint():
     return build_checkpoint
 
 
-@pytest.fixture(scope="session", params=sorted(f for f in FAMILIES if FAMILIES[f].stock))
+def families(chosen: Callable[[Family], bool]) -> list:
+    """The model types of some families as parameters, most of them for `make test-all` only."""
+    return [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.breadth)
+        for name in sorted(FAMILIES)
+        if chosen(FAMILIES[name])
+    ]
+
+
+@pytest.fixture(scope="session", params=families(lambda family: family.stock))
 def any_family(request, random_family) -> Path:
     """One checkpoint of each family that transformers has a class for."""
     return random_family(request.param)
@@ -123,9 +135,7 @@ def every_family(request, random_family) -> Path:
     return random_family(request.param)
 
 
-@pytest.fixture(
-    scope="session", params=sorted(n for n, f in FAMILIES.items() if f.own_widths and f.stock)
-)
+@pytest.fixture(scope="session", params=families(lambda family: family.own_widths and family.stock))
 def any_unequal(request, random_family) -> Path:
     """The same of those whose blocks can have widths of their own."""
     return random_family(request.param)
@@ -148,6 +158,7 @@ def make_family(model_type: str, folder: Path) -> Path:
         "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
         "gemma2": GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": GEMMA | {"sliding_window_pattern": 2},
+        "gpt_neox": {"intermediate_size": 128, "rotary_pct": 0.5},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
         "opt": {
@@ -160,6 +171,12 @@ def make_family(model_type: str, folder: Path) -> Path:
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
     return build_checkpoint(folder, model_type, **special.get(model_type, {}))
+
+
+@pytest.fixture
+def equal_layout(any_family) -> str:
+    """What a cut of equal blocks is written as: uniform, where a family's class has other widths."""
+    return "uniform" if has_uniform(Checkpoint(any_family).family) else "per-layer"
 
 
 @pytest.fixture

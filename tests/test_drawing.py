@@ -20,13 +20,14 @@ from compressor.drawing import (
     figure_of,
     fusion_rates,
     kept_shares,
+    loss_curves,
     quantiles,
     ranked_sparsity,
 )
 from compressor.errors import MachineError
 from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
-from compressor.scores import Scores
+from compressor.scores import Landscape, Scores
 from compressor.scoring import score
 from compressor.stages import stages
 
@@ -210,3 +211,29 @@ def test_report_of_saved_scores(fused, llama, tmp_path, capsys):
     assert report("--out", tmp_path / "gone" / "p.png") == 2
     errors = capsys.readouterr().err
     assert "between 0 and 1, not 2" in errors and errors.count("There is no folder") == 2
+
+
+def test_curves_of_the_loss_are_drawn_where_they_were_measured(fused, llama, tmp_path):
+    checkpoint = Checkpoint(llama)
+    allowed = lattice(checkpoint)
+    errors = torch.rand(len(allowed.attention), len(allowed.ffn), dtype=torch.float64)
+    errors[-1, -1] = 0
+    landscape = Landscape(
+        [errors] * 3,
+        allowed.attention,
+        allowed.ffn,
+        losses=[b * errors[1, -1:] for b in (1, 2, 3)],
+        cuts=[(allowed.attention[1], allowed.ffn[-1])],
+    )
+    scores = Scores(fused.blocks, fused.about, landscape=landscape)
+    units, nats = loss_curves(scores, "ffn")
+    assert units == allowed.ffn and nats.shape == (3, len(units))
+    np.testing.assert_allclose(nats, np.outer([1, 2, 3], errors[-1]))
+    _, nats = loss_curves(scores, "attention")
+    np.testing.assert_allclose(nats, np.outer([1, 2, 3], errors[:, -1]))
+    assert loss_curves(fused, "ffn") is None
+    figure = figure_of(scores, *planned(scores, llama)[1:])
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert sum(title.startswith("Loss by") for title in titles) == 2
+    figure = figure_of(*planned(fused, llama))
+    assert not any(axes.get_title(loc="left").startswith("Loss by") for axes in figure.axes)

@@ -81,7 +81,10 @@ def test_kernels_package_is_a_docstring():
 
 @pytest.mark.parametrize("folder", ["compressor", "kernels"])
 def test_imports_are_absolute(folder):
-    for path in (ROOT / folder).rglob("*.py"):
+    beside = {
+        ROOT / "compressor/families/modeling_alibi.py"
+    }  # it imports another file of the folder that it is shipped in
+    for path in {*(ROOT / folder).rglob("*.py")} - beside:
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.ImportFrom) and node.level), path
 

@@ -38,14 +38,19 @@ def masked_logits(checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", ["uniform", "padded"])
-def test_result_loads_and_computes_what_the_masked_source_does(any_family, tmp_path, layout):
+def test_result_loads_and_computes_what_the_masked_source_does(
+    any_family, equal_layout, tmp_path, layout
+):
     checkpoint = Checkpoint(any_family)
+    layout = equal_layout if layout == "uniform" else layout
     plan = plan_for(checkpoint, protect=[1] if layout == "padded" else [])
     write(checkpoint, plan, tmp_path / "out", layout)
-    model, found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, trust_remote_code=layout == "per-layer"
+    )
     assert not any(found.values())
     torch.testing.assert_close(logits(model), masked_logits(checkpoint, plan), rtol=1e-4, atol=1e-5)
-    if layout == "uniform":
+    if layout != "padded":
         assert Checkpoint(tmp_path / "out").parameters == plan.about["parameters"]
     else:
         assert Checkpoint(tmp_path / "out").parameters == checkpoint.parameters

@@ -3,7 +3,8 @@
     uniform   the same widths in every block, of attention and FFN about the same share
     global    all units of the model ranked together; every block its own widths
     exact     the widths whose measured errors add up to least (`exact.py`, `landscape.py`)
-    besa      the same of widths next to those that blocks learned (`besa.py`)
+    measured  the same of errors in nats: what they are worth to the model's loss (`curves.py`)
+    besa      exact, of widths next to those that blocks learned (`besa.py`)
 
 Which units stay is the same in all: the best-scored of each group of each block.
 """
@@ -28,18 +29,23 @@ class Allocation:
 
     alike, unlike: whether it finds widths that are equal in all blocks, and that are not.
     measured: whether it compares measured errors of cuts, and is judged by held-back text.
+    probing: whether it needs the loss of the model with cuts.
     """
 
     solve: Callable[..., list[Widths]]
     alike: bool = True
     unlike: bool = True
     measured: bool = False
+    probing: bool = False
 
 
 ALLOCATIONS = {
     "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False),
     "global": Allocation(lambda *given: solve_globally(*given[:-1]), alike=False),
     "exact": Allocation(solve_measured, measured=True),
+    "measured": Allocation(
+        lambda *given: solve_measured(*given, in_nats=True), measured=True, probing=True
+    ),
     "besa": Allocation(lambda *given: solve_measured(*given, learned=True), measured=True),
 }
 

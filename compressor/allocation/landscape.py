@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from compressor.allocation.curves import Probes
 from compressor.allocation.prefixes import plain_errors, refit_errors
 from compressor.blocks import Activations, BlockStream, states_of
 from compressor.calibration import Batch, TokenSet
@@ -48,30 +49,33 @@ def measure_landscape(
     learning: Callable | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     saved: Path | None = None,
+    probing: bool = False,
 ) -> Landscape:
     """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
 
     learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
     saved: a folder where finished blocks are kept, and taken from if they are there.
+    probing: whether the loss of some cuts is measured too (`curves.py`), on the sequences held back.
 
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
     """
     geometry, refit = Geometry.of(stream.checkpoint), refits(repair)
     fitted, held = (part.sequences for part in tokens.split(HELD_BACK))
-    if not refit:
+    if not refit and not probing:
         fitted, held = [*fitted, *held], []
-    if not fitted or (refit and not held):
+    if not fitted or ((refit or probing) and not held):
         raise InputError("The errors of repaired cuts need at least 2 calibration sequences.")
     batches = TokenSet(fitted).batches()
     first_held = len(batches)
     batches += TokenSet(held).batches()
     blocks = []
+    probes = Probes(stream, batches, first_held, lattice) if probing else None
 
     def measured(index: int, layer, forward) -> dict[str, torch.Tensor]:
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
         block.observe(forward)
-        found = {"errors": block.errors(orders[index], lattice)}
+        found = {"errors": block.errors(orders[index], lattice, probes)} | block.cut
         if block.silent or not found["errors"].isfinite().all():
             raise InputError(
                 f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
@@ -84,22 +88,30 @@ def measure_landscape(
 
     def visit(index: int, layer, forward) -> None:
         found = finished_block(saved, index)
+        if probes is not None:
+            forward = probes.heard(layer, forward)
         if found is None:
             found = measured(index, layer, forward)
             keep_block(saved, index, found)
         else:
             for _ in forward():
                 pass
+        if probes is not None:
+            found = probes.carry(layer, found)
         blocks.append(found)
         progress(index + 1, stream.checkpoint.blocks)
 
-    stream.run([b.ids for b in batches], visit).discard()
+    leaving = stream.run([b.ids for b in batches], visit)
+    losses = [] if probes is None else probes.losses(leaving)
+    leaving.discard()
     return Landscape(
         [block["errors"] for block in blocks],
         lattice.attention,
         lattice.ffn,
         {"repair": repair if refit else "none", "calibration": tokens.protocol},
         [block["learned"] for block in blocks if "learned" in block],
+        losses,
+        [] if probes is None else probes.cuts,
     )
 
 
@@ -107,9 +119,9 @@ def check_family(family: Family) -> None:
     """Refuse blocks in which the FFN widths' errors are no sums over the tokens."""
     if family.post_norms:
         raise InputError(
-            "--allocate exact and besa take the errors of all cuts from the sums of what the output "
-            f"projections add to the stream, and {family.model_type} norms that before it is added; use "
-            "--allocate uniform or global."
+            "--allocate exact, measured and besa take the errors of all cuts from the sums of what the "
+            f"output projections add to the stream, and {family.model_type} norms that before it is "
+            "added; use --allocate uniform or global."
         )
 
 
@@ -132,16 +144,21 @@ class BlockCuts:
         self.before, self.heads, self.after, self.out = (
             Activations(stream.offload) for _ in range(4)
         )
+        self.cut: dict[str, torch.Tensor] = {}  # what probes were given
 
-    def errors(self, scores: dict[str, torch.Tensor], lattice: Lattice) -> torch.Tensor:
-        """float64 [numbers of groups, FFN widths], on the CPU."""
+    def errors(
+        self, scores: dict[str, torch.Tensor], lattice: Lattice, probes: Probes | None = None
+    ) -> torch.Tensor:
+        """float64 [numbers of groups, FFN widths], on the CPU; probes are given their cuts."""
         groups = (-scores["attention"]).argsort(stable=True)
         channels = (-scores["ffn"]).argsort(stable=True).to(self.device)
         changes = self.attention_changes(groups, lattice.attention)
         widths = torch.tensor(lattice.ffn)
         found = []
-        for change in changes:
+        for groups_kept, change in zip(lattice.attention, changes, strict=True):
             fit, held = self.ffn_sums(change)
+            if probes is not None:
+                self.cut |= probes.outputs(self, groups_kept, change, channels, [fit, held])
             down = self.output("ffn").weight
             if self.refit:
                 errors, judged = refit_errors(fit, held, down, channels, GRID), held
@@ -164,6 +181,7 @@ class BlockCuts:
         o_proj.
         """
         seen = {}
+
         hooks = [
             self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
             self.output("attention").register_forward_pre_hook(
@@ -222,19 +240,29 @@ class BlockCuts:
     def ffn_sums(self, change: torch.Tensor) -> list[Moments]:
         """Of the fitted and the held-back tokens, the sums of what down_proj reads and should give."""
         down = self.output("ffn")
-        norm = self.layer.get_submodule(self.family.ffn_norm)
         sums = self.moments(down.weight.shape[1], down.weight.shape[0])
         for i in range(len(self.batches)):
+            real = self.batches[i].mask.to(self.device)
             out = self.rows(self.out, i)
-            stream = self.rows(self.after, i) + self.rows(self.heads, i) @ change.T.to(out.dtype)
-            read = norm((self.rows(self.before, i) if self.geometry.parallel else stream)[None])
-            inputs = captured(down, lambda read=read: self.family.feed_forward(self.layer, read))[0]
+            stream, inputs = (x[real] for x in self.cut_states(i, change))
             targets = wide(out) - wide(stream)
             if down.bias is not None:
                 targets -= wide(down.bias)
             rate = rates(out) / out.shape[-1] ** 0.5
             sums[i >= self.first_held].add(wide(inputs) * rate, targets * rate)
         return sums
+
+    def cut_states(self, i: int, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of batch i the stream after an attention whose o_proj has changed by `change`, and what
+        down_proj then reads, both [sequences, tokens, channels].
+        """
+        family, norm = self.family, self.layer.get_submodule(self.family.ffn_norm)
+        after, heads = (states.get(i, self.device) for states in (self.after, self.heads))
+        stream = after + heads @ change.T.to(heads.dtype)
+        read = norm(self.before.get(i, self.device) if self.geometry.parallel else stream)
+        return stream, captured(
+            self.output("ffn"), lambda: family.feed_forward(self.layer, read)
+        ).view(*stream.shape[:-1], -1)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

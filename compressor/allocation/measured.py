@@ -1,8 +1,11 @@
-"""Allocation by the measured errors of cuts: `exact`, or `besa` next to what blocks learned."""
+"""Allocation by what cuts were measured to do: `exact` by the errors of blocks, `besa` next to what they
+learned, `measured` by the loss of the model.
+"""
 
 from collections.abc import Sequence
 
 from compressor.allocation.besa import learned_groups, near_path
+from compressor.allocation.curves import scaled
 from compressor.allocation.exact import Widths, best_split, own_widths
 from compressor.allocation.uniform import constant_splits, everywhere, smallest
 from compressor.checkpoint import Checkpoint
@@ -20,20 +23,22 @@ def solve_measured(
     protect: Sequence[int] = (),
     alike: bool = True,
     learned: bool = False,
+    in_nats: bool = False,
 ) -> list[Widths]:
     """Widths whose blocks' errors add up to least, from the landscape that comes with the scores.
 
     alike: all blocks have the same widths, except those that are protected. learned: of the cuts next
-    to what blocks learned (`besa.py`) alone.
+    to what blocks learned (`besa.py`) alone. in_nats: by what the errors are worth (`curves.py`).
     """
     landscape = scores.landscape
-    if landscape is None or (learned and not landscape.learned):
-        how = "besa" if learned else "exact"
+    missing = landscape is None or (learned and not landscape.learned)
+    if missing or (in_nats and not landscape.losses):
+        how = "besa" if learned else "measured" if in_nats else "exact"
         raise InputError(
             f"--allocate {how} needs what is measured of cuts, which these scores come without; "
             f"score again with --allocate {how}."
         )
-    errors = landscape.on(lattice)
+    errors = scaled(landscape, lattice) if in_nats else landscape.on(lattice)
     free = [b for b in range(checkpoint.blocks) if b not in protect]
     errors = [errors[b] for b in free]
     costs = Costs.of(checkpoint, target.budget)

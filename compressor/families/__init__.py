@@ -8,6 +8,7 @@ from compressor.families import (
     bloom,
     gemma2,
     gemma3_text,
+    gpt_neox,
     llama,
     mistral,
     opt,
@@ -17,7 +18,19 @@ from compressor.families import (
 )
 from compressor.families.table import Family, Slice
 
-MODULES = (alibi_baichuan, bloom, gemma2, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3)
+MODULES = (
+    alibi_baichuan,
+    bloom,
+    gemma2,
+    gemma3_text,
+    gpt_neox,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+)
 FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 # Types that come close to a table, and why they are not read.

@@ -68,6 +68,9 @@ def write_quantized(
     write_index(folder, shards)
     copy_side_files(checkpoint, folder)
     head = checkpoint.family.head.removesuffix(".weight")
-    config = checkpoint.written_config | {"quantization_config": quantization_config(group, [head])}
+    ignored = sorted({head, "lm_head"})  # as the files call it, and the class
+    config = checkpoint.written_config | {
+        "quantization_config": quantization_config(group, ignored)
+    }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

@@ -193,5 +193,5 @@ def test_smallest_target_leaves_one_step_everywhere(llama):
 
 def test_unknown_allocation(llama):
     checkpoint = Checkpoint(llama)
-    with pytest.raises(InputError, match="uniform, global, exact or besa, not 'magic'"):
+    with pytest.raises(InputError, match="uniform, global, exact, measured or besa, not 'magic'"):
         allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), how="magic")

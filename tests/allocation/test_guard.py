@@ -27,7 +27,7 @@ def texts(count=9, seed=0) -> TokenSet:
 
 
 @pytest.mark.parametrize("repair", ["none", "ridge"])
-def test_the_loss_is_that_of_the_written_checkpoint(any_family, tmp_path, repair):
+def test_the_loss_is_that_of_the_written_checkpoint(any_family, equal_layout, tmp_path, repair):
     checkpoint = Checkpoint(any_family)
     stream = BlockStream(checkpoint)
     scores = score(checkpoint, "random")
@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_the_written_checkpoint(any_family, tmp_path, repair
     fitted, judged = texts(), texts(5, seed=1)
     found = loss_after(stream, plan, judged, fitted, repair)
     changes = None if repair == "none" else Repair(stream, plan, fitted, repair).blocks()
-    write(checkpoint, plan, tmp_path / "out", changes=changes)
+    write(checkpoint, plan, tmp_path / "out", equal_layout, changes=changes)
     written = BlockStream(Checkpoint(tmp_path / "out"))
     assert found == pytest.approx(math.log(perplexity(written, judged)["perplexity"]), rel=1e-5)
 

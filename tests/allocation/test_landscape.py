@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compressor.allocation.landscape import HELD_BACK, measure_landscape
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, states_of
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.cut import channels_of
@@ -44,7 +44,7 @@ class Block:
 
         def take(_, args, kwargs, out) -> None:
             self.calls.append((args, kwargs))
-            self.dense.append(out)
+            self.dense.append(states_of(out))
 
         handle = self.layer.register_forward_hook(take, with_kwargs=True)
         with torch.no_grad():
@@ -58,7 +58,7 @@ class Block:
     @torch.no_grad()
     def outputs(self, kept) -> list[torch.Tensor]:
         with only_units(self.layer, self.geometry, kept):
-            return [self.layer(*args, **kwargs) for args, kwargs in self.calls]
+            return [states_of(self.layer(*args, **kwargs)) for args, kwargs in self.calls]
 
     def error(self, outputs, only=lambda i: True) -> float:
         shares = [

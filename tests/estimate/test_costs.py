@@ -54,7 +54,9 @@ def counted(model, family, **call) -> dict[str, int]:
     root = type(model).__name__
     blocks = range(model.config.num_hidden_layers)
     found = {str(i): modules[f"{root}.{family.layers}.{i}"] for i in blocks}
-    return found | {"head": modules[f"{root}.{family.head.removesuffix('.weight')}"]}
+    head = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is head)
+    return found | {"head": modules[f"{root}.{name}"]}
 
 
 def test_flops_of_a_prefill_are_those_counted(any_family):

@@ -94,8 +94,14 @@ def test_it_is_llama(pair):
     ("arguments", "container"),
     [
         (["--keep-blocks", 0.6], "mistral"),
-        (["--keep-blocks", 0.6, "--container", "llama"], "llama"),
-        (["--keep-blocks", 0.6, "--layout", "per-layer", "--protect", 0], "mistral"),
+        pytest.param(
+            ["--keep-blocks", 0.6, "--container", "llama"], "llama", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["--keep-blocks", 0.6, "--layout", "per-layer", "--protect", 0],
+            "mistral",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_result_is_stock(pair, text_file, tmp_path, arguments, container):

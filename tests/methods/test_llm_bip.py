@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, states_of
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.methods import METHODS
@@ -39,7 +39,7 @@ def block_errors(folder, group, p):
         captured = []
         normed = group in geometry.family.post_norms
         module = layer.get_submodule(geometry.output_module(group)) if normed else layer
-        handle = module.register_forward_hook(lambda m, a, out: captured.append(out))
+        handle = module.register_forward_hook(lambda m, a, out: captured.append(states_of(out)))
 
         def run():
             captured.clear()

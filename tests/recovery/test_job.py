@@ -67,7 +67,7 @@ def dies_after_a_save(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
-def test_the_whole_job(any_family, quick, text_file, tmp_path, capsys, method):
+def test_the_whole_job(any_family, equal_layout, quick, text_file, tmp_path, capsys, method):
     """Verified in a fresh process: the cut against its source, the recovered against what it was."""
     dest = tmp_path / "out"
     options = [o for o in quick if o != "--no-verify"]
@@ -75,7 +75,7 @@ def test_the_whole_job(any_family, quick, text_file, tmp_path, capsys, method):
         options.append("--no-verify")  # which takes seconds
     code = compress(
         any_family, dest, "--keep", 0.7, *options, "--recover", method, "--evaluation", text_file,
-        "--json",
+        "--layout", equal_layout, "--json",
     )  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert code == 0 and left_over(dest) == ["out"]

@@ -148,7 +148,7 @@ def run_beside(folder, kind):
             layer = whole.layers(whole.cut)[block]
             mine = cut_block(dict(layer.state_dict()), checkpoint, plan.blocks[block])
             for name, found in changed.items():
-                assert (found - mine[name]).norm() <= 2e-3 * mine[name].norm(), name
+                assert (found - mine[name]).norm() <= 5e-3 * mine[name].norm(), name
     return changes
 
 
@@ -304,16 +304,20 @@ def test_what_is_left_out_is_said(llama):
     assert left_out and ", ".join(left_out) in repair.warnings[1]
 
 
-def test_the_last_loss_is_the_divergence_that_the_written_model_has(any_family, tmp_path):
+def test_the_last_loss_is_the_divergence_that_the_written_model_has(
+    any_family, equal_layout, tmp_path
+):
     repair, changes = repaired(any_family, "refine")
     all_losses = [block["steps"]["refine"]["losses"] for block in repair.record]
     assert any(min(losses) < losses[0] for losses in all_losses)
     losses = all_losses[-1]
     checkpoint = Checkpoint(any_family)
-    write(checkpoint, plan_of(checkpoint), tmp_path / "out", changes=changes)
+    write(checkpoint, plan_of(checkpoint), tmp_path / "out", equal_layout, changes=changes)
     with torch.no_grad():
         theirs, ours = (
-            AutoModelForCausalLM.from_pretrained(folder)(texts()[HELD_BACK - 1][None]).logits[0]
+            AutoModelForCausalLM.from_pretrained(
+                folder, trust_remote_code=equal_layout == "per-layer"
+            )(texts()[HELD_BACK - 1][None]).logits[0]
             for folder in (any_family, tmp_path / "out")
         )
     found = torch.distributions.kl_divergence(
