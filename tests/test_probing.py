@@ -61,7 +61,8 @@ def test_equal_those_of_the_ordinary_model(any_family, per_batch, monkeypatch, r
     stream = BlockStream(Checkpoint(any_family), dtype=torch.float64)
     found = loss_changes(stream, token_set().batches(per_batch), PROBES)
     expected = expected_changes(any_family, token_set(), PROBES)
-    assert found.dtype == torch.float64 and expected.abs().min() > 1e-6
+    assert found.dtype == torch.float64
+    assert (expected.abs() > 1e-6).sum() >= len(PROBES) - 1  # a unit behind relu may be silent
     torch.testing.assert_close(found, expected, rtol=0, atol=max(rounding, 1e-9))
 
 

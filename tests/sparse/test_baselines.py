@@ -71,7 +71,7 @@ def test_wanda_zeroes_the_least_of_each_row_by_weight_times_input_norm(
         importance = weight.double().abs() * inputs[name].square().sum(0).sqrt()
         count = int(sparsity * weight.shape[1])
         expected = weight.clone()
-        for row, order in enumerate(importance.argsort(dim=1)):
+        for row, order in enumerate(importance.argsort(dim=1, stable=True)):
             expected[row, order[:count]] = 0
         assert torch.equal(pruned, expected)
 
