@@ -2,7 +2,8 @@
 
 FLOPs: of the prefill of `CONTEXT` tokens (or of as many as the model has positions), as
 `estimate/costs.py` counts them; where blocks attend through different windows, a KV group counts as
-the mean of them. Embedding and norms cost nothing, the head is not cut.
+the mean of them, rounded down: what is left counts at most a few FLOPs too many. Embedding and norms
+cost nothing, the head is not cut.
 
 Table: JSON, in any one unit, such as milliseconds measured on the machine that the result is for:
 
