@@ -47,7 +47,7 @@ GEMMA = {
 }
 
 
-FROM_THE_BASE_ON = {"bloom"}
+FROM_THE_BASE_ON = {"bloom", "gpt2"}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -148,6 +148,14 @@ def make_family(model_type: str, folder: Path) -> Path:
         "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
         "gemma2": GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": GEMMA | {"sliding_window_pattern": 2},
+        "gpt2": {
+            "intermediate_size": 128,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 96,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
         "gpt_neox": {"intermediate_size": 128, "rotary_pct": 0.5},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},
