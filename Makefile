@@ -1,6 +1,7 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
 # make families  write docs/families.md from what the tests of the model families see
+# make test-all  every test: the slow ones, and every model family in every test
 # make compat     load results in two versions of transformers
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
@@ -11,7 +12,7 @@ export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-slow compat families asan lint bench bench-whole gpu clean
+.PHONY: install compress test test-all test-slow compat families asan lint bench bench-whole gpu clean
 
 install: $(VENV)/.installed
 
@@ -28,7 +29,10 @@ compress: install
 	$(BIN)/python examples/continue_text.py examples/tiny-llama $(OUT)
 
 test: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not breadth"
+
+test-all: install
+	$(BIN)/python -m pytest -q
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow

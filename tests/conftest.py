@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,8 @@ GEMMA = {
 
 
 FROM_THE_BASE_ON = {"bloom", "gpt2"}
+# One each of: tied heads, biases and windows, norms before the stream, slopes and fused heads.
+QUICK = ("bloom", "gemma2", "llama", "qwen2")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -77,7 +80,8 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
         model = class_of(config, family)._from_config(config)
     model.float()
     for name, parameter in model.named_parameters():
-        centre = 1.0 - FAMILIES[model_type].norm_offset if "norm" in name else 0.0
+        scales = "norm" in name or "ln_" in name
+        centre = 1.0 - FAMILIES[model_type].norm_offset if scales else 0.0
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
@@ -111,7 +115,16 @@ def make_checkpoint():
     return build_checkpoint
 
 
-@pytest.fixture(scope="session", params=sorted(f for f in FAMILIES if FAMILIES[f].stock))
+def families(chosen: Callable[[Family], bool]) -> list:
+    """The model types of some families as parameters, most of them for `make test-all` only."""
+    return [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.breadth)
+        for name in sorted(FAMILIES)
+        if chosen(FAMILIES[name])
+    ]
+
+
+@pytest.fixture(scope="session", params=families(lambda family: family.stock))
 def any_family(request, random_family) -> Path:
     """One checkpoint of each family that transformers has a class for."""
     return random_family(request.param)
@@ -123,9 +136,7 @@ def every_family(request, random_family) -> Path:
     return random_family(request.param)
 
 
-@pytest.fixture(
-    scope="session", params=sorted(n for n, f in FAMILIES.items() if f.own_widths and f.stock)
-)
+@pytest.fixture(scope="session", params=families(lambda family: family.own_widths and family.stock))
 def any_unequal(request, random_family) -> Path:
     """The same of those whose blocks can have widths of their own."""
     return random_family(request.param)

@@ -13,7 +13,6 @@ from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.estimate.costs import parts
 from compressor.lattice import lattice
-from compressor.per_layer import loader
 from compressor.plan import Costs, Target
 from compressor.scores import GROUPS, Landscape
 from compressor.scoring import score
