@@ -19,6 +19,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -83,6 +84,7 @@ class BlockStream:
                 self.model = per_layer._from_config(config, dtype=self.dtype)
             else:
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            make_linear(self.model)
         self.model.eval()
         move_buffers(self.model, self.device)
         self.layers = self.model.get_submodule(checkpoint.family.layers)
@@ -243,6 +245,19 @@ def loaded(module: nn.Module, tensors: dict[str, torch.Tensor], strict: bool = T
         yield module
     finally:
         module.load_state_dict(former, assign=True, strict=False)
+
+
+def make_linear(model: nn.Module) -> nn.Module:
+    """The model with `Linear` modules in the place of GPT-2's, whose weights are [in, out].
+
+    The weights are the same memory, and so the numbers computed are the same, too.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            linear = nn.Linear(module.nx, module.nf, device="meta")
+            linear.weight, linear.bias = nn.Parameter(module.weight.data.t()), module.bias
+            model.set_submodule(name, linear)
+    return model
 
 
 def assign(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

@@ -35,8 +35,8 @@ class Checkpoint:
     transformers has the model's names, but one computes the same (`translated`), all is as that one has
     it. `tensors` maps a name to its header entry: `shape`, `dtype`, `key`, its name in `file`, and
     `begin`, `end`, in bytes from the start of it; `rows` if it is a part of what is stored, `normalised`
-    if each row is divided by its norm. Shards are opened anew on every read: a kept handle would keep
-    every page ever touched in resident memory.
+    if each row is divided by its norm, `transposed` if files hold it as [in, out]. Shards are opened
+    anew on every read: a kept handle would keep every page ever touched in resident memory.
     """
 
     dtypes = DTYPES
@@ -58,7 +58,7 @@ class Checkpoint:
         check_per_layer(self.config, self.family)
         self.tensors: dict[str, SimpleNamespace] = {}
         for file in self._shards():
-            self.tensors.update(read_header(self.path / file, self.dtypes))
+            self.tensors.update(read_header(self.path / file, self.dtypes, self.family.not_read))
         self._check_index()
         self._find_weights()
         self._complete_names()
@@ -168,6 +168,10 @@ class Checkpoint:
         tensors = self.read(self.block_name(block, name) for name in names)
         return {name: tensors[self.block_name(block, name)] for name in names}
 
+    def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of this whole name as files hold it: what `read` gives, turned back."""
+        return tensor.t() if self.tensors[name].transposed else tensor
+
     def will_need_block(self, block: int) -> None:
         """Have the system read a block's bytes ahead, into its cache and not into our memory."""
         if not hasattr(os, "posix_fadvise"):
@@ -264,16 +268,16 @@ class Checkpoint:
         if not (self.path / INDEX).exists():
             return
         for name, file in self._read_json(INDEX, "")["weight_map"].items():
+            if name.endswith(self.family.not_read):
+                continue
             if name not in self.tensors or self.tensors[name].file.name != file:
                 raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
 
     def _complete_names(self) -> None:
-        self.tensors = completed(self.tensors, self.family)
+        self.tensors = turned(completed(self.tensors, self.family), self.family)
 
     def _leave_out_duplicates(self) -> None:
-        """Forget what a model does not read: stored tables, and a second copy of a tied head."""
-        for name in [n for n in self.tensors if n.endswith(self.family.not_read)]:
-            del self.tensors[name]
+        """Forget a second copy of a tied head."""
         head, embedding = self.family.head, self.family.embedding
         if self.config.get("tie_word_embeddings") and {head, embedding} <= self.tensors.keys():
             pair = self.read([head, embedding])
@@ -323,6 +327,16 @@ def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, 
     return {name if name == family.head else f"{base}.{name}": t for name, t in tensors.items()}
 
 
+def turned(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
+    """Every matrix of the family's table as [out, in], whichever way files hold it."""
+    return {
+        name: SimpleNamespace(**vars(t) | {"shape": t.shape[::-1], "transposed": True})
+        if family.is_transposed(name, t.shape)
+        else t
+        for name, t in tensors.items()
+    }
+
+
 def read_tensors(
     entries: Mapping[str, SimpleNamespace], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
@@ -342,16 +356,23 @@ def read_tensor(handle, entry: SimpleNamespace) -> torch.Tensor:
     if entry.rows is not None:
         return handle.get_slice(entry.key)[entry.rows]
     tensor = handle.get_tensor(entry.key)
+    if entry.transposed:
+        return tensor.t()
     return torch.nn.functional.normalize(tensor) if entry.normalised else tensor
 
 
 def read_header(
-    file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES
+    file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES, not_read: tuple[str, ...] = ()
 ) -> dict[str, SimpleNamespace]:
-    """The header of one safetensors file, checked against the file's length."""
+    """The header of one safetensors file, checked against the file's length.
+
+    not_read: ends of names that are left out, whatever their dtype.
+    """
     entries, begin = read_entries(file)
     tensors = {}
     for name, entry in entries.items():
+        if name.endswith(not_read):
+            continue
         if entry["dtype"] not in dtypes:
             raise InputError(
                 f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(dtypes)} are read "
@@ -367,6 +388,7 @@ def read_header(
             end=begin + entry["data_offsets"][1],
             rows=None,
             normalised=False,
+            transposed=False,
         )
     return tensors
 

@@ -34,6 +34,12 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "--quantize packs weights for transformers' own classes, and it has none of "
             f"{checkpoint.family.model_type} with ALiBi; leave it out."
         )
+    if settings.quantization.wanted and checkpoint.family.transposed:
+        raise InputError(
+            f"--quantize packs the weights of Linear modules, and transformers' class of "
+            f"{checkpoint.family.model_type} has others (Conv1D), which compressed-tensors does not "
+            "load; leave it out."
+        )
     if settings.weights.single:
         check_weights(settings, checkpoint)
         check_equal_blocks(checkpoint, "--granularity weight")

@@ -23,7 +23,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
-from compressor.blocks import assign
+from compressor.blocks import assign, make_linear
 from compressor.checkpoint import Checkpoint, read_tokenizer
 from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
@@ -130,8 +130,9 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto"):
-    """Model and tokenizer by transformers, refusing any tensor that did not match.
+    """Model and tokenizer by transformers, refusing any tensor that did not match, but for stored buffers.
 
+    Projections are `Linear` modules in every family; weights that GPT-2's are made of are views.
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
     from transformers import AutoModelForCausalLM, logging
@@ -149,10 +150,15 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
         tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
         raise VerificationError(f"{folder} does not load with transformers: {error}") from error
-    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+    not_read = family.not_read if family is not None else ()
+    kinds = {
+        kind: [name for name in map(str, names) if not name.endswith(not_read)]
+        for kind, names in found.items()
+    }
+    wrong = {kind: sorted(names) for kind, names in kinds.items() if names}
     if wrong:
         raise VerificationError(f"{folder} loads with tensors that do not match: {wrong}.")
-    return model.eval(), tokenizer
+    return make_linear(model).eval(), tokenizer
 
 
 def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:

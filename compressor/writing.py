@@ -76,7 +76,7 @@ def write(
             block = cut_block(weights, checkpoint, kept, padding[index], changed)
             for inner, tensor in block.items():
                 name = checkpoint.block_name(index, inner)
-                files[name].put(name, tensor)
+                files[name].put(name, checkpoint.as_stored(name, tensor))
             del block, weights
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
@@ -280,7 +280,8 @@ def plan_shards(
         names = checkpoint.block_tensors(index)
         block = {n: empty(checkpoint, checkpoint.block_name(index, n)) for n in names}
         block = cut_block(block, checkpoint, kept, padding[index])
-        results.append({checkpoint.block_name(index, n): t for n, t in block.items()})
+        named = {checkpoint.block_name(index, n): t for n, t in block.items()}
+        results.append({name: checkpoint.as_stored(name, t) for name, t in named.items()})
     return divided(results, limit)
 
 

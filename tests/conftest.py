@@ -48,7 +48,7 @@ GEMMA = {
 }
 
 
-FROM_THE_BASE_ON = {"bloom"}
+FROM_THE_BASE_ON = {"bloom", "gpt2"}
 # One each of: tied heads, biases and windows, norms before the stream, slopes and fused heads.
 QUICK = ("bloom", "gemma2", "llama", "qwen2")
 
@@ -80,7 +80,8 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
         model = class_of(config, family)._from_config(config)
     model.float()
     for name, parameter in model.named_parameters():
-        centre = 1.0 - FAMILIES[model_type].norm_offset if "norm" in name else 0.0
+        scales = "norm" in name or "ln_" in name
+        centre = 1.0 - FAMILIES[model_type].norm_offset if scales else 0.0
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
@@ -158,6 +159,14 @@ def make_family(model_type: str, folder: Path) -> Path:
         "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
         "gemma2": GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": GEMMA | {"sliding_window_pattern": 2},
+        "gpt2": {
+            "intermediate_size": 128,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 96,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
         "gpt_neox": {"intermediate_size": 128, "rotary_pct": 0.5},
         "llama": {"tie_word_embeddings": True},
         "mistral": {"sliding_window": 5},

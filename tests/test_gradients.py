@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, make_linear
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gradients import backward
@@ -38,7 +38,7 @@ def test_equals_the_ordinary_backward(any_family, dtype, tolerance, chunk, monke
     monkeypatch.setattr("compressor.gradients.LOGITS_TOKENS", chunk)
     stream = BlockStream(Checkpoint(any_family), dtype=dtype)
     losses, found = streamed(stream, sequences())
-    model = AutoModelForCausalLM.from_pretrained(any_family, dtype=dtype)
+    model = make_linear(AutoModelForCausalLM.from_pretrained(any_family, dtype=dtype))
     for ids, loss, gradients in zip(sequences(), losses, found, strict=True):
         model.zero_grad()
         whole = model(input_ids=ids, use_cache=False).logits[0, :-1]

@@ -79,7 +79,7 @@ def empty_twin(checkpoint: Checkpoint):
         "eos_token_id": None,
         "pad_token_id": None,
     }.items():
-        setattr(config, key, width)
+        setattr(config, family.spellings.get(key, key), width)
     own = class_of(config, family)
     make = own._from_config if own else AutoModelForCausalLM.from_config
     return make(config, dtype=checkpoint.dtype)

@@ -81,6 +81,9 @@ class Family:
     architecture: str
     ffn: tuple[Slice, ...]
     attention: tuple[Slice, ...]
+    # Files hold the matrices of both groups as [in, out]. What is read of them is as `Linear` has it,
+    # and so are the modules that a block is run with.
+    transposed: bool = False
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
@@ -141,6 +144,11 @@ class Family:
         """The weights that a cut touches, by their names inside a block."""
         return [name for together in self.readers() for name in together]
 
+    def is_transposed(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether files hold the tensor of this whole name as [in, out]."""
+        ends = tuple("." + part.tensor for part in (*self.ffn, *self.attention))
+        return self.transposed and len(shape) == 2 and name.endswith(ends)
+
     def output(self, group: str) -> str:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""
         return next(s.tensor for s in self.groups()[group] if s.axis == 1)
@@ -164,7 +172,7 @@ class Family:
     def spelled(self, config: Mapping, name: str) -> str:
         """What a config calls a standard setting."""
         own = self.spellings.get(name, name)
-        return own if own in config else name
+        return name if name in config and own not in config else own
 
     def parallel(self, config: Mapping) -> bool:
         """Whether the FFN reads the stream before the attention has added to it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from compressor.checkpoint import INDEX, SINGLE, completed, read_entries
+from compressor.checkpoint import INDEX, SINGLE, completed, read_entries, turned
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import KEY, check, in_every_block
@@ -142,7 +142,8 @@ def open_folder(path: Path) -> Folder:
         )
     if folder.family is not None:
         folder.config = folder.family.standard(folder.config)
-        folder.stored = completed(folder.stored, folder.family)
+        read = {n: t for n, t in folder.stored.items() if not n.endswith(folder.family.not_read)}
+        folder.stored = turned(completed(read, folder.family), folder.family)
         try:
             check(folder.config, folder.family)
         except InputError as error:

@@ -38,14 +38,14 @@ def write_merged(
         shards[entry.file].append(name)
     done = 0
     for path, names in shards.items():
-        announced = {name: empty(checkpoint, name) for name in names}
+        announced = {n: checkpoint.as_stored(n, empty(checkpoint, n)) for n in names}
         with closing(ShardFile(out / path.name, announced)) as file:
             for name in names:
                 tensor = checkpoint.read([name])[name]
                 module, _, leaf = name.rpartition(".")
                 if leaf == "weight" and module in adapters:
                     tensor = merged(tensor, *adapters[module], scaling)
-                file.put(name, tensor)
+                file.put(name, checkpoint.as_stored(name, tensor))
                 done += 1
                 progress(done, len(checkpoint.tensors))
     copy_side_files(checkpoint, out)

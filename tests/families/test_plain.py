@@ -20,7 +20,7 @@ from compressor.plan import Plan, Target
 from compressor.repair.streaming import Repair
 from compressor.writing import write
 
-PLAIN = ["gpt_neox", "opt"]
+PLAIN = ["gpt2", "gpt_neox", "opt"]
 
 
 @pytest.fixture(params=PLAIN)

@@ -130,13 +130,14 @@ def test_padded_layout_is_known_from_the_record(copy):
 
 def test_another_type_is_shown_by_its_shapes(tmp_path):
     sizes = {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50, "n_positions": 16}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes)).save_pretrained(
+    sizes |= {"rotary_dim": 4}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gptj", **sizes)).save_pretrained(
         tmp_path
     )
     result = inspect(tmp_path)
     assert result["family"] is None and result["layout"] is None
-    assert [row["shapes"]["mlp.c_fc.weight"] for row in result["blocks"]] == [[32, 128]] * 2
-    assert "'gpt2' has no table" in result["problems"][0]
+    assert [row["shapes"]["mlp.fc_in.weight"] for row in result["blocks"]] == [[128, 32]] * 2
+    assert "'gptj' has no table" in result["problems"][0]
     assert loads(result, "(installed)")[0]
     assert loads(result, "4.57") == (None, "the widths are not known")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, make_linear
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -42,7 +42,7 @@ def observed(folder, sources, dtype=torch.float64):
 
 def whole_model(folder):
     """The checkpoint's model in float64, and every sequence's gradients by parameter name."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    model = make_linear(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
     gradients = []
     for ids in token_set().sequences:
         model.zero_grad()

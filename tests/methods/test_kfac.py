@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, make_linear
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -59,7 +59,7 @@ def whole_model(folder):
     projection's weight and gradient [hidden, channels], of the sequence's mean loss.
     """
     checkpoint = Checkpoint(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    model = make_linear(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)).eval()
     modules = {
         (b, g): model.get_submodule(checkpoint.block_name(b, checkpoint.family.output(g)[:-7]))
         for b in range(checkpoint.blocks)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.blocks import BlockStream, states_of
+from compressor.blocks import BlockStream, make_linear, states_of
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.cut import channels_of, cut_block
@@ -54,7 +54,7 @@ class Whole:
 
     def __init__(self, folder, plan: Plan, masks: ExitStack):
         self.dense, self.cut = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+            make_linear(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)).eval()
             for _ in range(2)
         )
         geometry = Geometry.of(Checkpoint(folder))

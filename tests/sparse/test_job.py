@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.blocks import BlockStream
+from compressor.blocks import BlockStream, make_linear
 from compressor.checkpoint import SINGLE, Checkpoint
 from compressor.cli import job, run
 from compressor.errors import VerificationError
@@ -74,7 +74,7 @@ def test_every_family_has_its_budget_and_its_logits(any_family, recipe):
             assert all(torch.equal(t[t != 0], source[n][t != 0]) for n, t in block.items())
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(any_family)
+    model = make_linear(AutoModelForCausalLM.from_pretrained(any_family))
     for index, block in enumerate(blocks):
         layer = model.get_submodule(checkpoint.family.layers)[index]
         layer.load_state_dict(block, strict=False)
