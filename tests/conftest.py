@@ -190,8 +190,11 @@ def equal_layout(any_family) -> str:
 
 @pytest.fixture
 def rounding(any_family) -> float:
-    """What of a number float64 leaves uncertain; Gemma's norms compute in float32 even there."""
-    return 1e-6 if Checkpoint(any_family).family.norm_offset else 1e-12
+    """What of a number float64 leaves uncertain; Gemma's norms and Bloom's softmax compute in float32
+    even there.
+    """
+    family = Checkpoint(any_family).family
+    return 1e-6 if family.norm_offset or family.alibi else 1e-12
 
 
 @pytest.fixture(scope="session")
