@@ -5,6 +5,7 @@ from compressor.allocation.besa import check_activation
 from compressor.allocation.landscape import check_family
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
+from compressor.containers import choose_container
 from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.per_layer import has_uniform
@@ -13,14 +14,9 @@ from compressor.recovery.precision import check_memory
 from compressor.repair import check_repair
 from compressor.selection import check_selection
 from compressor.settings import Settings, chosen_grains, open_lattice, target_name, wanted_results
+from compressor.shards import check_space
 from compressor.sparse.settings import check_weights
-from compressor.writing import (
-    check_built,
-    check_layout_name,
-    check_space,
-    choose_container,
-    no_uniform,
-)
+from compressor.writing import check_built, check_layout_name, no_uniform
 
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:

@@ -22,8 +22,9 @@ from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import Meter, versions, write_card, write_record
 from compressor.settings import Settings, open_lattice
+from compressor.shards import publish
 from compressor.verify import verify
-from compressor.writing import layout_of, publish, write
+from compressor.writing import layout_of, write
 
 
 def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:

@@ -130,9 +130,9 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto"):
-    """Model and tokenizer by transformers, refusing any tensor but stored buffers that did not match.
+    """Model and tokenizer by transformers, refusing tensors that did not match, but for stored buffers.
 
-    Projections are `Linear` modules in every family, GPT-2's with views of the weights it has.
+    Projections are `Linear` modules in every family; weights that GPT-2's are made of are views.
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
     from transformers import AutoModelForCausalLM, logging

@@ -5,18 +5,17 @@ class; side files are copied byte for byte; tensors are written as they are cut.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
 
 import torch
 
-from compressor.checkpoint import DTYPES, INDEX, SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
+from compressor.containers import choose_container, patched_config
 from compressor.cut import Padding, cut_block, heads_left, paddings, widest
-from compressor.errors import InputError, MachineError
+from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import (
     SHIPPED,
@@ -24,15 +23,12 @@ from compressor.per_layer import (
     has_uniform,
     layer_config,
     make_per_layer,
-    make_uniform,
     needs_code,
 )
 from compressor.plan import Plan
+from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
 
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-DTYPE_NAMES |= {torch.int32: "I32", torch.int64: "I64"}  # of packed weights
 LAYOUTS = ("uniform", "per-layer", "padded")
-SHARD_BYTES = 5_000_000_000
 # Weights in any other format would contradict the new ones; the card is written anew.
 NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
@@ -142,116 +138,6 @@ def layout_of(plan: Plan, layout: str, family: Family) -> str:
     return "uniform" if layout == "per-layer" and equal else layout
 
 
-def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -> str:
-    """The model type to write: the family's own wherever its config class accepts the heads.
-
-    groups: the numbers of KV groups that blocks have.
-    """
-    family = checkpoint.family
-    fixed = family.heads_fixed and not family.alibi
-    if fixed and groups != {checkpoint.units["attention"]}:
-        raise InputError(
-            f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
-            "size / heads channels a head; keep all of them, or use --layout padded (zeros, to "
-            "evaluate it)."
-        )
-    counts = sorted(n * checkpoint.queries_per_group for n in groups)
-    shown = " or ".join(map(str, counts))
-    if family.keeps_heads(checkpoint.config) and counts != [checkpoint.heads]:
-        raise InputError(
-            f"The config class of {family.model_type} refuses {shown} heads with these rope settings: "
-            f"{checkpoint.path} keeps its {checkpoint.heads}; cut FFN channels alone."
-        )
-    divides = all(checkpoint.hidden_size % count == 0 for count in counts)
-    divides = divides and (len(counts) == 1 or bool(family.per_layer_settings))
-    fits = not family.heads_divide_hidden or divides
-    biased = any("bias" in name for name in checkpoint.block_tensors(0))
-    if container == "auto":
-        container = family.model_type if fits else family.container or family.model_type
-    if container == family.model_type:
-        if not fits:
-            way = "keep a number of heads that divides it"
-            raise InputError(
-                f"The container {container} refuses {shown} heads at hidden size "
-                f"{checkpoint.hidden_size}; "
-                f"{f'use --container {family.container}' if family.container else way}."
-            )
-        return container
-    if container == family.container:
-        if biased:
-            raise InputError(
-                f"The container {container} has no biases, and this model has; {family.model_type} "
-                f"refuses {shown} heads."
-            )
-        return container
-    raise InputError(f"A {family.model_type} model cannot be written as {container!r}.")
-
-
-def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str) -> dict:
-    """The original config with new widths, both spellings of what transformers renamed."""
-    family, config = checkpoint.family, dict(checkpoint.written_config)
-    make_uniform(config, family)
-    config.pop("auto_map", None)  # the class of a folder's own code knows no cut widths
-    if not family.ffn_fixed:
-        config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
-    if not family.heads_fixed:
-        config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
-        config[family.kv_heads_key] = units["attention"]
-        config["head_dim"] = checkpoint.head_dim
-    dtype = str(checkpoint.dtype).removeprefix("torch.")
-    config["torch_dtype"] = config["dtype"] = dtype
-    write_both_ropes(config)
-    if container != family.model_type:
-        config["model_type"] = container
-        config["architectures"] = [FAMILIES[container].architecture]
-        config |= family.container_config
-        # From 5.0 on transformers leaves the tokenizer of a local Mistral folder alone.
-        version = str(config.get("transformers_version", "0"))
-        if int(version.split(".")[0]) < 5:
-            config["transformers_version"] = "5.0.0"
-        tokenizer = checkpoint.path / "tokenizer_config.json"
-        if not (tokenizer.exists() and "tokenizer_class" in json.loads(tokenizer.read_text())):
-            config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-    return config
-
-
-def write_both_ropes(config: dict) -> None:
-    """Rotary settings as transformers reads them from 5.0 on (`rope_parameters`), and before.
-
-    Gemma 3 has two sets: of blocks with full attention, and with a sliding window.
-    """
-    rope = config.get("rope_parameters") or {}
-    whole = rope.get("full_attention", rope)
-    if "rope_theta" in whole:
-        config.setdefault("rope_theta", whole["rope_theta"])
-        if "partial_rotary_factor" in whole:
-            config.setdefault("partial_rotary_factor", whole["partial_rotary_factor"])
-        scaling = {k: v for k, v in whole.items() if k != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", scaling)
-        if "sliding_attention" in rope:
-            config.setdefault("rope_local_base_freq", rope["sliding_attention"]["rope_theta"])
-    elif not rope and "rope_theta" in config:
-        scaling = dict(config.get("rope_scaling") or {})
-        scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type", "default"))
-        whole = {"rope_theta": config["rope_theta"], **scaling}
-        if "rope_local_base_freq" in config:
-            local = {"rope_theta": config["rope_local_base_freq"], "rope_type": "default"}
-            whole = {"full_attention": whole, "sliding_attention": local}
-        config["rope_parameters"] = whole
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed * 1.02 + (1 << 24):
-        raise MachineError(
-            f"{existing} has {free / 1e9:.2f} GB free, and the result needs {needed / 1e9:.2f} GB; "
-            "free some space or choose another DEST."
-        )
-
-
 def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Tokenizer, generation config, chat template, licences: byte for byte.
 
@@ -285,103 +171,6 @@ def plan_shards(
     return divided(results, limit)
 
 
-def divided(
-    results: Iterable[dict[str, torch.Tensor]], limit: int
-) -> list[dict[str, torch.Tensor]]:
-    """The tensors of all results, by name, in shards of at most `limit` bytes."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    for name, tensor in (item for result in results for item in result.items()):
-        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > limit:
-            shards.append({})
-        shards[-1][name] = tensor
-    return shards
-
-
 def empty(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     entry = checkpoint.tensors[name]
     return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-
-
-@contextmanager
-def opened(folder: Path, shards: list[dict[str, torch.Tensor]]):
-    """The new files of all shards, by the name of each tensor they are to hold."""
-    with ExitStack() as stack:
-        files = {}
-        for shard, file_name in zip(shards, shard_names(shards), strict=True):
-            file = ShardFile(folder / file_name, shard)
-            stack.callback(file.close)
-            files |= dict.fromkeys(shard, file)
-        yield files
-
-
-def shard_names(shards: list) -> list[str]:
-    if len(shards) == 1:
-        return [SINGLE]
-    return [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-
-
-def write_index(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
-    """The index that several shards need."""
-    if len(shards) == 1:
-        return
-    tensors = [t for shard in shards for t in shard.values()]
-    metadata = {
-        "total_size": sum(t.nbytes for t in tensors),
-        "total_parameters": sum(t.numel() for t in tensors),
-    }
-    names = zip(shards, shard_names(shards), strict=True)
-    weight_map = {name: file for shard, file in names for name in shard}
-    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-class ShardFile:
-    """One safetensors file whose header is known before its tensors: they are written one by one.
-
-    safetensors' own writer wants all tensors at once, which for a shard is gigabytes of memory.
-    """
-
-    def __init__(self, path: Path, tensors: dict[str, torch.Tensor]):
-        # Wide types first, so that every tensor begins at a multiple of its element size.
-        ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, tensor in ordered:
-            begin, end = end, end + tensor.nbytes
-            dtype = DTYPE_NAMES[tensor.dtype]
-            shape = list(tensor.shape)
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self.header, self.begin = header, 8 + len(text)
-        self.file = path.open("wb")
-        self.file.write(len(text).to_bytes(8, "little") + text)
-        self.file.truncate(self.begin + end)
-
-    def put(self, name: str, tensor: torch.Tensor) -> None:
-        if list(tensor.shape) != self.header[name]["shape"]:
-            raise AssertionError(f"{name}: {list(tensor.shape)} was announced otherwise")
-        self.file.seek(self.begin + self.header[name]["data_offsets"][0])
-        self.file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def publish(folder: Path, final: Path) -> None:
-    """Make a complete folder appear under its name: flush all to disk, then rename.
-
-    A folder of that name is moved aside first and removed when the new one stands.
-    """
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    former = final.with_name(final.name + ".old")
-    if final.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        final.rename(former)
-    folder.rename(final)
-    shutil.rmtree(former, ignore_errors=True)

@@ -17,7 +17,7 @@ What `make families` saw of a small random model of each family: scored by every
 ratios, repaired, written, loaded again, its logits compared with the masked source's, and text generated
 with a dynamic, a static and no cache. `stock` is loaded by plain transformers, `shipped code` needs
 `trust_remote_code=True`. FFN and heads are the fewest channels and KV groups that a cut left, and of
-how many.
+how many. A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
 | `model_type` | scored by | FFN | heads | uniform | per-layer | padded |
@@ -46,7 +46,8 @@ def row(family: str, cells: list[dict[str, str]], notes: list[str]) -> str:
         )
         return ", or ".join(shown)
 
-    def note(sentence: str) -> str:
+    def note(outcome: str) -> str:
+        sentence = outcome.removeprefix("refused: ")
         if sentence not in notes:
             notes.append(sentence)
         return f"refused ({notes.index(sentence) + 1})"

@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.repair import KINDS
 from compressor.scores import Scores
 from compressor.stages import stages
+from compressor.tensors import SINGLE
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",

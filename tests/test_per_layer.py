@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
 from compressor.calibration import read_text, tokenize
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.estimate import estimate
@@ -22,6 +22,7 @@ from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scoring import score
 from compressor.stages import stages
+from compressor.tensors import SINGLE
 from compressor.verify import verify, verify_here
 from compressor.widths import model_widths
 from compressor.writing import write

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import read_text, tokenize
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, VerificationError
 from compressor.plan import Target
 from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scoring import score
+from compressor.tensors import SINGLE
 from compressor.verify import verify, verify_here
 from compressor.writing import write
 

@@ -10,12 +10,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compressor.allocation import allocate
-from compressor.checkpoint import INDEX, Checkpoint
+from compressor.checkpoint import Checkpoint
+from compressor.containers import patched_config
 from compressor.errors import InputError, MachineError
 from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Plan, Target
 from compressor.scoring import score
-from compressor.writing import check_space, patched_config, write
+from compressor.shards import check_space
+from compressor.tensors import INDEX
+from compressor.writing import write
 
 
 def plan_for(checkpoint, keep=0.7, **options) -> Plan:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from compressor.checkpoint import INDEX, SINGLE, completed, read_entries, turned
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import KEY, check, in_every_block
 from compressor.quantization.packing import BITS
 from compressor.quantization.reading import dense_entries, weights_of
+from compressor.tensors import INDEX, SINGLE, completed, read_entries, turned
 from compressor.widths import BlockWidths, block_widths
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

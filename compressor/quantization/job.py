@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.calibration import TokenSet
-from compressor.checkpoint import INDEX, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.quantization.packing import FORMAT, SCALE
@@ -21,6 +21,7 @@ from compressor.quantization.writing import write_quantized
 from compressor.report import Lines, Meter, write_record
 from compressor.result import base_record, judge, measure, publish_results
 from compressor.settings import Settings, decisive
+from compressor.tensors import INDEX
 from compressor.verify import prompt_ids, verify
 
 QUANTIZED = (

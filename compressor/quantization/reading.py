@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import torch
 
-from compressor.checkpoint import DTYPES, Checkpoint, read_tensors
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.quantization.packing import BITS, FORMAT, PACKED, SCALE, SHAPE, unpacked
+from compressor.tensors import DTYPES, read_tensors
 
 
 class PackedCheckpoint(Checkpoint):

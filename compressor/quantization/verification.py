@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from compressor.checkpoint import read_tensors
 from compressor.errors import VerificationError
 from compressor.quantization.packing import PACKED, SCALE, SHAPE, unpacked
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.repair import digest
+from compressor.tensors import read_tensors
 
 
 def check_packed(folder: Path, record: dict) -> None:

@@ -9,15 +9,8 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.quantization.packing import packed, quantization_config
 from compressor.quantization.stream import Quantizing
-from compressor.writing import (
-    SHARD_BYTES,
-    check_space,
-    copy_side_files,
-    divided,
-    empty,
-    opened,
-    write_index,
-)
+from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
+from compressor.writing import copy_side_files, empty
 
 Shards = list[dict[str, torch.Tensor]]
 

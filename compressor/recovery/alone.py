@@ -22,8 +22,8 @@ from compressor.recovery.stage import recover
 from compressor.report import Lines, Meter, write_record
 from compressor.result import measure
 from compressor.settings import Settings, decisive
+from compressor.shards import publish
 from compressor.verify import read_record
-from compressor.writing import publish
 
 NAME = "recovery"
 

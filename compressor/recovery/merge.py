@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
-from compressor.checkpoint import INDEX, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.per_layer import SHIPPED
 from compressor.recovery.lora import Adapters
-from compressor.writing import ShardFile, check_space, copy_side_files, empty
+from compressor.shards import ShardFile, check_space
+from compressor.tensors import INDEX
+from compressor.writing import copy_side_files, empty
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:

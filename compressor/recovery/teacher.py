@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from compressor.blocks import BlockStream
 from compressor.recovery.data import Example
 from compressor.recovery.losses import Soft, padded
-from compressor.writing import check_space
+from compressor.shards import check_space
 
 TOKENS = 1024  # a batch: its logits are 128 MB in float32 at a vocabulary of 32,000
 

@@ -21,7 +21,7 @@ from compressor.allocation.besa import (
 from compressor.allocation.landscape import BlockCuts, measure_landscape
 from compressor.blocks import BlockStream, states_of
 from compressor.calibration import TokenSet
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.families import FAMILIES
@@ -30,6 +30,7 @@ from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Costs, Target
 from compressor.scores import GROUPS, Scores
 from compressor.scoring import score
+from compressor.tensors import SINGLE
 
 LATTICE = {"attention": [1, 2, 4], "ffn": [4, 8, 12, 16]}
 COSTS = {"attention": 4, "ffn": 1}

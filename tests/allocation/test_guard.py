@@ -10,7 +10,7 @@ from compressor.allocation import allocate
 from compressor.allocation.guard import JUDGED, held_back, judge, loss_after
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.evaluation import perplexity
@@ -18,6 +18,7 @@ from compressor.plan import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring import score
 from compressor.stages import stages
+from compressor.tensors import SINGLE
 from compressor.writing import write
 
 

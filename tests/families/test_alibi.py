@@ -12,7 +12,7 @@ from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
 from compressor.blocks import BlockStream
 from compressor.calibration import read_text, tokenize
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.families.modeling_alibi import BAICHUAN2_VOCABULARY, slopes
@@ -22,6 +22,7 @@ from compressor.plan import Plan
 from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.result import make_record
+from compressor.tensors import SINGLE
 from compressor.verify import verify_here
 from compressor.writing import write
 

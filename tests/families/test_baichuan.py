@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.blocks import BlockStream
-from compressor.checkpoint import INDEX, SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.estimate.measuring import measure
 from compressor.families.rotary_baichuan import BAICHUAN2_VOCABULARY
+from compressor.tensors import INDEX, SINGLE
 from compressor.verify import verify_here
 
 IDS = torch.arange(3, 40)[None]

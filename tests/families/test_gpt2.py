@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
-from compressor.checkpoint import INDEX, SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.inspection import inspect
 from compressor.plan import Plan
 from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.result import make_record
+from compressor.tensors import INDEX, SINGLE
 from compressor.verify import verify_here
 from compressor.widths import model_widths
 from compressor.writing import write

@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
 from compressor.methods import METHODS
 from compressor.plan import Plan
 from compressor.scoring import score
+from compressor.tensors import SINGLE
 from compressor.writing import write
 
 FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}

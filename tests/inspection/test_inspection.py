@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compressor.checkpoint import INDEX, SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import run
 from compressor.inspection import inspect
 from compressor.inspection.folder import Folder
 from compressor.inspection.loadability import Answer, four_bits, k_quants, older, tensor_parallel
 from compressor.stages import stages
+from compressor.tensors import INDEX, SINGLE
 from compressor.widths import BlockWidths
 
 YES = Answer("transformers", True, "")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.checkpoint import INDEX, SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.inspection import inspect
@@ -19,6 +19,7 @@ from compressor.quantization.reading import PackedCheckpoint, open_model
 from compressor.quantization.stream import Quantizing, check_columns
 from compressor.quantization.writing import quantized_bytes, write_quantized
 from compressor.stages import stages
+from compressor.tensors import INDEX, SINGLE
 from compressor.verify import PROMPTS, verify_here
 
 GROUP = 16

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.recovery import training
 from compressor.stages import stages
+from compressor.tensors import SINGLE
 from compressor.verify import verify, verify_here
 
 TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"

@@ -8,13 +8,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compressor.allocation import allocate
-from compressor.checkpoint import INDEX, SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.plan import Target
 from compressor.recovery.lora import adapters, layers, load_adapted, target_modules
 from compressor.recovery.merge import merged, write_merged
 from compressor.recovery.precision import computed_dtype, held_dtype
 from compressor.recovery.settings import Recovery
 from compressor.scoring import score
+from compressor.tensors import INDEX, SINGLE
 from compressor.writing import write
 
 CPU = torch.device("cpu")

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.blocks import BlockStream, make_linear
-from compressor.checkpoint import SINGLE, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import VerificationError
 from compressor.sparse import stream as stream_module
 from compressor.sparse.settings import METHODS, Learning, Recipe
 from compressor.sparse.stream import Sparsification
+from compressor.tensors import SINGLE
 from compressor.verify import verify_here
 
 
