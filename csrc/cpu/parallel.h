@@ -1,43 +1,28 @@
-// Ranges over threads. Plain std::thread: a second OpenMP runtime beside torch's own would keep its
-// threads spinning on the cores that torch uses next.
+// Ranges over threads. Not OpenMP: a second runtime beside torch's own would keep its threads
+// spinning on the cores that torch uses next.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <exception>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include "team.h"
 
 namespace compressor {
 
-// body(begin, end) over [0, count) in at most `threads` parts of at least `grain`. Where a part
-// begins and ends must not change the result, so that it does not depend on the machine. Parts for
-// which the system has no thread left run in this one; an exception is passed on when all are done.
+constexpr int64_t kPartsOfThread = 4;  // so that who comes late, or is slow, is not waited for
+
+// body(begin, end) over [0, count) by at most `threads` threads, in parts of at least `grain`.
+// Where a part begins and ends must not change the result, so that it does not depend on the
+// machine.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, int threads, const Body& body) {
-  const int64_t parts = std::clamp<int64_t>(count / std::max<int64_t>(grain, 1), 1, threads);
-  std::vector<std::exception_ptr> failures(parts);
-  const auto run = [&](int64_t part) {
-    try {
-      body(count * part / parts, count * (part + 1) / parts);
-    } catch (...) {
-      failures[part] = std::current_exception();
-    }
-  };
-  std::vector<std::thread> others;
-  others.reserve(parts - 1);
-  int64_t started = 1;
-  try {
-    for (; started < parts; ++started) others.emplace_back(run, started);
-  } catch (const std::system_error&) {
-  }
-  run(0);
-  for (int64_t part = started; part < parts; ++part) run(part);
-  for (auto& thread : others) thread.join();
-  for (const auto& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
+  const int64_t most = threads > 1 ? threads * kPartsOfThread : 1;
+  const int64_t parts = std::clamp<int64_t>(count / std::max<int64_t>(grain, 1), 1, most);
+  if (parts == 1) return body(0, count);
+  const int64_t helpers = std::min<int64_t>(threads, parts) - 1;
+  Team::own().run(parts, static_cast<int>(helpers),
+                  [&](int64_t part) { body(count * part / parts, count * (part + 1) / parts); });
 }
 
 // `count` pieces of work of the same size, of one of several jobs.
@@ -46,7 +31,7 @@ struct Pieces {
 };
 
 // body(job, begin, end) over the pieces of all jobs, in parts of about the same size of at least
-// `grain`: threads are started once for all jobs.
+// `grain`: helpers are called once for all jobs.
 template <class Body>
 void parallel_for_each(const std::vector<Pieces>& jobs, int64_t grain, int threads,
                        const Body& body) {

@@ -90,3 +90,30 @@ def test_too_few_threads_are_no_error():
     """
     done = run(code)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_calls_from_several_threads_and_from_a_forked_process():
+    """The threads that help are shared by all callers, and do not survive a fork."""
+    pytest.importorskip("compressor._C")
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    code = """if True:
+        import os
+        from concurrent.futures import ThreadPoolExecutor
+        import torch
+        from compressor.kernels.colsum import colsum
+        weights = [torch.randn(512, 700 + n) for n in range(24)]
+        torch.set_num_threads(1)
+        alone = [colsum(weight, backend="ext") for weight in weights]
+        torch.set_num_threads(4)
+        def right(n):
+            return torch.equal(colsum(weights[n], backend="ext"), alone[n])
+        with ThreadPoolExecutor(6) as pool:
+            together = all(pool.map(right, list(range(24)) * 20))
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if all(map(right, range(24))) else 1)
+        print(together, os.waitpid(child, 0)[1])
+    """
+    done = run(code)
+    assert (done.returncode, done.stdout) == (0, "True 0\n"), done.stderr
