@@ -20,6 +20,10 @@ with a dynamic, a static and no cache. `stock` is loaded by plain transformers, 
 how many. A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
+`make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families
+but Baichuan, whatever layouts they have, with the same logits. (4.57 computes Gemma 2 by an attention
+without its soft caps unless it is loaded with `attn_implementation="eager"`, uncut models too.)
+
 | `model_type` | scored by | FFN | heads | uniform | per-layer | padded |
 | --- | --- | --- | --- | --- | --- | --- |
 """

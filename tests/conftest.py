@@ -153,7 +153,8 @@ def random_family(tmp_path_factory):
     return made
 
 
-def make_family(model_type: str, folder: Path) -> Path:
+def make_family(model_type: str, folder: Path, **sizes) -> Path:
+    """The checkpoint of a family with what sets it apart, or with these sizes in its place."""
     special = {
         "baichuan": {"num_attention_heads": 4},
         "bloom": {"tie_word_embeddings": True, "num_attention_heads": 4},
@@ -179,7 +180,7 @@ def make_family(model_type: str, folder: Path) -> Path:
         },
         "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     }
-    return build_checkpoint(folder, model_type, **special.get(model_type, {}))
+    return build_checkpoint(folder, model_type, **(sizes or special.get(model_type, {})))
 
 
 @pytest.fixture

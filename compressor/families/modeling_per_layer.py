@@ -60,7 +60,7 @@ class PerLayer:
     def __init__(self, config, *args, **kwargs):
         super().__init__(self.first(config), *args, **kwargs)
         config._attn_implementation = self.config._attn_implementation
-        base = self.base_model
+        base = getattr(self, "model", self.base_model)  # Gemma 3 calls it otherwise in version 4
         block = self.block or type(getattr(base, self.layers)[0])
         blocks = nn.ModuleList(
             block(block_config(config, index), index) for index in range(config.num_hidden_layers)
