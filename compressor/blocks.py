@@ -18,13 +18,12 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
-from compressor.per_layer import class_of
+from compressor.per_layer import model_of
 
 
 def states_of(output: torch.Tensor | tuple) -> torch.Tensor:
@@ -80,11 +79,7 @@ class BlockStream:
         self.offload = offload
         config = checkpoint.model_config()
         with init_empty_weights(include_buffers=False):
-            if (per_layer := class_of(config, checkpoint.family)) is not None:
-                self.model = per_layer._from_config(config, dtype=self.dtype)
-            else:
-                self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
-            make_linear(self.model)
+            self.model = make_linear(model_of(config, checkpoint.family, self.dtype))
         self.model.eval()
         move_buffers(self.model, self.device)
         self.layers = self.model.get_submodule(checkpoint.family.layers)

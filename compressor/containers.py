@@ -14,8 +14,7 @@ def choose_container(checkpoint: Checkpoint, groups: set[int], container: str) -
     groups: the numbers of KV groups that blocks have.
     """
     family = checkpoint.family
-    fixed = family.heads_fixed and not family.alibi
-    if fixed and groups != {checkpoint.units["attention"]}:
+    if not family.cuts_heads and groups != {checkpoint.units["attention"]}:
         raise InputError(
             f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
             "size / heads channels a head; keep all of them, or use --layout padded (zeros, to "

@@ -81,7 +81,7 @@ def lattice(
         for g in whole
         if (g == groups)
         or (
-            (family.alibi or not family.heads_fixed)
+            family.cuts_heads
             and not family.keeps_heads(checkpoint.config)
             and (not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0)
             and g % tp == 0

@@ -155,6 +155,15 @@ def class_of(config, family: Family):
     return getattr(module, class_name(family))
 
 
+def model_of(config, family: Family, dtype):
+    """A model of a transformers config, by the class that builds it."""
+    from transformers import AutoModelForCausalLM
+
+    own = class_of(config, family)
+    make = own._from_config if own else AutoModelForCausalLM.from_config
+    return make(config, dtype=dtype)
+
+
 def ships_own_code(folder: Path) -> bool:
     """Whether all code that the folder names is byte for byte this package's, so that it may run."""
     try:

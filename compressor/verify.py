@@ -29,7 +29,7 @@ from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.families import FAMILIES
 from compressor.memory import drop_pages
-from compressor.per_layer import class_of, ships_own_code
+from compressor.per_layer import model_of, ships_own_code
 from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
@@ -177,13 +177,9 @@ def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> li
 
 def built(checkpoint: Checkpoint):
     """The model of a folder whose own class is not run, from what is read of it."""
-    from transformers import AutoModelForCausalLM
-
     config = checkpoint.model_config()
-    own = class_of(config, checkpoint.family)
-    make = own._from_config if own else AutoModelForCausalLM.from_config
     with init_empty_weights(include_buffers=False):
-        model = make(config, dtype=checkpoint.dtype)
+        model = model_of(config, checkpoint.family, checkpoint.dtype)
     tensors = checkpoint.read(checkpoint.tensors)
     if checkpoint.tied:
         tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]

@@ -27,7 +27,7 @@ from compressor.journal import finished_block, keep_block
 from compressor.lattice import Lattice
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
-from compressor.repair.block import GRID, captured, rates
+from compressor.repair.block import GRID, captured, rates, wide
 from compressor.repair.ridge import Moments, ridge
 from compressor.scores import Landscape
 
@@ -181,7 +181,6 @@ class BlockCuts:
         o_proj.
         """
         seen = {}
-
         hooks = [
             self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
             self.output("attention").register_forward_pre_hook(
@@ -263,8 +262,3 @@ class BlockCuts:
         return stream, captured(
             self.output("ffn"), lambda: family.feed_forward(self.layer, read)
         ).view(*stream.shape[:-1], -1)
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32, or float64 as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

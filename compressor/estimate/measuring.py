@@ -16,7 +16,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError
-from compressor.per_layer import class_of, ships_own_code
+from compressor.per_layer import model_of, ships_own_code
 
 STEPS, WARM = 24, 4
 PREFILLS = 3
@@ -64,8 +64,6 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
 
 def empty_twin(checkpoint: Checkpoint):
     """The same class with as many blocks but next to no channels: its time is overhead."""
-    from transformers import AutoModelForCausalLM
-
     family = checkpoint.family
     config = checkpoint.model_config()
     config.per_layer_config = None
@@ -80,9 +78,7 @@ def empty_twin(checkpoint: Checkpoint):
         "pad_token_id": None,
     }.items():
         setattr(config, family.spellings.get(key, key), width)
-    own = class_of(config, family)
-    make = own._from_config if own else AutoModelForCausalLM.from_config
-    return make(config, dtype=checkpoint.dtype)
+    return model_of(config, family, checkpoint.dtype)
 
 
 @torch.inference_mode()

@@ -1,39 +1,27 @@
 """The families this package knows, looked up by the `model_type` of a config."""
 
 from difflib import get_close_matches
+from importlib import import_module
 
 from compressor.errors import InputError
-from compressor.families import (
-    alibi_baichuan,
-    bloom,
-    gemma2,
-    gemma3_text,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    opt,
-    phi3,
-    qwen2,
-    qwen3,
-)
 from compressor.families.table import Family, Slice
 
 MODULES = (
-    alibi_baichuan,
-    bloom,
-    gemma2,
-    gemma3_text,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    opt,
-    phi3,
-    qwen2,
-    qwen3,
+    "alibi_baichuan",
+    "bloom",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "opt",
+    "phi3",
+    "qwen2",
+    "qwen3",
 )
-FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
+TABLES = [import_module(f"{__name__}.{module}").FAMILY for module in MODULES]
+FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLES}
 
 # Types that come close to a table, and why they are not read.
 UNLIKE = {

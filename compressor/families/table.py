@@ -129,6 +129,11 @@ class Family:
     container_config: dict = field(default_factory=dict)
     per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs
 
+    @property
+    def cuts_heads(self) -> bool:
+        """Whether some class builds blocks of this family with fewer heads."""
+        return self.alibi or not self.heads_fixed
+
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}
 

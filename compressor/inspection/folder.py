@@ -43,11 +43,6 @@ class Folder:
         return FAMILIES.get(self.config.get("model_type"))
 
     @property
-    def standard(self) -> dict:
-        """The config with every setting under its standard name."""
-        return self.family.standard(self.config) if self.family else self.config
-
-    @property
     def group(self) -> int | None:
         """Input channels that share a scale, of 4-bit weights packed by compressed-tensors."""
         weights = weights_of(self.config)
@@ -72,7 +67,7 @@ class Folder:
 
     @property
     def head_dim(self) -> int | None:
-        config, family = self.standard, self.family
+        config, family = self.config, self.family
         heads = config.get(family.heads_key) if family else None
         hidden = config.get("hidden_size")
         return config.get("head_dim") or (hidden // heads if heads and hidden else None)
@@ -197,7 +192,7 @@ def read_json(folder: Folder, name: str) -> dict:
 
 def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]:
     """Where config and tensors differ. The tensors are believed: they are what is there."""
-    family, config = folder.family, folder.standard
+    family, config = folder.family, folder.config
     if family is None or not folder.tensors:
         return []
     blocks = len(folder.blocks())

@@ -91,7 +91,7 @@ def in_a_line(error: Exception) -> str:
 
 def older(folder: Folder, widths: list[BlockWidths] | None, wrong: list[str]) -> Answer:
     """4.57 reads `rope_theta` and `rope_scaling` at the top of the config and nowhere else."""
-    config = folder.standard
+    config = folder.config
     if widths is None:
         return Answer(OLDER, None, UNKNOWN)
     if folder.group:
@@ -135,7 +135,7 @@ def tensor_parallel(
         return Answer(target, False, different(widths))
     if not stock.loads:
         return Answer(target, False, "it reads the config as transformers does, which refuses")
-    config = folder.standard
+    config = folder.config
     activation = config.get("hidden_act", "silu")
     taken = TAKEN_ACTIVATIONS.get(config.get("model_type"), "silu")
     if widths[0].ffn_inputs > 1 and activation != taken:

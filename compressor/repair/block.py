@@ -303,8 +303,12 @@ def captured(module: nn.Module, run) -> torch.Tensor:
 
 def rates(stream: torch.Tensor) -> torch.Tensor:
     """1 / root mean square of every token [tokens, 1], in float32 or better."""
-    wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
-    return wide.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def narrowed(

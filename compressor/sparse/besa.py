@@ -48,16 +48,14 @@ class Groups:
     def __init__(self, weights: dict[str, torch.Tensor], sharing: str):
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         self.counts = [rows if sharing == "row" else 1 for rows, _ in self.shapes.values()]
-        columns = [
-            torch.tensor([columns], dtype=torch.int32) for _, columns in self.shapes.values()
-        ]
+        columns = torch.tensor([width for _, width in self.shapes.values()], dtype=torch.int32)
         sizes = [
             torch.full((count,), rows * columns // count)
             for count, (rows, columns) in zip(self.counts, self.shapes.values(), strict=True)
         ]
         device = next(iter(weights.values())).device
         self.sizes = torch.cat(sizes).to(device)  # weights of each group, int64
-        self.columns = torch.cat(columns).repeat_interleave(torch.tensor(self.counts)).to(device)
+        self.columns = columns.repeat_interleave(torch.tensor(self.counts)).to(device)
 
     def by_matrix(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of a tensor [groups, ...], by the matrix's name."""
