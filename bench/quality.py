@@ -41,7 +41,7 @@ from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.selection import refined
 from compressor.settings import Settings
-from compressor.writing import layout_of, write
+from compressor.writing import write
 
 RESULTS = Path(__file__).parent / "results/quality"
 PEERS = Path(__file__).with_name("peers.csv")
@@ -147,8 +147,7 @@ def perplexity_after(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
         blocks = None if repair == "none" else Repair(stream, plan, calibration, repair).blocks()
-        layout = layout_of(plan, "per-layer")
-        write(stream.checkpoint, plan, folder, layout, changes=blocks)
+        write(stream.checkpoint, plan, folder, "per-layer", changes=blocks)
         seconds = time.perf_counter() - begin
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"], seconds
 
