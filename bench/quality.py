@@ -76,14 +76,15 @@ class Rows:
                     self.found[cell] = float(row["perplexity"])
 
     def add(self, cell: Cell, value: float, seconds: float) -> None:
-        self.found[cell] = value
+        text = f"{value:.4f}"
+        self.found[cell] = float(text)  # as later runs read it
         new = not self.file.exists()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as lines:
             writer = csv.writer(lines, lineterminator="\n")
             if new:
                 writer.writerow(self.header)
-            writer.writerow([*astuple(cell), f"{value:.4f}", f"{seconds:.1f}"])
+            writer.writerow([*astuple(cell), text, f"{seconds:.1f}"])
 
 
 def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
