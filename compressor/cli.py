@@ -99,9 +99,12 @@ def compress(
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
     select: Annotated[
-        str,
-        Option(help="What of equal widths stays: by score, or obs (what others cannot replace)."),
-    ] = "score",
+        str | None,
+        Option(
+            help="What of equal widths stays: by score, or obs (what others cannot replace; the default "
+            "where a repair refits them)."
+        ),
+    ] = None,
     kv_cost: Annotated[
         str, Option(help="KV groups by score, or measured: the loss without each.")
     ] = "score",
@@ -144,6 +147,7 @@ def compress(
     from compressor.pipeline import compress as run
     from compressor.plan import Target
     from compressor.report import Lines, table
+    from compressor.selection import default_selection
     from compressor.settings import DEFAULT_METHOD, Settings
 
     shares = [("keep", r) for r in keep] + [("keep-blocks", r) for r in keep_blocks]
@@ -160,11 +164,12 @@ def compress(
             "in the place of weights, --granularity weight and --sparsity; or, for 4-bit weights, "
             "--quantize w4a16."
         )
+    chosen = method or (DEFAULT_WEIGHT_METHOD if weights.single else DEFAULT_METHOD)
     settings = Settings(
         source=source,
         dest=dest,
         targets=targets,
-        method=method or (DEFAULT_WEIGHT_METHOD if weights.single else DEFAULT_METHOD),
+        method=chosen,
         mode=mode,
         coarse=coarse,
         fine=fine,
@@ -179,7 +184,7 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
-        select=select,
+        select=select or ("score" if weights.single else default_selection(chosen, repair)),
         kv_cost=kv_cost,
         repair=repair,
         align=align,

@@ -1,7 +1,8 @@
 """Greedy elimination: which units a projection can do without, when the others take over for them.
 
 Of a projection W [outputs, channels] that is fed A [tokens, channels], let G = A^T A / tokens and
-H = (G + lambda I)^-1. Taking the channels u away and refitting the others costs, in squared error,
+H = (G + lambda diag G)^-1, in which the units that channels are measured in do not matter. Taking the
+channels u away and refitting the others costs, in squared error,
 
     c_u = tr(W_u (H_uu)^-1 W_u^T),   and leaves   W -= W_u (H_uu)^-1 H_u:,   H -= H_:u (H_uu)^-1 H_u:
 
@@ -21,7 +22,8 @@ import torch
 
 from compressor.errors import InputError
 
-DAMPING = 1e-2  # of the mean diagonal
+DAMPING = 0.1  # lambda
+LEAST = 1e-12  # of the mean diagonal: what a channel that is always zero is damped by
 PENDING = 128
 
 
@@ -43,11 +45,10 @@ def eliminate(
     alone = own_errors(gram, weight, units)
     # A unit that contributes nothing is free to go, whatever its score says.
     prior = torch.where(alone > 0, scores.to(alone) / alone, 0)
-    level = gram.diagonal().mean()
-    if not level > 0:
-        level = torch.ones_like(level)
+    diagonal = gram.diagonal()
+    level = diagonal.mean() if diagonal.mean() > 0 else diagonal.new_ones(())
     inverse, failed = torch.linalg.cholesky_ex(
-        gram + damping * level * torch.eye(channels).to(gram)
+        gram + (damping * diagonal.clamp_min(LEAST * level)).diag()
     )
     if failed:
         raise InputError(

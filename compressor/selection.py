@@ -19,6 +19,8 @@ from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.methods.statistics import Geometry
 from compressor.probing import loss_changes
+from compressor.repair import KINDS
+from compressor.repair.block import rates
 from compressor.repair.ridge import Moments
 from compressor.scores import Scores
 
@@ -28,6 +30,17 @@ PROBE_SEQUENCES = 8
 FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
 
 Progress = Callable[[int, int], None]
+
+
+def default_selection(method: str, repair: str) -> str:
+    """`obs` where a repair then refits what stays, which is what the elimination counts on.
+
+    Methods that look at weights alone, or at nothing, are for comparison: theirs is the score. Of an
+    unknown method or repair, which is refused elsewhere, any.
+    """
+    kind = KINDS.get(repair)
+    looks = method in METHODS and METHODS[method].wants(METHODS[method].check_mode(None))
+    return "obs" if looks and kind is not None and kind.weights else "score"
 
 
 def check_selection(select: str, kv_cost: str) -> None:
@@ -89,6 +102,7 @@ def compensated(
 ) -> Scores:
     """Every group of every block scored by greedy elimination on the dense model's activations.
 
+    Tokens count as in the repair: in proportion to 1 / (mean square of the stream that the group reads).
     powers: what makes a group's scores quadratic in what a unit contributes. In memory are a block, and
     three matrices as wide as its FFN.
     """
@@ -100,17 +114,25 @@ def compensated(
         weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
         sums = {g: Moments.empty(w.shape[1], 0, stream.device) for g, w in weights.items()}
         mask: torch.Tensor | None = None
+        weighing: dict[str, torch.Tensor] = {}
 
-        def hook(group: str):
+        def read(group: str):
+            return lambda _, args: weighing.update(
+                {group: rates(args[0]).view(*mask.shape, 1)[mask]}
+            )
+
+        def fed(group: str):
             def add(_, args) -> None:
-                inputs = args[0].view(*mask.shape, -1)[mask].float()
+                inputs = args[0].view(*mask.shape, -1)[mask].float() * weighing[group]
                 sums[group].add(inputs, inputs[:, :0])
 
             return add
 
+        norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
+        hooks = [(norms[g], read(g)) for g in weights]
+        hooks += [(geometry.output_module(g), fed(g)) for g in weights]
         handles = [
-            layer.get_submodule(geometry.output_module(g)).register_forward_pre_hook(hook(g))
-            for g in weights
+            layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks
         ]
         try:
             order = forward()

@@ -20,8 +20,8 @@ def problem(units, width, seed=0):
 
 
 def refit_cost(gram, weight, kept, damping) -> float:
-    """min over W' with only `kept` channels of tr((W - W') (G + lambda I) (W - W')^T)."""
-    damped = gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    """min over W' with only `kept` channels of tr((W - W') (G + lambda diag G) (W - W')^T)."""
+    damped = gram + damping * gram.diagonal().diag()
     new = torch.zeros_like(weight)
     if kept:
         new[:, kept] = torch.linalg.solve(damped[kept][:, kept], (weight @ damped[:, kept]).T).T
@@ -95,6 +95,16 @@ def test_units_that_are_always_zero_go_first():
     assert set(order[:2]) == {4, 7}
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_units_of_measure_do_not_matter(width):
+    """Of what a channel carries; its weights make up for it."""
+    gram, weight = problem(6, width)
+    scale = torch.logspace(-3, 3, len(gram), dtype=torch.float64)
+    scores = own_errors(gram, weight, 6)
+    found = eliminate(gram * scale * scale[:, None], weight / scale, scores)
+    torch.testing.assert_close(found, eliminate(gram, weight, scores), rtol=1e-5, atol=0)
+
+
 def test_nothing_is_nan_where_nothing_flows():
     found = eliminate(torch.zeros(6, 6), torch.randn(3, 6), torch.ones(6))
     assert found.isfinite().all() and len(found.unique()) == 6
@@ -109,7 +119,7 @@ def test_rank_deficient():
 
 
 def test_indefinite_is_refused():
-    with pytest.raises(InputError, match=r"not positive definite with a damping of 0\.01"):
+    with pytest.raises(InputError, match=r"not positive definite with a damping of 0\.1"):
         eliminate(torch.diag(torch.tensor([1.0, -1, 3])), torch.ones(2, 3), torch.ones(3))
 
 

@@ -14,7 +14,7 @@ from compressor.plan import Target
 from compressor.probing import loss_changes
 from compressor.scores import Scores
 from compressor.scoring import score
-from compressor.selection import refined
+from compressor.selection import default_selection, refined
 
 
 def texts(count=10) -> TokenSet:
@@ -31,23 +31,31 @@ def made(folder, method="llm-bip", **options) -> tuple[Scores, Scores, BlockStre
 
 
 def grams(stream: BlockStream) -> list[dict[str, torch.Tensor]]:
-    """Of every block and group, G of the output projection and its weight, sequence by sequence."""
+    """Of every block and group, G of the output projection and its weight, sequence by sequence.
+
+    Every token divided by the root mean square of the stream that the group reads.
+    """
     geometry = Geometry.of(stream.checkpoint)
     found = []
 
     def visit(index, layer, forward) -> None:
-        seen = {g: [] for g in geometry.units}
+        seen, sizes = ({g: [] for g in geometry.units} for _ in range(2))
+        norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
         handles = [
-            layer.get_submodule(geometry.output_module(g)).register_forward_pre_hook(
-                lambda _, args, g=g: seen[g].append(args[0].flatten(0, -2).double())
+            layer.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, own=own: own.append(args[0].flatten(0, -2).double())
             )
             for g in seen
+            for name, own in ((norms[g], sizes[g]), (geometry.output_module(g), seen[g]))
         ]
         for _ in forward():
             pass
         for handle in handles:
             handle.remove()
-        rows = {g: torch.cat(parts) for g, parts in seen.items()}
+        rows = {
+            g: torch.cat(parts) / torch.cat(sizes[g]).square().mean(-1, keepdim=True).sqrt()
+            for g, parts in seen.items()
+        }
         weights = {
             g: layer.get_parameter(geometry.family.output(g)).detach().double() for g in seen
         }
@@ -92,6 +100,21 @@ def test_same_input_same_output(llama):
     first, second = (made(llama, select="obs", kv_cost="measured")[1] for _ in range(2))
     for a, b in zip(first.blocks, second.blocks, strict=True):
         assert all(torch.equal(a[g], b[g]) for g in a)
+
+
+@pytest.mark.parametrize(
+    ("method", "repair", "expected"),
+    [
+        ("llm-bip", "ridge", "obs"),
+        ("hywia", "refine", "obs"),
+        ("llm-bip", "none", "score"),
+        ("llm-bip", "bias", "score"),
+        ("magnitude", "ridge", "score"),
+        ("random", "ridge", "score"),
+    ],
+)
+def test_the_default_counts_on_a_refit(method, repair, expected):
+    assert default_selection(method, repair) == expected
 
 
 @pytest.mark.parametrize(

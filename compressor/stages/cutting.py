@@ -18,7 +18,7 @@ def score(
     coarse: str | None = None,
     fine: str | None = None,
     reduce: str | None = None,
-    select: str = "score",
+    select: str | None = None,
     kv_cost: str = "score",
     calibration: str = "stdlib",
     calibration_range: str | None = None,
@@ -29,7 +29,7 @@ def score(
     allocate: Annotated[
         str | None, Option(help="Measure too what plan --allocate exact, measured or besa needs.")
     ] = None,
-    repair: Annotated[str, Option(help="The repair that will follow, for these.")] = "ridge",
+    repair: Annotated[str, Option(help="The repair that will follow.")] = "ridge",
     besa_sampling: str | None = None,
     align: int | None = None,
     tp: int = 1,
@@ -47,7 +47,7 @@ def score(
     from compressor.planning import measure_cuts
     from compressor.repair import check_repair
     from compressor.report import Lines, Meter
-    from compressor.selection import check_selection
+    from compressor.selection import check_selection, default_selection
     from compressor.settings import Settings
     from compressor.sparse.settings import Weights
 
@@ -62,7 +62,7 @@ def score(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
-        select=select,
+        select=select or default_selection(method, repair),
         kv_cost=kv_cost,
         calibration=calibration,
         calibration_range=calibration_range,
@@ -80,8 +80,8 @@ def score(
     )
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
-    check_selection(select, kv_cost)
-    check_repair(settings.repair, checkpoint)
+    check_selection(settings.select, kv_cost)
+    check_repair(repair, checkpoint)
     settings.weights.check(method)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
