@@ -34,8 +34,9 @@ from compressor.sparse.block import Block, observe, relative_error, squares
 from compressor.sparse.budget import candidates
 from compressor.sparse.settings import Learning
 
-HERE = Path(__file__).parent
-SPEC = importlib.util.spec_from_file_location("published", HERE / "published_besa.py")
+RESULTS = Path(__file__).parent / "results"
+FILE = Path(__file__).with_name("published_besa.py")
+SPEC = importlib.util.spec_from_file_location("published", FILE)
 published = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(published)
 
@@ -126,6 +127,7 @@ def main(
     repeats: int = 7,
     blocks: Annotated[int | None, typer.Option(help="Of the whole model.")] = None,
     samples: int = 128,
+    results: Annotated[Path, typer.Option(help="Folder for what was measured.")] = RESULTS,
 ) -> None:
     heads = heads or max(1, width // 64)
     block = make_block(width, ffn, heads, kv_heads or heads, tokens, getattr(torch, dtype), device)
@@ -187,7 +189,8 @@ def main(
     for name, value in found.items():
         shown.add_row(name, str(value))
     Console().print(shown)
-    path = HERE / f"results/besa-step-{device}-{date.today()}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"besa-step-{device}-{date.today()}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     path.write_text(json.dumps([*rows, found], indent=1) + "\n")
 

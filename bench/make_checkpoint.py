@@ -1,4 +1,4 @@
-"""Random-weight checkpoints of real models' shapes, for measuring memory and time.
+"""Random-weight checkpoints of real models' shapes, for measuring memory and time, and a small one.
 
     python bench/make_checkpoint.py tinyllama-1.1b /tmp/tinyllama
 
@@ -30,6 +30,14 @@ COMMON = {
     "torch_dtype": "bfloat16",
 }
 SHAPES = {
+    "llama-6m": {
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
     "tinyllama-1.1b": {
         "hidden_size": 2048,
         "intermediate_size": 5632,

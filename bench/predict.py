@@ -9,16 +9,20 @@ way. Whoever has a GPU runs `make gpu` and compares.
 
 import re
 import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from cases import CASES
 
 from compressor import _C
 from compressor.kernels import aot
 from compressor.kernels.triton_support import triton
+
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from cases import CASES
 
 PAGE = Path(__file__).with_name("PREDICTIONS.md")
 ARCH = 90
@@ -95,8 +99,9 @@ def cuda_table() -> list[str]:
 
 def main(
     bandwidth: Annotated[float, typer.Option(help="Of a copy, bytes read and written.")] = 4.3e12,
+    page: Annotated[Path, typer.Option(help="File to write.")] = PAGE,
 ) -> None:
-    """Write bench/PREDICTIONS.md."""
+    """Write the page."""
     if not _C.with_cuda:
         raise SystemExit("The extension was built without CUDA: install where nvcc is found.")
     parts = [
@@ -108,8 +113,8 @@ def main(
         "## CUDA kernels",
         "\n".join(cuda_table()),
     ]
-    PAGE.write_text("\n\n".join(parts) + "\n")
-    print(PAGE)
+    page.write_text("\n\n".join(parts) + "\n")
+    print(page)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.selection import refined
 from compressor.settings import Settings
-from compressor.writing import layout_of, write
+from compressor.writing import write
 
 RESULTS = Path(__file__).parent / "results/quality"
 PEERS = Path(__file__).with_name("peers.csv")
@@ -76,14 +76,15 @@ class Rows:
                     self.found[cell] = float(row["perplexity"])
 
     def add(self, cell: Cell, value: float, seconds: float) -> None:
-        self.found[cell] = value
+        text = f"{value:.4f}"
+        self.found[cell] = float(text)  # as later runs read it
         new = not self.file.exists()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as lines:
             writer = csv.writer(lines, lineterminator="\n")
             if new:
                 writer.writerow(self.header)
-            writer.writerow([*astuple(cell), f"{value:.4f}", f"{seconds:.1f}"])
+            writer.writerow([*astuple(cell), text, f"{seconds:.1f}"])
 
 
 def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
@@ -147,8 +148,7 @@ def perplexity_after(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
         blocks = None if repair == "none" else Repair(stream, plan, calibration, repair).blocks()
-        layout = layout_of(plan, "per-layer")
-        write(stream.checkpoint, plan, folder, layout, changes=blocks)
+        write(stream.checkpoint, plan, folder, "per-layer", changes=blocks)
         seconds = time.perf_counter() - begin
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"], seconds
 

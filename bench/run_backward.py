@@ -89,13 +89,16 @@ def reading_seconds(source: Path) -> float:
 
 
 def main(
-    shape: Annotated[str, typer.Argument(help="tinyllama-1.1b or llama-7b")] = "tinyllama-1.1b",
+    shape: Annotated[
+        str, typer.Argument(help="llama-6m, tinyllama-1.1b or llama-7b")
+    ] = "tinyllama-1.1b",
     samples: int = 8,
     length: int = 512,
     device: str = "cpu",
     method: str = "hywia",
     folder: Annotated[Path | None, typer.Option(help="Where the checkpoint is or is made.")] = None,
     only_streamed: bool = False,
+    results: Annotated[Path, typer.Option(help="Folder for what was measured.")] = RESULTS,
 ) -> None:
     work = Path(tempfile.mkdtemp(prefix="bench-"))
     source = folder or work / shape
@@ -131,8 +134,8 @@ def main(
         figures |= {"goal_seconds": goal, "ratio": ratio}
         table.caption = f"streamed / ordinary {ratio:.2f}; the goal is {goal:.1f} seconds"
     Console().print(table)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"backward-{shape}-{device}-{date.today()}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"backward-{shape}-{device}-{date.today()}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n")
     shutil.rmtree(work)
 

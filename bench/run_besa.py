@@ -16,6 +16,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 from unittest.mock import patch
 
 import torch
@@ -31,8 +32,9 @@ from compressor.sparse.settings import Weights
 from compressor.sparse.stream import Sparsification
 from compressor.writing import write
 
-HERE = Path(__file__).parent
-SPEC = importlib.util.spec_from_file_location("published", HERE / "published_besa.py")
+RESULTS = Path(__file__).parent / "results"
+FILE = Path(__file__).with_name("published_besa.py")
+SPEC = importlib.util.spec_from_file_location("published", FILE)
 published = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(published)
 
@@ -79,6 +81,7 @@ def main(
     samples: int = 128,
     sparsity: float = 0.5,
     repeats: int = 3,
+    results: Annotated[Path, typer.Option(help="Folder for what was measured.")] = RESULTS,
 ) -> None:
     checkpoint = Checkpoint(model)
     length = checkpoint.config["max_position_embeddings"]
@@ -120,7 +123,8 @@ def main(
             "decided alike": decided_alike(*written.values()),
         }
     print(json.dumps(found, indent=1))
-    path = HERE / f"results/run-besa-cpu-{date.today()}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"run-besa-cpu-{date.today()}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     path.write_text(json.dumps([*rows, found], indent=1) + "\n")
 

@@ -100,7 +100,9 @@ def memory_bound(checkpoint: Checkpoint, tokens: int, method: str) -> float:
 
 
 def main(
-    shape: Annotated[str, typer.Argument(help="tinyllama-1.1b or llama-7b")] = "tinyllama-1.1b",
+    shape: Annotated[
+        str, typer.Argument(help="llama-6m, tinyllama-1.1b or llama-7b")
+    ] = "tinyllama-1.1b",
     samples: int = 16,
     length: int = 256,
     device: str = "cpu",
@@ -108,6 +110,7 @@ def main(
     repair: str = "none",
     folder: Annotated[Path | None, typer.Option(help="Where the checkpoint is or is made.")] = None,
     only_memory: Annotated[bool, typer.Option(help="One verified run, nothing else.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder for what was measured.")] = RESULTS,
 ) -> None:
     work = Path(tempfile.mkdtemp(prefix="bench-"))
     source = folder or work / shape
@@ -161,9 +164,9 @@ def main(
     for name, value, goal, unit in rows:
         table.add_row(name, f"{value:,.1f}", f"{goal:,.1f}", unit, f"{value / goal:.2f}")
     Console().print(table)
-    RESULTS.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     name = shape if method == DEFAULT_METHOD else f"{shape}-{method}"
-    path = RESULTS / f"whole-{name}-{device}-{date.today()}.json"
+    path = results / f"whole-{name}-{device}-{date.today()}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n")
     shutil.rmtree(work)
 
