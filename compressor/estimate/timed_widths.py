@@ -3,12 +3,14 @@
 Up to `BLOCKS` blocks, spread over the model, run between an embedding and a head of its real sizes. The
 time of the blocks within a pass (a prefill, or a decode step with a static cache), less that of their
 FFNs, run right after it in turn, is the attention's, with the blocks' norms; the pass less its blocks is
-`other`. Medians over the passes, of all of them for `other`, after warming up. FFNs of other widths are
-run alone, in turn. More units never make a block quicker, but noise can, and some shapes suit a kernel
-better than narrower ones: each cost is the largest of those up to its width (a running maximum).
+`other`. FFNs of other widths are run alone, in turn. Each time is the least of all passes in a second
+and after warming up: what else a machine does only adds to it, and where it is busy half of the time a
+median falls on either side. More units never make a block quicker, but what noise is left can, and some
+shapes suit a kernel better than narrower ones: each cost is the largest of those up to its width (a
+running maximum).
 """
 
-import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -34,6 +36,7 @@ from compressor.per_layer import model_of
 from compressor.scores import GROUPS
 
 BLOCKS = 6
+SECONDS = 1.0  # of passes at each width, at least
 PREFILLS = 7
 
 
@@ -59,23 +62,31 @@ def timed(
         for layer in layers:
             family.feed_forward(layer, x)
 
+    count = STEPS if step.tokens == 1 else PREFILLS
     total = sum(map(len, widths.values()))
     spent: dict[str, dict[int, float]] = {group: {} for group in GROUPS}
     other = []
     for n in reversed(widths["attention"]):
         narrow(layers, checkpoint, {"attention": n, "ffn": widths["ffn"][-1]})
-        passes = passes_of(model, layers, feed, step)
-        spent["attention"][n] = statistics.median(inner - ffn for _, inner, ffn in passes)
+        passes = repeated(lambda: passes_of(model, layers, feed, step))
+        spent["attention"][n] = min(inner for _, inner, _ in passes) - min(f for *_, f in passes)
         other += [whole - inner for whole, inner, _ in passes]
         progress(len(spent["attention"]), total)
     for n in reversed(widths["ffn"]):
         narrow(layers, checkpoint, {"attention": widths["attention"][0], "ffn": n})
         feed()
-        repeats = range(STEPS if step.tokens == 1 else PREFILLS)
-        spent["ffn"][n] = statistics.median(clocked(feed, x.device) for _ in repeats)
+        spent["ffn"][n] = min(repeated(lambda: [clocked(feed, x.device) for _ in range(count)]))
         progress(len(widths["attention"]) + len(spent["ffn"]), total)
     each = {g: {n: cost / len(chosen) for n, cost in spent[g].items()} for g in GROUPS}
-    return {**{g: rising(each[g], g) for g in GROUPS}, "other": statistics.median(other)}
+    return {**{g: rising(each[g], g) for g in GROUPS}, "other": min(other)}
+
+
+def repeated(measure: Callable[[], list]) -> list:
+    """All that it finds until a second has passed."""
+    end, found = time.monotonic() + SECONDS, measure()
+    while time.monotonic() < end:
+        found += measure()
+    return found
 
 
 def spread(items: Sequence[int], most: int) -> list[int]:

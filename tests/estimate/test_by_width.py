@@ -32,6 +32,11 @@ def whole(found: dict, checkpoint: Checkpoint) -> float:
     return found["other"] + sum(blocks)
 
 
+@pytest.fixture(autouse=True)
+def no_repeats(monkeypatch):
+    monkeypatch.setattr(timed_widths, "SECONDS", 0.0)
+
+
 @pytest.fixture
 def quick(text_file):
     options = ["--calibration", text_file, "--length", 32, "--samples", 10, "--no-verify"]
