@@ -3,16 +3,18 @@
 Up to `BLOCKS` blocks, spread over the model, run between an embedding and a head of its real sizes. The
 time of the blocks within a pass (a prefill, or a decode step with a static cache), less that of their
 FFNs, run right after it in turn, is the attention's, with the blocks' norms; the pass less its blocks is
-`other`. FFNs of other widths are run alone, in turn. Each time is the least of all passes in a second
-and after warming up: what else a machine does only adds to it, and where it is busy half of the time a
-median falls on either side. More units never make a block quicker, but what noise is left can, and some
-shapes suit a kernel better than narrower ones: each cost is the largest of those up to its width (a
-running maximum).
+`other`. FFNs of other widths are run alone, in turn. Each time is the least of all passes, after warming
+up, in `ROUNDS` rounds through the widths: what else a machine does only adds to it, for seconds on end,
+and where it is busy half of the time a median falls on either side. More units never make a block
+quicker, but what noise is left can, and some shapes suit a kernel better than narrower ones: each cost
+is the largest of those up to its width (a running maximum).
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -33,10 +35,9 @@ from compressor.estimate.measuring import (
     prefill_of,
 )
 from compressor.per_layer import model_of
-from compressor.scores import GROUPS
 
 BLOCKS = 6
-SECONDS = 1.0  # of passes at each width, at least
+ROUNDS, SECONDS = 4, 0.25  # of passes at each width in a round, at least
 PREFILLS = 7
 
 
@@ -53,36 +54,41 @@ def timed(
     names = [checkpoint.block_name(b, name) for b in chosen for name in checkpoint.block_tensors(b)]
     held = (checkpoint.tensors[name] for name in (*names, *checkpoint.outer_tensors()))
     check_room(checkpoint, sum(t.end - t.begin for t in held), device, step.context)
-    model = shortened(checkpoint, chosen).to(device).eval()
-    layers = model.get_submodule(family.layers)
     size = step.batch, step.tokens, checkpoint.hidden_size
     x = torch.randn(size, dtype=checkpoint.dtype).to(device)
-
-    def feed() -> None:
-        for layer in layers:
-            family.feed_forward(layer, x)
-
     count = STEPS if step.tokens == 1 else PREFILLS
-    total = sum(map(len, widths.values()))
-    spent: dict[str, dict[int, float]] = {group: {} for group in GROUPS}
-    other = []
-    for n in reversed(widths["attention"]):
-        narrow(layers, checkpoint, {"attention": n, "ffn": widths["ffn"][-1]})
-        passes = repeated(lambda: passes_of(model, layers, feed, step))
-        spent["attention"][n] = min(inner for _, inner, _ in passes) - min(f for *_, f in passes)
-        other += [whole - inner for whole, inner, _ in passes]
-        progress(len(spent["attention"]), total)
-    for n in reversed(widths["ffn"]):
-        narrow(layers, checkpoint, {"attention": widths["attention"][0], "ffn": n})
-        feed()
-        spent["ffn"][n] = min(repeated(lambda: [clocked(feed, x.device) for _ in range(count)]))
-        progress(len(widths["attention"]) + len(spent["ffn"]), total)
-    each = {g: {n: cost / len(chosen) for n, cost in spent[g].items()} for g in GROUPS}
-    return {**{g: rising(each[g], g) for g in GROUPS}, "other": min(other)}
+    least, most = widths["attention"][0], widths["ffn"][-1]
+    blocks, ffns, other = defaultdict(list), defaultdict(list), []
+    for done in range(ROUNDS):
+        model = shortened(checkpoint, chosen).to(device).eval()
+        layers = model.get_submodule(family.layers)
+
+        def feed(layers=layers) -> None:
+            for layer in layers:
+                family.feed_forward(layer, x)
+
+        for n in reversed(widths["attention"]):
+            narrow(layers, checkpoint, {"attention": n, "ffn": most})
+            for whole, inner, ffn in repeated(partial(passes_of, model, layers, feed, step)):
+                blocks[n].append(inner)
+                ffns[most].append(ffn)
+                other.append(whole - inner)
+        for n in reversed(widths["ffn"]):
+            narrow(layers, checkpoint, {"attention": least, "ffn": n})
+            feed()
+            ffns[n] += repeated(lambda run=feed: [clocked(run, x.device) for _ in range(count)])
+        progress(done + 1, ROUNDS)
+    ffn = {n: min(found) / len(chosen) for n, found in ffns.items()}
+    attention = {n: min(found) / len(chosen) - ffn[most] for n, found in blocks.items()}
+    return {
+        "attention": rising(attention, "attention"),
+        "ffn": rising(ffn, "ffn"),
+        "other": min(other),
+    }
 
 
 def repeated(measure: Callable[[], list]) -> list:
-    """All that it finds until a second has passed."""
+    """All that it finds in `SECONDS`, or once."""
     end, found = time.monotonic() + SECONDS, measure()
     while time.monotonic() < end:
         found += measure()
