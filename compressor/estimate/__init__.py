@@ -38,13 +38,7 @@ def estimate(
     each). With `clock`, each model also has `measured`. Errors: `InputError` for an unknown device
     or a context beyond the positions of a model, `MachineError` for what this machine cannot run.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    here = is_here(device)
-    if clock and not here:
-        raise InputError(
-            f"--measure times this machine, and {device} is known from its data sheet only; "
-            "use --device cpu or cuda."
-        )
+    device = checked_device(device, clock)
     opened = [open_model(path) for path in (before, folder) if path is not None]
     packed = [checkpoint.path for checkpoint in opened if checkpoint.group]
     if clock and packed:
@@ -52,15 +46,13 @@ def estimate(
             f"--measure times plain transformers, which unpacks the 4-bit weights of {packed[0]} "
             "before its first step, so that its times are the dense model's; leave --measure out."
         )
-    context = checked_context(opened, context)
-    if batch < 1:
-        raise InputError(f"--batch must be at least 1, not {batch}.")
+    context = checked_context(opened, batch, context)
     models = []
     for checkpoint in opened:
         widths = model_widths(checkpoint)
         found = parts(widths, batch, context)
         roof = products = DEVICES.get(device)
-        if here:
+        if is_here(device):
             roof, products = measured_device(device, widths, batch)
         model = described(checkpoint, found, roof, widths.dtype, batch)
         if clock:
@@ -70,8 +62,21 @@ def estimate(
     return {"batch": batch, "context": context, "device": device, "models": models}
 
 
-def checked_context(opened: list[Checkpoint], asked: int | None) -> int:
+def checked_device(asked: str | None, clock: bool) -> str:
+    """The device asked for, or that of this machine; the clock runs here only."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not is_here(device) and clock:
+        raise InputError(
+            f"--measure times this machine, and {device} is known from its data sheet only; "
+            "use --device cpu or cuda."
+        )
+    return device
+
+
+def checked_context(opened: list[Checkpoint], batch: int, asked: int | None) -> int:
     """The context asked for, or 2,048 tokens, as far as every model has positions."""
+    if batch < 1:
+        raise InputError(f"--batch must be at least 1, not {batch}.")
     stated = [c.config.get("max_position_embeddings") for c in opened]
     positions = min(filter(None, stated), default=math.inf)
     context = min(CONTEXT, positions) if asked is None else asked

@@ -40,18 +40,7 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
             f"{checkpoint.path} runs by code of its own alone, which is not run here; leave --measure "
             "out, or measure what was cut from it."
         )
-    if context < 2:
-        raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.startswith("cuda")
-        else psutil.virtual_memory().available
-    )
-    if checkpoint.bytes > free:
-        raise MachineError(
-            f"{checkpoint.path} needs {checkpoint.bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
-            "memory are free; leave --measure out, or free some."
-        )
+    check_room(checkpoint, checkpoint.bytes, device, context)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
         dtype=checkpoint.dtype,
@@ -60,6 +49,22 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
     found = times(model.to(device), batch, context)
     del model
     return found, times(empty_twin(checkpoint).to(device), batch, context)
+
+
+def check_room(checkpoint: Checkpoint, needed: int, device: str, context: int) -> None:
+    """Refuse what leaves no token to decode, or takes more bytes than there are."""
+    if context < 2:
+        raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        if device.startswith("cuda")
+        else psutil.virtual_memory().available
+    )
+    if needed > free:
+        raise MachineError(
+            f"{checkpoint.path} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
+            "leave --measure out, or free some."
+        )
 
 
 def empty_twin(checkpoint: Checkpoint):
@@ -84,22 +89,38 @@ def empty_twin(checkpoint: Checkpoint):
 @torch.inference_mode()
 def times(model, batch: int, context: int) -> Times:
     """Median seconds of a prefill of `context` tokens, and of a decode step at that context."""
-    from transformers import StaticCache
-
     model.eval()
+    prefill = prefill_of(model, batch, context)
+    prefill()
+    prefills = [clocked(prefill, model.device) for _ in range(PREFILLS)]
+    step, steps = decode_of(model, batch, context)
+    spent = [clocked(step, model.device) for _ in range(steps)]
+    return Times(statistics.median(prefills), statistics.median(spent[WARM:] or spent))
+
+
+def prompt(model, batch: int, context: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (batch, context), generator=generator)
-    ids = ids.to(model.device)
+    return ids.to(model.device)
+
+
+def prefill_of(model, batch: int, context: int) -> Callable:
+    """What runs the prefill of a prompt."""
+    ids = prompt(model, batch, context)
 
     def prefill() -> None:
         model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
-    prefill()
-    prefills = [clocked(prefill, model.device) for _ in range(PREFILLS)]
+    return prefill
+
+
+def decode_of(model, batch: int, context: int) -> tuple[Callable, int]:
+    """What takes one decode step after the other, the last one at the context; and how many."""
+    from transformers import StaticCache
 
     steps = min(STEPS + WARM, context - 1)
     cache = StaticCache(config=model.config, max_cache_len=context)
-    last = ids[:, : context - steps]
+    last = prompt(model, batch, context)[:, : context - steps]
 
     def step() -> None:
         nonlocal last
@@ -107,16 +128,18 @@ def times(model, batch: int, context: int) -> Times:
         last = logits[:, -1:].argmax(-1)
 
     step()
-    spent = [clocked(step, model.device) for _ in range(steps)]
-    return Times(statistics.median(prefills), statistics.median(spent[WARM:] or spent))
+    return step, steps
 
 
 def clocked(function: Callable, device: torch.device) -> float:
     """Seconds of a call, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begun = time.perf_counter()
+    begun = now(device)
     function()
+    return now(device) - begun
+
+
+def now(device: torch.device) -> float:
+    """The clock, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return time.perf_counter()

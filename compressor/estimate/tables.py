@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from rich.table import Table
 
 from compressor.report import equal_runs
+from compressor.scores import GROUPS
 
 NOTE = (
     "A roofline bounds a time from below. Zeros count like any weight: dense kernels store, read and "
@@ -135,6 +137,23 @@ def ceilings(model: dict) -> str:
     return (
         f"Ceilings: {scaled(model['bandwidth'], 'B/s')}, {scaled(model['peak'], 'FLOP/s')} in "
         f"{model['dtype']}; {model['ceilings']}."
+    )
+
+
+def cost_tables(result: dict) -> Iterator[Table | str]:
+    """Costs by width, the groups side by side, and what they are of."""
+    about, other = result["about"], result["other"]
+    table = Table(title=f"{about['model']}  ({about['dtype']}): {about['phase']}, ms a block")
+    for column in ("KV groups", "attention", "FFN channels", "FFN"):
+        table.add_column(column, justify="right")
+    columns = [[(n, f"{cost:.4g}") for n, cost in result[g].items()] for g in GROUPS]
+    for (groups, attention), (channels, ffn) in zip_longest(*columns, fillvalue=("", "")):
+        table.add_row(groups, attention, channels, ffn)
+    yield table
+    whole = other + about["blocks"] * sum([*result[g].values()][-1] for g in GROUPS)
+    yield (
+        f"Batch {about['batch']}, context {about['context']}: {whole:.4g} ms, of them {other:.4g} ms "
+        f"outside the {about['blocks']} blocks; {about['source']}."
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from compressor.cli import Option, Source
+from compressor.errors import InputError
 
 
 def verify(
@@ -85,6 +86,10 @@ def estimate(
     batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
     context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
     measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    costs: Annotated[
+        Path | None, Option(help="Write costs by width to this JSON file, for --budget.")
+    ] = None,
+    phase: Annotated[str | None, Option(help="decode or prefill, what --costs are of.")] = None,
     as_json: Annotated[bool, Option("--json")] = False,
 ) -> None:
     """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
@@ -92,6 +97,15 @@ def estimate(
     from compressor.estimate.tables import tables
     from compressor.report import Lines
 
+    if costs is not None:
+        if before is not None:
+            raise InputError("--costs are one model's: give them of its own, without --before.")
+        write_costs(
+            folder, costs, device, batch, context, phase or "decode", measure, as_json=as_json
+        )
+        return
+    if phase is not None:
+        raise InputError("--phase says what --costs are of; without it both phases are shown.")
     with Lines(as_json).stage("estimate") as progress:
         result = run(folder, before, device, batch, context, measure, progress)
     if as_json:
@@ -99,6 +113,25 @@ def estimate(
         return
     for shown in tables(result):
         wide_console().print(shown)
+
+
+def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
+    """The table of costs by width that `compress --budget` takes, to a file and to see."""
+    from compressor.estimate.by_width import table
+    from compressor.estimate.tables import cost_tables
+    from compressor.report import Lines
+    from compressor.stages.cutting import check_folder
+
+    check_folder(out)
+    with Lines(as_json).stage("estimate") as progress:
+        result = table(folder, *given, progress)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in cost_tables(result):
+        wide_console().print(shown)
+    print(f"Use it: compress {folder} DEST --keep 0.7 --budget {out}")
 
 
 def wide_console() -> Console:
