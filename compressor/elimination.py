@@ -47,9 +47,10 @@ def eliminate(
     prior = torch.where(alone > 0, scores.to(alone) / alone, 0)
     diagonal = gram.diagonal()
     level = diagonal.mean() if diagonal.mean() > 0 else diagonal.new_ones(())
-    inverse, failed = torch.linalg.cholesky_ex(
-        gram + (damping * diagonal.clamp_min(LEAST * level)).diag()
-    )
+    damped = gram.clone()
+    damped.diagonal().add_(damping * diagonal.clamp_min(LEAST * level))
+    inverse, failed = torch.linalg.cholesky_ex(damped)
+    del damped
     if failed:
         raise InputError(
             f"The Gram matrix of {channels} inputs is not positive definite with a damping of "
