@@ -10,11 +10,15 @@ lambda = 0 is ordinary least squares. Ours; the closed form is that of ridge reg
 Kennard, 1970) with its origin moved to W.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+PANEL = 1024  # rows of a Gram matrix that are summed at once, up to the diagonal
+SKETCH = 512  # combinations of outputs that judge a lambda, where there are more than twice as many
 
 
 @dataclass
@@ -26,10 +30,11 @@ class Moments:
     in it, and no less exact than the activations were: its products are exact in float32.
     """
 
-    gram: torch.Tensor
+    lower: torch.Tensor  # of gram what is summed: panels of rows up to the diagonal
     cross: torch.Tensor
     energy: torch.Tensor
     dtype: torch.dtype
+    mirrored: bool = True
 
     @classmethod
     def empty(
@@ -45,11 +50,27 @@ class Moments:
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Count tokens: inputs [tokens, channels] and targets [tokens, outputs], float32 or float64."""
-        inputs, targets = (x.to(self.dtype).to(self.gram.dtype) for x in (inputs, targets))
+        inputs, targets = (x.to(self.dtype).to(self.lower.dtype) for x in (inputs, targets))
         with products_of(self.dtype):
-            self.gram.addmm_(inputs.T, inputs)
+            for rows, up_to in self.panels():
+                self.lower[rows, :up_to].addmm_(inputs[:, rows].T, inputs[:, :up_to])
             self.cross.addmm_(targets.T, inputs)
         self.energy += targets.square().sum(dtype=torch.float64)
+        self.mirrored = False
+
+    @property
+    def gram(self) -> torch.Tensor:
+        if not self.mirrored:
+            for rows, _ in self.panels():
+                self.lower[: rows.start, rows] = self.lower[rows, : rows.start].T
+            self.mirrored = True
+        return self.lower
+
+    def panels(self) -> Iterator[tuple[slice, int]]:
+        """Rows, and the column that the last of them ends at."""
+        for begin in range(0, len(self.lower), PANEL):
+            end = min(begin + PANEL, len(self.lower))
+            yield slice(begin, end), end
 
 
 @contextmanager
@@ -87,28 +108,53 @@ def ridge(
     small a lambda in this dtype. The candidate with the smallest error is returned; lambda is None
     where that is `weight` itself. No lambda is tried where errors[0] is no more than rounding.
     Each lambda has a Cholesky factorisation of its own, which even a dozen times is less work than
-    one eigendecomposition.
+    one eigendecomposition. Many outputs are judged by random combinations of them: of the errors but
+    the first and that of what is returned these are unbiased estimates.
     """
     residual = cross - weight @ gram
     held_residual = held_cross - weight @ held_gram
     errors = [float(held_energy) - inner(held_cross + held_residual, weight)]
-    best, chosen = weight, None
-    diagonal = gram.diagonal()
     resolved = 10 * torch.finfo(gram.dtype).eps * float(held_energy)
-    for relative in grid if errors[0] > resolved and diagonal.mean() > 0 else ():
-        undamped = diagonal.clone()
-        diagonal += relative * undamped.mean()
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        diagonal.copy_(undamped)
-        if failed:
-            errors.append(float("inf"))
-            continue
-        update = torch.cholesky_solve(residual.T, factor).T
-        del factor
-        errors.append(errors[0] - inner(update, 2 * held_residual - update @ held_gram))
+    if errors[0] <= resolved or gram.diagonal().mean() <= 0:
+        return weight, None, errors
+
+    def gain(update: torch.Tensor, held: torch.Tensor) -> float:
+        return inner(update, 2 * held - update @ held_gram)
+
+    judges = residual, held_residual
+    if len(weight) > 2 * SKETCH:
+        judges = combined(residual), combined(held_residual)
+    best, chosen = None, None
+    for at, relative in enumerate(grid):
+        update = refitted(gram, judges[0], relative)
+        errors.append(math.inf if update is None else errors[0] - gain(update, judges[1]))
         if errors[-1] < min(errors[:-1]):
-            best, chosen = weight + update, relative
-    return best, chosen, errors
+            best, chosen = update, at
+    if chosen is not None and len(weight) > 2 * SKETCH:
+        best = refitted(gram, residual, grid[chosen])
+        errors[1 + chosen] = errors[0] - gain(best, held_residual)
+    if chosen is None or not errors[1 + chosen] < errors[0]:
+        return weight, None, errors
+    return weight + best, grid[chosen], errors
+
+
+def refitted(gram: torch.Tensor, residual: torch.Tensor, relative: float) -> torch.Tensor | None:
+    """residual (gram + lambda I)^-1, lambda = `relative` of the mean diagonal; None where a Cholesky
+    factorisation fails. `gram` is damped in place meanwhile.
+    """
+    diagonal = gram.diagonal()
+    undamped = diagonal.clone()
+    diagonal += relative * undamped.mean()
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    diagonal.copy_(undamped)
+    return None if failed else torch.cholesky_solve(residual.T, factor).T
+
+
+def combined(residual: torch.Tensor) -> torch.Tensor:
+    """`SKETCH` random combinations of rows, whose sum of squares is that of the rows in expectation."""
+    shape = SKETCH, len(residual)
+    signs = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return (signs / math.sqrt(SKETCH)).to(residual) @ residual
 
 
 def inner(a: torch.Tensor, b: torch.Tensor) -> float:

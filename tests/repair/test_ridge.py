@@ -77,6 +77,39 @@ def test_errors_are_those_of_the_held_back_tokens_and_the_smallest_is_taken():
     assert error(found) == pytest.approx(by_hand[best], rel=1e-6)
 
 
+def test_many_outputs_are_judged_by_combinations_of_them(monkeypatch):
+    """Nearly as by all of them, one that dwarfs the others included; what is returned is exact."""
+    grid = [1e-6, 1e-3, 1e-1, 1.0, 10.0]
+    torch.manual_seed(1)
+    spread = torch.randn(400, OUTPUTS, dtype=torch.float64)
+    spread[0] *= 100
+    *fitted, weight = problem(16, noise=4.0)
+    *held, _ = problem(40, seed=1, noise=4.0)
+    wide = [(x, t @ spread.T) for x, t in (fitted, held)]
+    expected, taken, exact = solve(*wide, spread @ weight, grid)
+    monkeypatch.setattr("compressor.repair.ridge.SKETCH", 199)
+    found, again, errors = solve(*wide, spread @ weight, grid)
+    assert again == taken
+    assert torch.equal(found, expected)
+    best = 1 + grid.index(taken)
+    assert errors[0] == exact[0] and errors[best] == pytest.approx(exact[best], rel=1e-9)
+    assert errors != exact and errors == pytest.approx(exact, rel=0.3)
+    kept, none, _ = solve(fitted, (held[0], held[0] @ weight.T), weight, [1e-3])
+    assert none is None and kept is weight
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5, 13])
+def test_a_gram_matrix_in_panels(monkeypatch, channels):
+    monkeypatch.setattr("compressor.repair.ridge.PANEL", 4)
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 30, channels, dtype=torch.float64)
+    found = Moments.empty(channels, 0, inputs.device, torch.float64)
+    for count in range(3):  # between sums the whole matrix may be read
+        found.add(inputs[count], inputs[count, :, :0])
+        rows = inputs[: count + 1].flatten(0, 1)
+        torch.testing.assert_close(found.gram, rows.T @ rows)
+
+
 def test_weights_stay_where_every_lambda_is_worse():
     inputs, targets, weight = problem()
     held = (inputs, inputs @ weight.T + 0.01)
