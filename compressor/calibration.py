@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,14 +155,18 @@ def tokenize(
     length: int,
     samples: int | None = None,
     selected: str | None = None,
+    budget: int | None = None,
 ) -> TokenSet:
     """Cut a text into sequences of at most `length` tokens, each opened by BOS if there is one.
 
     Documents: BOS + document, cut at `length`. Windows: the strings' tokens in one row, cut into
     pieces that do not overlap. `selected` takes documents or windows A:B; of these, `samples` keeps
-    so many (the first documents, or windows evenly spread). Few windows of a long text are cut from
-    the text itself, at equal distances, so that not all of it is encoded.
+    so many (the first documents, or windows evenly spread); without it, `budget` as many as come to so
+    many tokens. Few windows of a long text are cut from the text itself, at equal distances, so that
+    not all of it is encoded.
     """
+    if text.kind == "windows" and samples is None and budget is not None:
+        samples = max(1, budget // length)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     span = parse_range(selected)
     strings = text.strings[span] if text.kind == "documents" else text.strings
@@ -177,7 +182,12 @@ def tokenize(
 
     if text.kind == "documents":
         strings = [s for s in strings if s.strip()][:samples]
-        pieces = [ids[:room] for ids in encode(strings)]
+        pieces, left = [], math.inf if samples or budget is None else budget
+        for ids in encode(strings):
+            pieces.append(ids[:room])
+            left -= len(bos) + len(pieces[-1])
+            if left <= 0:
+                break
     elif excerpts:
         pieces = [ids[:room] for ids in encode(excerpts)]
     else:

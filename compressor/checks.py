@@ -72,7 +72,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "--statistics pruned cuts each block as it is scored, and --allocate "
             f"{settings.allocate} finds the widths when all are; leave one of them out."
         )
-    check_repair(settings.repair, checkpoint)
+    check_repair(settings.repair, settings.refine_epochs, checkpoint)
     if settings.layout != "all":
         check_layout_name(settings.layout)
     if settings.layout == "uniform" and not has_uniform(checkpoint.family):
@@ -161,11 +161,12 @@ def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
 
 
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
-    if settings.samples < 1 or settings.length < 2:
-        raise InputError(
-            f"--samples must be at least 1 and --length at least 2, not {settings.samples} and "
-            f"{settings.length}."
-        )
+    for option, given, least in (
+        ("--samples", settings.samples, 1),
+        ("--length", settings.length, 2),
+    ):
+        if given is not None and given < least:
+            raise InputError(f"{option} must be at least {least}, not {given}.")
     if settings.weights.single:
         return
     if settings.method not in METHODS:

@@ -12,6 +12,7 @@ from compressor.errors import InputError, MachineError
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
 
+CALIBRATION_TOKENS = 65_536  # where --samples does not say how many sequences
 OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
 
 
@@ -23,7 +24,10 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     if settings.reads_calibration:
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
-        calibration = tokenize(text, tokenizer, limit, settings.samples, settings.calibration_range)
+        calibration = tokenize(
+            *(text, tokenizer, limit, settings.samples, settings.calibration_range),
+            budget=CALIBRATION_TOKENS,
+        )
         if not settings.weights.single:
             check_text(settings.repair, calibration)
         if settings.judged:

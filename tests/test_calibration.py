@@ -69,6 +69,18 @@ def test_ranges_take_documents_or_windows(tokenizer):
     assert len(tokenize(windows, tokenizer, 41, selected="2:5").sequences) == 3
 
 
+@pytest.mark.parametrize(
+    ("budget", "documents", "windows"),
+    [(1, 1, 1), (41, 1, 1), (42, 2, 1), (82, 2, 2), (83, 3, 2), (10_000, 4, 4)],
+)
+def test_as_many_sequences_as_come_to_so_many_tokens(tokenizer, budget, documents, windows):
+    strings = [c * 40 for c in "abcd"]
+    for kind, expected in (("documents", documents), ("windows", windows)):
+        text = Text("x", kind, strings)
+        assert len(tokenize(text, tokenizer, 41, budget=budget).sequences) == expected
+        assert len(tokenize(text, tokenizer, 41, 3, budget=budget).sequences) == 3
+
+
 @pytest.mark.parametrize("text", ["1", "a:b", "1:2:3"])
 def test_bad_range(text):
     with pytest.raises(InputError, match="is not A:B"):
