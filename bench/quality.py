@@ -6,8 +6,9 @@
 Every cell is one row of `results/quality/MODEL.csv`, written as soon as it is measured; what stands
 there already is not measured again. Widths are those that `compress` takes: where an allocation is
 judged by held-back text, the best of what it compares. Seed 0 calibrates on the first `--samples`
-documents, as `compress` does, every other seed on a draw of its own. In the end the table of medians
-over the seeds is printed, beside what others reach (`peers.csv`), and drawn as MODEL.png.
+documents (as many as `compress` takes, by default), every other seed on a draw of its own. In the end
+the table of medians over the seeds is printed, beside what others reach (`peers.csv`), and drawn as
+MODEL.png.
 """
 
 import csv
@@ -32,6 +33,7 @@ from compressor.calibration import TokenSet, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
+from compressor.opening import CALIBRATION_TOKENS
 from compressor.plan import Costs, Plan, Target
 from compressor.planning import measure_cuts, plan_target
 from compressor.repair import closed_form
@@ -54,7 +56,7 @@ class Cell:
 
     method: str  # METHOD or METHOD:MODE
     select: str  # as --select, + measured with --kv-cost measured
-    repair: str
+    repair: str  # REPAIR or refine:EPOCHS
     keep: float
     samples: int
     calibration: str
@@ -95,6 +97,12 @@ def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
     return TokenSet([tokens.sequences[i] for i in order[:samples]], tokens.protocol)
 
 
+def enough(tokens: TokenSet) -> int:
+    """So many of the first sequences come to the tokens that `compress` calibrates on."""
+    lengths = torch.tensor([len(s) for s in tokens.sequences])
+    return min(len(lengths), int((lengths.cumsum(0) < CALIBRATION_TOKENS).sum()) + 1)
+
+
 def selected(name: str, how: str, calibration: TokenSet, stream: BlockStream, seed: int) -> Scores:
     """Scores of METHOD or METHOD:MODE, as `--select` and `--kv-cost` leave them."""
     method, _, mode = name.partition(":")
@@ -114,7 +122,7 @@ class Planned:
 
     def plan(self, allocate: str, repair: str, share: float) -> Plan:
         how, _, layout = allocate.partition(":")
-        repair = closed_form(repair)
+        repair = closed_form(repair.partition(":")[0])
         if (allocate, repair, share) in self.plans:
             return self.plans[allocate, repair, share]
         checkpoint, target = self.stream.checkpoint, Target("keep-blocks", share)
@@ -144,10 +152,14 @@ def perplexity_after(
     stream: BlockStream, plan: Plan, repair: str, calibration: TokenSet, judged: TokenSet
 ) -> tuple[float, float]:
     """Perplexity of what is written, and the seconds of repairing and writing."""
+    kind, _, epochs = repair.partition(":")
+    epochs = int(epochs) if epochs else None
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
-        blocks = None if repair == "none" else Repair(stream, plan, calibration, repair).blocks()
+        blocks = None
+        if kind != "none":
+            blocks = Repair(stream, plan, calibration, kind, epochs).blocks()
         write(stream.checkpoint, plan, folder, "per-layer", changes=blocks)
         seconds = time.perf_counter() - begin
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"], seconds
@@ -192,9 +204,11 @@ def main(
     allocate: Annotated[
         list[str], typer.Option(help="ALLOCATION, or ALLOCATION:per-layer for widths of their own.")
     ] = ["uniform"],  # noqa: B006
-    repair: list[str] = ["none", "ridge", "refine"],  # noqa: B006
+    repair: Annotated[list[str], typer.Option(help="REPAIR or refine:EPOCHS.")] = [  # noqa: B006
+        *("none", "ridge", "refine")
+    ],
     keep: Annotated[list[float], typer.Option(help="Shares of the blocks.")] = [0.9, 0.8, 0.7, 0.5],  # noqa: B006
-    samples: int = 128,
+    samples: int | None = None,
     seeds: int = 1,
     results: Annotated[Path, typer.Option(help="Folder of the CSV files.")] = RESULTS,
 ) -> None:
@@ -206,13 +220,14 @@ def main(
         other = read_text(evaluation or text)
         judged = tokenize(other, tokenizer, length, None, evaluation_range)
         stream = BlockStream(checkpoint, dtype=torch.float32)
+        count = samples or enough(known)
         rows = Rows(results / f"{folder.name}.csv")
         medians = defaultdict(lambda: defaultdict(list))
         for name, chosen, seed in product(method, select, range(seeds)):
-            calibration, planned = drawn(known, samples, seed), None
+            calibration, planned = drawn(known, count, seed), None
             for allocation, share, how in product(allocate, keep, repair):
                 cell = Cell(
-                    *(name, chosen, how, share, samples, calibration_range, evaluation_range),
+                    *(name, chosen, how, share, count, calibration_range, evaluation_range),
                     seed,
                     allocation,
                 )
@@ -228,7 +243,7 @@ def main(
             *("method", "select", "allocate", "repair"),
             *(f"{k:g}" for k in keep),
             title=title,
-            caption=f"perplexity, medians of {seeds} seeds, {samples} calibration sequences",
+            caption=f"perplexity, medians of {seeds} seeds, {count} calibration sequences",
         )
         found = {}
         for line, values in medians.items():

@@ -93,7 +93,10 @@ def compress(
     calibration_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
     evaluation: Annotated[str | None, Option(help="Text for perplexity before and after.")] = None,
     evaluation_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
-    samples: Annotated[int, Option(help="Calibration sequences.")] = 128,
+    samples: Annotated[
+        int | None,
+        Option(help="Calibration sequences (as many as come to 65,536 tokens by default)."),
+    ] = None,
     length: Annotated[int, Option(help="Tokens of a sequence.")] = 512,
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
@@ -113,7 +116,11 @@ def compress(
         Option(
             help="Refit what stays: ridge; refine (then train each block); ridge-local, bias, none."
         ),
-    ] = "ridge",
+    ] = "refine",
+    refine_epochs: Annotated[
+        int | None,
+        Option(help="Passes over the calibration text in which refine trains a block (default 1)."),
+    ] = None,
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[
         str, Option(help="Blocks left whole, such as 0,1,-1 (layout per-layer).")
@@ -187,6 +194,7 @@ def compress(
         select=select or ("score" if weights.single else default_selection(chosen, repair)),
         kv_cost=kv_cost,
         repair=repair,
+        refine_epochs=refine_epochs,
         align=align,
         protect=parse_blocks(protect),
         tp=tp,

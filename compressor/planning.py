@@ -58,7 +58,7 @@ def measure_cuts(
             stream,
             fitted,
             widths,
-            settings.repair,
+            closed_form(settings.repair),
             learning,
             progress,
             saved,

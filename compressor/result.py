@@ -28,7 +28,9 @@ from compressor.writing import layout_of, write
 
 
 def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
-    return None if settings.repair == "none" else Repair(stream, plan, tokens, settings.repair)
+    if settings.repair == "none":
+        return None
+    return Repair(stream, plan, tokens, settings.repair, settings.refine_epochs)
 
 
 def cut_one(
@@ -163,7 +165,7 @@ def publish_results(settings, results: list[dict], partial: Path, meter: Meter) 
 def apply_plan(settings: Settings, plan: Plan) -> str:
     """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
     checkpoint, dest = Checkpoint(settings.source), settings.dest
-    check_repair(settings.repair, checkpoint)
+    check_repair(settings.repair, settings.refine_epochs, checkpoint)
     if dest.exists():
         raise InputError(f"{dest} exists; choose another DEST.")
     calibration, _ = read_texts(settings, checkpoint)

@@ -45,12 +45,13 @@ class Settings:
     calibration_range: str | None = None
     evaluation: str | None = None
     evaluation_range: str | None = None
-    samples: int = 128
+    samples: int | None = None
     length: int = 512
     statistics: str = "dense"
     select: str = "score"
     kv_cost: str = "score"
     repair: str = DEFAULT_REPAIR
+    refine_epochs: int | None = None
     align: int | None = None
     protect: tuple[int, ...] = ()
     tp: int = 1

@@ -65,7 +65,9 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     assert record["source"]["fingerprint"] == Checkpoint(llama).fingerprint
     assert record["evaluation"]["tokens"] > 0
     assert record["plan"]["about"]["scores"]["calibration"]["sha256"]
-    assert found["repair"] == record["repair"]["kind"] == "ridge" and found["seconds"]["repair"] > 0
+    assert (
+        found["repair"] == record["repair"]["kind"] == "refine" and found["seconds"]["repair"] > 0
+    )
     assert "AutoModelForCausalLM" in (dest / "README.md").read_text()
     assert left_over(dest) == ["small"]
 
@@ -108,6 +110,13 @@ def test_every_repair(llama, quick, tmp_path, repair):
         for name, step in (s for block in record["blocks"] for s in block["steps"].items()):
             expected = {"losses"} if name == "refine" else {"lambda", "before", "after"}
             assert step.keys() == expected
+
+
+def test_refining_again_and_again(llama, quick, tmp_path):
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, "--refine-epochs", 3, *quick) == 0
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())["repair"]
+    assert record["epochs"] == 3
+    assert {len(b["steps"]["refine"]["losses"]) for b in record["blocks"]} == {4}
 
 
 def test_selection_alone_and_in_the_job(llama, quick, tmp_path, text_file, capsys):
@@ -208,7 +217,10 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
             ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
             "finds the widths when all are",
         ),
-        (["--keep", 0.7, "--samples", 0], "--samples must be at least 1"),
+        (["--keep", 0.7, "--samples", 0], "--samples must be at least 1, not 0"),
+        (["--keep", 0.7, "--length", 1], "--length must be at least 2, not 1"),
+        (["--keep", 0.7, "--refine-epochs", 0], "--refine-epochs must be at least 1, not 0"),
+        (["--keep", 0.7, "--refine-epochs", 2, "--repair", "ridge"], "refine, not ridge"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
         (["--keep", 0.7, 0.7], "given twice"),
         (["--keep", 0.7, "--protect", "9", "--layout", "padded"], "block 9; the model has 3"),

@@ -5,7 +5,8 @@ A kind of repair says what the refitted projections aim at (`toward`) and what o
     ridge        the dense model's residual stream; weights, and a correction of what projections read
     ridge-local  the sub-layer's own former output for the same inputs; weights
     bias         the dense model's residual stream; the biases of the output projections alone
-    refine       what ridge does, and then all projections of a block are trained together
+    refine       what ridge does, and then all projections of a block are trained together, in so many
+                 passes over the text (epochs)
 
 Formulas: `ridge.py`, `refine.py`; the order in which a model is repaired: `streaming.py`.
 """
@@ -38,7 +39,7 @@ KINDS = {
     "bias": Kind("dense", weights=False),
     "none": None,
 }
-DEFAULT_REPAIR = "ridge"
+DEFAULT_REPAIR = "refine"
 
 
 def closed_form(repair: str) -> str:
@@ -66,10 +67,15 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def check_repair(repair: str, checkpoint: Checkpoint) -> None:
-    """Refuse an unknown kind, and a kind that moves biases where there are none."""
+def check_repair(repair: str, epochs: int | None, checkpoint: Checkpoint) -> None:
+    """Refuse an unknown kind, epochs of one that has none, and biases to move where there are none."""
     if repair not in KINDS:
         raise InputError(f"The repair {repair!r} is not one of {', '.join(KINDS)}.")
+    if epochs is not None:
+        if closed_form(repair) == repair:
+            raise InputError(f"--refine-epochs is for --repair refine, not {repair}; leave it out.")
+        if epochs < 1:
+            raise InputError(f"--refine-epochs must be at least 1, not {epochs}.")
     if repair != "bias":
         return
     present = checkpoint.block_tensors(0)

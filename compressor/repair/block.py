@@ -25,13 +25,16 @@ Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Task:
-    """What the repairs of all blocks share; batches from number `fitted` on are held back."""
+    """What the repairs of all blocks share; batches from number `fitted` on are held back. epochs: of
+    training, where the kind has any.
+    """
 
     stream: BlockStream
     geometry: Geometry
     kind: Kind
     batches: list[Batch]
     fitted: int
+    epochs: int
 
 
 class BlockRepair:
@@ -136,6 +139,7 @@ class BlockRepair:
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
                 predictions if last else relative_distance,
+                epochs=self.task.epochs,
             )
         self.record["refine"] = {"losses": losses}
         if min(losses) < losses[0]:
@@ -269,8 +273,9 @@ class BlockRepair:
         )
         if len(errors) == 1:
             return None
-        before, after = (e / held.energy.item() for e in (errors[0], min(errors)))
-        self.record[step] = {"lambda": taken, "before": before, "after": after}
+        before, after = errors[0], errors[0 if taken is None else 1 + grid.index(taken)]
+        shares = {"before": before / held.energy.item(), "after": after / held.energy.item()}
+        self.record[step] = {"lambda": taken} | shares
         return None if taken is None else new
 
     def replace(self, step: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -6,10 +6,11 @@ after it, every token's divided by the mean square of that stream (as in the clo
 block nothing can mend what is left, so there it is what the stream is for: the divergence of the
 predicted distributions from the dense model's.
 
-What counts is the held-back loss, taken after every epoch: the weights with the smallest one are kept,
-those from before included. Rates rise over the first steps and fall to nothing at the end, and a step is
-a share of the size of what it moves; so one setting does for all tensors. Where that is too far after
-all, and the held-back loss runs away, the best weights return and the next steps are a quarter as long.
+What counts is the held-back loss, taken after every pass over the text (an epoch): the weights with the
+smallest one are kept, those from before included. Rates rise over the first steps and fall to nothing at
+the end, and a step is a share of the size of what it moves; so one setting does for all tensors. Where
+that is too far after all, and the held-back loss runs away, the best weights return and the next steps
+are a quarter as long.
 
 Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); the
 losses, the rates and the schedule are ours.
@@ -24,7 +25,7 @@ from torch.func import functional_call
 
 from compressor.blocks import states_of
 
-EPOCHS = 8
+EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
 WARM_UP = 20  # steps
@@ -67,15 +68,15 @@ def refine(
     rate: float = RATE,
     epochs: int = EPOCHS,
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The refined float32 weights, and the held-back loss before and after every epoch.
+    """The best weights, float32 if they are new, and the held-back loss before and after every epoch.
 
     `weights` are trained in float32 and rounded to the dtypes of the parameters of `module` whenever it
     runs; its other parameters stay. measure(outputs, targets) of rows [tokens, hidden], float32, is the
     loss of every token. Batches of `fitted` are visited in an order of their own in every epoch.
     """
     dtypes = {n: p.dtype for n, p in module.named_parameters()}
-    best = {n: w.detach().float() for n, w in weights.items()}
-    sizes = {n: w.square().mean().sqrt().item() for n, w in best.items()}
+    best = {n: w.detach() for n, w in weights.items()}
+    sizes = {n: w.float().square().mean().sqrt().item() for n, w in best.items()}
 
     def loss(parameters: dict[str, torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
         given = example(i)
@@ -93,11 +94,12 @@ def refine(
     losses, trained = [held_back(best)], None
     for epoch in range(epochs):
         if trained is None:
-            trained = {n: w.clone().requires_grad_() for n, w in best.items()}
+            trained = {n: w.to(torch.float32, copy=True).requires_grad_() for n, w in best.items()}
             optimizer = torch.optim.AdamW(
                 [{"params": [p], "size": sizes[n]} for n, p in trained.items()],
                 betas=(0.9, 0.95),
                 weight_decay=0.0,
+                fused=True,
             )
             steps = 0
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))

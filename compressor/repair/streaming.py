@@ -31,7 +31,7 @@ from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
 from compressor.repair import KINDS, check_repair, check_text, digest
 from compressor.repair.block import BlockRepair, Task, narrowed
-from compressor.repair.refine import STEP_TOKENS
+from compressor.repair.refine import EPOCHS, STEP_TOKENS
 
 HELD_BACK = 16
 
@@ -48,9 +48,16 @@ class Repair:
     InputError for fewer than two sequences, and for activations that are not finite.
     """
 
-    def __init__(self, stream: BlockStream, plan: Plan, tokens: TokenSet, repair: str):
+    def __init__(
+        self,
+        stream: BlockStream,
+        plan: Plan,
+        tokens: TokenSet,
+        repair: str,
+        epochs: int | None = None,
+    ):
         plan.check(stream.checkpoint)
-        check_repair(repair, stream.checkpoint)
+        check_repair(repair, epochs, stream.checkpoint)
         check_text(repair, tokens)
         self.stream, self.plan, self.checkpoint = stream, plan, stream.checkpoint
         self.name, self.protocol = repair, tokens.protocol
@@ -64,6 +71,7 @@ class Repair:
             kind,
             [*batches, *held.batches(*sizes)],
             len(batches),
+            epochs or EPOCHS,
         )
         self.tokens = fitted.tokens
         self.record: list[dict[str, dict]] = []
@@ -71,7 +79,8 @@ class Repair:
     @property
     def about(self) -> dict:
         """What compression.json keeps."""
-        return {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
+        found = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
+        return found | ({"epochs": self.task.epochs} if self.task.kind.refined else {})
 
     @property
     def warnings(self) -> list[str]:

@@ -22,14 +22,14 @@ def score(
     kv_cost: str = "score",
     calibration: str = "stdlib",
     calibration_range: str | None = None,
-    samples: int = 128,
+    samples: int | None = None,
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
     allocate: Annotated[
         str | None, Option(help="Measure too what plan --allocate exact, measured or besa needs.")
     ] = None,
-    repair: Annotated[str, Option(help="The repair that will follow.")] = "ridge",
+    repair: Annotated[str, Option(help="The repair that will follow.")] = "refine",
     besa_sampling: str | None = None,
     align: int | None = None,
     tp: int = 1,
@@ -81,7 +81,7 @@ def score(
     checkpoint = Checkpoint(source)
     check_method(settings, checkpoint)
     check_selection(settings.select, kv_cost)
-    check_repair(repair, checkpoint)
+    check_repair(repair, None, checkpoint)
     settings.weights.check(method)
     check_folder(out)
     tokens, _ = read_texts(settings, checkpoint)
@@ -192,10 +192,11 @@ def cut(
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
     layout: str = "uniform",
     container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "ridge",
+    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "refine",
+    refine_epochs: int | None = None,
     calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
     calibration_range: str | None = None,
-    samples: int = 128,
+    samples: int | None = None,
     length: int = 512,
     device: str | None = None,
     dtype: str = "auto",
@@ -214,6 +215,7 @@ def cut(
         layout=layout,
         container=container,
         repair=repair,
+        refine_epochs=refine_epochs,
         calibration=calibration,
         calibration_range=calibration_range,
         samples=samples,
