@@ -66,7 +66,7 @@ class Ninja(build_ext):
 
         cxx = shlex.split(os.environ.get("CXX", "c++"))
         program(cxx[0], "install g++ (build-essential) or name another compiler by CXX")
-        flags, link, edges = CXX_FLAGS + SANITIZERS, ["-pthread", *SANITIZERS], []
+        flags, link, edges = CXX_FLAGS + SANITIZERS, ["-pthread", "-ldl", *SANITIZERS], []
         # An isolated build has these elsewhere every time; only the binding is compiled anew.
         python = [f"-isystem{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
         binding = flags + python
@@ -80,7 +80,7 @@ class Ninja(build_ext):
             edges = [(source, [str(home / "bin/nvcc")], nvcc) for source in sources]
             binding += ["-DCOMPRESSOR_WITH_CUDA", f'-DCOMPRESSOR_ARCHS="{" ".join(archs)}"']
             binding.append(f"-isystem{home / 'include'}")
-            link += [f"-L{home / 'lib64'}", "-lcudart_static", "-ldl", "-lrt"]
+            link += [f"-L{home / 'lib64'}", "-lcudart_static", "-lrt"]
         edges.append((ROOT / "csrc/bindings.cpp", cxx, binding))
         edges += [(source, cxx, flags) for source in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
         target = Path(self.get_ext_fullpath(extension.name)).resolve()

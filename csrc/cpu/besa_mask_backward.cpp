@@ -65,6 +65,12 @@ struct Backward : BesaMaskBackwardJob {
     with_dtype(static_cast<int>(dtype), [&](auto zero) {
       for (int64_t i = begin; i < end; ++i) add_part<decltype(zero)>(i, products.data());
     });
+    if (parts == 1) finish_groups(begin, end);  // while their sums are in the cache
+  }
+
+  void finish_groups(int64_t begin, int64_t end) const {
+    for (; begin + kLanes <= end; begin += kLanes) finish<kLanes>(begin);
+    for (; begin < end; ++begin) finish<1>(begin);
   }
 
   // out[g, d] = - (sum 1 + ... + sum d) of the groups [g, g + kGroups).
@@ -97,14 +103,13 @@ void besa_mask_backward_cpu(const BesaMaskBackwardJob* jobs, int64_t count, int6
   for (int64_t i = 0; i < count; ++i) {
     const Backward& m = matrices.emplace_back(jobs[i], buckets, part_rows);
     parts.push_back({m.groups * m.parts, std::min(part_rows, m.group_rows) * m.columns});
-    groups.push_back({m.groups, m.parts * m.width});
+    groups.push_back({m.parts > 1 ? m.groups : 0, m.parts * m.width});
   }
   parallel_for_each(parts, 1 << 15, threads, [&](int64_t i, int64_t begin, int64_t end) {
     matrices[i].add_parts(begin, end);
   });
   parallel_for_each(groups, 1 << 15, threads, [&](int64_t i, int64_t begin, int64_t end) {
-    for (; begin + kLanes <= end; begin += kLanes) matrices[i].finish<kLanes>(begin);
-    for (; begin < end; ++begin) matrices[i].finish<1>(begin);
+    matrices[i].finish_groups(begin, end);
   });
 }
 

@@ -1,5 +1,5 @@
-// Ranges over threads. Not OpenMP: a second runtime beside torch's own would keep its threads
-// spinning on the cores that torch uses next.
+// Ranges over threads. Not the compiler's OpenMP: a second runtime beside torch's own would keep
+// its threads spinning on the cores that torch uses next.
 #pragma once
 
 #include <algorithm>

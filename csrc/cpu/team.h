@@ -1,6 +1,7 @@
-// Threads that help with work which the caller could do alone. They are started once and sleep in
-// between. Nobody waits for one to wake up: parts of the work are taken by whoever is there, and
-// where another library's threads spin on the cores, the caller takes them all.
+// Threads that help with work which the caller could do alone: torch's own, where they can be had
+// (`openmp.h`), since after each of torch's operations these go on spinning on their cores for a
+// while. Else they are started once and sleep in between, and nobody waits for one to wake up:
+// parts of the work are taken by whoever is there.
 #pragma once
 
 #include <unistd.h>
@@ -15,6 +16,8 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+
+#include "openmp.h"
 
 namespace compressor {
 
@@ -37,15 +40,11 @@ class Team {
   // exception is passed on when all are done.
   void run(int64_t parts, int helpers, const std::function<void(int64_t)>& body) {
     Task task(parts, helpers, body);
-    std::unique_lock<std::mutex> lock(mutex_);
-    grow(helpers);
-    tasks_.push_back(&task);
-    lock.unlock();
-    for (int i = 0; i < helpers; ++i) ready_.notify_one();
-    task.work();
-    lock.lock();
-    tasks_.remove(&task);
-    left_.wait(lock, [&] { return task.working == 0; });
+    if (const OpenMpFork fork = openmp_fork()) {
+      fork([](void* given) { static_cast<Task*>(given)->work(); }, &task, helpers + 1, 0);
+    } else {
+      share(task, helpers);
+    }
     if (task.failure) std::rethrow_exception(task.failure);
   }
 
@@ -73,6 +72,19 @@ class Team {
     std::mutex failing;
     std::exception_ptr failure;
   };
+
+  // Until the task is done.
+  void share(Task& task, int helpers) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    grow(helpers);
+    tasks_.push_back(&task);
+    lock.unlock();
+    for (int i = 0; i < helpers; ++i) ready_.notify_one();
+    task.work();
+    lock.lock();
+    tasks_.remove(&task);
+    left_.wait(lock, [&] { return task.working == 0; });
+  }
 
   // A system that has no thread left gives fewer helpers.
   void grow(int helpers) {
