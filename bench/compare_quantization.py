@@ -5,7 +5,7 @@
 Every case is a whole `compress` job without verification; a seed calibrates on `--documents` documents
 or windows of its own (0:128, 128:256, ...).
 
-    cut, nearest      --keep-blocks 0.8, ridge repair, then --quantize w4a16 --quantize-clip none
+    cut, nearest      --keep-blocks 0.8 and default repair, then --quantize w4a16 --quantize-clip none
     cut, learned      the same with --quantize-clip learned
     zeros, nearest    --granularity weight --sparsity 0.5 (BESA), then --quantize-clip none
     zeros, learned    the same zeros, then the sparse folder quantised by --quantize-clip learned
@@ -50,7 +50,8 @@ def run_case(case: str, model: Path, group: int, texts: dict, seed: int, place: 
         return compress(settings, Lines(True))[0]
 
     if what == "cut":
-        found = job(model, "q", targets=[Target("keep-blocks", KEEP)], quantization=quantization)
+        cut = {"targets": [Target("keep-blocks", KEEP)], "select": "obs"}
+        found = job(model, "q", quantization=quantization, **cut)
     else:
         zeros = {"method": "besa", "weights": Weights("weight", sparsity=SPARSITY)}
         if how != "learned":

@@ -19,6 +19,7 @@ from compressor.families import FAMILIES
 from compressor.methods import METHODS
 from compressor.per_layer import ships_own_code
 from compressor.plan import Target
+from compressor.repair import DEFAULT_REPAIR
 from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.result import make_record
@@ -89,7 +90,7 @@ def test_written_in_every_layout(prepared, layout, keep, tmp_path, record_proper
     refused = REFUSED.get((family, layout))
     try:
         plan = allocate(scores, checkpoint, target, protect=protect)
-        repair = Repair(stream, plan, tokens, "ridge")
+        repair = Repair(stream, plan, tokens, DEFAULT_REPAIR)
         container = write(checkpoint, plan, out, layout, changes=repair.blocks())
     except InputError as sentence:
         record_property("outcome", f"refused: {sentence}")
