@@ -79,6 +79,7 @@ gpu:
 	$(PYTHON) -m pytest -q bench/bench_ops.py
 	$(PYTHON) bench/roofline.py
 	$(PYTHON) bench/run_whole.py --device cuda
+	$(PYTHON) bench/run_whole.py --device cuda --repair refine --samples 128 --length 512
 	$(PYTHON) bench/run_backward.py --device cuda --samples 16
 	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
 	    --width 4096 --ffn 11008 --heads 32 --blocks 32

@@ -4,7 +4,8 @@
 
 Prints, and writes to bench/results/:
     memory   peak resident memory of `compress` and its children, beside the bound (two blocks,
-             embedding, head, activations, 700 MB; a gradient where the method needs them)
+             embedding, head, activations, 700 MB; a gradient where the method needs them; of a
+             repair two Gram matrices of the FFN's width, or four float32 copies of what is trained)
     time     wall time without verification, beside the plain transformers forward of the same
              tokens plus reading and writing the files once, measured in the same run
     ratios   three ratios from one score pass, beside one ratio, writing apart
@@ -29,8 +30,10 @@ from rich.table import Table
 from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.methods import DEFAULT_METHOD, METHODS
+from compressor.repair import KINDS
 from compressor.report import versions
 
+KEEP = 0.7
 BASE = 700e6  # interpreter, torch, transformers and allocator slack
 RESULTS = Path(__file__).parent / "results"
 
@@ -84,19 +87,23 @@ def copy_seconds(source: Path, folder: Path) -> float:
     return time.monotonic() - begun
 
 
-def memory_bound(checkpoint: Checkpoint, tokens: int, method: str) -> float:
-    """Two blocks, embedding, head and activations, and for a backward what enters every block and
-    one gradient.
+def memory_bound(checkpoint: Checkpoint, tokens: int, method: str, repair: str) -> float:
+    """Two blocks, embedding, head and activations; for a backward what enters every block and one
+    gradient; for a repair two Gram matrices, or the weights, gradients and moments of a cut block.
     """
     block = sum(t.end - t.begin for n, t in checkpoint.tensors.items() if ".layers.0." in n)
     outer = sum(
         checkpoint.tensors[n].end - checkpoint.tensors[n].begin for n in checkpoint.outer_tensors()
     )
     backward = METHODS[method].observe is not None
-    states = checkpoint.blocks + 3 if backward else 2
+    kind = KINDS[repair]
+    states = checkpoint.blocks + 3 if backward else 6 if kind else 2
+    refit = 2 * 4 * checkpoint.config["intermediate_size"] ** 2 if kind and kind.weights else 0
+    if kind and kind.refined:
+        refit = max(refit, 4 * 4 * KEEP * block / checkpoint.dtype.itemsize)
     activations = states * tokens * checkpoint.hidden_size * checkpoint.dtype.itemsize
     gradient = backward * max(t.end - t.begin for t in checkpoint.tensors.values())
-    return 2 * block + outer + activations + gradient + BASE
+    return 2 * block + outer + activations + gradient + refit + BASE
 
 
 def main(
@@ -120,8 +127,8 @@ def main(
     count = tokenize(read_text("stdlib"), checkpoint.tokenizer(), length, samples).tokens
     options = ["--samples", str(samples), "--length", str(length), "--device", device]
     options += ["--method", method, "--repair", repair]
-    whole = compress(source, work / "out", "--keep", "0.7", *options)
-    bound = memory_bound(checkpoint, count, method)
+    whole = compress(source, work / "out", "--keep", str(KEEP), *options)
+    bound = memory_bound(checkpoint, count, method, repair)
     figures = {
         "shape": shape,
         "method": method,
@@ -141,7 +148,7 @@ def main(
         ("peak memory, children included", whole["peak_rss_bytes"] / 1e6, bound / 1e6, "MB"),
     ]
     if not only_memory:
-        one = compress(source, work / "out", "--keep", "0.7", "--no-verify", *options)
+        one = compress(source, work / "out", "--keep", str(KEEP), "--no-verify", *options)
         three = compress(
             source, work / "out", "--keep", "0.9", "0.8", "0.7", "--no-verify", *options
         )
@@ -166,6 +173,7 @@ def main(
     Console().print(table)
     results.mkdir(parents=True, exist_ok=True)
     name = shape if method == DEFAULT_METHOD else f"{shape}-{method}"
+    name = name if repair == "none" else f"{name}-{repair}"
     path = results / f"whole-{name}-{device}-{date.today()}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n")
     shutil.rmtree(work)
