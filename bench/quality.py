@@ -97,12 +97,6 @@ def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
     return TokenSet([tokens.sequences[i] for i in order[:samples]], tokens.protocol)
 
 
-def enough(tokens: TokenSet) -> int:
-    """So many of the first sequences come to the tokens that `compress` calibrates on."""
-    lengths = torch.tensor([len(s) for s in tokens.sequences])
-    return min(len(lengths), int((lengths.cumsum(0) < CALIBRATION_TOKENS).sum()) + 1)
-
-
 def selected(name: str, how: str, calibration: TokenSet, stream: BlockStream, seed: int) -> Scores:
     """Scores of METHOD or METHOD:MODE, as `--select` and `--kv-cost` leave them."""
     method, _, mode = name.partition(":")
@@ -216,11 +210,14 @@ def main(
         checkpoint = Checkpoint(folder)
         length = checkpoint.config["max_position_embeddings"]
         tokenizer = checkpoint.tokenizer()
-        known = tokenize(read_text(text), tokenizer, length, None, calibration_range)
+        known, default = (
+            tokenize(read_text(text), tokenizer, length, None, calibration_range, budget)
+            for budget in (None, CALIBRATION_TOKENS)
+        )
         other = read_text(evaluation or text)
         judged = tokenize(other, tokenizer, length, None, evaluation_range)
         stream = BlockStream(checkpoint, dtype=torch.float32)
-        count = samples or enough(known)
+        count = samples or len(default.sequences)
         rows = Rows(results / f"{folder.name}.csv")
         medians = defaultdict(lambda: defaultdict(list))
         for name, chosen, seed in product(method, select, range(seeds)):

@@ -8,9 +8,10 @@ predicted distributions from the dense model's.
 
 What counts is the held-back loss, taken after every pass over the text (an epoch): the weights with the
 smallest one are kept, those from before included. Rates rise over the first steps and fall to nothing at
-the end, and a step is a share of the size of what it moves; so one setting does for all tensors. Where
-that is too far after all, and the held-back loss runs away, the best weights return and the next steps
-are a quarter as long.
+the end. A step is a share of the size of what it moves, and a smaller one the more inputs a projection
+sums, because steps agree in sign where weights do not (arXiv 2203.03466); so one setting does for all
+tensors. Where that is too far after all, and the held-back loss runs away, the best weights return and
+the next steps are a quarter as long.
 
 Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); the
 losses, the rates and the schedule are ours.
@@ -28,6 +29,7 @@ from compressor.blocks import states_of
 EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
+WIDTH = 256  # inputs, beyond which that falls with the root of their number
 WARM_UP = 20  # steps
 RUNAWAY, SLOWER = 3, 0.25
 
@@ -76,7 +78,7 @@ def refine(
     """
     dtypes = {n: p.dtype for n, p in module.named_parameters()}
     best = {n: w.detach() for n, w in weights.items()}
-    sizes = {n: w.float().square().mean().sqrt().item() for n, w in best.items()}
+    sizes = {n: step_size(w) for n, w in best.items()}
 
     def loss(parameters: dict[str, torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
         given = example(i)
@@ -119,3 +121,8 @@ def refine(
         elif not losses[-1] <= RUNAWAY * min(losses[:-1]):
             trained, rate = None, rate * SLOWER
     return best, losses
+
+
+def step_size(weight: torch.Tensor) -> float:
+    """What a rate of 1 moves a weight [outputs, inputs] by."""
+    return weight.float().square().mean().sqrt().item() * min(1, (WIDTH / weight.shape[1]) ** 0.5)

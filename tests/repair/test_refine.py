@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.repair.refine import Example, divergence, refine
+from compressor.repair.refine import Example, divergence, refine, step_size
 
 FITTED, HELD = range(6), range(6, 8)
 
@@ -96,6 +96,11 @@ def test_training_is_in_float32_and_running_in_the_blocks_dtype(block):
     assert found["linear.weight"].dtype == torch.float32
     assert not torch.equal(found["linear.weight"], found["linear.weight"].bfloat16().float())
     assert min(losses) < losses[0]
+
+
+@pytest.mark.parametrize(("inputs", "share"), [(8, 1.0), (256, 1.0), (1024, 0.5), (4096, 0.25)])
+def test_steps_shrink_with_the_root_of_the_inputs(inputs, share):
+    assert step_size(torch.full((3, inputs), 2.0)) == pytest.approx(2 * share)
 
 
 def test_same_input_same_output(block):
