@@ -29,7 +29,7 @@ from compressor.blocks import states_of
 EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
-WIDTH = 256  # inputs, beyond which that falls with the root of their number
+WIDTH = 512  # inputs, beyond which that falls with the root of their number
 WARM_UP = 20  # steps
 RUNAWAY, SLOWER = 3, 0.25
 
