@@ -11,7 +11,7 @@ DEFAULT_METHOD = "besa"
 # Options of a job that only a cut of channels has.
 CHANNEL_OPTIONS = {
     "mode", "coarse", "fine", "reduce", "allocate", "layout", "container", "statistics", "repair",
-    "select", "kv_cost", "align", "protect", "tp", "recovery",
+    "refine_epochs", "select", "kv_cost", "align", "protect", "tp", "recovery",
 }  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def check_weights(settings, checkpoint) -> None:
         )
     for each in fields(settings):
         if each.name in CHANNEL_OPTIONS and getattr(settings, each.name) != default_of(each):
-            flag = "recover" if each.name == "recovery" else each.name
+            flag = "recover" if each.name == "recovery" else each.name.replace("_", "-")
             raise InputError(f"--{flag} is for channels; leave it out with --granularity weight.")
     names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
     matrices = {name: checkpoint.tensors[name] for name in names}

@@ -241,6 +241,7 @@ def test_a_killed_job_goes_on_with_identical_bytes(llama, quick, tmp_path):
         (["--sparsity", "0.5", "--target-params", "1K"], "makes zeros and no tensor smaller"),
         (["--sparsity", "0.5", "--method", "hywia"], "'hywia' does not prune single weights"),
         (["--sparsity", "0.5", "--repair", "none"], "--repair is for channels"),
+        (["--sparsity", "0.5", "--refine-epochs", "2"], "--refine-epochs is for channels"),
         (["--sparsity", "0.5", "--recover", "lora"], "--recover is for channels"),
         (["--sparsity", "0.5", "--layout", "padded"], "--layout is for channels"),
         (["--sparsity", "0.5", "--update", "some"], "--update must be none or obs"),
