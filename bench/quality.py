@@ -151,9 +151,8 @@ def perplexity_after(
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
-        blocks = None
-        if kind != "none":
-            blocks = Repair(stream, plan, calibration, kind, epochs).blocks()
+        repaired = kind != "none"
+        blocks = Repair(stream, plan, calibration, kind, epochs).blocks() if repaired else None
         write(stream.checkpoint, plan, folder, "per-layer", changes=blocks)
         seconds = time.perf_counter() - begin
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"], seconds
@@ -198,9 +197,9 @@ def main(
     allocate: Annotated[
         list[str], typer.Option(help="ALLOCATION, or ALLOCATION:per-layer for widths of their own.")
     ] = ["uniform"],  # noqa: B006
-    repair: Annotated[list[str], typer.Option(help="REPAIR or refine:EPOCHS.")] = [  # noqa: B006
-        *("none", "ridge", "refine")
-    ],
+    repair: Annotated[
+        list[str], typer.Option(help="REPAIR, or refine:EPOCHS for more than one.")
+    ] = ["none", "ridge", "refine"],  # noqa: B006
     keep: Annotated[list[float], typer.Option(help="Shares of the blocks.")] = [0.9, 0.8, 0.7, 0.5],  # noqa: B006
     samples: int | None = None,
     seeds: int = 1,
@@ -210,11 +209,11 @@ def main(
         checkpoint = Checkpoint(folder)
         length = checkpoint.config["max_position_embeddings"]
         tokenizer = checkpoint.tokenizer()
+        source, other = read_text(text), read_text(evaluation or text)
         known, default = (
-            tokenize(read_text(text), tokenizer, length, None, calibration_range, budget)
+            tokenize(source, tokenizer, length, None, calibration_range, budget)
             for budget in (None, CALIBRATION_TOKENS)
         )
-        other = read_text(evaluation or text)
         judged = tokenize(other, tokenizer, length, None, evaluation_range)
         stream = BlockStream(checkpoint, dtype=torch.float32)
         count = samples or len(default.sequences)

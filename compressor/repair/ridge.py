@@ -121,16 +121,15 @@ def ridge(
     def gain(update: torch.Tensor, held: torch.Tensor) -> float:
         return inner(update, 2 * held - update @ held_gram)
 
-    judges = residual, held_residual
-    if len(weight) > 2 * SKETCH:
-        judges = combined(residual), combined(held_residual)
+    many = len(weight) > 2 * SKETCH
+    judges = [combined(r) if many else r for r in (residual, held_residual)]
     best, chosen = None, None
     for at, relative in enumerate(grid):
         update = refitted(gram, judges[0], relative)
         errors.append(math.inf if update is None else errors[0] - gain(update, judges[1]))
         if errors[-1] < min(errors[:-1]):
             best, chosen = update, at
-    if chosen is not None and len(weight) > 2 * SKETCH:
+    if chosen is not None and many:
         best = refitted(gram, residual, grid[chosen])
         errors[1 + chosen] = errors[0] - gain(best, held_residual)
     if chosen is None or not errors[1 + chosen] < errors[0]:
