@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 import typer
 
-from compressor.repair.block import GRID
-from compressor.repair.ridge import Moments, ridge
+from compressor.repair.ridge import GRID, Moments, ridge
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from compressor.methods import METHODS
 from compressor.methods.statistics import Geometry
 from compressor.probing import loss_changes
 from compressor.repair import KINDS
-from compressor.repair.block import rates
 from compressor.repair.ridge import Moments
 from compressor.scores import Scores
+from compressor.weighing import rates
 
 SELECTIONS = ("score", "obs")
 KV_COSTS = ("score", "measured")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambdas, relative to the mean diagonal
 PANEL = 1024  # rows of a Gram matrix that are summed at once, up to the diagonal
 SKETCH = 512  # combinations of outputs that judge a lambda, where there are more than twice as many
 
