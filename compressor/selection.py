@@ -145,15 +145,16 @@ def compensated(
                 handle.remove()
         found = {}
         for group, weight in weights.items():
-            gram = sums.pop(group).gram.div_(tokens.tokens)
-            if not gram.isfinite().all():
+            if not sums[group].finite:
                 raise InputError(
                     f"The activations of block {index} ({group}) are not finite; "
                     "try --dtype float32."
                 )
-            dtype = torch.float64 if len(gram) <= FINE_CHANNELS else torch.float32
-            prior = scores.blocks[index][group].to(gram.device, dtype) ** powers[group]
-            found[group] = eliminate(gram.to(dtype), weight.to(dtype), prior)
+            dtype = torch.float64 if weight.shape[1] <= FINE_CHANNELS else torch.float32
+            prior = scores.blocks[index][group].to(weight.device, dtype) ** powers[group]
+            found[group] = eliminate(
+                sums.pop(group).gram.div_(tokens.tokens).to(dtype), weight.to(dtype), prior
+            )
         blocks.append(found)
         progress(index + 1, stream.checkpoint.blocks)
 

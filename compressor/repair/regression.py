@@ -29,7 +29,7 @@ def regress(
     fit, held = (Moments.empty(channels, outputs, present.device, dtype) for _ in range(2))
     for i, pair in enumerate(pairs):
         (fit if i < fitted else held).add(*pair)
-    if not all(torch.isfinite(t).all() for t in (fit.gram, fit.cross, held.gram, held.cross)):
+    if not (fit.finite and held.finite):
         raise InputError(f"The activations of {what} are not finite; try --dtype float32.")
     new, taken, errors = ridge(
         fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
