@@ -11,7 +11,7 @@ from compressor.calibration import Batch
 from compressor.layers import captured, given_by, passed
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
-from compressor.repair.refine import Example, divergence, refine, relative_distance
+from compressor.repair.refine import Example, predictions, refine, relative_distance
 from compressor.repair.regression import Pairs, regress
 from compressor.repair.ridge import GRID
 from compressor.weighing import rates
@@ -36,9 +36,9 @@ class Task:
 class BlockRepair:
     """The steps of one block.
 
-    layer: the block with its dense weights; narrow: the same with the cut ones, which are replaced
-    step by step; stored: the cut weights as the checkpoint stores them; calls: what the block is
-    called with besides the hidden states, for every batch.
+    layer: the block with its dense weights; narrow: the same with the cut ones; stored: these as the
+    checkpoint stores them; both are replaced step by step. calls: what the block is called with besides
+    the hidden states, for every batch.
 
     Afterwards `changed` holds the new tensors, and `record` the lambda (None: the step was left out) and
     the held-back error before and after every step that had anything to repair.
@@ -109,7 +109,6 @@ class BlockRepair:
 
     def refine(self, cut: Activations, dense_out: Activations) -> None:
         """Train all projections of the block toward the dense block's output."""
-        present = self.stored | self.changed
 
         def example(i: int) -> Example:
             hidden, target = (states.get(i, self.device) for states in (cut, dense_out))
@@ -119,18 +118,13 @@ class BlockRepair:
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
         with stream.outer(head=True) if last else nullcontext() as model:
-
-            def predictions(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-                rows = (x.to(stream.dtype) for x in (out, target))
-                return divergence(*(stream.head(model, x) for x in rows))
-
             found, losses = refine(
                 self.narrow,
-                {n: present[n].to(self.device) for n in self.family.projections()},
+                {n: self.stored[n].to(self.device) for n in self.family.projections()},
                 example,
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
-                predictions if last else relative_distance,
+                predictions(stream, model) if last else relative_distance,
                 epochs=self.task.epochs,
             )
         self.record["refine"] = {"losses": losses}
@@ -246,4 +240,5 @@ class BlockRepair:
             self.record[step] |= {"lambda": None, "after": self.record[step]["before"]}
             return
         self.changed |= {n: t.cpu() for n, t in rounded.items()}
+        self.stored |= self.changed
         assign(self.narrow, self.task.stream.cast(rounded))
