@@ -9,6 +9,7 @@ from torch import nn
 from compressor.blocks import Activations, BlockStream, assign, states_of
 from compressor.calibration import Batch
 from compressor.layers import captured, given_by, passed
+from compressor.memory import drop_pages
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
 from compressor.repair.refine import Example, predictions, refine, relative_distance
@@ -109,6 +110,8 @@ class BlockRepair:
 
     def refine(self, cut: Activations, dense_out: Activations) -> None:
         """Train all projections of the block toward the dense block's output."""
+        for parameter in self.layer.parameters():  # the dense block itself is not read again
+            drop_pages(parameter)
 
         def example(i: int) -> Example:
             hidden, target = (states.get(i, self.device) for states in (cut, dense_out))

@@ -161,7 +161,7 @@ def refitted(gram: torch.Tensor, residual: torch.Tensor, relative: float) -> tor
         return None
     # `cholesky_solve` would copy the factor.
     solved = torch.linalg.solve_triangular(factor, residual.T, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, solved, upper=True).T
+    return torch.linalg.solve_triangular(factor.mT, solved, upper=True, out=solved).T
 
 
 def less(cross: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

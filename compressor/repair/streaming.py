@@ -27,7 +27,7 @@ from compressor.blocks import BlockStream, loaded
 from compressor.calibration import TokenSet
 from compressor.cut import cut_block
 from compressor.layers import narrowed, passed
-from compressor.memory import trim_heap
+from compressor.memory import drop_pages, trim_heap
 from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
 from compressor.repair import KINDS, check_repair, check_text, digest
@@ -117,7 +117,11 @@ class Repair:
         cut = dense
         for index, weights in self.stream.weights():
             kept = self.plan.blocks[index]
-            small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
+            source = self.checkpoint.read_block(index)
+            small = cut_block(source, self.checkpoint, kept)
+            for tensor in source.values():  # what is not cut holds the whole file's mapping
+                drop_pages(tensor)
+            del source
             narrow = narrowed(
                 self.stream.layers[index],
                 self.stream.cast(small),
