@@ -31,7 +31,6 @@ from compressor.blocks import Activations
 from compressor.kernels.rank import rank
 from compressor.sparse.besa import PENALTY, Groups, Objective, begin, make_optimizer
 from compressor.sparse.block import Block, observe, relative_error, squares
-from compressor.sparse.budget import candidates
 from compressor.sparse.settings import Learning
 
 RESULTS = Path(__file__).parent / "results"
@@ -83,7 +82,7 @@ def published_step(block: Block, objective: Objective, orders: dict) -> Callable
             for name, own in objective.groups.by_matrix(beta).items()
         }
         error = relative_error(block.run(0, masked), objective.targets.get(0, block.device))
-        mean = objective.shares.to(beta.dtype) @ (beta @ candidates(beta.shape[1], beta))
+        mean = objective.shares.to(beta.dtype) @ (beta @ objective.candidates.to(beta.dtype))
         return error + PENALTY * (mean / objective.sparsity - 1) ** 2
 
     return loss

@@ -49,6 +49,10 @@ class Activations:
             return self.states[batch].to(device)
         return load_file(self._file(batch))["hidden"].to(device)
 
+    @property
+    def empty(self) -> bool:
+        return not (self.states if self.folder is None else any(Path(self.folder.name).iterdir()))
+
     def discard(self) -> None:
         """Remove everything; files that nobody discards go with the object."""
         self.states.clear()

@@ -12,7 +12,10 @@ memory. All matrices of a block go in one call. Softmax and sparsity penalty are
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
+from functools import cache
+from itertools import chain
 
 import torch
 
@@ -95,7 +98,7 @@ def _ext(weights, ranks, beta, cuts):
             continue
         used += [weight, rank, cut]  # until the launch
         addresses = [t.data_ptr() for t in (weight, rank, cut, out)]
-        sizes = (*weight.shape, weight.stride(0), len(weight) // len(cut))
+        sizes = (*weight.shape, weight.stride(0), weight.shape[0] // cut.shape[0])
         table.append([*addresses, *sizes, DTYPES[weight.dtype]])
     _launch("besa_mask", weights[0].device, table)
     return results
@@ -103,7 +106,7 @@ def _ext(weights, ranks, beta, cuts):
 
 def _launch(name, device, table, *sizes):
     if table:
-        native(name, device, torch.tensor(table, dtype=torch.int64), len(table), *sizes)
+        native(name, device, array("q", chain.from_iterable(table)), len(table), *sizes)
 
 
 def _fake(weights, ranks, beta, cuts):
@@ -115,7 +118,7 @@ def _check(weights, ranks, beta, cuts):
     _check_lists(name, weights, ranks=ranks, cuts=cuts)
     device = weights[0].device
     for i, (weight, rank, cut) in enumerate(zip(weights, ranks, cuts, strict=True)):
-        names = _names(i, weights, "weight", "rank", "cut")
+        names = _names(i, len(weights), "weight", "rank", "cut")
         _check_matrix(name, names, weight, rank, device)
         check_tensor(name, names[2], cut, (torch.int32,), (None,), device)
         _check_groups(name, names[0], weight.shape, cut.shape[0])
@@ -152,13 +155,14 @@ def _backward_ext(grads, weights, ranks, groups, candidates):
     device = weights[0].device
     out = torch.empty(sum(groups), candidates, dtype=torch.float32, device=device)
     table, used = [], []
-    for *matrices, rank, part in zip(grads, weights, ranks, out.split(groups), strict=True):
+    jobs = zip(grads, weights, ranks, groups, out.split(groups), strict=True)
+    for *matrices, rank, count, part in jobs:
         (grad, weight), rank = map(in_rows, matrices), rank.contiguous()
         if weight.numel() == 0:
             part.zero_()
             continue
-        group_rows = len(weight) // len(part)
-        parts = len(part) * -(-group_rows // PART_ROWS)
+        group_rows = weight.shape[0] // count
+        parts = count * -(-group_rows // PART_ROWS)
         split = group_rows > PART_ROWS
         partial = torch.empty(parts, candidates, device=device) if split else None
         used += [grad, weight, rank, partial]  # until the launch
@@ -180,7 +184,7 @@ def _backward_check(grads, weights, ranks, groups, candidates):
     for i, (weight, grad, rank, count) in enumerate(
         zip(weights, grads, ranks, groups, strict=True)
     ):
-        names = _names(i, weights, "weight", "rank", "grad")
+        names = _names(i, len(weights), "weight", "rank", "grad")
         _check_matrix(name, names, weight, rank, device)
         check_tensor(name, names[2], grad, (weight.dtype,), tuple(weight.shape), device)
         _check_groups(name, names[0], weight.shape, count)
@@ -193,11 +197,12 @@ def _check_lists(op, weights, **others):
     for name, each in others.items():
         if len(each) != len(weights):
             raise ValueError(f"{op}: {len(each)} {name} for {len(weights)} weights.")
-    check_tensor(op, _names(0, weights, "weight")[0], weights[0])
+    check_tensor(op, _names(0, len(weights), "weight")[0], weights[0])
 
 
-def _names(i, weights, *names):
-    return names if len(weights) == 1 else [f"{name}[{i}]" for name in names]
+@cache  # a training step checks all matrices of a block twice
+def _names(i, count, *names):
+    return names if count == 1 else [f"{name}[{i}]" for name in names]
 
 
 def _check_matrix(op, names, weight, rank, device):
@@ -260,7 +265,7 @@ def _gradient(ctx, grads, backend):
     if any(ctx.needs_input_grad[0]):
         to_weights = OP(grads, ranks, None, cuts, backend=backend)
     if ctx.needs_input_grad[2]:
-        groups = [len(cut) for cut in cuts]
+        groups = [cut.shape[0] for cut in cuts]
         found = BACKWARD(grads, weights, ranks, groups, beta.shape[1], backend=backend)
         to_beta = found.to(beta.dtype)
     return to_weights, none, to_beta, none

@@ -26,14 +26,17 @@ def check_tensor(
         raise TypeError(f"{op}: {name} is a {kind} tensor; it must be a plain one.")
     if device is not None and tensor.device != device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, but other tensors are on {device}.")
-    if shape is not None:
-        found = tuple(tensor.shape)
-        fits = len(found) == len(shape) and all(
-            want is None or want == size for want, size in zip(shape, found, strict=True)
-        )
-        if not fits:
-            wanted = "[" + ", ".join("any" if s is None else str(s) for s in shape) + "]"
-            raise ValueError(f"{op}: {name} has shape {list(found)}; it must be {wanted}.")
+    if shape is not None and not fits(tensor.shape, shape):
+        wanted = "[" + ", ".join("any" if s is None else str(s) for s in shape) + "]"
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; it must be {wanted}.")
+
+
+def fits(found: torch.Size, wanted: tuple[int | None, ...]) -> bool:
+    if found == wanted:
+        return True
+    return len(found) == len(wanted) and all(
+        want is None or want == size for want, size in zip(wanted, found, strict=True)
+    )
 
 
 def check_choice(op: str, name: str, value, choices) -> None:

@@ -4,8 +4,8 @@
     triton  a Triton kernel: CUDA, or a CPU in Triton's interpreter
     ext     the C++/CUDA extension
 
-Calling an `Op` goes through torch's dispatcher, so fake tensors and `torch.compile` work, and runs
-the device's default. float64 always runs the reference: it is there to judge the others.
+Calling an `Op` runs the device's default, through torch's dispatcher where that may have a say, so fake
+tensors and `torch.compile` work. float64 always runs the reference: it is there to judge the others.
 `COMPRESSOR_BACKEND=ref` makes the reference the default everywhere.
 """
 
@@ -23,6 +23,8 @@ BACKENDS = ("ref", "triton", "ext")
 EVERYWHERE = os.environ.get("COMPRESSOR_BACKEND")
 if EVERYWHERE not in (None, *BACKENDS):
     raise ValueError(f"COMPRESSOR_BACKEND is {EVERYWHERE!r}; it is one of {', '.join(BACKENDS)}.")
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 log = logging.getLogger("compressor.kernels")
 
@@ -66,7 +68,8 @@ class Op:
     def __call__(self, *arguments, backend: str | None = None):
         """Run the default, or exactly this backend; ValueError if that one cannot run here."""
         if backend is None:
-            return self.overload(*arguments)
+            run = self._default if unobserved(arguments) else self.overload
+            return run(*arguments)
         if backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend is {backend!r}; one of {', '.join(BACKENDS)}.")
         self.check(*arguments)
@@ -111,6 +114,22 @@ class Op:
         return self.implementations[backend](*arguments)
 
 
+def unobserved(arguments) -> bool:
+    """Whether torch's dispatcher would only lead back here, which costs as much as a small op."""
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch.autograd._profiler_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return False
+    return all(
+        type(t) in PLAIN and (t.is_cpu or t.is_cuda) and not (t.is_neg() or t.is_conj())
+        for t in tensors_in(arguments)
+    )
+
+
 @cache
 def explain(device: str, reason: str) -> None:
     """Log a reason once, not once for every op that it stops."""
@@ -123,7 +142,7 @@ def tensors_in(arguments) -> Iterator[torch.Tensor]:
         if isinstance(argument, torch.Tensor):
             yield argument
         elif isinstance(argument, (list, tuple)):
-            yield from tensors_in(argument)
+            yield from (item for item in argument if isinstance(item, torch.Tensor))
 
 
 def device_of(arguments) -> str:

@@ -1,5 +1,6 @@
 """Gradients of operators by other operators."""
 
+import inspect
 from collections.abc import Callable, Iterable
 
 import torch
@@ -44,6 +45,9 @@ def differentiable(op: Op, gradient: Callable, save: Callable) -> Callable:
             ctx.needs_input_grad = seen  # for the next time, where the graph is kept
             flat, needed = flattened(found), flattened(ctx.needed)
             return None, None, None, *(g for g, n in zip(flat, needed, strict=True) if n)
+
+    # Torch asks for it at every call, and making it takes longer than many an op.
+    Gradient.forward.__signature__ = inspect.signature(Gradient.forward)
 
     def call(*inputs, backend: str | None = None):
         if backend is None and torch.compiler.is_compiling():

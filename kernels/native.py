@@ -4,6 +4,8 @@ The extension knows no torch. Python checks, allocates and chooses the stream; n
 reads and writes the memory it is given.
 """
 
+from array import array
+
 import torch
 
 try:
@@ -30,7 +32,7 @@ def missing(function: str) -> str | None:
 def native(name: str, device: torch.device, *arguments) -> None:
     """Run NAME_cpu on all of torch's threads, or NAME_cuda on the device's current stream.
 
-    Tensors are passed as addresses (0 for None), torch dtypes as codes, numbers as they are.
+    Tensors and arrays are passed as addresses (0 for None), torch dtypes as codes, numbers as they are.
     RuntimeError with the name and CUDA's message when a launch fails.
     """
     function = getattr(_C, f"{name}_{device.type}")
@@ -53,4 +55,6 @@ def _plain(argument):
         return 0
     if isinstance(argument, torch.Tensor):
         return argument.data_ptr()
+    if isinstance(argument, array):
+        return argument.buffer_info()[0]
     return DTYPES[argument] if isinstance(argument, torch.dtype) else argument

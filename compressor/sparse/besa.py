@@ -97,7 +97,7 @@ def make_optimizer(theta: torch.Tensor, options: Learning) -> torch.optim.Optimi
     """One step size for all of theta."""
     if options.optimizer == "adamw":
         rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE[options.sharing]
-        return torch.optim.AdamW([theta], lr=rate, weight_decay=0)
+        return torch.optim.AdamW([theta], lr=rate, weight_decay=0, fused=True)
     from prodigyopt import Prodigy  # an optional dependency, which `Weights.check` has looked for
 
     return Prodigy([theta], d_coef=D_COEF[options.sharing])
@@ -126,6 +126,7 @@ class Objective:
         self.weights, self.groups = block.weights, groups
         self.sparsity, self.parity = sparsity, parity
         self.shares = groups.sizes.double() / groups.sizes.sum()
+        self.candidates = candidates(CANDIDATES, self.shares)
 
     def __call__(
         self, theta: torch.Tensor, sequence: int, draw: tuple[int, int] | None = None
@@ -139,7 +140,7 @@ class Objective:
         masked = besa_mask_many(weights.values(), ranks, beta, cut.split(self.groups.counts))
         output = self.block.run(sequence, dict(zip(weights, masked, strict=True)))
         error = relative_error(output, self.targets.get(sequence, self.block.device))
-        mean = self.shares.to(beta.dtype) @ (beta @ candidates(CANDIDATES, beta))
+        mean = self.shares.to(beta.dtype) @ (beta @ self.candidates.to(beta.dtype))
         return error + PENALTY * (mean / self.sparsity - 1) ** 2
 
 

@@ -57,7 +57,10 @@ class Block:
         """
         args, keywords = self.calls[sequence]
         hidden = (inputs or self.inputs).get(sequence, self.device)
-        output = functional_call(self.layer, dict(weights or {}), (hidden, *args), keywords)
+        # A block ties no weights, and to look for such takes longer than a small block's attention.
+        output = functional_call(
+            self.layer, dict(weights or {}), (hidden, *args), keywords, tie_weights=False
+        )
         return states_of(output)
 
 

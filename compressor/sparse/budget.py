@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import torch
 
-HALVINGS = 100  # of an interval of eta: float64 is exhausted before
+HALVINGS = 100  # of an interval of eta: float64 is exhausted before, but around 0
 
 
 def budget(weights: int, sparsity: float) -> int:
@@ -44,6 +44,8 @@ def tilted(theta: torch.Tensor, columns: torch.Tensor, zeros: int) -> torch.Tens
     low, high = -reach, reach
     for _ in range(HALVINGS):
         middle = (low + high) / 2
+        if middle in (low, high):
+            break
         low, high = (middle, high) if excess(middle) < 0 else (low, middle)
     return theta + high * p
 

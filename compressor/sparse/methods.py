@@ -26,7 +26,7 @@ from compressor.sparse.settings import Recipe
 
 def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.Tensor]:
     """Wanda's order, BESA's numbers; with `obs` its numbers, SparseGPT's order and correction."""
-    norms = observe(block, squares, None if recipe.wants_dense_path else targets)
+    norms = observe(block, squares, targets if targets.empty else None)
     ranks = {name: rank(w, norms[name].sqrt().float()) for name, w in block.weights.items()}
     zeros = budget(sum(w.numel() for w in block.weights.values()), recipe.sparsity)
     seed = of_block(recipe.seed, block.index)

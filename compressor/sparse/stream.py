@@ -63,14 +63,14 @@ class Sparsification:
                 called = [call[index] for call in calls]
                 block = Block(index, layer, self.states, called, self.count, stream.device, readers)
                 targets = Activations(stream.offload)
-                if dense is not None:
+                if dense is not None and dense is not self.states:
                     outputs(block, dense, targets)
                 stored = finished_block(self.saved, index)
                 if stored is None:
                     pruned = METHODS[self.recipe.method](block, self.recipe, targets)
                     stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
                     keep_block(self.saved, index, stored)
-                elif dense is None:
+                elif targets.empty:
                     outputs(block, self.states, targets)
                 stored = {name: stored[name] for name in block.names}
                 following, error = self.passed_on(block, stored, targets)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.kernels import colsum as colsum_module
 from compressor.kernels import compact as compact_module
@@ -15,6 +17,18 @@ from compressor.kernels.compact import compact_many
 
 OPS = {"colsum": colsum_module.OP, "compact": compact_module.OP}
 WEIGHT = torch.arange(12.0).view(3, 4)
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the names of the operators that torch's dispatcher sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -144,3 +158,30 @@ def test_tensors_that_are_not_plain_memory_are_refused(name):
 def test_other_devices_have_no_kernels(name):
     with pytest.raises(ValueError, match=f"colsum: backend '{name}' cannot run on meta: .*: ref"):
         colsum(WEIGHT.to("meta"), backend=name)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_torch_may_have_a_say_with_and_without_gradients(grad):
+    with torch.set_grad_enabled(grad):
+        lazy = torch._neg_view(WEIGHT)
+        assert torch.equal(compact_many([lazy])[0], -WEIGHT)
+        assert colsum(WEIGHT.to("meta")).device.type == "meta"
+        with FakeTensorMode() as mode:
+            assert colsum(mode.from_tensor(WEIGHT)).shape == (4,)
+        with torch.profiler.profile() as profile:
+            colsum(WEIGHT)
+        assert "compressor::colsum" in {event.key for event in profile.key_averages()}
+        with Recorder() as mode:
+            colsum(WEIGHT)
+        assert mode.seen == ["compressor.colsum.default"]
+
+
+def test_without_gradients_the_dispatcher_is_left_out(called, monkeypatch):
+    for op in OPS.values():
+        monkeypatch.setattr(op, "overload", None)
+    with torch.no_grad():
+        colsum(WEIGHT)
+        compact_many([WEIGHT], [torch.tensor([0, 2])])
+        with pytest.raises(TypeError, match="colsum: weight must be a tensor, not str"):
+            colsum("weight")
+    assert called == [default(op) for op in OPS.values()]
