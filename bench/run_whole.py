@@ -4,8 +4,8 @@
 
 Prints, and writes to bench/results/:
     memory   peak resident memory of `compress` and its children, beside the bound (two blocks,
-             embedding, head, activations, 700 MB; a gradient where the method needs them; of a
-             repair two Gram matrices of the FFN's width, or four float32 copies of what is trained)
+             embedding, head, activations, 700 MB; a gradient where the method needs them; where a
+             repair refits weights, what `repair_bytes` says)
     time     wall time without verification, beside the plain transformers forward of the same
              tokens plus reading and writing the files once, measured in the same run
     ratios   three ratios from one score pass, beside one ratio, writing apart
@@ -89,7 +89,7 @@ def copy_seconds(source: Path, folder: Path) -> float:
 
 def memory_bound(checkpoint: Checkpoint, tokens: int, method: str, repair: str) -> float:
     """Two blocks, embedding, head and activations; for a backward what enters every block and one
-    gradient; for a repair two Gram matrices, or the weights, gradients and moments of a cut block.
+    gradient; for a repair `repair_bytes`.
     """
     block = sum(t.end - t.begin for n, t in checkpoint.tensors.items() if ".layers.0." in n)
     outer = sum(
@@ -98,12 +98,22 @@ def memory_bound(checkpoint: Checkpoint, tokens: int, method: str, repair: str) 
     backward = METHODS[method].observe is not None
     kind = KINDS[repair]
     states = checkpoint.blocks + 3 if backward else 6 if kind else 2
-    refit = 2 * 4 * checkpoint.config["intermediate_size"] ** 2 if kind and kind.weights else 0
-    if kind and kind.refined:
-        refit = max(refit, 4 * 4 * KEEP * block / checkpoint.dtype.itemsize)
+    refit = repair_bytes(checkpoint, block, kind.refined) if kind and kind.weights else 0
     activations = states * tokens * checkpoint.hidden_size * checkpoint.dtype.itemsize
     gradient = backward * max(t.end - t.begin for t in checkpoint.tensors.values())
     return 2 * block + outer + activations + gradient + refit + BASE
+
+
+def repair_bytes(checkpoint: Checkpoint, block: int, refined: bool) -> float:
+    """The most of what a repair needs one after the other, all in float32: for the selection three Gram
+    matrices of the FFN; for down_proj's regression two of the channels kept, a factor, and five matrices
+    like it; for the training the weights of a cut block, two moments and the largest gradient.
+    """
+    width = checkpoint.config["intermediate_size"]
+    kept, like_down = KEEP * width, KEEP * width * checkpoint.hidden_size
+    trained = KEEP * block / checkpoint.dtype.itemsize
+    parts = [3 * width**2, 3 * kept**2 + 5 * like_down, refined * (3 * trained + like_down)]
+    return 4 * max(parts)
 
 
 def main(

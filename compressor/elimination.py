@@ -38,31 +38,36 @@ def eliminate(
     gram [channels, channels]: the mean of a_t a_t^T; weight [outputs, channels], of the same dtype;
     scores [units], quadratic in what a unit contributes; channels / units are a unit's, side by side.
     Costs are scores x shares; where the next one would be less than the one before, it is the next
-    larger number. `InputError` where the Gram matrix is too ill-conditioned for the damping.
+    larger number. In memory are three matrices as large as gram, and it beside them where the caller
+    keeps it. `InputError` where the Gram matrix is too ill-conditioned for the damping.
     """
     channels, units = len(gram), len(scores)
     costs = gram.new_full((units,), math.inf)
     alone = own_errors(gram, weight, units)
     # A unit that contributes nothing is free to go, whatever its score says.
     prior = torch.where(alone > 0, scores.to(alone) / alone, 0)
+    handed_over = [damped_inverse(gram, damping)]
+    del gram
+    in_order = channels_in_order if channels == units else groups_in_order
+    order, found = in_order(handed_over.pop(), weight, prior)
+    costs[order] = found
+    return rising(costs, order)
+
+
+def damped_inverse(gram: torch.Tensor, damping: float) -> torch.Tensor:
+    """H = (G + lambda diag G)^-1."""
     diagonal = gram.diagonal()
     level = diagonal.mean() if diagonal.mean() > 0 else diagonal.new_ones(())
     damped = gram.clone()
     damped.diagonal().add_(damping * diagonal.clamp_min(LEAST * level))
-    inverse, failed = torch.linalg.cholesky_ex(damped)
+    factor, failed = torch.linalg.cholesky_ex(damped)
     del damped
     if failed:
         raise InputError(
-            f"The Gram matrix of {channels} inputs is not positive definite with a damping of "
+            f"The Gram matrix of {len(gram)} inputs is not positive definite with a damping of "
             f"{damping:g}; give more --samples, or try --dtype float32."
         )
-    inverse = torch.cholesky_inverse(inverse)
-    if channels == units:
-        order, found = channels_in_order(inverse, weight.T @ weight, prior)
-    else:
-        order, found = groups_in_order(inverse, weight.clone(), prior)
-    costs[order] = found
-    return rising(costs, order)
+    return torch.cholesky_inverse(factor)
 
 
 def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Tensor:
@@ -76,8 +81,8 @@ def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Te
 
 
 def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor):
-    """Units in the order of elimination [units], and prior x c of each when it went."""
-    units = len(prior)
+    """Units in the order of elimination [units], and prior x c of each when it went; H is used up."""
+    units, weight = len(prior), weight.clone()
     width = len(inverse) // units
     left, order, costs = list(range(units)), [], []
 
@@ -97,8 +102,9 @@ def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Te
     return torch.tensor(order, device=inverse.device), torch.stack(costs)
 
 
-def channels_in_order(inverse: torch.Tensor, products: torch.Tensor, prior: torch.Tensor):
-    """The same for single channels, from H and K = W^T W; both are used up."""
+def channels_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor):
+    """The same for single channels: with K = W^T W and H brought up to date three matrices."""
+    products = weight.T @ weight
     names = torch.arange(len(prior), device=prior.device)
     order, costs = [], []
     while len(names):
@@ -122,8 +128,11 @@ def channels_in_order(inverse: torch.Tensor, products: torch.Tensor, prior: torc
             k = k - 2 * u[:, step] * v[:, step]
         live = left.nonzero().flatten()
         names, prior, v, u = names[live], prior[live], v[live], u[live]
-        inverse = inverse[live][:, live].addmm_(v, v.T, alpha=-1)
-        products = products[live][:, live].addmm_(u, v.T, alpha=-1).addmm_(v, u.T, alpha=-1)
+        # One after the other, so that the former matrix is gone before there are two new ones.
+        inverse = inverse[live]
+        inverse = inverse[:, live].addmm_(v, v.T, alpha=-1)
+        products = products[live]
+        products = products[:, live].addmm_(u, v.T, alpha=-1).addmm_(v, u.T, alpha=-1)
     return torch.stack(order), torch.stack(costs)
 
 

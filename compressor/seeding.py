@@ -1,4 +1,4 @@
-"""Random numbers of one seed, for every block its own."""
+"""Random numbers of one seed, for every block (or batch) its own."""
 
 STRIDE = 100_003  # blocks of one seed share no stream with blocks of the next
 

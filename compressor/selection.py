@@ -20,9 +20,9 @@ from compressor.methods import METHODS
 from compressor.methods.statistics import Geometry
 from compressor.probing import loss_changes
 from compressor.repair import KINDS
-from compressor.repair.block import rates
 from compressor.repair.ridge import Moments
 from compressor.scores import Scores
+from compressor.weighing import rates
 
 SELECTIONS = ("score", "obs")
 KV_COSTS = ("score", "measured")
@@ -145,15 +145,16 @@ def compensated(
                 handle.remove()
         found = {}
         for group, weight in weights.items():
-            gram = sums.pop(group).gram.div_(tokens.tokens)
-            if not gram.isfinite().all():
+            if not sums[group].finite:
                 raise InputError(
                     f"The activations of block {index} ({group}) are not finite; "
                     "try --dtype float32."
                 )
-            dtype = torch.float64 if len(gram) <= FINE_CHANNELS else torch.float32
-            prior = scores.blocks[index][group].to(gram.device, dtype) ** powers[group]
-            found[group] = eliminate(gram.to(dtype), weight.to(dtype), prior)
+            dtype = torch.float64 if weight.shape[1] <= FINE_CHANNELS else torch.float32
+            prior = scores.blocks[index][group].to(weight.device, dtype) ** powers[group]
+            found[group] = eliminate(
+                sums.pop(group).gram.div_(tokens.tokens).to(dtype), weight.to(dtype), prior
+            )
         blocks.append(found)
         progress(index + 1, stream.checkpoint.blocks)
 

@@ -15,7 +15,6 @@ larger than the memory can be verified.
 import json
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,17 +22,15 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
-from compressor.blocks import assign, make_linear
+from compressor.blocks import make_linear
 from compressor.checkpoint import Checkpoint, read_tokenizer
-from compressor.cut import paddings, placed
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.families import FAMILIES
+from compressor.masking import masked_plan
 from compressor.memory import drop_pages
 from compressor.per_layer import model_of, ships_own_code
-from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
-from compressor.repair import digest
 from compressor.sparse.verification import check_sparse
 
 PROMPTS = (
@@ -171,7 +168,7 @@ def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> li
     for prompt, ids in zip(PROMPTS, prompts, strict=True):
         if not torch.equal(tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
-    with masked_plan(masked, source, folder):
+    with masked_plan(masked, checkpoint, Checkpoint(folder), read_record(folder)):
         return [logits(masked, ids) for ids in prompts]
 
 
@@ -191,64 +188,6 @@ def read_record(folder: Path) -> dict:
     """What compression.json says; nothing where there is none."""
     file = folder / "compression.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-@contextmanager
-def masked_plan(model, source: Path, folder: Path):
-    """The source model with the units masked that compression.json says were removed.
-
-    What a repair changed is the folder's, in the places it was cut from.
-    """
-    from compressor.methods.statistics import Geometry, only_units
-
-    checkpoint = Checkpoint(source)
-    record = read_record(folder)
-    plan = Plan(record["plan"]["blocks"])
-    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
-    stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
-    if record.get("layout") == "padded":
-        stands = [padding.places for padding in paddings(plan, checkpoint)]
-    layers = model.get_submodule(checkpoint.family.layers)
-    with ExitStack() as masks:
-        for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
-            masks.enter_context(only_units(layer, Geometry.of(checkpoint, index), kept))
-            changed = repair["blocks"][index]
-            assign(layer, repaired(checkpoint, folder, index, kept, stands[index], changed))
-        yield
-
-
-def repaired(
-    checkpoint: Checkpoint, folder: Path, index: int, kept: dict, stands: dict, record: dict
-) -> dict[str, torch.Tensor]:
-    """The tensors of a block that `record` says a repair changed, as wide as the source's.
-
-    stands: where among the units of the folder's block the kept ones are.
-    """
-    if not record["tensors"]:
-        return {}
-    found = Checkpoint(folder).read_block(index)
-    found = {name: found[name] for name in record["tensors"]}
-    owned = {
-        part.tensor: (part, group)
-        for group, slices in checkpoint.family.groups().items()
-        for part in slices
-        if part.tensor in found
-    }
-    sizes = checkpoint.channel_sizes
-    for name, (part, group) in owned.items():
-        units = found[name].shape[part.axis] // part.size(sizes)
-        real = part.channels(stands[group], units, sizes)
-        found[name] = found[name].index_select(part.axis, real)
-    if digest(found) != record["sha256"]:
-        raise VerificationError(
-            f"The repaired tensors of block {index} in {folder} are not those that were made: "
-            f"{', '.join(found)}."
-        )
-    for name, (part, group) in owned.items():
-        units = checkpoint.block_units[index][group]
-        places = part.channels(kept[group], units, sizes)
-        found[name] = placed(found[name], part.axis, places, units * part.size(sizes))
-    return found
 
 
 @torch.no_grad()

@@ -26,8 +26,7 @@ from compressor.calibration import Batch
 from compressor.errors import InputError
 from compressor.lattice import Lattice
 from compressor.probing import head_nll
-from compressor.repair.block import GRID
-from compressor.repair.ridge import Moments, ridge
+from compressor.repair.ridge import GRID, Moments, ridge
 from compressor.scores import Landscape
 
 FORWARDS = 2

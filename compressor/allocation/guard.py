@@ -11,14 +11,14 @@ from itertools import repeat
 
 import torch
 
-from compressor.blocks import Activations, BlockStream, states_of
+from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.cut import cut_block
 from compressor.errors import InputError
+from compressor.layers import narrowed, passed
 from compressor.memory import trim_heap
 from compressor.plan import Plan
 from compressor.probing import head_nll
-from compressor.repair.block import narrowed
 from compressor.repair.streaming import Repair
 
 JUDGED = 8  # every so many calibration sequences are held back
@@ -54,13 +54,7 @@ def loss_after(
         )
         groups = plan.blocks[index]["attention"]
         layer = narrowed(stream.layers[index], stream.cast(weights), checkpoint.family, groups)
-        after = Activations(stream.offload)
-        for i, call in enumerate(calls):
-            args, keywords = call[index]
-            hidden = layer(states.get(i, stream.device), *args, **keywords)
-            after.put(i, states_of(hidden))
-        states.discard()
-        states = after
+        states = passed(stream, layer, states, [call[index] for call in calls])
         trim_heap()
     nll, predicted = 0.0, 0
     with stream.outer(head=True) as model:

@@ -25,11 +25,12 @@ from compressor.errors import InputError
 from compressor.families import Family
 from compressor.journal import finished_block, keep_block
 from compressor.lattice import Lattice
+from compressor.layers import captured
 from compressor.methods.statistics import Geometry
 from compressor.repair import KINDS
-from compressor.repair.block import GRID, captured, rates, wide
-from compressor.repair.ridge import Moments, ridge
+from compressor.repair.ridge import GRID, Moments, ridge
 from compressor.scores import Landscape
+from compressor.weighing import rates, wide
 
 HELD_BACK = 8  # every so many sequences judge the refits
 

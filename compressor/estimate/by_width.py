@@ -20,13 +20,14 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.estimate import checked_context, checked_device
 from compressor.estimate.costs import Step, Work, flops, moved, parts
-from compressor.estimate.machine import check, describe, measured_device
+from compressor.estimate.machine import describe, measured_device
 from compressor.estimate.roofline import DEVICES, Device, is_here
 from compressor.estimate.timed_widths import spread, timed
 from compressor.lattice import lattice
 from compressor.per_layer import KEY
 from compressor.report import versions
 from compressor.scores import GROUPS
+from compressor.whole_model import check_device
 from compressor.widths import BlockWidths, model_widths
 
 WIDTHS = 10
@@ -61,7 +62,7 @@ def table(
     allowed = lattice(checkpoint)
     widths = {"attention": spread(allowed.attention, WIDTHS), "ffn": spread(allowed.ffn, WIDTHS)}
     if clock:
-        check(device)
+        check_device(device)
         found = timed(checkpoint, device, step, widths, progress)
         source = f"measured on {describe(device)}"
     else:

@@ -10,8 +10,8 @@ from itertools import accumulate
 
 import torch
 
-from compressor.errors import MachineError
 from compressor.estimate.roofline import Device
+from compressor.whole_model import check_device
 from compressor.widths import ModelWidths
 
 LARGE = {"cpu": 2**28, "cuda": 2**30}  # bytes, far beyond any cache
@@ -72,7 +72,7 @@ def measured_device(name: str, model: ModelWidths, batch: int) -> tuple[Device, 
     copy, the rate at which products of `batch` rows read matrices of the model's own shapes, which is
     what decoding is made of.
     """
-    check(name)
+    check_device(name)
     most = 2 * LARGE[kind(name)]
     shapes = [s for block in model.blocks for s in block.matrices]
     shapes.append((model.vocabulary, model.hidden))
@@ -83,13 +83,6 @@ def measured_device(name: str, model: ModelWidths, batch: int) -> tuple[Device, 
     read = product_bandwidth(name, model.dtype, batch, sample)
     source = f"measured in this run on {describe(name)}"
     return Device(name, copied, peak, source), Device(name, read, peak, source)
-
-
-def check(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MachineError(f"The device {device!r} cannot be used: {error}") from error
 
 
 def kind(device: str) -> str:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, MachineError
-from compressor.per_layer import model_of, ships_own_code
+from compressor.errors import InputError
+from compressor.per_layer import model_of
+from compressor.whole_model import open_whole
 
+WITHOUT = "leave --measure out"
 STEPS, WARM = 24, 4
 PREFILLS = 3
 
@@ -32,39 +33,17 @@ class Times:
 
 def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tuple[Times, Times]:
     """Times of the checkpoint, and of its empty twin: the framework's overhead."""
-    from transformers import AutoModelForCausalLM, logging
-
-    logging.disable_progress_bar()
-    if checkpoint.coded and not ships_own_code(checkpoint.path):
-        raise InputError(
-            f"{checkpoint.path} runs by code of its own alone, which is not run here; leave --measure "
-            "out, or measure what was cut from it."
-        )
-    check_room(checkpoint, checkpoint.bytes, device, context)
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        dtype=checkpoint.dtype,
-        trust_remote_code=ships_own_code(checkpoint.path),
-    )
-    found = times(model.to(device), batch, context)
+    check_context(context)
+    model = open_whole(checkpoint, device, checkpoint.dtype, WITHOUT)
+    found = times(model, batch, context)
     del model
     return found, times(empty_twin(checkpoint).to(device), batch, context)
 
 
-def check_room(checkpoint: Checkpoint, needed: int, device: str, context: int) -> None:
-    """Refuse what leaves no token to decode, or takes more bytes than there are."""
+def check_context(context: int) -> None:
+    """Refuse what leaves no token to decode."""
     if context < 2:
         raise InputError(f"--measure needs a context of 2 tokens or more, not {context}.")
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.startswith("cuda")
-        else psutil.virtual_memory().available
-    )
-    if needed > free:
-        raise MachineError(
-            f"{checkpoint.path} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
-            "leave --measure out, or free some."
-        )
 
 
 def empty_twin(checkpoint: Checkpoint):

@@ -28,13 +28,15 @@ from compressor.estimate.costs import Step
 from compressor.estimate.measuring import (
     STEPS,
     WARM,
-    check_room,
+    WITHOUT,
+    check_context,
     clocked,
     decode_of,
     now,
     prefill_of,
 )
 from compressor.per_layer import model_of
+from compressor.whole_model import check_room
 
 BLOCKS = 6
 ROUNDS, SECONDS = 4, 0.25  # of passes at each width in a round, at least
@@ -53,7 +55,8 @@ def timed(
     family, chosen = checkpoint.family, spread(range(checkpoint.blocks), BLOCKS)
     names = [checkpoint.block_name(b, name) for b in chosen for name in checkpoint.block_tensors(b)]
     held = (checkpoint.tensors[name] for name in (*names, *checkpoint.outer_tensors()))
-    check_room(checkpoint, sum(t.end - t.begin for t in held), device, step.context)
+    check_context(step.context)
+    check_room(checkpoint, sum(t.end - t.begin for t in held), device, WITHOUT)
     size = step.batch, step.tokens, checkpoint.hidden_size
     x = torch.randn(size, dtype=checkpoint.dtype).to(device)
     count = STEPS if step.tokens == 1 else PREFILLS

@@ -1,26 +1,23 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
-import copy
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from compressor.blocks import Activations, BlockStream, assign, replaced_forward, states_of
+from compressor.blocks import Activations, BlockStream, assign, states_of
 from compressor.calibration import Batch
-from compressor.errors import InputError
-from compressor.families import Family
+from compressor.layers import captured, given_by, passed
+from compressor.memory import drop_pages
 from compressor.methods.statistics import Geometry
 from compressor.repair import Kind
-from compressor.repair.refine import Example, divergence, refine, relative_distance
-from compressor.repair.ridge import Moments, ridge
+from compressor.repair.refine import Example, predictions, refine, relative_distance
+from compressor.repair.regression import Pairs, regress
+from compressor.repair.ridge import GRID
+from compressor.weighing import rates
 
-GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
-
-Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,9 @@ class Task:
 class BlockRepair:
     """The steps of one block.
 
-    layer: the block with its dense weights; narrow: the same with the cut ones, which are replaced
-    step by step; stored: the cut weights as the checkpoint stores them; calls: what the block is
-    called with besides the hidden states, for every batch.
+    layer: the block with its dense weights; narrow: the same with the cut ones; stored: these as the
+    checkpoint stores them; both are replaced step by step. calls: what the block is called with besides
+    the hidden states, for every batch.
 
     Afterwards `changed` holds the new tensors, and `record` the lambda (None: the step was left out) and
     the held-back error before and after every step that had anything to repair.
@@ -59,9 +56,7 @@ class BlockRepair:
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
         files = self.task.stream.offload
-        dense_after, cut_after, dense_out, cut_out, heads, dense_ffn = (
-            Activations(files) for _ in range(6)
-        )
+        dense_after, cut_after, dense_out, heads, dense_ffn = (Activations(files) for _ in range(5))
         batches = range(len(self.calls))
 
         self.correct("attention", self.family.attention_norm, dense, cut)
@@ -109,15 +104,14 @@ class BlockRepair:
         dense_ffn.discard()
         if self.task.kind.refined:
             self.refine(cut, dense_out)
-        for i, (args, call) in enumerate(self.calls):
-            cut_out.put(i, states_of(self.narrow(cut.get(i, self.device), *args, **call)))
+        cut_out = passed(self.task.stream, self.narrow, cut, self.calls)
         dense.discard()
-        cut.discard()
         return dense_out, cut_out
 
     def refine(self, cut: Activations, dense_out: Activations) -> None:
         """Train all projections of the block toward the dense block's output."""
-        present = self.stored | self.changed
+        for parameter in self.layer.parameters():  # the dense block itself is not read again
+            drop_pages(parameter)
 
         def example(i: int) -> Example:
             hidden, target = (states.get(i, self.device) for states in (cut, dense_out))
@@ -127,33 +121,18 @@ class BlockRepair:
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
         with stream.outer(head=True) if last else nullcontext() as model:
-
-            def predictions(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-                rows = (x.to(stream.dtype) for x in (out, target))
-                return divergence(*(stream.head(model, x) for x in rows))
-
             found, losses = refine(
                 self.narrow,
-                {n: present[n].to(self.device) for n in self.family.projections()},
+                {n: self.stored[n].to(self.device) for n in self.family.projections()},
                 example,
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
-                predictions if last else relative_distance,
+                predictions(stream, model) if last else relative_distance,
                 epochs=self.task.epochs,
             )
         self.record["refine"] = {"losses": losses}
         if min(losses) < losses[0]:
             self.replace("refine", found)
-
-    def passed_on(self, states: Activations) -> Activations:
-        """The stream after a block that nothing was cut from, nor from those before it."""
-        out = Activations(self.task.stream.offload)
-        for i, (args, call) in enumerate(self.calls):
-            out.put(i, states_of(self.layer(states.get(i, self.device), *args, **call)))
-        states.discard()
-        return out
-
-    # -- the parts of a block ---------------------------------------------------------------------
 
     def output(self, group: str) -> nn.Linear:
         return self.narrow.get_submodule(self.task.geometry.output_module(group))
@@ -168,26 +147,15 @@ class BlockRepair:
         return self.layer.get_submodule(norm)(given) if norm else given
 
     def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
-        """Of the dense block what both output projections give, and the stream after it."""
-        seen = {}
-        handles = [
-            self.layer.get_submodule(self.task.geometry.output_module(group)).register_forward_hook(
-                lambda _, args, out, group=group: seen.update({group: out})
-            )
-            for group in self.family.groups()
-        ]
-        try:
-            seen["out"] = states_of(self.layer(hidden, *args, **call))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return seen
+        """Of the dense block what both output projections give, and the stream after it (`out`)."""
+        names = {g: self.task.geometry.output_module(g) for g in self.family.groups()}
+        modules = {g: self.layer.get_submodule(name) for g, name in names.items()}
+        found = given_by(modules | {"out": self.layer}, lambda: self.layer(hidden, *args, **call))
+        return found | {"out": states_of(found["out"])}
 
     def heads(self, hidden, args, call) -> torch.Tensor:
         """The input of the cut block's o_proj."""
         return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
-
-    # -- the regressions --------------------------------------------------------------------------
 
     def weighed(
         self, group: str, inputs, before, after, given
@@ -255,28 +223,18 @@ class BlockRepair:
 
     def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
         """New parameters [outputs, channels], or None where the present ones are no worse."""
-        outputs, channels = present.shape
-        half = self.task.stream.dtype == torch.bfloat16
-        dtype = torch.bfloat16 if half else torch.float32
-        fit, held = (Moments.empty(channels, outputs, self.device, dtype) for _ in range(2))
-        for i, (inputs, targets) in enumerate(pairs):
-            real = self.task.batches[i].mask.to(self.device)
-            (fit if i < self.task.fitted else held).add(inputs[real], targets[real])
-        if not all(torch.isfinite(t).all() for t in (fit.gram, fit.cross, held.gram, held.cross)):
-            raise InputError(
-                f"The activations of block {self.index} ({step}) are not finite; "
-                "try --dtype float32."
-            )
-        grid = GRID if self.task.kind.weights else BIAS_GRID
-        new, taken, errors = ridge(
-            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
+        masks = (batch.mask.to(self.device) for batch in self.task.batches)
+        new, outcome = regress(
+            ((x[real], t[real]) for (x, t), real in zip(pairs, masks, strict=True)),
+            self.task.fitted,
+            present,
+            torch.bfloat16 if self.task.stream.dtype == torch.bfloat16 else torch.float32,
+            GRID if self.task.kind.weights else BIAS_GRID,
+            f"block {self.index} ({step})",
         )
-        if len(errors) == 1:
-            return None
-        before, after = errors[0], errors[0 if taken is None else 1 + grid.index(taken)]
-        shares = {"before": before / held.energy.item(), "after": after / held.energy.item()}
-        self.record[step] = {"lambda": taken} | shares
-        return None if taken is None else new
+        if outcome is not None:
+            self.record[step] = outcome
+        return new
 
     def replace(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         """Put new tensors in the place of the cut ones, rounded as they are stored."""
@@ -285,42 +243,5 @@ class BlockRepair:
             self.record[step] |= {"lambda": None, "after": self.record[step]["before"]}
             return
         self.changed |= {n: t.cpu() for n, t in rounded.items()}
+        self.stored |= self.changed
         assign(self.narrow, self.task.stream.cast(rounded))
-
-
-class Captured(Exception):
-    """Carries what a module was given out of the forward it stands in."""
-
-
-def captured(module: nn.Module, run) -> torch.Tensor:
-    """What `module` is given while run() runs, which ends there."""
-
-    def take(_, x):
-        raise Captured(x)
-
-    with replaced_forward([module], take):
-        try:
-            run()
-        except Captured as found:
-            return found.args[0]
-    raise AssertionError(f"{type(module).__name__} was not called")
-
-
-def rates(stream: torch.Tensor) -> torch.Tensor:
-    """1 / root mean square of every token [tokens, 1], in float32 or better."""
-    return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32, or float64 as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def narrowed(
-    layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family, groups: Sequence[int]
-) -> nn.Module:
-    """A copy of an empty layer with a cut block's tensors, those of these KV groups."""
-    copied = copy.deepcopy(layer)
-    assign(copied, tensors)
-    family.fit(copied, groups)
-    return copied

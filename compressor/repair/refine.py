@@ -13,24 +13,30 @@ sums, because steps agree in sign where weights do not (arXiv 2203.03466); so on
 tensors. Where that is too far after all, and the held-back loss runs away, the best weights return and
 the next steps are a quarter as long.
 
+In memory are the weights and AdamW's two moments in float32, and one tensor's gradient at a time: each
+takes its step as soon as its gradient is whole.
+
 Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); the
 losses, the rates and the schedule are ours.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
-from compressor.blocks import states_of
+from compressor.blocks import BlockStream, states_of
 
 EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
 WIDTH = 512  # inputs, beyond which that falls with the root of their number
 WARM_UP = 20  # steps
+LOGITS_ROWS = 128  # at a time; each of the float32 copies is 16 MB at a vocabulary of 32,000
 RUNAWAY, SLOWER = 3, 0.25
 
 
@@ -58,6 +64,22 @@ def divergence(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """KL(softmax(target) || softmax(found)) of logits [tokens, vocabulary]: [tokens], in nats."""
     ours, theirs = (logits.log_softmax(-1) for logits in (found, target))
     return (theirs.exp() * (theirs - ours)).sum(-1)
+
+
+def predictions(stream: BlockStream, model: nn.Module) -> Loss:
+    """The divergence of what the head makes of two streams, its logits in memory for some rows alone.
+
+    model: what `stream.outer(head=True)` yields.
+    """
+
+    def measured(*rows: torch.Tensor) -> torch.Tensor:
+        return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
+
+    def loss(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        parts = zip(found.split(LOGITS_ROWS), target.split(LOGITS_ROWS), strict=True)
+        return torch.cat([checkpoint(measured, *rows, use_reentrant=False) for rows in parts])
+
+    return loss
 
 
 def refine(
@@ -97,30 +119,37 @@ def refine(
     for epoch in range(epochs):
         if trained is None:
             trained = {n: w.to(torch.float32, copy=True).requires_grad_() for n, w in best.items()}
-            optimizer = torch.optim.AdamW(
-                [{"params": [p], "size": sizes[n]} for n, p in trained.items()],
-                betas=(0.9, 0.95),
-                weight_decay=0.0,
-                fused=True,
-            )
+            optimizers = {n: stepping(p) for n, p in trained.items()}
             steps = 0
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))
         for step, i in enumerate(order.tolist()):
             steps += 1
             share = min(1, steps / WARM_UP) * (1 - (epoch + step / len(fitted)) / epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share * group["size"]
+            for n, optimizer in optimizers.items():
+                optimizer.param_groups[0]["lr"] = rate * share * sizes[n]
             with torch.enable_grad():
                 total, tokens = loss(trained, fitted[i])
                 (total / tokens).backward()
-            optimizer.step()
-            optimizer.zero_grad()
         losses.append(held_back(trained))
         if losses[-1] < min(losses[:-1]):
-            best = {n: p.detach().clone() for n, p in trained.items()}
+            last = epoch + 1 == epochs
+            best = {n: p.detach() if last else p.detach().clone() for n, p in trained.items()}
         elif not losses[-1] <= RUNAWAY * min(losses[:-1]):
             trained, rate = None, rate * SLOWER
     return best, losses
+
+
+def stepping(parameter: torch.Tensor) -> torch.optim.AdamW:
+    """An optimizer that moves the parameter in every backward, which leaves no gradient behind."""
+    optimizer = torch.optim.AdamW([parameter], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    own = weakref.ref(optimizer)  # held by its parameter, it would outlive the training
+
+    def step(_) -> None:
+        own().step()
+        own().zero_grad()
+
+    parameter.register_post_accumulate_grad_hook(step)
+    return optimizer
 
 
 def step_size(weight: torch.Tensor) -> float:

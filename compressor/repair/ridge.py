@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambdas, relative to the mean diagonal
 PANEL = 1024  # rows of a Gram matrix that are summed at once, up to the diagonal
+ROWS = 512  # outputs whose residuals and errors are computed at once
 SKETCH = 512  # combinations of outputs that judge a lambda, where there are more than twice as many
 
 
@@ -66,6 +68,12 @@ class Moments:
             self.mirrored = True
         return self.lower
 
+    @property
+    def finite(self) -> bool:
+        """Whether no sum is NaN or infinite; without the copies that `isfinite` makes."""
+        ends = (torch.stack(t.aminmax()) for t in (self.gram, self.cross) if t.numel())
+        return all(bool(pair.isfinite().all()) for pair in ends)
+
     def panels(self) -> Iterator[tuple[slice, int]]:
         """Rows, and the column that the last of them ends at."""
         for begin in range(0, len(self.lower), PANEL):
@@ -100,7 +108,9 @@ def ridge(
     """New weights, the lambda they were made with, and the held-back errors of all candidates.
 
     gram, cross: the sums of the fitted tokens (`Moments`); held_gram, held_cross, held_energy: those of
-    tokens held back; weight [outputs, channels]. All of one floating dtype, in which it is solved.
+    tokens held back; weight [outputs, channels]. All of one floating dtype, in which it is solved; cross
+    and held_cross become the residuals, so that besides what is given one factor and two matrices like
+    weight are in memory.
     grid: values of lambda, relative to the mean diagonal of gram.
 
     The error of a candidate W' is |T - A W'^T|^2 over the held-back tokens; errors[0] is that of the
@@ -111,15 +121,16 @@ def ridge(
     one eigendecomposition. Many outputs are judged by random combinations of them: of the errors but
     the first and that of what is returned these are unbiased estimates.
     """
-    residual = cross - weight @ gram
-    held_residual = held_cross - weight @ held_gram
-    errors = [float(held_energy) - inner(held_cross + held_residual, weight)]
+    with_cross = inner(held_cross, weight)
+    residual, held_residual = less(cross, weight, gram), less(held_cross, weight, held_gram)
+    errors = [float(held_energy) - with_cross - inner(held_residual, weight)]
     resolved = 10 * torch.finfo(gram.dtype).eps * float(held_energy)
     if errors[0] <= resolved or gram.diagonal().mean() <= 0:
         return weight, None, errors
 
     def gain(update: torch.Tensor, held: torch.Tensor) -> float:
-        return inner(update, 2 * held - update @ held_gram)
+        parts = zip(update.split(ROWS), held.split(ROWS), strict=True)
+        return sum(inner(u, 2 * h - u @ held_gram) for u, h in parts)
 
     many = len(weight) > 2 * SKETCH
     judges = [combined(r) if many else r for r in (residual, held_residual)]
@@ -146,7 +157,18 @@ def refitted(gram: torch.Tensor, residual: torch.Tensor, relative: float) -> tor
     diagonal += relative * undamped.mean()
     factor, failed = torch.linalg.cholesky_ex(gram)
     diagonal.copy_(undamped)
-    return None if failed else torch.cholesky_solve(residual.T, factor).T
+    if failed:
+        return None
+    # `cholesky_solve` would copy the factor.
+    solved = torch.linalg.solve_triangular(factor, residual.T, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, solved, upper=True, out=solved).T
+
+
+def less(cross: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """cross - weight gram, in the place of cross."""
+    for part, rows in zip(cross.split(ROWS), weight.split(ROWS), strict=True):
+        part -= rows @ gram
+    return cross
 
 
 def combined(residual: torch.Tensor) -> torch.Tensor:
@@ -158,4 +180,5 @@ def combined(residual: torch.Tensor) -> torch.Tensor:
 
 def inner(a: torch.Tensor, b: torch.Tensor) -> float:
     """Sum of the products, added in float64."""
-    return (a * b).sum(dtype=torch.float64).item()
+    pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
+    return sum((one * other).sum(dtype=torch.float64).item() for one, other in pairs)

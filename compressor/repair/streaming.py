@@ -26,11 +26,12 @@ import torch
 from compressor.blocks import BlockStream, loaded
 from compressor.calibration import TokenSet
 from compressor.cut import cut_block
-from compressor.memory import trim_heap
+from compressor.layers import narrowed, passed
+from compressor.memory import drop_pages, trim_heap
 from compressor.methods.statistics import Geometry
 from compressor.plan import Plan
 from compressor.repair import KINDS, check_repair, check_text, digest
-from compressor.repair.block import BlockRepair, Task, narrowed
+from compressor.repair.block import BlockRepair, Task
 from compressor.repair.refine import EPOCHS, STEP_TOKENS
 
 HELD_BACK = 16
@@ -116,7 +117,11 @@ class Repair:
         cut = dense
         for index, weights in self.stream.weights():
             kept = self.plan.blocks[index]
-            small = cut_block(self.checkpoint.read_block(index), self.checkpoint, kept)
+            source = self.checkpoint.read_block(index)
+            small = cut_block(source, self.checkpoint, kept)
+            for tensor in source.values():  # what is not cut holds the whole file's mapping
+                drop_pages(tensor)
+            del source
             narrow = narrowed(
                 self.stream.layers[index],
                 self.stream.cast(small),
@@ -132,7 +137,7 @@ class Repair:
                     len(kept[g]) == n for g, n in self.checkpoint.block_units[index].items()
                 )
                 if dense is cut and whole:
-                    dense = cut = block.passed_on(dense)
+                    dense = cut = passed(self.stream, layer, dense, block.calls)
                 else:
                     dense, cut = block.run(dense, cut)
             self.record.append(

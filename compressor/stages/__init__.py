@@ -4,6 +4,7 @@ import typer
 
 from compressor.cli import HELP, compress
 from compressor.stages.cutting import cut, plan, report, score
+from compressor.stages.generating import generate
 from compressor.stages.looking import estimate, evaluate, inspect, verify
 from compressor.stages.training import recover
 
@@ -16,5 +17,5 @@ stages = typer.Typer(
 for stage in (compress, score, plan, report, cut, recover, verify):
     stages.command()(stage)
 stages.command("eval")(evaluate)
-for stage in (inspect, estimate):
+for stage in (inspect, estimate, generate):
     stages.command()(stage)

@@ -12,8 +12,7 @@ from compressor.cut import channels_of
 from compressor.errors import InputError
 from compressor.lattice import Lattice, lattice
 from compressor.methods.statistics import Geometry, only_units
-from compressor.repair.block import GRID
-from compressor.repair.ridge import ridge
+from compressor.repair.ridge import GRID, ridge
 from compressor.scores import best
 from compressor.scoring import score
 

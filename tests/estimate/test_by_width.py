@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from compressor import whole_model
 from compressor.budget import PARTS, interpolated, table_of
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
@@ -226,7 +227,7 @@ def test_models_without_one_table(llama, quick, tmp_path, capsys):
 
 
 def test_too_little_memory_to_measure(llama, tmp_path, monkeypatch, capsys):
-    memory = measuring.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(measuring.psutil, "virtual_memory", lambda: memory)
+    memory = whole_model.psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
     assert stage(llama, "--device", "cpu", "--measure", "--costs", tmp_path / "t.json") == 4
     assert "leave --measure out" in " ".join(capsys.readouterr().err.split())

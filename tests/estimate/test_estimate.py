@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from compressor import whole_model
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.estimate import estimate, machine, measuring
@@ -169,8 +170,8 @@ def test_a_gpu_that_is_not_there(llama, capsys):
 
 
 def test_too_little_memory_to_measure(llama, quick_ceilings, monkeypatch, capsys):
-    memory = measuring.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(measuring.psutil, "virtual_memory", lambda: memory)
+    memory = whole_model.psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
     assert stage(llama, "--device", "cpu", "--context", 8, "--measure") == 4
     assert "leave --measure out" in " ".join(capsys.readouterr().err.split())
 

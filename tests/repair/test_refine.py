@@ -1,10 +1,16 @@
 """Block-wise refinement: the held-back loss decides, in every case."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
-from compressor.repair.refine import Example, divergence, refine, step_size
+from compressor.blocks import BlockStream
+from compressor.checkpoint import Checkpoint
+from compressor.repair import refine as module
+from compressor.repair.refine import Example, divergence, predictions, refine, step_size
 
 FITTED, HELD = range(6), range(6, 8)
 
@@ -108,6 +114,40 @@ def test_same_input_same_output(block):
     first, second = (refine(block, weights(block), example, FITTED, HELD) for _ in range(2))
     assert torch.equal(first[0]["linear.weight"], second[0]["linear.weight"])
     assert first[1] == second[1]
+
+
+def test_nothing_outlives_the_training(block, monkeypatch):
+    """Moments and gradients are as large as a block, too large to wait for the garbage collector."""
+    born, stepping = [], module.stepping
+
+    def watched(parameter):
+        optimizer = stepping(parameter)
+        born.append((weakref.ref(optimizer), weakref.ref(parameter)))
+        return optimizer
+
+    monkeypatch.setattr(module, "stepping", watched)
+    gc.disable()
+    try:
+        refine(block, weights(block), examples(Block(), 0.1), FITTED, HELD, rate=1000.0, epochs=3)
+        assert len(born) > 1  # it ran away and began again
+        assert [ref() for pair in born for ref in pair] == [None] * 2 * len(born)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("rows", [3, 4, 11])
+def test_predictions_are_measured_in_parts(llama, monkeypatch, rows):
+    monkeypatch.setattr(module, "LOGITS_ROWS", 4)
+    stream = BlockStream(Checkpoint(llama))
+    torch.manual_seed(0)
+    found, target = torch.randn(2, rows, stream.checkpoint.hidden_size)
+    found.requires_grad_()
+    with stream.outer(head=True) as model:
+        parts = predictions(stream, model)(found, target)
+        whole = divergence(stream.head(model, found), stream.head(model, target))
+        torch.testing.assert_close(parts, whole)
+        gradients = [torch.autograd.grad(x.sum(), found)[0] for x in (parts, whole)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_divergence_is_that_of_the_distributions():

@@ -146,12 +146,15 @@ def test_lambdas_too_small_for_the_dtype_are_passed_over():
     assert found.isfinite().all()
 
 
-def test_the_sums_it_is_given_are_left_as_they_were():
+def test_grams_and_weights_are_left_as_they_were_and_crosses_become_residuals():
     inputs, targets, weight = problem()
     given = [*sums(inputs, targets)[:2], *sums(inputs, targets)]
     before = [x.clone() for x in given]
     ridge(given[0], given[1], weight, *given[2:], [1e-3, 1.0])
-    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    left = [0, 2, 4]
+    assert all(torch.equal(given[i], before[i]) for i in left)
+    for cross, gram in ((1, 0), (3, 2)):
+        torch.testing.assert_close(given[cross], before[cross] - weight @ before[gram])
 
 
 def test_moments_of_bfloat16_are_exact_and_leave_no_setting_behind():
@@ -167,6 +170,20 @@ def test_moments_of_bfloat16_are_exact_and_leave_no_setting_behind():
     product, exact = inputs.T @ inputs, inputs.double().T @ inputs.double()
     torch.testing.assert_close(product.double(), exact, rtol=1e-5, atol=1e-3)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), 1e30])
+@pytest.mark.parametrize("part", [0, 1])
+def test_sums_that_are_not_finite(part, value):
+    inputs, targets, _ = (x.float() for x in problem())
+    found = Moments.empty(CHANNELS, OUTPUTS, inputs.device)
+    assert found.finite
+    (inputs, targets)[part][7, 2] = value
+    found.add(inputs, targets)
+    assert found.finite == (part == 1 and value == 1e30)
+    nothing = Moments.empty(CHANNELS, 0, inputs.device)
+    nothing.add(inputs, targets[:, :0])
+    assert nothing.finite == (part == 1)
 
 
 def test_moments_do_not_depend_on_the_split():

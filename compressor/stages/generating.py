@@ -1,0 +1,60 @@
+"""The stage that has a model write its own calibration text."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from compressor.cli import Option, Source
+from compressor.errors import InputError
+
+
+def generate(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="File to write: JSON lines, a document each.")],
+    tokens: Annotated[int, Option(help="In all.")] = 65_536,
+    length: Annotated[int, Option(help="Tokens of a document, at most.")] = 512,
+    device: str | None = None,
+    dtype: str = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Let a model write text to calibrate on, as a whole in memory; it goes to --calibration."""
+    from compressor.checkpoint import Checkpoint
+    from compressor.generation import written
+    from compressor.opening import compute_dtype
+    from compressor.report import Lines
+    from compressor.stages.cutting import check_folder
+    from compressor.whole_model import open_whole
+
+    check_folder(out)
+    if out.suffix != ".jsonl":
+        raise InputError(f"The text is written as JSON lines, so name it *.jsonl, not {out.name}.")
+    if out.exists():
+        raise InputError(f"{out} is there already; name another file, or remove it.")
+    for name, value, least in (("--tokens", tokens, 1), ("--length", length, 2)):
+        if value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}.")
+    checkpoint = Checkpoint(source)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = checkpoint.tokenizer()
+    precision = compute_dtype(dtype, checkpoint.dtype, device)
+    model = open_whole(checkpoint, device, precision, "calibrate on a text")
+    length = min(length, checkpoint.config.get("max_position_embeddings") or length)
+    made, partial = 0, out.with_name(out.name + ".partial")
+    try:
+        with (
+            Lines(quiet).stage("generate") as progress,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            for text, count in written(model, tokenizer, tokens, length, seed):
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                made += count
+                progress(min(made, tokens), tokens)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    if not quiet:
+        print(f"{made:,} tokens. Use them: compress {source} DEST --calibration {out}")
