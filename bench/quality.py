@@ -6,9 +6,9 @@
 Every cell is one row of `results/quality/MODEL.csv`, written as soon as it is measured; what stands
 there already is not measured again. Widths are those that `compress` takes: where an allocation is
 judged by held-back text, the best of what it compares. Seed 0 calibrates on the first `--samples`
-documents (as many as `compress` takes, by default), every other seed on a draw of its own. In the end
-the table of medians over the seeds is printed, beside what others reach (`peers.csv`), and drawn as
-MODEL.png.
+documents (as many as `compress` takes, by default), every other seed on a draw of its own; `--also`
+adds as many tokens of a second text. In the end the table of medians over the seeds is printed, beside
+what others reach (`peers.csv`), and drawn as MODEL.png.
 """
 
 import csv
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, read_text, tokenize
+from compressor.calibration import TokenSet, joined, read_text, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
@@ -63,6 +63,7 @@ class Cell:
     evaluation: str
     seed: int
     allocate: str = "uniform"  # ALLOCATION or ALLOCATION:LAYOUT
+    also: str = ""  # the name of a second text's file
 
 
 class Rows:
@@ -203,6 +204,7 @@ def main(
     keep: Annotated[list[float], typer.Option(help="Shares of the blocks.")] = [0.9, 0.8, 0.7, 0.5],  # noqa: B006
     samples: int | None = None,
     seeds: int = 1,
+    also: Annotated[Path | None, typer.Option(help="A second text, as many tokens of it.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of the CSV files.")] = RESULTS,
 ) -> None:
     for folder in model:
@@ -221,11 +223,17 @@ def main(
         medians = defaultdict(lambda: defaultdict(list))
         for name, chosen, seed in product(method, select, range(seeds)):
             calibration, planned = drawn(known, count, seed), None
+            if also is not None:
+                second = tokenize(
+                    read_text(str(also)), tokenizer, length, budget=calibration.tokens
+                )
+                calibration = joined(calibration, second)
             for allocation, share, how in product(allocate, keep, repair):
                 cell = Cell(
                     *(name, chosen, how, share, count, calibration_range, evaluation_range),
                     seed,
                     allocation,
+                    also.name if also else "",
                 )
                 if cell not in rows.found:
                     planned = planned or Planned(stream, calibration, name, chosen, seed)

@@ -218,6 +218,12 @@ def tokenize(
     return TokenSet(sequences, protocol)
 
 
+def joined(first: TokenSet, second: TokenSet) -> TokenSet:
+    """The sequences of both; in the protocol of the first, that of the second is `also`."""
+    protocol = first.protocol | {"also": second.protocol}
+    return TokenSet(first.sequences + second.sequences, protocol)
+
+
 def check_ids(sequences: list[torch.Tensor], vocabulary: int) -> None:
     """Refuse ids that the model has no embedding of."""
     if max(int(s.max()) for s in sequences) >= vocabulary:
@@ -245,7 +251,8 @@ def describe(protocol: dict) -> str:
     bos = "BOS + " if protocol["bos"] else ""
     unit = "document" if protocol["kind"] == "documents" else "window"
     span = f"[{protocol['range']}]" if protocol["range"] else ""
+    also = f"; and {describe(protocol['also'])}" if "also" in protocol else ""
     return (
         f"{protocol['source']}{span}: {protocol['sequences']} x {bos}{unit}, at most "
-        f"{protocol['length']} tokens, {protocol['tokens']:,} tokens in all"
+        f"{protocol['length']} tokens, {protocol['tokens']:,} tokens in all{also}"
     )

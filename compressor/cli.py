@@ -91,6 +91,12 @@ def compress(
         Option(help="Text the scores are taken on: .txt, .json, .jsonl, stdlib, or a hub name."),
     ] = "stdlib",
     calibration_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
+    calibration_also: Annotated[
+        str | None,
+        Option(
+            help="A second text, as many tokens of it: the model's own, which `generate` writes."
+        ),
+    ] = None,
     evaluation: Annotated[str | None, Option(help="Text for perplexity before and after.")] = None,
     evaluation_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
     samples: Annotated[
@@ -186,6 +192,7 @@ def compress(
         container=container,
         calibration=calibration,
         calibration_range=calibration_range,
+        calibration_also=calibration_also,
         evaluation=evaluation,
         evaluation_range=evaluation_range,
         samples=samples,

@@ -7,7 +7,7 @@ import torch
 
 from compressor.allocation.guard import held_back
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, check_ids, read_text, tokenize
+from compressor.calibration import TokenSet, check_ids, joined, read_text, tokenize
 from compressor.errors import InputError, MachineError
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
@@ -28,6 +28,10 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
             *(text, tokenizer, limit, settings.samples, settings.calibration_range),
             budget=CALIBRATION_TOKENS,
         )
+        if settings.calibration_also is not None:
+            other = read_text(settings.calibration_also)
+            also = tokenize(other, tokenizer, limit, budget=calibration.tokens)
+            calibration = joined(calibration, also)
         if not settings.weights.single:
             check_text(settings.repair, calibration)
         if settings.judged:

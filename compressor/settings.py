@@ -43,6 +43,7 @@ class Settings:
     container: str = "auto"
     calibration: str = DEFAULT_CALIBRATION
     calibration_range: str | None = None
+    calibration_also: str | None = None
     evaluation: str | None = None
     evaluation_range: str | None = None
     samples: int | None = None
@@ -157,8 +158,13 @@ def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, s
         for option in fields(group):
             given[option.metadata["flag"]] = str(getattr(group, option.name))
     given["the source's fingerprint"] = checkpoint.fingerprint
-    given["the SHA-256 of its texts"] = str([t and t.protocol["sha256"] for t in tokens])
+    given["the SHA-256 of its texts"] = str([t and hashes(t.protocol) for t in tokens])
     return given
+
+
+def hashes(protocol: dict) -> str:
+    """The SHA-256 of a text, and that of the one it was mixed with."""
+    return " ".join(p["sha256"] for p in (protocol, protocol.get("also")) if p)
 
 
 def chosen_grains(settings: Settings) -> Grains | None:

@@ -11,6 +11,7 @@ from compressor.calibration import (
     Text,
     TokenSet,
     describe,
+    joined,
     parse_range,
     read_text,
     spread_excerpts,
@@ -163,6 +164,17 @@ def test_batches_hold_every_token_once():
         real = torch.cat([b.ids[b.mask] for b in found])
         assert sorted(real.tolist()) == sorted(n for n in lengths for _ in range(n))
         assert all(b.ids.numel() <= max(budget, 20) for b in found)
+
+
+def test_two_texts_side_by_side(tokenizer):
+    first = tokenize(Text("x.txt", "windows", ["ab" * 200]), tokenizer, 21)
+    second = tokenize(Text("own.jsonl", "documents", ["cd" * 20] * 9), tokenizer, 41, budget=100)
+    both = joined(first, second)
+    assert both.sequences == first.sequences + second.sequences
+    assert both.tokens == first.tokens + 123  # documents until there are 100
+    assert both.protocol == first.protocol | {"also": second.protocol}
+    assert describe(both.protocol) == f"{describe(first.protocol)}; and {describe(second.protocol)}"
+    assert "own.jsonl: 3 x BOS + document" in describe(both.protocol)
 
 
 def test_protocol_says_what_was_read(tokenizer):
