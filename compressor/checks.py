@@ -115,8 +115,12 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    if settings.recovery.method != "none" or settings.quantization.wanted:
-        needed += largest  # the cut stands until the recovered or the quantised is complete
+    if (
+        settings.repair != "none"
+        or settings.recovery.method != "none"
+        or settings.quantization.wanted
+    ):
+        needed += largest  # repaired blocks until the cut is complete; this until it is changed
     check_space(settings.dest.parent, needed)
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import InputError
@@ -18,13 +19,21 @@ def finished_block(folder: Path | None, index: int) -> dict[str, torch.Tensor] |
     return load_file(file) if file and file.exists() else None
 
 
-def keep_block(folder: Path | None, index: int, tensors: dict[str, torch.Tensor]) -> None:
+def told_of_block(folder: Path, index: int) -> dict:
+    """What was kept beside the tensors of a finished block."""
+    with safe_open(folder / f"{index}.safetensors", "pt") as file:
+        return json.loads(file.metadata()["told"])
+
+
+def keep_block(
+    folder: Path | None, index: int, tensors: dict[str, torch.Tensor], told: dict | None = None
+) -> None:
     """Save what a pass found out about a block; a kill leaves the whole file or none."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "unfinished"
-    save_file(tensors, unfinished)
+    save_file(tensors, unfinished, {"told": json.dumps(told)})
     unfinished.replace(folder / f"{index}.safetensors")
 
 

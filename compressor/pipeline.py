@@ -140,6 +140,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         done = journal.get(name) if folder.exists() else None
         if done is None:
             shutil.rmtree(folder, ignore_errors=True)
+            finished = work / "repair" / name
             result, record = cut_one(
                 own,
                 checkpoint,
@@ -152,10 +153,11 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 evaluation,
                 meter,
                 lines,
-                open_repair(settings, stream, plan, calibration),
+                open_repair(settings, stream, plan, calibration, finished),
             )
             done = {"result": result, "record": record, "recovered": False}
             journal.put(name, done)
+            shutil.rmtree(finished, ignore_errors=True)
         if data is not None:
             recover_one(
                 settings,

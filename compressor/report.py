@@ -144,12 +144,12 @@ def quality(result: dict, record: dict) -> str:
 
 
 def how_made(folder: Path, result: dict, record: dict) -> str:
-    """How units were chosen, what was trained, and the picture."""
+    """How units were chosen, how what is left was repaired and trained, and the picture."""
     picture = ""
     if (folder / PICTURE).exists():
         picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
     trained = record.get("recovery")
-    training = "without training"
+    training = "without further training"
     if trained and trained["kept"]:
         settings, data = trained["settings"], trained["data"]
         training = (
@@ -162,9 +162,22 @@ def how_made(folder: Path, result: dict, record: dict) -> str:
             )
     scored = record["plan"]["about"]["scores"]
     units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
-    return f"""{units}, {training}.
+    widths = f"widths by `{record['plan']['about']['allocate']}`"
+    return f"""{units}, {widths}; {how_repaired(record.get("repair"))}; {training}.
 `compression.json` holds the plan and all settings.
 {picture}"""
+
+
+def how_repaired(repair: dict | None) -> str:
+    """What of the blocks that stay was changed, and on which text."""
+    if repair is None:
+        return "what stays is unchanged"
+    trained = ""
+    if epochs := repair.get("epochs"):
+        times = "once" if epochs == 1 else f"{epochs} times"
+        trained = f"; then every block was trained toward the source's, {times} over that text"
+    text = describe(repair["calibration"])
+    return f"what stays was refitted (`--repair {repair['kind']}`) on {text}{trained}"
 
 
 def how_it_loads(family: Family, layout: str) -> str:

@@ -27,10 +27,13 @@ from compressor.verify import verify
 from compressor.writing import layout_of, write
 
 
-def open_repair(settings, stream: BlockStream, plan: Plan, tokens: TokenSet) -> Repair | None:
+def open_repair(
+    settings, stream: BlockStream, plan: Plan, tokens: TokenSet, saved: Path | None = None
+) -> Repair | None:
+    """The repair that was asked for; `saved` keeps its finished blocks."""
     if settings.repair == "none":
         return None
-    return Repair(stream, plan, tokens, settings.repair, settings.refine_epochs)
+    return Repair(stream, plan, tokens, settings.repair, settings.refine_epochs, saved)
 
 
 def cut_one(

@@ -68,7 +68,10 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     assert (
         found["repair"] == record["repair"]["kind"] == "refine" and found["seconds"]["repair"] > 0
     )
-    assert "AutoModelForCausalLM" in (dest / "README.md").read_text()
+    card = (dest / "README.md").read_text()
+    assert "AutoModelForCausalLM" in card and "widths by `uniform`" in card
+    assert f"refitted (`--repair refine`) on {text_file}: " in card
+    assert "every block was trained toward the source's, once over that text" in card
     assert left_over(dest) == ["small"]
 
 

@@ -108,6 +108,22 @@ class BlockRepair:
         dense.discard()
         return dense_out, cut_out
 
+    def resume(
+        self, changed: dict[str, torch.Tensor], steps: dict, dense: Activations, cut: Activations
+    ) -> tuple[Activations, Activations]:
+        """As `run`, by what a former one has left in `changed` and `record`."""
+        self.changed, self.record = changed, steps
+        assign(self.narrow, self.task.stream.cast(changed))
+        after = tuple(Activations(self.task.stream.offload) for _ in range(2))
+        for i, (args, call) in enumerate(self.calls):
+            for out, layer, states in zip(
+                after, (self.layer, self.narrow), (dense, cut), strict=True
+            ):
+                out.put(i, states_of(layer(states.get(i, self.device), *args, **call)))
+        dense.discard()
+        cut.discard()
+        return after
+
     def refine(self, cut: Activations, dense_out: Activations) -> None:
         """Train all projections of the block toward the dense block's output."""
         for parameter in self.layer.parameters():  # the dense block itself is not read again
@@ -240,7 +256,10 @@ class BlockRepair:
         """Put new tensors in the place of the cut ones, rounded as they are stored."""
         rounded = {n: t.to(self.stored[n].dtype) for n, t in tensors.items()}
         if not all(t.isfinite().all() for t in rounded.values()):
-            self.record[step] |= {"lambda": None, "after": self.record[step]["before"]}
+            outcome = self.record[step]
+            outcome["lambda"] = None
+            if "before" in outcome:
+                outcome["after"] = outcome["before"]
             return
         self.changed |= {n: t.cpu() for n, t in rounded.items()}
         self.stored |= self.changed

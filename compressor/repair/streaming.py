@@ -20,12 +20,14 @@ toward the kept ones, are what sets it apart from refits such as those of SlimGP
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from compressor.blocks import BlockStream, loaded
 from compressor.calibration import TokenSet
 from compressor.cut import cut_block
+from compressor.journal import finished_block, keep_block, told_of_block
 from compressor.layers import narrowed, passed
 from compressor.memory import drop_pages, trim_heap
 from compressor.methods.statistics import Geometry
@@ -46,6 +48,8 @@ class Repair:
     inputs` and `ffn inputs` for what their groups read; `refine` has the held-back losses before
     and after every epoch: relative squared distances, and nats in the last block.
 
+    saved: a folder where finished blocks are kept, and taken from if they are there.
+
     InputError for fewer than two sequences, and for activations that are not finite.
     """
 
@@ -56,12 +60,13 @@ class Repair:
         tokens: TokenSet,
         repair: str,
         epochs: int | None = None,
+        saved: Path | None = None,
     ):
         plan.check(stream.checkpoint)
         check_repair(repair, epochs, stream.checkpoint)
         check_text(repair, tokens)
         self.stream, self.plan, self.checkpoint = stream, plan, stream.checkpoint
-        self.name, self.protocol = repair, tokens.protocol
+        self.name, self.protocol, self.saved = repair, tokens.protocol, saved
         fitted, held = tokens.split(HELD_BACK)
         kind = KINDS[repair]
         sizes = [STEP_TOKENS] if kind and kind.refined else []
@@ -108,6 +113,17 @@ class Repair:
                 "Refitting did not lower the held-back error, so these stay as they were cut: "
                 f"{', '.join(left_out)}."
             )
+        untrained = [
+            str(index)
+            for index, steps in enumerate(self.record)
+            if (losses := steps["steps"].get("refine", {}).get("losses"))
+            and min(losses) == losses[0]
+        ]
+        if untrained:
+            found.append(
+                "Training did not lower the held-back loss of these blocks, which stay as the closed "
+                f"form left them: {', '.join(untrained)}."
+            )
         return found
 
     @torch.no_grad()
@@ -138,8 +154,13 @@ class Repair:
                 )
                 if dense is cut and whole:
                     dense = cut = passed(self.stream, layer, dense, block.calls)
+                elif (changed := finished_block(self.saved, index)) is not None:
+                    steps = told_of_block(self.saved, index)
+                    dense, cut = block.resume(changed, steps, dense, cut)
                 else:
                     dense, cut = block.run(dense, cut)
+                    own = {n: t.contiguous() for n, t in block.changed.items()}
+                    keep_block(self.saved, index, own, block.record)
             self.record.append(
                 {
                     "steps": block.record,

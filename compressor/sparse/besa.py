@@ -97,7 +97,7 @@ def make_optimizer(theta: torch.Tensor, options: Learning) -> torch.optim.Optimi
     """One step size for all of theta."""
     if options.optimizer == "adamw":
         rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE[options.sharing]
-        return torch.optim.AdamW([theta], lr=rate, weight_decay=0, fused=True)
+        return torch.optim.AdamW([theta], lr=rate, weight_decay=0)
     from prodigyopt import Prodigy  # an optional dependency, which `Weights.check` has looked for
 
     return Prodigy([theta], d_coef=D_COEF[options.sharing])
