@@ -147,6 +147,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "layout": "uniform",
         "container": checkpoint.family.model_type,
         "model_type": checkpoint.family.model_type,
+        "asked": None,
         "keep_asked": None,
         "keep_reached": 1.0,
         "keep_blocks_reached": 1.0,
