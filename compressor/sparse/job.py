@@ -59,7 +59,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "dest": str(settings.dest),
         "granularity": "weight",
         "method": settings.method,
-        "update": "obs" if sparsity["corrects"] else "none",
+        "update": sparsity["recipe"]["update"],
         "sparsity_asked": sparsity["asked"],
         "sparsity_reached": sparsity["reached"],
         "zeros": sparsity["zeros"],

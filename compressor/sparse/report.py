@@ -72,7 +72,8 @@ def table(results: list[dict]) -> Table:
         shown.add_row("perplexity", f"{before:.4f}", f"{after:.4f}")
     if found := result.get("quantization"):
         shown.add_row("bits a projection weight", "", f"{found['bits_per_weight']:.3f}")
-        if result["perplexity_before"] is not None:
+        apart = found["clip"] != "joint"  # else the dense folder between was 4-bit already
+        if apart and result["perplexity_before"] is not None:
             shown.add_row("perplexity before 4 bits", "", f"{result['perplexity_unquantized']:.4f}")
     shown.add_row("verified", "", result["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in result["seconds"].items())

@@ -125,13 +125,15 @@ def test_the_whole_job(llama, text_file, quick, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["sparse"]
 
 
-def test_the_table_shows_every_projection(llama, quick, tmp_path, capsys):
-    code = compress(
-        llama, tmp_path / "out", *quick, "--sparsity", 0.5, "--method", "sparsegpt", "--no-verify"
-    )
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [(["--method", "sparsegpt"], "(sparsegpt)"), (["--update", "obs"], "(besa + obs)")],
+)
+def test_the_table_shows_every_projection(llama, quick, tmp_path, capsys, given, title):
+    code = compress(llama, tmp_path / "out", *quick, "--sparsity", 0.5, "--no-verify", *given)
     shown = capsys.readouterr().out
     assert code == 0
-    assert "0.5000 (asked 0.5)" in shown and "sparsegpt + obs" in shown
+    assert "0.5000 (asked 0.5)" in shown and title in " ".join(shown.split())
     assert all(f"{name}_proj" in shown for name in ("q", "k", "v", "o", "gate", "up", "down"))
     assert "Zeros alone make nothing smaller" in shown
 
