@@ -330,6 +330,14 @@ def test_after_zeros(llama, text_file, tmp_path, capsys):
     assert verify_here(tmp_path / "q")["loads"]
 
 
+def test_a_single_sequence_is_refused_by_what_needs_more(llama, text_file, tmp_path, capsys):
+    """Nothing is repaired where nothing is cut."""
+    texts = ["--calibration", text_file, "--length", 32, "--samples", 1]
+    assert quantize(llama, tmp_path / "q", "--quantize-clip", "learned", *texts) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "or use --quantize-clip none" in message and "--repair" not in message
+
+
 def test_learned_after_a_cut(llama, text_file, tmp_path):
     texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
     options = ["--keep", 0.8, "--quantize-clip", "learned"]
