@@ -55,7 +55,7 @@ def quantize(
     """
     result, record = done["result"], done["record"]
     checkpoint, group = Checkpoint(source), settings.quantization.group
-    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer())]
+    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
     learned = known = None
     if "scales" in done:
         known = partial(known_scales, Path(done["scales"]))
