@@ -55,14 +55,7 @@ def table_of(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Sequence[int
     InputError for a file that is no table, has costs that are not positive, or ends before the widths
     of the model.
     """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        listed = {g: sorted((int(n), float(c)) for n, c in table[g].items()) for g in GROUPS}
-        other = float(table["other"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"--budget is params, flops or a JSON file of costs, and {path} is none: {error!r}."
-        ) from error
+    listed, other = read_table(Path(path))
     costs = {}
     for group, entries in listed.items():
         values = [cost for _, cost in entries]
@@ -81,6 +74,39 @@ def table_of(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Sequence[int
     whole = other + sum(costs[g][units[g]] for units in checkpoint.block_units for g in GROUPS)
     counted = {g: [math.ceil(c / whole * PARTS) for c in own] for g, own in costs.items()}
     return counted, math.ceil(other / whole * PARTS), PARTS
+
+
+def read_table(path: Path) -> tuple[dict[str, list[tuple[int, float]]], float]:
+    """(units, cost) of each group by ascending units, and `other`; InputError says what is wrong."""
+
+    def refuse(what: str) -> InputError:
+        return InputError(f"--budget is params, flops or a JSON file of costs, and {path} {what}.")
+
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise refuse("does not exist") from error
+    except OSError as error:
+        raise refuse(f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise refuse("is not JSON") from error
+    wanted = (*GROUPS, "other")
+    if not isinstance(table, dict) or (missing := [n for n in wanted if n not in table]):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(table, dict) else "holds no object"
+        raise refuse(f"{lacks}: it needs an object with {', '.join(wanted)}")
+    listed = {}
+    for group in GROUPS:
+        try:
+            listed[group] = sorted((int(n), float(c)) for n, c in table[group].items())
+        except (AttributeError, TypeError, ValueError) as error:
+            raise refuse(
+                f"has for {group} something else than an object of whole numbers of units and their "
+                'costs, such as {"1": 0.2, "8": 0.7}'
+            ) from error
+    try:
+        return listed, float(table["other"])
+    except (TypeError, ValueError) as error:
+        raise refuse(f"has {table['other']!r} for other, which is no number") from error
 
 
 def interpolated(entries: Sequence[tuple[int, float]], n: int) -> float:

@@ -84,6 +84,11 @@ class Checkpoint:
         return self.config.get("head_dim") or self.hidden_size // self.heads
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens a sequence can have, where the config says so."""
+        return self.config.get("max_position_embeddings")
+
+    @property
     def queries_per_group(self) -> int:
         return self.heads // self.kv_heads
 

@@ -32,7 +32,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
             other = read_text(settings.calibration_also)
             also = tokenize(other, tokenizer, limit, budget=calibration.tokens)
             calibration = joined(calibration, also)
-        if not settings.weights.single:
+        if settings.cuts and not settings.weights.single:
             check_text(settings.repair, calibration)
         if settings.judged:
             held_back(calibration)

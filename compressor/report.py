@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -222,6 +223,30 @@ def comparison(result: dict) -> str:
     )
 
 
+def asked(result: dict, kind: str) -> str:
+    """` (asked 0.7)` if the result's target was this quantity of the model, else nothing."""
+    target = result["asked"]
+    if target is None or (target["kind"], target["budget"]) != (kind, "params"):
+        return ""
+    late = " before 4 bits" if kind == "bytes" and result["quantization"] else ""
+    return f" (asked {target['value']:{'g' if 'keep' in kind else ',.0f'}}{late})"
+
+
+def share_of(target: dict | None) -> str | None:
+    """The name of what a budget other than parameters bounds; None without one."""
+    if target is None or target["budget"] == "params":
+        return None
+    counted = "flops" if target["budget"] == "flops" else "costs"
+    return f"share of {counted}" + ", blocks only" * (target["kind"] == "keep-blocks")
+
+
+def share_reached(result: dict, name: str) -> str:
+    """The share of a budget in the result that has this one, and what was asked."""
+    if share_of(result["asked"]) != name:
+        return ""
+    return f"{result['budget_reached']:.4f} (asked {result['asked']['value']:g})"
+
+
 def table(results: list[dict]) -> Table:
     """The final table: a row a measure, a column a result."""
     first = results[0]
@@ -235,10 +260,16 @@ def table(results: list[dict]) -> Table:
     def row(name: str, before: str, after) -> None:
         shown.add_row(name, before, *(after(r) for r in results))
 
-    row("keep", "", lambda r: f"{r['keep_reached']:.4f} (asked {r['keep_asked']})")
-    row("keep, blocks only", "", lambda r: f"{r['keep_blocks_reached']:.4f}")
-    row("parameters", f"{first['parameters_before']:,}", lambda r: f"{r['parameters_after']:,}")
-    row("bytes", f"{first['bytes_before']:,}", lambda r: f"{r['bytes_after']:,}")
+    row("keep", "", lambda r: f"{r['keep_reached']:.4f}{asked(r, 'keep')}")
+    blocks = lambda r: f"{r['keep_blocks_reached']:.4f}{asked(r, 'keep-blocks')}"  # noqa: E731
+    row("keep, blocks only", "", blocks)
+    for name in dict.fromkeys(share_of(r["asked"]) for r in results):
+        if name is not None:
+            row(name, "", partial(share_reached, name=name))
+    after = lambda r: f"{r['parameters_after']:,}{asked(r, 'params')}"  # noqa: E731
+    row("parameters", f"{first['parameters_before']:,}", after)
+    after = lambda r: f"{r['bytes_after']:,}{asked(r, 'bytes')}"  # noqa: E731
+    row("bytes", f"{first['bytes_before']:,}", after)
     if first["quantization"]:
         row("bits a projection weight", "", lambda r: f"{r['quantization']['bits_per_weight']:.3f}")
     if any(r["held_back"] for r in results):

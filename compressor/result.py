@@ -1,6 +1,7 @@
 """One result of a job: cut, repaired, written, verified, measured, judged."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -73,6 +74,7 @@ def cut_one(
         "layout": layout,
         "container": container,
         "model_type": checkpoint.family.model_type,
+        "asked": asdict(target),
         "keep_asked": f"{target.value:g}" if "keep" in target.kind else None,
         "budget": target.budget,
         "budget_reached": plan.about["budget_reached"],

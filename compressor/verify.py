@@ -41,9 +41,15 @@ TOLERANCE = 1e-3  # of the logits' standard deviation
 ROWS = 4096
 
 
-def prompt_ids(tokenizer) -> list[torch.Tensor]:
-    """Token ids [1, tokens] of `PROMPTS`."""
-    return [tokenizer(p, return_tensors="pt")["input_ids"] for p in PROMPTS]
+def prompt_ids(tokenizer, positions: int | None) -> list[torch.Tensor]:
+    """Token ids [1, tokens] of `PROMPTS`, cut at the model's positions; None: it has no end."""
+    return [tokenizer(p, return_tensors="pt")["input_ids"][:, :positions] for p in PROMPTS]
+
+
+def positions_of(config) -> int | None:
+    """`Checkpoint.positions` of a model that transformers loaded, of whatever family."""
+    name, family = "max_position_embeddings", FAMILIES.get(config.model_type)
+    return getattr(config, family.spellings.get(name, name) if family else name, None)
 
 
 def verify(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
@@ -99,7 +105,7 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
     report["parameters"] = model.num_parameters()
     if quantization is not None:
         report["parameters"] = PackedCheckpoint(folder).parameters
-    prompts = prompt_ids(tokenizer)
+    prompts = prompt_ids(tokenizer, positions_of(model.config))
     ours = [logits(model, ids) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
@@ -165,8 +171,8 @@ def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> li
         masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
     else:
         masked, tokenizer = load(source, checkpoint.dtype)
-    for prompt, ids in zip(PROMPTS, prompts, strict=True):
-        if not torch.equal(tokenizer(prompt, return_tensors="pt")["input_ids"], ids):
+    for own, ids in zip(prompt_ids(tokenizer, checkpoint.positions), prompts, strict=True):
+        if not torch.equal(own, ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     with masked_plan(masked, checkpoint, Checkpoint(folder), read_record(folder)):
         return [logits(masked, ids) for ids in prompts]

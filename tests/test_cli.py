@@ -75,6 +75,34 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     assert left_over(dest) == ["small"]
 
 
+@pytest.mark.parametrize(
+    ("target", "row", "asked"),
+    [
+        (["--keep", 0.7], "keep", "(asked 0.7)"),
+        (["--keep-blocks", 0.7], "keep, blocks only", "(asked 0.7)"),
+        (["--target-params", 30_000], "parameters", "(asked 30,000)"),
+        (["--target-bytes", 120_000], "bytes", "(asked 120,000)"),
+        (["--keep", 0.8, "--budget", "flops"], "share of flops", "(asked 0.8)"),
+        (["--keep-blocks", 0.8, "--budget", "flops"], "share of flops, blocks only", "(asked 0.8)"),
+        (["--quantize", "w4a16", "--quantize-group", 16, "--quantize-clip", "none"], None, None),
+    ],
+)
+def test_the_table_says_what_was_asked_of_each_quantity(
+    llama, quick, tmp_path, capsys, monkeypatch, target, row, asked
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    given = ["--method", "random", "--repair", "none"] if row else []
+    assert compress(llama, tmp_path / "out", *target, *quick, *given) == 0
+    cells = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    shown = {c[0].strip(): c[2].strip() for c in cells if len(c) == 3}
+    assert {"keep", "keep, blocks only", "parameters", "bytes"} <= shown.keys()
+    assert {name for name, cell in shown.items() if "asked" in cell} == ({row} if row else set())
+    if row:
+        reached, said = shown[row].split(" ", 1)
+        assert said == asked
+        assert 0 < float(reached.replace(",", "")) <= float(asked[7:-1].replace(",", ""))
+
+
 def test_same_run_same_bytes(llama, quick, tmp_path):
     for name in "ab":
         assert compress(llama, tmp_path / name, "--keep", 0.7, *quick) == 0

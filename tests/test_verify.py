@@ -11,6 +11,7 @@ from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import Checkpoint
+from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.plan import Target
 from compressor.repair.streaming import Repair
@@ -18,7 +19,7 @@ from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scoring import score
 from compressor.tensors import SINGLE
-from compressor.verify import verify, verify_here
+from compressor.verify import prompt_ids, verify, verify_here
 from compressor.writing import write
 
 
@@ -29,6 +30,32 @@ def written(llama, tmp_path):
     chosen = write(checkpoint, plan, tmp_path / "out")
     write_record(tmp_path / "out", make_record(checkpoint, plan, "uniform", chosen))
     return tmp_path / "out"
+
+
+@pytest.fixture
+def short(make_checkpoint, tmp_path):
+    """An OPT of 40 positions."""
+    sizes = {"word_embed_proj_dim": 32, "intermediate_size": 128, "max_position_embeddings": 40}
+    return make_checkpoint(tmp_path / "model", "opt", tie_word_embeddings=True, **sizes)
+
+
+def test_prompts_end_where_the_positions_do(short, tmp_path):
+    """Learned positions have no row for the tokens behind them."""
+    checkpoint = Checkpoint(short)
+    assert min(ids.shape[1] for ids in prompt_ids(checkpoint.tokenizer(), None)) > 40
+    plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.8))
+    chosen = write(checkpoint, plan, tmp_path / "out")
+    write_record(tmp_path / "out", make_record(checkpoint, plan, "uniform", chosen))
+    assert verify_here(tmp_path / "out", short)["logits_difference"] <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["--quantize", "w4a16", "--quantize-group", 16, "--quantize-clip", "none"]]
+)
+def test_what_a_job_expects_ends_there_too(given, short, tmp_path):
+    command = [short, tmp_path / "out", "--granularity", "weight", "--sparsity", 0.1, "--method"]
+    command += ["magnitude", *given]
+    assert run(job, [str(a) for a in command]) == 0
 
 
 def edit(folder, change):

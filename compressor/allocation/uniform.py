@@ -29,9 +29,11 @@ def smallest(
                 f" The heads of {family.model_type} cannot be cut in its own format, whose class has "
                 "hidden size / heads channels a head, so FFN channels alone go: keep more."
             )
+        # Of a table the share says all; parts of its whole are nobody's unit.
+        counted = "" if target.measure == "parts" else f" ({size:,} {target.measure})"
         raise InputError(
             f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
-            f"{reached(target, costs, size):,.6g} ({size:,} {target.measure}).{stay}"
+            f"{reached(target, costs, size):,.6g}{counted}.{stay}"
         )
     return widths
 

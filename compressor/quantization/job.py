@@ -55,7 +55,7 @@ def quantize(
     """
     result, record = done["result"], done["record"]
     checkpoint, group = Checkpoint(source), settings.quantization.group
-    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer())]
+    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
     learned = known = None
     if "scales" in done:
         known = partial(known_scales, Path(done["scales"]))
@@ -147,6 +147,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "layout": "uniform",
         "container": checkpoint.family.model_type,
         "model_type": checkpoint.family.model_type,
+        "asked": None,
         "keep_asked": None,
         "keep_reached": 1.0,
         "keep_blocks_reached": 1.0,

@@ -23,7 +23,7 @@ from compressor.recovery.precision import computed_dtype
 from compressor.recovery.teacher import Teacher, teach
 from compressor.recovery.training import History, train
 from compressor.settings import Settings
-from compressor.verify import PROMPTS, logits
+from compressor.verify import logits, prompt_ids
 
 
 def recover(
@@ -91,8 +91,8 @@ def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
     for parameter in merged.parameters():  # not the buffers: a loaded model has those in float32
         parameter.data = parameter.data.to(checkpoint.dtype)
     found = {
-        str(i): logits(merged, tokenizer(p, return_tensors="pt")["input_ids"].to(merged.device))
-        for i, p in enumerate(PROMPTS)
+        str(i): logits(merged, ids.to(merged.device))
+        for i, ids in enumerate(prompt_ids(tokenizer, checkpoint.positions))
     }
     save_file(found, path)
 

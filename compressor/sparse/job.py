@@ -18,7 +18,7 @@ from compressor.quantization.report import write_card as write_quantized_card
 from compressor.report import versions, write_record
 from compressor.result import judge, measure, publish_results
 from compressor.settings import decisive
-from compressor.sparse.report import ZEROS_ALONE, shares, write_card
+from compressor.sparse.report import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
 from compressor.verify import TOLERANCE, prompt_ids, verify
 from compressor.writing import write
@@ -59,7 +59,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "dest": str(settings.dest),
         "granularity": "weight",
         "method": settings.method,
-        "update": "obs" if sparsity["corrects"] else "none",
+        "update": sparsity["recipe"]["update"],
         "sparsity_asked": sparsity["asked"],
         "sparsity_reached": sparsity["reached"],
         "zeros": sparsity["zeros"],
@@ -73,7 +73,11 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "perplexity_before": before and before["perplexity"],
         "perplexity_after": None,
         "seed": settings.seed,
-        "warnings": [ZEROS_ALONE, *position_notes(settings, checkpoint, calibration, evaluation)],
+        "warnings": [
+            ZEROS_ALONE,
+            *zeros_before(sparsity),
+            *position_notes(settings, checkpoint, calibration, evaluation),
+        ],
         "verified": "no",
     }
     if settings.verify:
@@ -110,7 +114,7 @@ def open_pruning(settings, checkpoint, stream, calibration, work: Path) -> Spars
     recipe = settings.weights.recipe(settings.method, settings.seed)
     if recipe.learns and recipe.update == "none" and settings.quantization.learns:
         recipe = replace(recipe, group=settings.quantization.group)
-    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer())]
+    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
     saved = work / "blocks" if recipe.learns else None
     sequences = calibration.sequences if calibration else []
     return Sparsification(stream, sequences, recipe, prompts, saved)

@@ -12,6 +12,8 @@ ZEROS_ALONE = (
     "multiply by zeros too. They pay off in formats and kernels that leave zeros out."
 )
 
+ROUNDING = 5e-5  # of a share of which four digits are shown
+
 
 def shares(record: dict) -> dict[str, tuple[float, float, float]]:
     """Of each projection the share of zeros over all blocks, in the least and in the most pruned one."""
@@ -20,6 +22,21 @@ def shares(record: dict) -> dict[str, tuple[float, float, float]]:
         zeros = [block["zeros"][name] / weights for block in record["blocks"]]
         found[name.split(".")[-2]] = (sum(zeros) / len(zeros), min(zeros), max(zeros))
     return found
+
+
+def zeros_before(record: dict) -> list[str]:
+    """A sentence where zeros of the source make the share of zeros larger than it was asked."""
+    reached, asked = record["reached"], record["asked"]
+    total = len(record["blocks"]) * sum(record["weights"].values())
+    had = sum(block["source_zeros"] for block in record["blocks"])
+    beyond = record["zeros"] - asked * total
+    # What is beyond can also be of other origin: of rounding to 4 bits, or of BESA's parity.
+    if beyond <= ROUNDING * total or had < beyond:
+        return []
+    return [
+        f"{had:,} of these weights were zero in the source already, in some rows more of them than were "
+        f"to go, so {reached:.4f} of the weights are zero and not {asked:g}."
+    ]
 
 
 def write_card(folder: Path, result: dict, record: dict) -> None:
@@ -72,7 +89,8 @@ def table(results: list[dict]) -> Table:
         shown.add_row("perplexity", f"{before:.4f}", f"{after:.4f}")
     if found := result.get("quantization"):
         shown.add_row("bits a projection weight", "", f"{found['bits_per_weight']:.3f}")
-        if result["perplexity_before"] is not None:
+        apart = found["clip"] != "joint"  # else the dense folder between was 4-bit already
+        if apart and result["perplexity_before"] is not None:
             shown.add_row("perplexity before 4 bits", "", f"{result['perplexity_unquantized']:.4f}")
     shown.add_row("verified", "", result["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in result["seconds"].items())

@@ -28,8 +28,9 @@ class Sparsification:
     logits() are what the pruned blocks in memory computed. saved: a folder where finished blocks are
     kept, and taken from if they are there.
 
-    record[block]: the `zeros` of each projection's weight, the `sha256` of all of them together, and
-    with BESA the mean `error` of the block's output (else None).
+    record[block]: the `zeros` of each projection's weight, the `source_zeros` that all of them had
+    before, the `sha256` of all of them together, and with BESA the mean `error` of the block's output
+    (else None).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Sparsification:
                 del weights
                 called = [call[index] for call in calls]
                 block = Block(index, layer, self.states, called, self.count, stream.device, readers)
+                source_zeros = sum(int((w == 0).sum()) for w in block.weights.values())
                 targets = Activations(stream.offload)
                 if dense is not None and dense is not self.states:
                     outputs(block, dense, targets)
@@ -75,7 +77,14 @@ class Sparsification:
                 stored = {name: stored[name] for name in block.names}
                 following, error = self.passed_on(block, stored, targets)
             zeros = {name: int((stored[name] == 0).sum()) for name in block.names}
-            self.record.append({"zeros": zeros, "sha256": digest(stored), "error": error})
+            self.record.append(
+                {
+                    "zeros": zeros,
+                    "source_zeros": source_zeros,
+                    "sha256": digest(stored),
+                    "error": error,
+                }
+            )
             self.states.discard()
             (targets if dense is None else dense).discard()
             dense = dense and targets

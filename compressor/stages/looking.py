@@ -131,7 +131,7 @@ def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
         return
     for shown in cost_tables(result):
         wide_console().print(shown)
-    print(f"Use it: compress {folder} DEST --keep 0.7 --budget {out}")
+    print(f"Use it: compress {folder} DEST --keep SHARE --budget {out}")
 
 
 def wide_console() -> Console:

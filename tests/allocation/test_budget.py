@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from compressor.allocation import allocate
+from compressor.allocation.uniform import solve
 from compressor.budget import PARTS, table_of
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
@@ -128,12 +129,17 @@ def test_a_table_is_interpolated(llama, tmp_path):
     ("changed", "message"),
     [
         ({"other": -1}, "has -1.0 for `other`"),
-        ({"other": None}, "is none"),
+        ({"other": None}, "has None for other, which is no number"),
+        ({"ffn": [1.0]}, "has for ffn something else than an object"),
+        ({"ffn": {"8": None}}, "has for ffn something else than an object"),
         ({"ffn": {}}, "needs ffn costs above 0"),
         ({"ffn": {"4": 1.0}}, "has ffn costs up to 4 units; the model has"),
         ({"ffn": {"4": 3.0, "4000": 2.0}}, "ffn costs that fall"),
         ({"attention": {"1": 0.0, "64": 1.0}}, "needs attention costs above 0"),
-        ({"attention": {"one": 1.0}}, "invalid literal"),
+        (
+            {"attention": {"one": 1.0}},
+            "has for attention something else than an object",
+        ),
         ({"attention": {"1": float("nan"), "64": 1.0}}, "needs attention costs above 0"),
     ],
 )
@@ -141,6 +147,35 @@ def test_tables_that_are_none_are_named(llama, tmp_path, changed, message):
     checkpoint = Checkpoint(llama)
     with pytest.raises(InputError, match=message):
         table_of(write_table(checkpoint, tmp_path, **changed), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "table.json does not exist."),
+        ("attention: 3", "table.json is not JSON."),
+        ("[1, 2]", "holds no object: it needs an object with attention, ffn, other."),
+        ('{"ffn": {"1": 1.0}}', "lacks attention, other: it needs an object with"),
+    ],
+)
+def test_files_that_are_no_tables_are_named(llama, tmp_path, text, message):
+    path = tmp_path / "table.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        table_of(path, Checkpoint(llama))
+    assert message in str(caught.value)
+    with pytest.raises(InputError, match=r"and .* cannot be read \(Is a directory\)"):
+        table_of(tmp_path, Checkpoint(llama))
+
+
+@pytest.mark.parametrize(("budget", "ends"), [("table", False), ("flops", True)])
+def test_an_unreachable_share_names_the_smallest(llama, tmp_path, budget, ends):
+    checkpoint = Checkpoint(llama)
+    given = write_table(checkpoint, tmp_path) if budget == "table" else budget
+    with pytest.raises(InputError, match=r"smallest possible is 0\.\d+") as caught:
+        solve(Target("keep", 0.05, given), checkpoint, lattice(checkpoint))
+    assert str(caught.value).endswith(" flops).") == ends and "parts" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

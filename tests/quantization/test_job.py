@@ -18,6 +18,7 @@ from compressor.quantization.job import adopt
 from compressor.quantization.reading import PackedCheckpoint, open_model
 from compressor.quantization.stream import Quantizing, check_columns
 from compressor.quantization.writing import quantized_bytes, write_quantized
+from compressor.sparse.report import table
 from compressor.stages import stages
 from compressor.tensors import INDEX, SINGLE
 from compressor.verify import PROMPTS, verify_here
@@ -329,6 +330,14 @@ def test_after_zeros(llama, text_file, tmp_path, capsys):
     assert verify_here(tmp_path / "q")["loads"]
 
 
+def test_a_single_sequence_is_refused_by_what_needs_more(llama, text_file, tmp_path, capsys):
+    """Nothing is repaired where nothing is cut."""
+    texts = ["--calibration", text_file, "--length", 32, "--samples", 1]
+    assert quantize(llama, tmp_path / "q", "--quantize-clip", "learned", *texts) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "or use --quantize-clip none" in message and "--repair" not in message
+
+
 def test_learned_after_a_cut(llama, text_file, tmp_path):
     texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
     options = ["--keep", 0.8, "--quantize-clip", "learned"]
@@ -342,7 +351,7 @@ def test_learned_after_a_cut(llama, text_file, tmp_path):
 def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
     """Scales and zeros are learned together; the scales survive the dense folder between."""
     source = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16)
-    texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
+    texts = ["--calibration", text_file, "--length", 32, "--samples", 4, "--evaluation", text_file]
     zeros = ["--granularity", "weight", "--sparsity", 0.5, "--json"]
     counts = {}
     for how in ("learned", "none"):
@@ -355,5 +364,9 @@ def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
         errors = [e for b in record["quantization"]["blocks"] for e in b["error"].values()]
         assert (max(errors) < 1e-10) == (how == "learned")
         counts[how] = result["zeros"]
+        shown = table([result])
+        assert result["update"] == "none" and "obs" not in shown.title
+        rows = [*shown.columns[0].cells]
+        assert ("perplexity before 4 bits" in rows) == (how == "none") and "perplexity" in rows
         assert verify_here(dest)["loads"]
     assert counts["learned"] >= counts["none"] > 0

@@ -125,15 +125,43 @@ def test_the_whole_job(llama, text_file, quick, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["sparse"]
 
 
-def test_the_table_shows_every_projection(llama, quick, tmp_path, capsys):
-    code = compress(
-        llama, tmp_path / "out", *quick, "--sparsity", 0.5, "--method", "sparsegpt", "--no-verify"
-    )
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [(["--method", "sparsegpt"], "(sparsegpt)"), (["--update", "obs"], "(besa + obs)")],
+)
+def test_the_table_shows_every_projection(llama, quick, tmp_path, capsys, given, title):
+    code = compress(llama, tmp_path / "out", *quick, "--sparsity", 0.5, "--no-verify", *given)
     shown = capsys.readouterr().out
     assert code == 0
-    assert "0.5000 (asked 0.5)" in shown and "sparsegpt + obs" in shown
+    assert "0.5000 (asked 0.5)" in shown and title in " ".join(shown.split())
     assert all(f"{name}_proj" in shown for name in ("q", "k", "v", "o", "gate", "up", "down"))
     assert "Zeros alone make nothing smaller" in shown
+
+
+@pytest.mark.parametrize("method", ["wanda", "besa"])
+@pytest.mark.parametrize("dead", [0, 40])
+def test_zeros_of_the_source_beyond_those_asked_for_are_told(
+    make_checkpoint, quick, tmp_path, capsys, method, dead
+):
+    """The rows of 40 dead channels of 48 have more zeros than were to go."""
+    folder = make_checkpoint(tmp_path / "model")
+
+    def kill(tensors):
+        for name in ("gate_proj", "up_proj"):
+            tensors[f"model.layers.1.mlp.{name}.weight"][:dead] = 0
+        tensors["model.layers.1.mlp.down_proj.weight"][:, :dead] = 0
+
+    edit(folder, kill)
+    given = [*quick, "--sparsity", 0.2, "--method", method, "--no-verify", "--json"]
+    assert compress(folder, tmp_path / "out", *given) == 0
+    found = json.loads(capsys.readouterr().out)
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())["sparsity"]
+    assert [block["source_zeros"] for block in record["blocks"]] == [0, 3 * 32 * dead, 0]
+    told = [w for w in found["warnings"] if "zero in the source already" in w]
+    assert len(told) == (found["sparsity_reached"] > 0.2001) == (dead == 40)
+    if told:
+        assert told[0].startswith("3,840 of these weights were zero")
+        assert f"{found['sparsity_reached']:.4f} of the weights are zero and not 0.2." in told[0]
 
 
 @pytest.fixture
