@@ -261,15 +261,14 @@ def table(results: list[dict]) -> Table:
         shown.add_row(name, before, *(after(r) for r in results))
 
     row("keep", "", lambda r: f"{r['keep_reached']:.4f}{asked(r, 'keep')}")
-    blocks = lambda r: f"{r['keep_blocks_reached']:.4f}{asked(r, 'keep-blocks')}"  # noqa: E731
-    row("keep, blocks only", "", blocks)
+    kept = "keep_blocks_reached"
+    row("keep, blocks only", "", lambda r: f"{r[kept]:.4f}{asked(r, 'keep-blocks')}")
     for name in dict.fromkeys(share_of(r["asked"]) for r in results):
         if name is not None:
             row(name, "", partial(share_reached, name=name))
-    after = lambda r: f"{r['parameters_after']:,}{asked(r, 'params')}"  # noqa: E731
-    row("parameters", f"{first['parameters_before']:,}", after)
-    after = lambda r: f"{r['bytes_after']:,}{asked(r, 'bytes')}"  # noqa: E731
-    row("bytes", f"{first['bytes_before']:,}", after)
+    for kind, name in (("params", "parameters"), ("bytes", "bytes")):
+        given = f"{first[f'{name}_before']:,}"
+        row(name, given, lambda r, k=kind, n=name: f"{r[f'{n}_after']:,}{asked(r, k)}")
     if first["quantization"]:
         row("bits a projection weight", "", lambda r: f"{r['quantization']['bits_per_weight']:.3f}")
     if any(r["held_back"] for r in results):
