@@ -21,7 +21,7 @@ from compressor.quantization.writing import quantized_bytes, write_quantized
 from compressor.sparse.report import table
 from compressor.stages import stages
 from compressor.tensors import INDEX, SINGLE
-from compressor.verify import PROMPTS, verify_here
+from compressor.verify import PROMPTS, prompt_ids, verify_here
 
 GROUP = 16
 
@@ -220,9 +220,9 @@ def test_verification_sees_a_changed_file(quantised, tmp_path, part):
 
 
 def test_verification_compares_logits(llama, quantised, tmp_path):
-    tokenizer = Checkpoint(llama).tokenizer()
-    prompts = [tokenizer(p, return_tensors="pt")["input_ids"][0] for p in PROMPTS]
-    quantizing = Quantizing(Checkpoint(llama), GROUP, prompts)
+    checkpoint = Checkpoint(llama)
+    prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
+    quantizing = Quantizing(checkpoint, GROUP, prompts)
     for _ in quantizing.blocks():
         pass
     found = {str(i): x for i, x in enumerate(quantizing.logits())}
