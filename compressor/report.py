@@ -150,7 +150,7 @@ def how_made(folder: Path, result: dict, record: dict) -> str:
     if (folder / PICTURE).exists():
         picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
     trained = record.get("recovery")
-    training = "without further training"
+    training = "no recovery followed"
     if trained and trained["kept"]:
         settings, data = trained["settings"], trained["data"]
         training = (

@@ -21,7 +21,7 @@ def generate(
     seed: int = 0,
     quiet: bool = False,
 ) -> None:
-    """Let a model write text to calibrate on, as a whole in memory; it goes to --calibration."""
+    """Let a model write text to calibrate on, as a whole in memory; it goes to --calibration-also."""
     from compressor.checkpoint import Checkpoint
     from compressor.generation import written
     from compressor.opening import compute_dtype
@@ -57,4 +57,7 @@ def generate(
     finally:
         partial.unlink(missing_ok=True)
     if not quiet:
-        print(f"{made:,} tokens. Use them: compress {source} DEST --calibration {out}")
+        print(
+            f"{made:,} tokens. Use them beside a text: compress {source} DEST --calibration TEXT "
+            f"--calibration-also {out}"
+        )

@@ -94,7 +94,7 @@ def test_the_whole_job(any_family, equal_layout, quick, text_file, tmp_path, cap
     assert record["recovery"] == recovery
     assert record["perplexity_pruned"] == found["perplexity_pruned"]
     card = (dest / "README.md").read_text()
-    assert f"recovered by 6 steps of {method}" in card and "without further training" not in card
+    assert f"recovered by 6 steps of {method}" in card and "no recovery followed" not in card
     with pytest.raises(InputError, match="trained after the cut"):
         verify(dest, any_family)
     assert verify_here(dest)["loads"]
@@ -107,7 +107,7 @@ def test_without_recovery_it_is_as_before(llama, quick, text_file, tmp_path, cap
     found = json.loads(capsys.readouterr().out)
     assert found["recovery"] is None
     assert found["perplexity_pruned"] == found["perplexity_after"]
-    assert "without further training" in (dest / "README.md").read_text()
+    assert "no recovery followed" in (dest / "README.md").read_text()
 
 
 def test_same_run_same_bytes(llama, quick, tmp_path):
@@ -240,7 +240,7 @@ def test_a_recovery_that_makes_it_worse_keeps_the_cut(quick, text_file, tmp_path
     assert not found["recovery"]["kept"]
     assert found["perplexity_after"] == found["perplexity_pruned"]
     assert (dest / SINGLE).read_bytes() == (tmp_path / "cut" / SINGLE).read_bytes()
-    assert "without further training" in (dest / "README.md").read_text()
+    assert "no recovery followed" in (dest / "README.md").read_text()
     assert left_over(dest) == ["out"] and not list(dest.glob("*/"))
 
 
