@@ -212,6 +212,7 @@ def main(
         length = checkpoint.config["max_position_embeddings"]
         tokenizer = checkpoint.tokenizer()
         source, other = read_text(text), read_text(evaluation or text)
+        second = read_text(str(also)) if also else None
         known, default = (
             tokenize(source, tokenizer, length, None, calibration_range, budget)
             for budget in (None, CALIBRATION_TOKENS)
@@ -223,11 +224,9 @@ def main(
         medians = defaultdict(lambda: defaultdict(list))
         for name, chosen, seed in product(method, select, range(seeds)):
             calibration, planned = drawn(known, count, seed), None
-            if also is not None:
-                second = tokenize(
-                    read_text(str(also)), tokenizer, length, budget=calibration.tokens
-                )
-                calibration = joined(calibration, second)
+            if second is not None:
+                own = tokenize(second, tokenizer, length, budget=calibration.tokens)
+                calibration = joined(calibration, own)
             for allocation, share, how in product(allocate, keep, repair):
                 cell = Cell(
                     *(name, chosen, how, share, count, calibration_range, evaluation_range),

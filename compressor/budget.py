@@ -35,7 +35,7 @@ PARTS = 20_000  # few, as the knapsack looks at all sums of them
 
 def flops_of(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
     """FLOPs of a unit of each group in one block, and of the whole model."""
-    context = min(CONTEXT, checkpoint.config.get("max_position_embeddings") or CONTEXT)
+    context = min(CONTEXT, checkpoint.positions or CONTEXT)
     model, step = model_widths(checkpoint), Step(1, context, context)
     block, units = model.blocks[0], checkpoint.block_units[0]
     query, key_value = (w // units["attention"] for w in (block.query, block.key_value))

@@ -46,6 +46,7 @@ def eliminate(
     alone = own_errors(gram, weight, units)
     # A unit that contributes nothing is free to go, whatever its score says.
     prior = torch.where(alone > 0, scores.to(alone) / alone, 0)
+    # In a list, and taken out: a name here would keep the matrix while there are newer ones.
     handed_over = [damped_inverse(gram, damping)]
     del gram
     in_order = channels_in_order if channels == units else groups_in_order

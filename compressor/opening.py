@@ -20,7 +20,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     """Calibration (if anything looks at activations) and evaluation (if asked for)."""
     tokenizer = None
     calibration = evaluation = None
-    limit = min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30)
+    limit = min(settings.length, checkpoint.positions or 1 << 30)
     if settings.reads_calibration:
         tokenizer = checkpoint.tokenizer()
         text = read_text(settings.calibration)
@@ -48,7 +48,7 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
 
 def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
     """A sentence if texts were cut because the model has fewer positions than --length."""
-    positions = checkpoint.config.get("max_position_embeddings")
+    positions = checkpoint.positions
     if not positions or settings.length <= positions or not any(tokens):
         return []
     return [

@@ -77,7 +77,7 @@ def checked_context(opened: list[Checkpoint], batch: int, asked: int | None) -> 
     """The context asked for, or 2,048 tokens, as far as every model has positions."""
     if batch < 1:
         raise InputError(f"--batch must be at least 1, not {batch}.")
-    stated = [c.config.get("max_position_embeddings") for c in opened]
+    stated = [c.positions for c in opened]
     positions = min(filter(None, stated), default=math.inf)
     context = min(CONTEXT, positions) if asked is None else asked
     if not 1 <= context <= positions:

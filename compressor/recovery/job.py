@@ -29,7 +29,7 @@ def read_recovery(settings: Settings, checkpoint: Checkpoint) -> RecoveryData | 
     data = read_data(
         recovery.data or settings.calibration,
         checkpoint.tokenizer(),
-        min(settings.length, checkpoint.config.get("max_position_embeddings") or 1 << 30),
+        min(settings.length, checkpoint.positions or 1 << 30),
         recovery.steps * recovery.batch,
         recovery.data_range if own else settings.calibration_range,
         settings.seed,

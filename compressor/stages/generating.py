@@ -42,7 +42,7 @@ def generate(
     tokenizer = checkpoint.tokenizer()
     precision = compute_dtype(dtype, checkpoint.dtype, device)
     model = open_whole(checkpoint, device, precision, "calibrate on a text")
-    length = min(length, checkpoint.config.get("max_position_embeddings") or length)
+    length = min(length, checkpoint.positions or length)
     made, partial = 0, out.with_name(out.name + ".partial")
     try:
         with (
