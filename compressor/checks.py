@@ -13,9 +13,16 @@ from compressor.plan import Costs
 from compressor.recovery.precision import check_memory
 from compressor.repair import check_repair
 from compressor.selection import check_selection
-from compressor.settings import Settings, chosen_grains, open_lattice, target_name, wanted_results
+from compressor.settings import (
+    DEFAULT_METHOD,
+    Settings,
+    chosen_grains,
+    open_lattice,
+    target_name,
+    wanted_results,
+)
 from compressor.shards import check_space
-from compressor.sparse.settings import check_weights
+from compressor.sparse.settings import channel_options, check_weights
 from compressor.writing import check_built, check_layout_name, no_uniform
 
 
@@ -157,8 +164,13 @@ def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
     from compressor.quantization.stream import check_columns
     from compressor.quantization.writing import quantized_bytes
 
-    if settings.recovery.method != "none":
-        raise InputError("--recover mends a cut, and nothing is cut; leave it out, or give --keep.")
+    others = channel_options(settings)
+    if settings.method != DEFAULT_METHOD and not settings.weights.single:
+        others.insert(0, "--method")
+    if others:
+        raise InputError(
+            f"{others[0]} is for cuts, and nothing is cut; leave it out, or give --keep below 1."
+        )
     check_equal_blocks(checkpoint, "--quantize")
     check_columns(checkpoint, settings.quantization.group)
     check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))

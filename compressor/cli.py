@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -187,7 +188,7 @@ def compress(
         coarse=coarse,
         fine=fine,
         reduce=reduce,
-        allocate=allocate or ("uniform" if weights.single else default_allocation(method)),
+        allocate=allocate or "uniform",
         layout=layout,
         container=container,
         calibration=calibration,
@@ -198,7 +199,7 @@ def compress(
         samples=samples,
         length=length,
         statistics=statistics,
-        select=select or ("score" if weights.single else default_selection(chosen, repair)),
+        select=select or "score",
         kv_cost=kv_cost,
         repair=repair,
         refine_epochs=refine_epochs,
@@ -218,6 +219,12 @@ def compress(
         verify=verify,
         max_perplexity_ratio=parse_ratio(max_perplexity_ratio),
     )
+    if settings.cuts and not weights.single:
+        settings = replace(
+            settings,
+            allocate=allocate or default_allocation(method),
+            select=select or default_selection(chosen, repair),
+        )
     results = run(settings, Lines(quiet or as_json))
     if as_json:
         print(json.dumps(results if len(results) > 1 else results[0], indent=1))

@@ -56,7 +56,9 @@ def refit_errors(
     best = prefix_errors(held_gram, held_cross, held.energy, weight)
     scale = gram.diagonal().mean()
     for damping in (value * scale for value in grid if scale > 0):
-        factor, failed = torch.linalg.cholesky_ex(gram + damping * torch.eye(len(gram)).to(gram))
+        damped = gram.clone()
+        damped.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             continue
 

@@ -191,10 +191,9 @@ def check_weights(settings, checkpoint) -> None:
             "--granularity weight makes zeros and no tensor smaller, so no share or size can be "
             "asked of the result; give --sparsity alone, or leave --granularity out."
         )
-    for each in fields(settings):
-        if each.name in CHANNEL_OPTIONS and getattr(settings, each.name) != default_of(each):
-            flag = "recover" if each.name == "recovery" else each.name.replace("_", "-")
-            raise InputError(f"--{flag} is for channels; leave it out with --granularity weight.")
+    others = channel_options(settings)
+    if others:
+        raise InputError(f"{others[0]} is for channels; leave it out with --granularity weight.")
     names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
     matrices = {name: checkpoint.tensors[name] for name in names}
     for name, tensor in matrices.items():
@@ -208,6 +207,15 @@ def check_weights(settings, checkpoint) -> None:
             f"--sparsity {settings.weights.sparsity:g} of the {weights:,} weights of a block is "
             "less than one weight."
         )
+
+
+def channel_options(settings) -> list[str]:
+    """The flags of what was given and only a cut of channels has."""
+    return [
+        f"--{'recover' if each.name == 'recovery' else each.name.replace('_', '-')}"
+        for each in fields(settings)
+        if each.name in CHANNEL_OPTIONS and getattr(settings, each.name) != default_of(each)
+    ]
 
 
 def default_of(described: Field):

@@ -270,7 +270,18 @@ def test_adopting_may_be_interrupted(tmp_path):
         ),
         (
             ["--quantize", "w4a16", "--quantize-group", 16, "--recover", "lora"],
-            "--recover mends a cut, and nothing is cut",
+            "--recover is for cuts, and nothing is cut",
+        ),
+        *(
+            (["--quantize", "w4a16", "--quantize-group", 16, *given], f"{given[-2]} is for cuts")
+            for given in (
+                ["--repair", "ridge"],
+                ["--layout", "padded"],
+                ["--select", "obs"],
+                ["--allocate", "exact"],
+                ["--method", "hywia"],
+                ["--keep", 1, "--align", 8],
+            )
         ),
     ],
 )  # fmt: skip
