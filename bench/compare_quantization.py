@@ -27,8 +27,8 @@ from rich.table import Table
 from compressor.checkpoint import Checkpoint
 from compressor.pipeline import compress
 from compressor.plan import Target
+from compressor.progress import Lines
 from compressor.quantization.settings import Quantization
-from compressor.report import Lines
 from compressor.settings import Settings
 from compressor.sparse.settings import Weights
 

@@ -36,9 +36,9 @@ from compressor.journal import Journal
 from compressor.opening import CALIBRATION_TOKENS
 from compressor.plan import Costs, Plan, Target
 from compressor.planning import measure_cuts, plan_target
+from compressor.progress import Lines, Meter
 from compressor.repair import closed_form
 from compressor.repair.streaming import Repair
-from compressor.report import Lines, Meter
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.selection import refined

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from compressor.arguments import (
     COUNTS,
@@ -20,6 +19,7 @@ from compressor.arguments import (
     spread_ratios,
     takes,
 )
+from compressor.console import console
 from compressor.errors import CompressorError, InputError, MachineError
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
@@ -160,7 +160,8 @@ def compress(
     from compressor.methods import default_allocation
     from compressor.pipeline import compress as run
     from compressor.plan import Target
-    from compressor.report import Lines, table
+    from compressor.progress import Lines
+    from compressor.report import table, warnings
     from compressor.selection import default_selection
     from compressor.settings import DEFAULT_METHOD, Settings
 
@@ -229,12 +230,12 @@ def compress(
     if as_json:
         print(json.dumps(results if len(results) > 1 else results[0], indent=1))
         return
-    console = Console()
     if weights.single:
         from compressor.sparse.report import table
-    console.print(table(results))
-    for warning in dict.fromkeys(w for r in results for w in r["warnings"]):
-        console.print(warning, highlight=False)
+    out = console()
+    out.print(table(results))
+    for warning in warnings(results):
+        out.print(warning)
 
 
 def run(app: Callable, arguments: list[str]) -> int:
@@ -252,7 +253,7 @@ def run(app: Callable, arguments: list[str]) -> int:
     except Exception as error:
         if debug or not (found := as_error(error)):
             raise
-        Console(stderr=True).print(f"compress: {found}", style="red", highlight=False, markup=False)
+        console(stderr=True).print(f"compress: {found}", style="red")
         return found.exit_code
     except KeyboardInterrupt:
         print("compress: interrupted", file=sys.stderr)

@@ -20,6 +20,7 @@ from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.planning import measure_cuts, plan_target
+from compressor.progress import Lines, Meter
 from compressor.quantization import job as quantization
 from compressor.quantization.report import write_card as write_quantized_card
 from compressor.recovery.job import (
@@ -30,7 +31,7 @@ from compressor.recovery.job import (
     read_recovery,
     recover_one,
 )
-from compressor.report import Lines, Meter, write_card
+from compressor.report import write_card
 from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score

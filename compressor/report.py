@@ -2,106 +2,20 @@
 
 import json
 import platform
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
-import psutil
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from compressor.calibration import TokenSet, describe
+from compressor.calibration import describe
 from compressor.drawing import PICTURE
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import code_of, has_uniform, needs_code
 
 VERSIONED = ("torch", "transformers", "safetensors")
-
-
-class Meter:
-    """Seconds of each stage and the peak resident memory of this process and its children."""
-
-    def __init__(self, interval: float = 0.05):
-        self.seconds: dict[str, float] = {}
-        self.peak_rss = 0
-        self._nested = 0.0
-        self._interval, self._done = interval, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Meter":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        process = psutil.Process()
-        while not self._done.wait(self._interval):
-            total = 0
-            for member in [process, *process.children(recursive=True)]:
-                try:
-                    total += member.memory_info().rss
-                except psutil.Error:  # a child that ended between the two calls
-                    continue
-            self.peak_rss = max(self.peak_rss, total)
-
-    @contextmanager
-    def stage(self, name: str):
-        """Time a stage; one inside another counts for itself and not for the outer one."""
-        begun, before, self._nested = time.monotonic(), self._nested, 0.0
-        try:
-            yield
-        finally:
-            spent = time.monotonic() - begun
-            own = spent - self._nested
-            self.seconds[name] = round(self.seconds.get(name, 0) + own, 3)
-            self._nested = before + spent
-
-    def timed(self, name: str, items: Iterable) -> Iterator:
-        """The items, the time they take to come being a stage's."""
-        source = iter(items)
-        while True:
-            with self.stage(name):
-                item = next(source, None)
-            if item is None:
-                return
-            yield item
-
-
-class Lines:
-    """A progress line a stage, with the time left; silent unless stderr is a terminal."""
-
-    def __init__(self, quiet: bool):
-        self.console = Console(stderr=True, quiet=quiet or not Console(stderr=True).is_terminal)
-
-    def fact(self, label: str, text: str) -> None:
-        self.console.print(f"{label:<12} {text}", highlight=False)
-
-    def texts(self, **tokens: TokenSet | None) -> None:
-        """What each text is, by its label."""
-        for label, some in tokens.items():
-            if some is not None:
-                self.fact(label, describe(some.protocol))
-
-    @contextmanager
-    def stage(self, name: str):
-        columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        with Progress(*columns, console=self.console, transient=False) as progress:
-            task = progress.add_task(name, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def versions() -> dict[str, str]:
@@ -290,3 +204,15 @@ def table(results: list[dict]) -> Table:
         f"peak memory {first['peak_rss_bytes'] / 1e6:,.0f} MB"
     )
     return shown
+
+
+def warnings(results: list[dict]) -> list[str]:
+    """What went otherwise than hoped, each once, and of which result where it is not of all."""
+    whose: dict[str, list[str]] = {}
+    for result in results:
+        for warning in result["warnings"]:
+            whose.setdefault(warning, []).append(Path(result["dest"]).name)
+    return [
+        warning if len(names) == len(results) else f"{', '.join(names)}: {warning}"
+        for warning, names in whose.items()
+    ]

@@ -18,10 +18,11 @@ from compressor.opening import open_stream, read_texts
 from compressor.per_layer import code_of
 from compressor.plan import Plan
 from compressor.planning import comparison_note
+from compressor.progress import Meter
 from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
-from compressor.report import Meter, versions, write_card, write_record
+from compressor.report import versions, write_card, write_record
 from compressor.settings import Settings, open_lattice
 from compressor.shards import publish
 from compressor.verify import verify

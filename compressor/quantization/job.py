@@ -13,12 +13,13 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
+from compressor.progress import Lines, Meter
 from compressor.quantization.packing import FORMAT, SCALE
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.report import write_card
 from compressor.quantization.stream import Calibration, Quantizing
 from compressor.quantization.writing import write_quantized
-from compressor.report import Lines, Meter, write_record
+from compressor.report import write_record
 from compressor.result import base_record, judge, measure, publish_results
 from compressor.settings import Settings, decisive
 from compressor.tensors import INDEX

@@ -16,10 +16,11 @@ from compressor.checks import check_dest
 from compressor.errors import InputError, QualityError
 from compressor.opening import open_stream, read_texts
 from compressor.pipeline import open_work, work_folder
+from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
-from compressor.report import Lines, Meter, write_record
+from compressor.report import write_record
 from compressor.result import measure
 from compressor.settings import Settings, decisive
 from compressor.shards import publish

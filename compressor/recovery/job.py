@@ -10,9 +10,9 @@ from compressor.blocks import BlockStream
 from compressor.calibration import check_ids
 from compressor.checkpoint import Checkpoint
 from compressor.journal import Journal
+from compressor.progress import Lines, Meter
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.settings import Recovery
-from compressor.report import Lines, Meter
 from compressor.settings import Settings
 from compressor.verify import verify
 

@@ -46,8 +46,8 @@ def score(
     from compressor.opening import open_stream, position_notes, read_texts
     from compressor.pipeline import score_units
     from compressor.planning import measure_cuts
+    from compressor.progress import Lines, Meter
     from compressor.repair import check_repair
-    from compressor.report import Lines, Meter
     from compressor.selection import check_selection, default_selection
     from compressor.settings import Settings
     from compressor.sparse.settings import Weights

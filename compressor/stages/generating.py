@@ -25,7 +25,7 @@ def generate(
     from compressor.checkpoint import Checkpoint
     from compressor.generation import written
     from compressor.opening import compute_dtype
-    from compressor.report import Lines
+    from compressor.progress import Lines
     from compressor.stages.cutting import check_folder
     from compressor.whole_model import open_whole
 

@@ -1,15 +1,14 @@
 """Stages that look at a folder: does it load, how well does it predict, what would it cost."""
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from compressor.cli import Option, Source
+from compressor.console import console
 from compressor.errors import InputError
 
 
@@ -74,7 +73,7 @@ def inspect(
         print(json.dumps(result, indent=1))
         return
     for shown in tables(result):
-        wide_console().print(shown)
+        console().print(shown)
 
 
 def estimate(
@@ -95,7 +94,7 @@ def estimate(
     """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
     from compressor.estimate import estimate as run
     from compressor.estimate.tables import tables
-    from compressor.report import Lines
+    from compressor.progress import Lines
 
     if costs is not None:
         if before is not None:
@@ -112,14 +111,14 @@ def estimate(
         print(json.dumps(result, indent=1))
         return
     for shown in tables(result):
-        wide_console().print(shown)
+        console().print(shown)
 
 
 def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
     """The table of costs by width that `compress --budget` takes, to a file and to see."""
     from compressor.estimate.by_width import table
     from compressor.estimate.tables import cost_tables
-    from compressor.report import Lines
+    from compressor.progress import Lines
     from compressor.stages.cutting import check_folder
 
     check_folder(out)
@@ -130,11 +129,5 @@ def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
         print(json.dumps(result, indent=1))
         return
     for shown in cost_tables(result):
-        wide_console().print(shown)
+        console().print(shown)
     print(f"Use it: compress {folder} DEST --keep SHARE --budget {out}")
-
-
-def wide_console() -> Console:
-    """For tables of many columns: a pipe has no width of its own."""
-    width = None if sys.stdout.isatty() else 120
-    return Console(width=width, highlight=False, markup=False)

@@ -36,8 +36,8 @@ def recover(
     """Train a cut checkpoint; with torchrun on several GPUs."""
     from dataclasses import replace
 
+    from compressor.progress import Lines
     from compressor.recovery.alone import recover_folder
-    from compressor.report import Lines
     from compressor.settings import Settings
 
     settings = Settings(
