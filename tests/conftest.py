@@ -211,6 +211,12 @@ def text_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def quick(llama, text_file):
+    """Arguments of a run without verification, but for SOURCE and DEST."""
+    return ["--calibration", text_file, "--length", 32, "--samples", 4, "--no-verify"]
+
+
+@pytest.fixture
 def stories() -> tuple[Path, Path]:
     """A real trained model and real text."""
     model = SHARED / "models/stories260K"
