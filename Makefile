@@ -8,11 +8,13 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 OUT ?= build/tiny-llama-85
+RESULTS ?= bench/results
 export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-all test-slow compat families asan lint bench bench-whole gpu clean
+.PHONY: install compress test test-all test-slow compat families asan lint bench bench-whole clean
+.PHONY: gpu gpu-tests gpu-ops gpu-besa gpu-whole
 
 install: $(VENV)/.installed
 
@@ -72,19 +74,33 @@ bench: install
 bench-whole: install
 	$(BIN)/python bench/run_whole.py
 
-# On a machine whose own python has torch with CUDA; nothing is downloaded.
-gpu:
+# On a machine whose own python has torch with CUDA; nothing is downloaded. `make -k gpu` goes on with the
+# other parts where one fails, and RESULTS=FOLDER puts the result files elsewhere.
+gpu: gpu-ops gpu-besa gpu-whole gpu-tests
+
+build/.gpu-installed: setup.py pyproject.toml csrc/cpu csrc/cuda $(SOURCES)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PYTHON) -c "from compressor import _C; assert _C.with_cuda, 'built without CUDA: is there an nvcc?'"
+	mkdir -p build && touch $@
+
+gpu-tests: build/.gpu-installed
 	$(PYTHON) -m pytest -q -m "not slow" tests/ops
-	$(PYTHON) -m pytest -q bench/bench_ops.py
-	$(PYTHON) bench/roofline.py
-	$(PYTHON) bench/run_whole.py --device cuda
-	$(PYTHON) bench/run_whole.py --device cuda --repair refine --samples 128 --length 512
-	$(PYTHON) bench/run_backward.py --device cuda --samples 16
-	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
+	$(PYTHON) -m pytest -q -m gpu tests --ignore tests/ops
+
+gpu-ops: build/.gpu-installed
+	$(PYTHON) -m pytest -q bench/bench_ops.py --results $(RESULTS)
+
+gpu-besa: build/.gpu-installed
+	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 --results $(RESULTS) \
 	    --width 4096 --ffn 11008 --heads 32 --blocks 32
-	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 \
+	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 --results $(RESULTS) \
 	    --width 8192 --ffn 28672 --heads 64 --kv-heads 8 --blocks 80
+
+gpu-whole: build/.gpu-installed
+	$(PYTHON) bench/run_whole.py --device cuda --results $(RESULTS)
+	$(PYTHON) bench/run_whole.py --device cuda --results $(RESULTS) --repair refine \
+	    --samples 128 --length 512 --only-memory
+	$(PYTHON) bench/run_backward.py --device cuda --samples 16 --results $(RESULTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

@@ -48,8 +48,15 @@ def swiglu_moments_case(shape: tuple[int, int], device: str) -> Case:
             "eager": lambda: eager(g, u),
             "compile": compiled(eager, g, u),
         },
-        compare=closely,
+        compare=sums_closely,
     )
+
+
+def sums_closely(ours, expected) -> None:
+    """Sums of h itself to a share of those of |h|: what is compiled adds h up before it is rounded."""
+    (h, inner, factors), (wanted_h, wanted, wanted_factors) = ours, expected
+    closely((h, inner[0], inner[2], factors), (wanted_h, wanted[0], wanted[2], wanted_factors))
+    assert ((inner[1] - wanted[1]).abs() <= 1e-2 * wanted[0]).all()
 
 
 def gated_swiglu_case(shape: tuple[int, int], device: str) -> Case:
@@ -69,7 +76,7 @@ def gated_swiglu_case(shape: tuple[int, int], device: str) -> Case:
         providers={
             "ours": differentiated(ours, grad, g, u, z),
             "eager": differentiated(eager, grad, g, u, z),
-            "compile": differentiated(torch.compile(eager), grad, g, u, z),
+            "compile": differentiated(torch.compile(eager, dynamic=False), grad, g, u, z),
         },
         compare=roughly,
     )
@@ -93,7 +100,7 @@ def gate_case(shape: tuple[int, int], device: str) -> Case:
         providers={
             "ours": differentiated(ours, grad, x, z),
             "eager": differentiated(eager, grad, x, z),
-            "compile": differentiated(torch.compile(eager), grad, x, z),
+            "compile": differentiated(torch.compile(eager, dynamic=False), grad, x, z),
         },
         compare=roughly,
     )

@@ -63,7 +63,7 @@ def make_block(
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     layer = LlamaDecoderLayer(config, 0).to(device, dtype).requires_grad_(False)
-    inputs = Activations()
+    inputs = Activations(torch.device(device))
     hidden = torch.randn(1, tokens, width, device=device, dtype=dtype)
     inputs.put(0, hidden)
     positions = torch.arange(tokens, device=device)[None]
@@ -130,7 +130,7 @@ def main(
 ) -> None:
     heads = heads or max(1, width // 64)
     block = make_block(width, ffn, heads, kv_heads or heads, tokens, getattr(torch, dtype), device)
-    targets = Activations()
+    targets = Activations(block.device)
     norms = observe(block, squares, targets)
     scales = {name: norms[name].sqrt().float() for name in block.names}
     ranks = {name: rank(w, scales[name]) for name, w in block.weights.items()}

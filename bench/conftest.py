@@ -14,6 +14,10 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = pytest.StashKey[list]()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--results", type=Path, default=RESULTS, help="Folder for what was measured.")
+
+
 def pytest_configure(config):
     config.stash[ROWS] = []
 
@@ -28,18 +32,20 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     rows = config.stash[ROWS]
     if not rows:
         return
-    if exitstatus:
-        terminalreporter.write_line("Something failed, so no figures are reported.", red=True)
-        return
+    failed = [report.nodeid for report in terminalreporter.stats.get("failed", [])]
+    if failed:
+        terminalreporter.write_line(f"Without a figure, since it failed: {failed}", red=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = machine(device)
     Console(width=110).print(table(rows, found))
     if config.option.keyword:
         return  # a part is no result
     name = found["device"].replace(" ", "-") if device == "cuda" else "cpu"
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"ops-{name}-{date.today()}.json"
-    path.write_text(json.dumps(found | {"date": str(date.today()), "rows": rows}, indent=1) + "\n")
+    results = config.option.results
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"ops-{name}-{date.today()}.json"
+    found |= {"date": str(date.today()), "failed": failed, "rows": rows}
+    path.write_text(json.dumps(found, indent=1) + "\n")
     terminalreporter.write_line(f"written to {path}")
 
 

@@ -14,7 +14,6 @@ def machine(device: str) -> dict:
     """What a figure must be read with: device, versions, commit."""
     root = Path(__file__).parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True)
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if device == "cuda":
         name = torch.cuda.get_device_name()
@@ -22,9 +21,17 @@ def machine(device: str) -> dict:
         "device": name,
         "copy_bytes_per_second": copy_bandwidth(device),
         "float32_per_second": multiply_rate(device),
-        "commit": found.stdout.strip() or None,
+        "commit": printed(command),
         "versions": versions() | triton_version(),
     }
+
+
+def printed(command: list[str]) -> str | None:
+    """None where git is not installed, or this is no clone."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def triton_version() -> dict:

@@ -33,19 +33,24 @@ COMMON = """
 import json, sys, time, torch
 from compressor.calibration import read_text, tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.report import Meter
+from compressor.progress import Meter
 source, samples, length, device, method = sys.argv[1:]
 checkpoint = Checkpoint(source)
 tokens = tokenize(read_text("stdlib"), checkpoint.tokenizer(), int(length), int(samples))
+few = [] if device == "cpu" else tokens.sequences[:1]  # a GPU's kernels are compiled and loaded first
 def now():
     if device != "cpu":
         torch.cuda.synchronize()
     return time.monotonic()
 """
 STREAMED = """
+from dataclasses import replace
 from compressor.blocks import BlockStream
 from compressor.scoring import score
 with Meter() as meter:
+    for ids in few:
+        first = replace(tokens, sequences=[ids])
+        score(checkpoint, method, None, first, BlockStream(checkpoint, device))
     begun = now()
     score(checkpoint, method, None, tokens, BlockStream(checkpoint, device))
     seconds = now() - begun
@@ -56,11 +61,14 @@ with Meter() as meter:
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval().to(device)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    def run(sequences):
+        for ids in sequences:
+            ids = ids[None].to(device)
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            model.zero_grad()
+    run(few)
     begun = now()
-    for ids in tokens.sequences:
-        ids = ids[None].to(device)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        model.zero_grad()
+    run(tokens.sequences)
     seconds = now() - begun
 """
 PRINTED = """

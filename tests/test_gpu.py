@@ -1,0 +1,37 @@
+"""Whole jobs on a GPU: they run, their results load, and cost as much as the CPU's."""
+
+import json
+
+import pytest
+import torch
+
+from compressor.cli import job, run
+
+DEVICE = "cuda"
+JOBS = (
+    "--keep 0.7",
+    "--keep-blocks 0.7 --allocate measured --layout per-layer",
+    "--keep-blocks 0.7 --method besa --repair none",
+    "--keep 0.8 --method hywia --kv-cost measured --repair ridge",
+    "--keep 0.8 --method kfac",
+    "--keep 0.8 --recover lora --recover-steps 2 --recover-batch 2",
+    "--granularity weight --sparsity 0.5",
+    "--granularity weight --sparsity 0.5 --update obs",
+    "--quantize w4a16 --quantize-group 16",
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", JOBS)
+def test_a_job_on_a_gpu(llama, text_file, tmp_path, capsys, options):
+    """In float32, in which both choose almost the same; what a random model says hardly depends on it."""
+    perplexity = {}
+    for device in ("cpu", DEVICE):
+        given = [llama, tmp_path / device, *options.split(), "--device", device, "--json"]
+        given += ["--calibration", text_file, "--evaluation", text_file, "--length", 32]
+        assert run(job, [str(a) for a in given]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["verified"] and (found["peak_gpu_bytes"] > 0) == (device != "cpu")
+        perplexity[device] = found["perplexity_after"]
+    assert perplexity[DEVICE] == pytest.approx(perplexity["cpu"], rel=0.02)
