@@ -32,15 +32,22 @@ def states_of(output: torch.Tensor | tuple) -> torch.Tensor:
 
 
 class Activations:
-    """Hidden states of all batches between two blocks, in host memory or in files under `parent`."""
+    """Hidden states of all batches between two blocks.
 
-    def __init__(self, parent: Path | None = None):
-        self.folder = parent and tempfile.TemporaryDirectory(prefix="activations-", dir=parent)
+    They are kept in files under `place`, if it is a folder, or on it, if it is a device; by default in
+    host memory.
+    """
+
+    def __init__(self, place: Path | torch.device | None = None):
+        files, self.folder = isinstance(place, Path), None
+        if files:
+            self.folder = tempfile.TemporaryDirectory(prefix="activations-", dir=place)
+        self.device = torch.device("cpu") if files or place is None else place
         self.states: dict[int, torch.Tensor] = {}
 
     def put(self, batch: int, hidden: torch.Tensor) -> None:
         if self.folder is None:
-            self.states[batch] = hidden.to("cpu")
+            self.states[batch] = hidden.to(self.device)
         else:
             save_file({"hidden": hidden.cpu().contiguous()}, self._file(batch))
 
@@ -67,7 +74,7 @@ class BlockStream:
     """Runs a checkpoint on batches of token ids [sequences, tokens], padded on the right.
 
     dtype: what weights and activations are computed in (the checkpoint's own by default).
-    offload: keep activations in temporary files under this folder instead of host memory.
+    place: where activations are kept, as `Activations` has it.
     """
 
     def __init__(
@@ -75,12 +82,12 @@ class BlockStream:
         checkpoint: Checkpoint,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        offload: Path | None = None,
+        place: Path | torch.device | None = None,
     ):
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.dtype = dtype or checkpoint.dtype
-        self.offload = offload
+        self.place = place
         config = checkpoint.model_config()
         with init_empty_weights(include_buffers=False):
             self.model = make_linear(model_of(config, checkpoint.family, self.dtype))
@@ -120,7 +127,7 @@ class BlockStream:
         self, batches: list[torch.Tensor], **kwargs
     ) -> tuple[Activations, list[list[tuple]]]:
         """Inputs of the first block, and what each block is called with: calls[batch][block]."""
-        states, calls = Activations(self.offload), []
+        states, calls = Activations(self.place), []
         with self.outer(head=False) as model:
             for i, batch in enumerate(batches):
                 seen: list[tuple] = []
@@ -151,7 +158,7 @@ class BlockStream:
         for index, weights in self.weights():
             with loaded(self.layers[index], weights) as layer:
                 del weights
-                following_states = Activations(self.offload)
+                following_states = Activations(self.place)
 
                 def forward(
                     layer=layer, index=index, given=states, out=following_states

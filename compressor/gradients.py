@@ -31,7 +31,7 @@ def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> 
     """
     called: list[tuple] = []
     final = stream.run(batches, kept=called)
-    gradients = Activations(stream.offload)
+    gradients = Activations(stream.place)
     losses = []
     for i, (loss, gradient) in enumerate(head_gradients(stream, batches, final)):
         losses.append(loss)
@@ -41,7 +41,7 @@ def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> 
         with loaded(stream.layers[index], weights) as layer:
             del weights
             inputs, calls = called[index]
-            given, passed = gradients, Activations(stream.offload)
+            given, passed = gradients, Activations(stream.place)
 
             def steps(
                 layer=layer, index=index, inputs=inputs, calls=calls, given=given, passed=passed

@@ -24,7 +24,7 @@ def passed(
     stream: BlockStream, layer: nn.Module, states: Activations, calls: Sequence[tuple]
 ) -> Activations:
     """The stream after a layer, in place of that before it; calls: the layer's own, of every batch."""
-    out = Activations(stream.offload)
+    out = Activations(stream.place)
     for i, (args, keywords) in enumerate(calls):
         out.put(i, states_of(layer(states.get(i, stream.device), *args, **keywords)))
     states.discard()

@@ -13,7 +13,7 @@ from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
 
 CALIBRATION_TOKENS = 65_536  # where --samples does not say how many sequences
-OFFLOAD_SHARE = 0.25  # activations beyond this share of the memory go to files
+SHARE = 0.25  # of the free memory of a device or the host, for activations
 
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
@@ -60,18 +60,24 @@ def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None
 def open_stream(
     settings, checkpoint, offload: Path, *tokens: TokenSet | RecoveryData | None
 ) -> BlockStream:
-    """A stream on the chosen device and dtype; activations go to files where memory is short."""
+    """A stream on the chosen device and dtype, whose activations are where there is room for them."""
     device = settings.on_device
     dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
     memory = settings.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
     states = settings.kept_states(checkpoint.blocks)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
-    use_files = needed > OFFLOAD_SHARE * memory
     try:
-        return BlockStream(checkpoint, device, dtype, offload if use_files else None)
+        return BlockStream(checkpoint, device, dtype, place(needed, device, memory, offload))
     except (RuntimeError, AssertionError) as error:
         raise MachineError(f"The device {device!r} cannot be used: {error}") from error
+
+
+def place(needed: int, device: str, memory: int, folder: Path) -> torch.device | Path | None:
+    """Where so many bytes of activations are kept: on the GPU, in host memory (None) or in files."""
+    if device.startswith("cuda") and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
+        return torch.device(device)
+    return folder if needed > SHARE * memory else None
 
 
 def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:

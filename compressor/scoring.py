@@ -173,7 +173,7 @@ def calibrated_shares(
     checkpoint = stream.checkpoint
     probes = sample_probes(checkpoint.block_units, PROBES, seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
-    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.offload)
+    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
     blocks = normalised(blocks)
     changes = loss_changes(wide, texts.batches(), probes)
     shares, said = {}, []

@@ -80,7 +80,7 @@ def measured(scores: Scores, stream: BlockStream, tokens: TokenSet) -> Scores:
     falls. In float32, on some sequences spread over the calibration text.
     """
     checkpoint = stream.checkpoint
-    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.offload)
+    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
     every = max(1, len(tokens.sequences) // PROBE_SEQUENCES)
     texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
     units = [block["attention"] for block in checkpoint.block_units]

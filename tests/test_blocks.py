@@ -44,7 +44,7 @@ def test_logits_on_a_gpu_equal_the_ordinary_models(any_family):
 def test_activations_in_files_change_nothing(llama, tmp_path):
     checkpoint = Checkpoint(llama)
     kept = BlockStream(checkpoint).logits(batches())
-    for a, b in zip(kept, BlockStream(checkpoint, offload=tmp_path).logits(batches()), strict=True):
+    for a, b in zip(kept, BlockStream(checkpoint, place=tmp_path).logits(batches()), strict=True):
         assert torch.equal(a, b)
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -57,7 +57,7 @@ def test_equals_the_ordinary_backward(any_family, dtype, tolerance, chunk, monke
 
 def test_activations_may_lie_in_files(llama, tmp_path):
     host = streamed(BlockStream(Checkpoint(llama)), sequences())
-    disk = streamed(BlockStream(Checkpoint(llama), offload=tmp_path), sequences())
+    disk = streamed(BlockStream(Checkpoint(llama), place=tmp_path), sequences())
     assert host[0] == disk[0]
     for a, b in zip(host[1], disk[1], strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)

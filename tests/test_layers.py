@@ -41,8 +41,8 @@ def test_given_by_modules_and_no_hook_left_behind(parts):
 
 @pytest.mark.parametrize("files", [False, True])
 def test_passed_replaces_the_stream(llama, tmp_path, files):
-    stream = BlockStream(Checkpoint(llama), offload=tmp_path if files else None)
-    states = Activations(stream.offload)
+    stream = BlockStream(Checkpoint(llama), place=tmp_path if files else None)
+    states = Activations(stream.place)
     given = [torch.randn(2, 3), torch.randn(1, 3)]
     for i, hidden in enumerate(given):
         states.put(i, hidden)

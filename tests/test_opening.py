@@ -1,10 +1,12 @@
-"""What a job reads before it works: a second text beside the calibration text."""
+"""What a job opens before it works: a second text beside the first, a place for activations."""
 
 import json
 
 import pytest
+import torch
 
 from compressor.cli import job, run
+from compressor.opening import place
 
 
 def documents(file, letters: str, count: int = 12):
@@ -67,3 +69,20 @@ def test_a_second_text_that_is_not_there(llama, texts, tmp_path, capsys):
     asked = llama, tmp_path / "out", "--calibration", texts[0], "--calibration-also", "none.json"
     assert compress(*asked) == 2
     assert "There is no file 'none.json'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("needed", "device", "kept"),
+    [
+        (250, "cuda:1", "the GPU"),
+        (251, "cuda:1", "host memory"),
+        (2501, "cuda:1", "files"),
+        (2500, "cpu", "host memory"),
+        (2501, "cpu", "files"),
+    ],
+)
+def test_activations_are_where_there_is_room(tmp_path, monkeypatch, needed, device, kept):
+    """Of a GPU with 1,000 bytes free and a host with 10,000."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    places = {"the GPU": torch.device("cuda:1"), "host memory": None, "files": tmp_path}
+    assert place(needed, device, 10_000, tmp_path) == places[kept]

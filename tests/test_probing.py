@@ -71,7 +71,7 @@ def test_neither_stacks_nor_files_nor_the_order_matter(llama, tmp_path, stacked,
     monkeypatch.setattr("compressor.probing.STACKED_TOKENS", stacked)
     checkpoint, batches = Checkpoint(llama), token_set().batches(30)
     host = loss_changes(BlockStream(checkpoint, dtype=torch.float64), batches, PROBES)
-    disk = BlockStream(checkpoint, dtype=torch.float64, offload=tmp_path)
+    disk = BlockStream(checkpoint, dtype=torch.float64, place=tmp_path)
     assert torch.equal(host, loss_changes(disk, batches, PROBES))
     assert not any(tmp_path.iterdir())
     other = loss_changes(disk, batches[::-1], PROBES[::-1]).flip(0)

@@ -58,16 +58,16 @@ def check_activation(activation: str, family: Family) -> None:
 @dataclass
 class Gate:
     """The gates of one group: candidate widths float32 [candidates], ascending, and each unit's place
-    in the order, int64 [units].
+    in the order, int64 [units]. Both on the CPU: numbers this few would only keep a GPU waiting.
     """
 
     widths: torch.Tensor
     place: torch.Tensor
 
     @classmethod
-    def of(cls, widths: Sequence[int], scores: torch.Tensor, device: torch.device) -> "Gate":
-        order = (-scores).argsort(stable=True).to(device)
-        return cls(torch.tensor(widths, device=device).float(), order.argsort())
+    def of(cls, widths: Sequence[int], scores: torch.Tensor) -> "Gate":
+        order = (-scores).argsort(stable=True).cpu()
+        return cls(torch.tensor(widths).float(), order.argsort())
 
     def begin(self, share: float) -> torch.Tensor:
         """theta [candidates]: a bell at a share of the width, no narrower than the lattice is coarse."""
@@ -87,7 +87,7 @@ class Gate:
 
     def gates(self, beta: torch.Tensor, draw: tuple[int, int] | None) -> torch.Tensor:
         """z [units]: 1 or 0, with the gradient of the probabilities of staying."""
-        ends = torch.arange(len(self.place), device=beta.device)
+        ends = torch.arange(len(self.place))
         # Of the candidates wider than i, the probabilities: 1 - those up to i.
         upto = torch.cat((beta.new_zeros(1), beta.cumsum(0)))
         stays = upto[-1] - upto[torch.searchsorted(self.widths, ends.float(), right=True)]
@@ -110,6 +110,7 @@ class Suffix:
     def error(self, i: int, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2 on the real tokens of batch i."""
         cuts = self.cuts
+        z = {g: gates.to(cuts.device) for g, gates in z.items()}
         heads, wanted = cuts.rows(cuts.heads, i), cuts.rows(cuts.out, i)
         stream = cuts.rows(cuts.before, i) + self.o_proj(
             gated(heads, z["attention"], self.heads_of_group)
@@ -209,7 +210,7 @@ def learn_block(
 ) -> torch.Tensor:
     """`learn` of a `BlockCuts` that has observed its block, on the sequences it may fit."""
     widths = lattice.of_block({g: len(scores[g]) for g in GROUPS})
-    gates = {g: Gate.of(widths[g], scores[g], cuts.device) for g in GROUPS}
+    gates = {g: Gate.of(widths[g], scores[g]) for g in GROUPS}
     return learn(
         Suffix(cuts).error, cuts.first_held, gates, prices, of_block(seed, index), sampling
     )

@@ -61,7 +61,7 @@ class Probes:
         spent = list(accumulate(sizes[first_held:]))
         count = max(1, sum(tokens <= room for tokens in spent))
         self.probing = range(first_held, first_held + count)
-        self.states, self.count = Activations(stream.offload), 0
+        self.states, self.count = Activations(stream.place), 0
         self.calls: dict[int, tuple] = {}
 
     def key(self, cut: int, i: int) -> int:

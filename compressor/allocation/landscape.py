@@ -143,7 +143,7 @@ class BlockCuts:
         self.batches, self.first_held, self.refit = batches, first_held, refit
         self.device, self.family = stream.device, geometry.family
         self.before, self.heads, self.after, self.out = (
-            Activations(stream.offload) for _ in range(4)
+            Activations(stream.place) for _ in range(4)
         )
         self.cut: dict[str, torch.Tensor] = {}  # what probes were given
 

@@ -140,7 +140,7 @@ class Paths:
             self.block = Block(
                 index, layer, self.quantized, calls, len(calls), stream.device, readers
             )
-            following = Activations(stream.offload)
+            following = Activations(stream.place)
             for i in range(len(calls)):
                 following.put(i, self.block.run(i, inputs=self.dense))
             if self.dense is not self.quantized:
@@ -161,7 +161,7 @@ class Paths:
     def advance(self, weights: dict[str, torch.Tensor]) -> None:
         """The quantised path goes on behind the last block, which now has these weights."""
         stream, block = self.stream, self.block
-        following = Activations(stream.offload)
+        following = Activations(stream.place)
         with loaded(stream.layers[block.index], stream.cast(weights)):
             for i in range(block.count):
                 following.put(i, block.run(i))

@@ -55,7 +55,7 @@ class BlockRepair:
 
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
-        files = self.task.stream.offload
+        files = self.task.stream.place
         dense_after, cut_after, dense_out, heads, dense_ffn = (Activations(files) for _ in range(5))
         batches = range(len(self.calls))
 
@@ -114,7 +114,7 @@ class BlockRepair:
         """As `run`, by what a former one has left in `changed` and `record`."""
         self.changed, self.record = changed, steps
         assign(self.narrow, self.task.stream.cast(changed))
-        after = tuple(Activations(self.task.stream.offload) for _ in range(2))
+        after = tuple(Activations(self.task.stream.place) for _ in range(2))
         for i, (args, call) in enumerate(self.calls):
             for out, layer, states in zip(
                 after, (self.layer, self.narrow), (dense, cut), strict=True
@@ -131,7 +131,8 @@ class BlockRepair:
 
         def example(i: int) -> Example:
             hidden, target = (states.get(i, self.device) for states in (cut, dense_out))
-            mask = self.task.batches[i].mask.to(self.device)
+            mask = self.task.batches[i].mask
+            mask = None if mask.all() else mask.to(self.device)
             return Example(hidden, *self.calls[i], target, mask)
 
         stream = self.task.stream

@@ -42,13 +42,19 @@ RUNAWAY, SLOWER = 3, 0.25
 
 @dataclass(frozen=True)
 class Example:
-    """One batch: what the block is called with, the stream it should return, and the real tokens."""
+    """One batch: what the block is called with, the stream it should return, and the real tokens (None:
+    all; a GPU counts those of a mask before it goes on).
+    """
 
     hidden: torch.Tensor
     args: tuple
     keywords: dict
     target: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor | None
+
+    def real(self, states: torch.Tensor) -> torch.Tensor:
+        """Rows float32 [tokens, hidden] of states [sequences, tokens, hidden]."""
+        return (states.flatten(0, 1) if self.mask is None else states[self.mask]).float()
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -106,9 +112,8 @@ def refine(
         given = example(i)
         cast = {n: p.to(dtypes[n]) for n, p in parameters.items()}
         out = functional_call(module, cast, (given.hidden, *given.args), given.keywords)
-        out = states_of(out)
-        target = given.target[given.mask].float()
-        return measure(out[given.mask].float(), target).sum(), len(target)
+        target = given.real(given.target)
+        return measure(given.real(states_of(out)), target).sum(), len(target)
 
     @torch.no_grad()
     def held_back(parameters: dict[str, torch.Tensor]) -> float:

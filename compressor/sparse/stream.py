@@ -64,7 +64,7 @@ class Sparsification:
                 called = [call[index] for call in calls]
                 block = Block(index, layer, self.states, called, self.count, stream.device, readers)
                 source_zeros = sum(int((w == 0).sum()) for w in block.weights.values())
-                targets = Activations(stream.offload)
+                targets = Activations(stream.place)
                 if dense is not None and dense is not self.states:
                     outputs(block, dense, targets)
                 stored = finished_block(self.saved, index)
@@ -97,7 +97,7 @@ class Sparsification:
     ) -> tuple[Activations, float | None]:
         """What a block passes on with its new weights, and BESA's mean error of it."""
         weights, device = self.stream.cast(stored), self.stream.device
-        following, errors = Activations(self.stream.offload), []
+        following, errors = Activations(self.stream.place), []
         for i in range(len(self.batches)):
             output = block.run(i, weights)
             following.put(i, output)

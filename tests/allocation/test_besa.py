@@ -45,14 +45,14 @@ def texts(count=6) -> TokenSet:
 def gates_of(seed: int = 0) -> dict[str, Gate]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        g: Gate.of(widths, torch.rand(widths[-1], generator=generator), torch.device("cpu"))
+        g: Gate.of(widths, torch.rand(widths[-1], generator=generator))
         for g, widths in LATTICE.items()
     }
 
 
 def test_gates_let_the_best_through_and_carry_the_probabilities():
     scores = torch.tensor([0.1, 0.9, 0.5, 0.7])
-    gate = Gate.of([1, 2, 4], scores, torch.device("cpu"))
+    gate = Gate.of([1, 2, 4], scores)
     beta = torch.tensor([0.2, 0.7, 0.1], requires_grad=True)
     z = gate.gates(beta, None)
     assert z.tolist() == [0.0, 1.0, 0.0, 1.0]

@@ -155,7 +155,7 @@ def test_the_whole_block_has_no_error(llama):
 
 def test_batches_files_and_half_precision_change_nothing_that_matters(llama, tmp_path):
     _, exact = landscape_of(llama, "ridge")
-    _, filed = landscape_of(llama, "ridge", offload=tmp_path)
+    _, filed = landscape_of(llama, "ridge", place=tmp_path)
     assert all(a.equal(b) for a, b in zip(exact.errors, filed.errors, strict=True))
     _, single = landscape_of(llama, "ridge", dtype=torch.float32)
     _, half = landscape_of(llama, "ridge", dtype=torch.bfloat16)

@@ -281,7 +281,7 @@ def test_stored_dtype_and_determinism(make_checkpoint, tmp_path):
 
 def test_activations_in_files_give_the_same_and_leave_nothing(llama, tmp_path):
     _, expected = repaired(llama)
-    _, found = repaired(llama, offload=tmp_path)
+    _, found = repaired(llama, place=tmp_path)
     for a, b in zip(expected, found, strict=True):
         assert all(torch.equal(a[n], b[n]) for n in a)
     assert not [*tmp_path.iterdir()]
