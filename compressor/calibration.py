@@ -129,6 +129,8 @@ def read_text(source: str) -> Text:
 
 
 def _read_hub(source: str) -> Text:
+    if Path(source).suffix in (".txt", ".json", ".jsonl"):
+        raise InputError(f"There is no file {source!r}.")
     name, *rest = source.split(":")
     split = rest[-1] if rest else "train"
     try:

@@ -238,11 +238,14 @@ class Checkpoint:
 
     def _read_json(self, name: str, hint: str) -> dict:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{self.path} has no {name}; {hint}.") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path / name} is not valid JSON: {error}.") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{self.path / name} is no JSON object but {str(found)[:40]}; {hint}.")
+        return found
 
     def _shards(self) -> list[str]:
         """File names of the shards; a name that leaves the folder is refused."""

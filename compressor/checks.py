@@ -1,13 +1,18 @@
 """What of a job can be refused before its work begins."""
 
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
 from compressor.allocation import ALLOCATIONS, check_allocation, protected
 from compressor.allocation.besa import check_activation
 from compressor.allocation.landscape import check_family
-from compressor.allocation.uniform import solve
+from compressor.allocation.uniform import check_equal, solve
 from compressor.checkpoint import Checkpoint
 from compressor.containers import choose_container
 from compressor.errors import InputError
 from compressor.methods import METHODS
+from compressor.opening import check_counts
 from compressor.per_layer import has_uniform
 from compressor.plan import Costs
 from compressor.recovery.precision import check_memory
@@ -32,6 +37,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     check_method(settings, checkpoint)
     check_dest(settings)
     settings.quantization.check()
+    check_parents(settings)
     if settings.quantization.wanted and not checkpoint.family.stock:
         raise InputError(
             "--quantize packs weights for transformers' own classes, and it has none of "
@@ -93,12 +99,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         )
     widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
-    if protect and settings.layout == "uniform":
-        raise InputError(
-            "--protect leaves some blocks wider than others, and in the uniform layout all are "
-            "equal; add --layout per-layer (loads with code of its own) or padded (for evaluation), "
-            "or leave --protect out."
-        )
+    check_protect(protect, settings.layout)
     if settings.quantization.wanted and settings.layout != "uniform":
         raise InputError(
             f"--layout {settings.layout} is not for the kernels that --quantize packs weights for: they "
@@ -111,6 +112,8 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
                 "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
                 "--keep-blocks or --target-params."
             )
+        if ALLOCATIONS[settings.allocate].equal(own.layout == "uniform"):
+            check_equal(target, checkpoint, widths, protect)
         chosen = solve(target, checkpoint, widths, protect)
         if own.layout == "uniform":
             choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
@@ -177,12 +180,7 @@ def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
 
 
 def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
-    for option, given, least in (
-        ("--samples", settings.samples, 1),
-        ("--length", settings.length, 2),
-    ):
-        if given is not None and given < least:
-            raise InputError(f"{option} must be at least {least}, not {given}.")
+    check_counts(settings)
     if settings.weights.single:
         return
     if settings.method not in METHODS:
@@ -194,9 +192,36 @@ def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
     method.check_activation(mode, activation, checkpoint.family)
 
 
+def check_protect(protect: Sequence[int], layout: str) -> None:
+    if protect and layout == "uniform":
+        raise InputError(
+            "--protect leaves some blocks wider than others, and in the uniform layout all are "
+            "equal; add --layout per-layer (loads with code of its own) or padded (for evaluation), "
+            "or leave --protect out."
+        )
+
+
+def check_parents(settings: Settings) -> None:
+    """Refuse an option without the one that it belongs to."""
+    for group, parent, wanted in (
+        (settings.quantization, "--quantize", settings.quantization.wanted),
+        (settings.recovery, "--recover", settings.recovery.method != "none"),
+    ):
+        for each in fields(group):
+            flag = each.metadata["flag"]
+            if not wanted and flag != parent and getattr(group, each.name) != each.default:
+                raise InputError(f"{flag} goes with {parent}; add that, or leave it out.")
+    if settings.evaluation is None and settings.evaluation_range is not None:
+        raise InputError("--evaluation-range goes with --evaluation; add that, or leave it out.")
+
+
 def check_dest(settings: Settings) -> None:
-    """DEST can be made, and replacing it would not touch the source."""
+    """DEST can be made, and replacing it would touch neither the source nor what no run has written."""
     dest, source = settings.dest, settings.source.resolve()
+    if dest.name in ("", ".."):
+        raise InputError(
+            f"DEST is {str(dest)!r}, which names no new folder; give one, such as ./small."
+        )
     for path in (dest, dest.with_name(dest.name + ".rejected")):
         if path.exists() and not settings.overwrite:
             raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
@@ -204,3 +229,14 @@ def check_dest(settings: Settings) -> None:
             raise InputError(f"{path} is not a folder and is not replaced; choose another DEST.")
         if path.resolve() == source or path.resolve() in source.parents:
             raise InputError(f"{path} holds the source {source}; choose another DEST.")
+        if path.exists() and not is_result(path):
+            raise InputError(
+                f"{path} holds no compression.json, so it is not the result of a former run and is not "
+                "replaced; choose another DEST, or remove it."
+            )
+
+
+def is_result(folder: Path) -> bool:
+    """What a run has written, or several results of one, or nothing."""
+    results = (*folder.glob("compression.json"), *folder.glob("*/compression.json"))
+    return bool(results) or not any(folder.iterdir())

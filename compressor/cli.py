@@ -20,7 +20,7 @@ from compressor.arguments import (
     takes,
 )
 from compressor.console import console
-from compressor.errors import CompressorError, InputError, MachineError
+from compressor.errors import CompressorError, InputError, MachineError, QualityError
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
@@ -135,7 +135,10 @@ def compress(
     tp: Annotated[int, Option(help="Tensor-parallel devices the widths must divide by.")] = 1,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    max_memory: Annotated[str | None, Option(help="Memory to stay below, such as 8GB.")] = None,
+    max_memory: Annotated[
+        str | None,
+        Option(help="Memory to count on, such as 8GB: what is too large beside it goes to files."),
+    ] = None,
     work_dir: Annotated[
         Path | None, Option(help="Where scores and plans are kept meanwhile.")
     ] = None,
@@ -226,16 +229,24 @@ def compress(
             allocate=allocate or default_allocation(method),
             select=select or default_selection(chosen, repair),
         )
-    results = run(settings, Lines(quiet or as_json))
-    if as_json:
-        print(json.dumps(results if len(results) > 1 else results[0], indent=1))
-        return
     if weights.single:
         from compressor.sparse.report import table
-    out = console()
-    out.print(table(results))
-    for warning in warnings(results):
-        out.print(warning)
+
+    def show(results: list[dict]) -> None:
+        if as_json:
+            print(json.dumps(results if len(results) > 1 else results[0], indent=1))
+            return
+        out = console()
+        out.print(table(results))
+        for warning in warnings(results):
+            out.print(warning)
+
+    try:
+        show(run(settings, Lines(quiet or as_json)))
+    except QualityError as error:
+        if error.results:
+            show(error.results)
+        raise
 
 
 def run(app: Callable, arguments: list[str]) -> int:

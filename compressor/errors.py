@@ -12,9 +12,16 @@ class InputError(CompressorError):
 
 
 class QualityError(CompressorError):
-    """The result works but is worse than the user allowed; it is kept as DEST.rejected."""
+    """The result works but is worse than the user allowed; it is kept as DEST.rejected.
+
+    results: what the run gave all the same, this one among them.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, results: list[dict] | None = None):
+        super().__init__(message)
+        self.results = results or []
 
 
 class MachineError(CompressorError):

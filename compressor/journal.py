@@ -57,6 +57,10 @@ class Journal:
                 f"{folder / NAME} is damaged: {error}; leave out --resume to begin anew."
             ) from error
 
+    @staticmethod
+    def left_in(folder: Path) -> bool:
+        return (folder / NAME).exists()
+
     def get(self, name: str):
         return self.entries.get(name)
 

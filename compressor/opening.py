@@ -18,6 +18,7 @@ SHARE = 0.25  # of the free memory of a device or the host, for activations
 
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     """Calibration (if anything looks at activations) and evaluation (if asked for)."""
+    check_counts(settings)
     tokenizer = None
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.positions or 1 << 30)
@@ -44,6 +45,15 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
         if tokens is not None:
             check_ids(tokens.sequences, checkpoint.vocabulary)
     return calibration, evaluation
+
+
+def check_counts(settings) -> None:
+    for option, given, least in (
+        ("--samples", settings.samples, 1),
+        ("--length", settings.length, 2),
+    ):
+        if given is not None and given < least:
+            raise InputError(f"{option} must be at least {least}, not {given}.")
 
 
 def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:

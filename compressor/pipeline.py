@@ -84,7 +84,8 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         raise QualityError(
             f"Perplexity went from {worst['perplexity_before']:.3f} to "
             f"{worst['perplexity_after']:.3f}, more than {settings.max_perplexity_ratio:g} times; "
-            f"the result is kept as {worst['dest']}. Keep more, or raise --max-perplexity-ratio."
+            f"the result is kept as {worst['dest']}. Keep more, or raise --max-perplexity-ratio.",
+            results,
         )
     return results
 
@@ -99,10 +100,18 @@ def work_folder(settings: Settings) -> Path:
 
 
 def open_work(settings: Settings) -> tuple[Path, Journal]:
-    """The work folder, new unless a job is resumed, and the journal in it."""
+    """The work folder, new unless a job is resumed, and the journal in it.
+
+    What an interrupted job has left there goes only where everything is to be replaced.
+    """
     work = work_folder(settings)
     if settings.resume:
         return work, Journal.resume(work)
+    if Journal.left_in(work) and not settings.overwrite:
+        raise InputError(
+            f"{work} holds what an interrupted job had done; add --resume to go on from there, or "
+            "--overwrite to begin anew."
+        )
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     return work, Journal(work, {})

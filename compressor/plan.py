@@ -62,15 +62,23 @@ class Plan:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(value["blocks"], value["about"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not a plan: {error!r}.") from error
+            raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """The plan's indices exist in the checkpoint, which may be a sibling of the scored one."""
+        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one."""
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(
                 f"The plan is for {len(self.blocks)} blocks; {checkpoint.path} has "
                 f"{checkpoint.blocks}."
             )
+        made_for = self.about.get("units", checkpoint.block_units)
+        for index, (block, own) in enumerate(zip(made_for, checkpoint.block_units, strict=True)):
+            for group, units in own.items():
+                if block[group] != units:
+                    raise InputError(
+                        f"The plan was made for {block[group]} units of {group} in block {index}, and "
+                        f"{checkpoint.path} has {units}; score it, and make a plan of its own."
+                    )
         for index, block in enumerate(self.blocks):
             for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []

@@ -10,8 +10,9 @@ from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.checks import check_dest
 from compressor.drawing import PICTURE, draw
-from compressor.errors import InputError, MachineError
+from compressor.errors import MachineError
 from compressor.evaluation import perplexity
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
@@ -172,8 +173,7 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
     """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
     checkpoint, dest = Checkpoint(settings.source), settings.dest
     check_repair(settings.repair, settings.refine_epochs, checkpoint)
-    if dest.exists():
-        raise InputError(f"{dest} exists; choose another DEST.")
+    check_dest(settings)
     calibration, _ = read_texts(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

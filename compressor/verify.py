@@ -64,6 +64,8 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
             raise InputError(f"There is no checkpoint in {path}: it has no config.json.")
     if source is not None and not (folder / "compression.json").exists():
         raise InputError(f"{folder} has no compression.json, so what was removed is unknown.")
+    if source is not None and "plan" not in read_record(folder):
+        raise InputError(f"{folder / 'compression.json'} has no plan; verify it without --source.")
     if source is not None and (read_record(folder).get("recovery") or {}).get("kept"):
         raise InputError(
             f"{folder} was trained after the cut, so it computes something else than its source "

@@ -129,7 +129,10 @@ def test_existing_dest(llama, quick, tmp_path, capsys):
     (dest / "precious").touch()
     assert compress(llama, dest, "--keep", 0.7, *quick) == 2
     assert "exists" in capsys.readouterr().err
+    assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 2
+    assert "not the result of a former run" in " ".join(capsys.readouterr().err.split())
     assert (dest / "precious").exists()
+    (dest / "compression.json").touch()
     assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 0
     assert not (dest / "precious").exists()
 

@@ -38,6 +38,10 @@ class Allocation:
     measured: bool = False
     probing: bool = False
 
+    def equal(self, alike: bool) -> bool:
+        """Whether all blocks get the same widths, if they may (alike) be asked to."""
+        return self.alike and (alike or not self.unlike)
+
 
 ALLOCATIONS = {
     "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False),
@@ -124,6 +128,7 @@ def plan_of(
             "bytes": costs.size(widths, "bytes"),
             "allocate": how,
             "protect": list(protect),
+            "units": checkpoint.block_units,
             "scores": scores.about,
         },
     )

@@ -69,6 +69,26 @@ def constant_splits(
     return found
 
 
+def check_equal(
+    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+) -> None:
+    """Refuse a target that equal widths stay far below, since blocks differ: the narrowest sets them."""
+    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    if all(units == free[0] for units in free):
+        return
+    costs = Costs.of(checkpoint, target.budget)
+    splits = constant_splits(target, checkpoint, lattice, protect)
+    sizes = [costs.size(everywhere(s, checkpoint, protect), target.measure) for s in splits]
+    most = {g: max(n for n in getattr(lattice, g) if n <= min(u[g] for u in free)) for g in GROUPS}
+    if most in splits and max(sizes) < limit_of(target, costs)[0]:
+        raise InputError(
+            f"The target {target.kind} {target.value:,g} is more than equal widths leave: the blocks of "
+            f"{checkpoint.path} differ, and with those of the narrowest everywhere it is "
+            f"{reached(target, costs, max(sizes)):,.6g}. Ask for no more than that, or add "
+            "--layout per-layer --allocate global."
+        )
+
+
 def everywhere(split: Widths, checkpoint: Checkpoint, protect: Sequence[int]) -> list[Widths]:
     """The same widths in all blocks that are not protected."""
     blocks = enumerate(checkpoint.block_units)

@@ -188,7 +188,7 @@ def by_multiples(
     target: str, widths: list[BlockWidths] | None, checks: Iterable[tuple[str, set[int], int]]
 ) -> Answer:
     """Equal blocks, and channels that are multiples: `checks` are (side, channels, of how many)."""
-    if widths is None:
+    if not widths or not all(counts for _, counts, _ in checks):
         return Answer(target, None, UNKNOWN)
     if len(set(widths)) > 1:
         return Answer(target, False, different(widths))

@@ -88,7 +88,7 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         )
     shutil.rmtree(work, ignore_errors=True)
     if not done["record"]["recovery"]["kept"]:
-        raise QualityError(result["warnings"][-1])
+        raise QualityError(f"{result['warnings'][-1]} Nothing was written to {dest}.")
     former = read_record(partial) if (partial / "compression.json").exists() else {}
     known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
     write_record(partial, former | done["record"] | known)

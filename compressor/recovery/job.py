@@ -128,7 +128,7 @@ def verdict(history, before: float | None, after: float | None) -> str | None:
     else:
         return None
     return (
-        f"The recovery was given up, because {reason}; the result is the cut model without it. "
+        f"The recovery was given up, because {reason}; the model stays as it was. "
         "Lower --learning-rate, or give more --recover-data."
     )
 

@@ -132,8 +132,13 @@ def plan(
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
+    from compressor.allocation import ALLOCATIONS, check_allocation, protected
     from compressor.allocation import allocate as run
+    from compressor.allocation.uniform import check_equal
     from compressor.checkpoint import Checkpoint
+    from compressor.checks import check_protect
+    from compressor.containers import choose_container
+    from compressor.lattice import lattice
     from compressor.plan import Target
     from compressor.scores import Scores
     from compressor.writing import check_layout_name
@@ -152,7 +157,14 @@ def plan(
     blocks = parse_blocks(protect)
     check_layout_name(layout)
     alike = layout == "uniform"
+    check_protect(blocks, layout)
+    check_allocation(allocate)
+    if ALLOCATIONS[allocate].equal(alike):
+        steps = lattice(checkpoint, align, tp, container)
+        check_equal(targets[0], checkpoint, steps, protected(blocks, checkpoint))
     made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
+    if alike:
+        choose_container(checkpoint, {w["attention"] for w in made.widths()}, container)
     made.save(out)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
