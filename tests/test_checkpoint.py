@@ -34,6 +34,12 @@ def edit_tensors(folder, change):
     save_file(tensors, folder / SINGLE)
 
 
+def test_a_config_that_is_no_object(copy):
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="is no JSON object but"):
+        Checkpoint(copy)
+
+
 def test_sizes_are_read_from_headers(llama):
     checkpoint = Checkpoint(llama)
     tensors = load_file(llama / SINGLE)

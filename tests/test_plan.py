@@ -53,6 +53,15 @@ def test_largest_size_not_above_the_target(any_family, kind, share):
         assert costs.size(one_more, measure) > limit
 
 
+def test_a_plan_is_for_blocks_of_its_widths(llama, make_checkpoint, tmp_path):
+    scored = Checkpoint(llama)
+    plan = allocate(score(scored, "random"), scored, Target("keep", 0.7))
+    plan.check(scored)
+    wider = Checkpoint(make_checkpoint(tmp_path / "wider", intermediate_size=64))
+    with pytest.raises(InputError, match=r"made for 48 units of ffn in block 0, .* has 64"):
+        plan.check(wider)
+
+
 def test_unreachable_target_names_the_smallest(llama):
     checkpoint = Checkpoint(llama)
     with pytest.raises(InputError, match=r"smallest possible is (0\.\d+)") as caught:

@@ -36,7 +36,7 @@ def test_exploding_perplexity_is_rejected(stories, tmp_path, capsys):
     assert dest.exists()
 
 
-def test_one_rejected_ratio_of_several(stories, tmp_path):
+def test_one_rejected_ratio_of_several(stories, tmp_path, capsys):
     model, text = stories
     code = compress(
         model, tmp_path / "out", "--keep", 0.97, 0.4, "--no-verify", "--calibration", text,
@@ -47,6 +47,8 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         "keep-0.4.rejected",
         "keep-0.97",
     ]
+    shown = capsys.readouterr().out
+    assert "after (keep-0.97)" in shown and "after (keep-0.4.rejected)" in shown
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,9 @@ def test_one_rejected_ratio_of_several(stories, tmp_path):
         (["--keep", 0.7, "--repair", "glue"], "'glue' is not one of ridge"),
         (["--keep", 0.7, "--repair", "bias"], "use --repair ridge"),
         (["--keep", 0.7, "--samples", 1], "at least 2 sequences, not 1"),
+        (["--keep", 0.7, "--lora-rank", 4], "--lora-rank goes with --recover"),
+        (["--keep", 0.7, "--quantize-group", 64], "--quantize-group goes with --quantize"),
+        (["--keep", 0.7, "--evaluation-range", "0:5"], "--evaluation-range goes with --evaluation"),
     ],
 )
 def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, message):
@@ -97,6 +102,23 @@ def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, me
     error = " ".join(capsys.readouterr().err.split())
     assert message in error and "Traceback" not in error
     assert left_over(dest) == []
+
+
+@pytest.mark.parametrize("dest", [".", ".."])
+def test_dest_without_a_name(llama, quick, tmp_path, capsys, monkeypatch, dest):
+    monkeypatch.chdir(tmp_path)
+    assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 2
+    assert "names no new folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_an_interrupted_job_left_is_not_lost(llama, quick, tmp_path, capsys):
+    left = tmp_path / "out.work" / "journal.json"
+    left.parent.mkdir()
+    left.write_text("{}")
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 2
+    assert "add --resume" in " ".join(capsys.readouterr().err.split()) and left.exists()
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick, "--overwrite") == 0
+    assert not left.exists()
 
 
 def test_device_that_is_not_there(llama, quick, tmp_path, capsys):

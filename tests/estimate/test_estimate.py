@@ -83,7 +83,7 @@ def test_the_context_is_at_most_the_models_positions(llama):
 
 def test_ceilings_of_this_machine_are_measured(llama, quick_ceilings):
     model = estimate(llama, device="cpu")["models"][0]
-    assert model["bandwidth"] > 1e8 and model["peak"] > 1e8
+    assert model["bandwidth"] > 1e6 and model["peak"] > 1e6
     assert "measured in this run on" in model["ceilings"]
     total = sum(row["decode_seconds"] for row in model["parts"])
     assert model["total"]["tokens_per_second"] == pytest.approx(1 / total)
