@@ -102,7 +102,7 @@ def test_the_whole_job(any_family, equal_layout, quick, text_file, tmp_path, cap
 
 def test_without_recovery_it_is_as_before(llama, quick, text_file, tmp_path, capsys):
     dest = tmp_path / "out"
-    options = [*quick, "--recover", "none", "--evaluation", text_file]
+    options = [*quick[: quick.index("--recover")], "--evaluation", text_file]
     assert compress(llama, dest, "--keep", 0.7, *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["recovery"] is None
