@@ -157,13 +157,14 @@ def plan(
     blocks = parse_blocks(protect)
     check_layout_name(layout)
     alike = layout == "uniform"
-    check_protect(blocks, layout)
     check_allocation(allocate)
-    if ALLOCATIONS[allocate].equal(alike):
+    equal = ALLOCATIONS[allocate].equal(alike)
+    if equal:
+        check_protect(blocks, layout)
         steps = lattice(checkpoint, align, tp, container)
         check_equal(targets[0], checkpoint, steps, protected(blocks, checkpoint))
     made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
-    if alike:
+    if equal:
         choose_container(checkpoint, {w["attention"] for w in made.widths()}, container)
     made.save(out)
     print(
