@@ -210,7 +210,9 @@ def check_parents(settings: Settings) -> None:
         for each in fields(group):
             flag = each.metadata["flag"]
             if not wanted and flag != parent and getattr(group, each.name) != each.default:
-                raise InputError(f"{flag} goes with {parent}; add that, or leave it out.")
+                raise InputError(
+                    f"{flag} goes with a {parent} that is not none; add that, or leave {flag} out."
+                )
     if settings.evaluation is None and settings.evaluation_range is not None:
         raise InputError("--evaluation-range goes with --evaluation; add that, or leave it out.")
 

@@ -54,6 +54,12 @@ def quick(text_file):
 
 
 @pytest.fixture
+def unrecovered(quick):
+    """The same job without recovery."""
+    return quick[: quick.index("--recover")]
+
+
+@pytest.fixture
 def dies_after_a_save(monkeypatch):
     """Ends the first training after its second saved state, as the user would."""
     real, saved = training.save, []
@@ -182,7 +188,7 @@ def test_a_killed_job_is_resumed(llama, quick, tmp_path):
     ("changed", "message"),
     [
         (["--recover-steps", 8], "had --recover-steps 6, and this one has 8"),
-        (["--recover", "none"], "had --recover lora, and this one has none"),
+        (["--recover", "distill"], "had --recover lora, and this one has distill"),
         (["--keep", 0.6], "had the targets keep-0.7, and this one has keep-0.7 keep-0.6"),
         (["--seed", 1], "had --seed 0, and this one has 1"),
     ],
@@ -217,14 +223,16 @@ def test_a_work_folder_of_the_users(llama, quick, tmp_path, dies_after_a_save):
 
 
 @pytest.mark.parametrize("judge", ["sequences held back", "evaluation text", None])
-def test_a_recovery_that_makes_it_worse_keeps_the_cut(quick, text_file, tmp_path, capsys, judge):
+def test_a_recovery_that_makes_it_worse_keeps_the_cut(
+    quick, unrecovered, text_file, tmp_path, capsys, judge
+):
     """A trained model at an absurd rate, judged by the evaluation text or by what was held back;
     None: the loss is not finite.
     """
-    job = ["--keep", 0.9, "--method", "random", *quick]
-    assert compress(TRAINED, tmp_path / "cut", *job, "--recover", "none") == 0
+    job = ["--keep", 0.9, "--method", "random"]
+    assert compress(TRAINED, tmp_path / "cut", *job, *unrecovered) == 0
     capsys.readouterr()
-    options = [*job, "--learning-rate", 1.0 if judge else 1e38, "--clip-norm", 1e30]
+    options = [*job, *quick, "--learning-rate", 1.0 if judge else 1e38, "--clip-norm", 1e30]
     if judge == "evaluation text":
         options += ["--evaluation", text_file, "--max-perplexity-ratio", "off"]
     dest = tmp_path / "out"
@@ -303,10 +311,12 @@ def stage(*arguments) -> int:
 
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
-def test_the_stage_alone_gives_the_same(llama, quick, alone, text_file, tmp_path, capsys, method):
+def test_the_stage_alone_gives_the_same(
+    llama, quick, unrecovered, alone, text_file, tmp_path, capsys, method
+):
     whole, cut, dest = (tmp_path / n for n in ("whole", "cut", "dest"))
     assert compress(llama, whole, "--keep", 0.7, *quick, "--recover", method) == 0
-    assert compress(llama, cut, "--keep", 0.7, *quick, "--recover", "none") == 0
+    assert compress(llama, cut, "--keep", 0.7, *unrecovered) == 0
     before = {p.name: p.read_bytes() for p in cut.iterdir()}
     capsys.readouterr()
     options = [*alone, "--recover", method, "--source", llama, "--evaluation", text_file]
