@@ -30,12 +30,13 @@ from compressor.allocation.guard import held_back, judge, loss_after
 from compressor.allocation.landscape import measure_landscape
 from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, read_text, tokenize
+from compressor.calibration import TokenSet, describe, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores
 from compressor.scoring import score
+from compressor.texts import read_text
 
 RESULTS = Path(__file__).parent / "results/allocations"
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, read_text, tokenize
+from compressor.calibration import TokenSet, describe, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.plan import Plan, Target
@@ -38,6 +38,7 @@ from compressor.recovery.stage import recover
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.settings import Settings
+from compressor.texts import read_text
 from compressor.writing import write
 
 DEFAULT = [

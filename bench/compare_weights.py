@@ -24,12 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, read_text, tokenize
+from compressor.calibration import TokenSet, describe, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.sparse.job import whole
 from compressor.sparse.settings import Weights
 from compressor.sparse.stream import Sparsification
+from compressor.texts import read_text
 from compressor.writing import write
 
 RESULTS = Path(__file__).parent / "results/compare_weights"

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, joined, read_text, tokenize
+from compressor.calibration import TokenSet, joined, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
@@ -43,6 +43,7 @@ from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.selection import refined
 from compressor.settings import Settings
+from compressor.texts import read_text
 from compressor.writing import write
 
 RESULTS = Path(__file__).parent / "results/quality"

@@ -31,7 +31,8 @@ RESULTS = Path(__file__).parent / "results"
 GOAL = 1.7
 COMMON = """
 import json, sys, time, torch
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
+from compressor.texts import read_text
 from compressor.checkpoint import Checkpoint
 from compressor.progress import Meter
 source, samples, length, device, method = sys.argv[1:]

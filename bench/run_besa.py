@@ -23,13 +23,14 @@ import torch
 import typer
 
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
 from compressor.sparse import besa
 from compressor.sparse.job import whole
 from compressor.sparse.settings import Weights
 from compressor.sparse.stream import Sparsification
+from compressor.texts import read_text
 from compressor.writing import write
 
 RESULTS = Path(__file__).parent / "results"

@@ -27,11 +27,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.repair import KINDS
 from compressor.report import versions
+from compressor.texts import read_text
 
 KEEP = 0.7
 BASE = 700e6  # interpreter, torch, transformers and allocator slack
@@ -56,7 +57,8 @@ def plain_forward(source: Path, samples: int, length: int, device: str) -> float
     code = f"""
 import time, torch
 from transformers import AutoModelForCausalLM
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
+from compressor.texts import read_text
 from compressor.checkpoint import Checkpoint
 checkpoint = Checkpoint({str(source)!r})
 tokens = tokenize(read_text("stdlib"), checkpoint.tokenizer(), {length}, {samples})

@@ -1,37 +1,17 @@
-"""Text to token windows: where text comes from, how it is cut, and what is written about it."""
+"""Text to token windows: how it is cut, and what is written about it."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from compressor.errors import InputError
-from compressor.stdlib_text import stdlib_documents
+from compressor.texts import Text
 
-STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
 MINIMUM_TOKENS = 32
 STRINGS = 64  # encoded at a time
 ROOMY = 16  # characters for a token in an excerpt: several times what texts have
-
-
-@dataclass(frozen=True)
-class Text:
-    """Strings and how they are to be read: `documents` one by one, or `windows` over all of them."""
-
-    source: str
-    kind: str
-    strings: list[str]
-
-    @property
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for string in self.strings:
-            digest.update(string.encode() + b"\0")
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -95,60 +75,6 @@ def parse_range(text: str | None) -> slice:
         return slice(int(begin) if begin else None, int(end) if end else None)
     except ValueError:
         raise InputError(f"The range {text!r} is not A:B, for example 0:400.") from None
-
-
-def read_text(source: str) -> Text:
-    """Read a source: a .txt file, a JSON list, JSONL with `text`, `stdlib`, or a hub data set.
-
-    A hub data set is written NAME, NAME:SPLIT or NAME:CONFIG:SPLIT and needs `datasets`.
-    """
-    if source in STDLIB:
-        return Text(source, "windows", stdlib_documents(STDLIB[source]))
-    path = Path(source)
-    if not path.exists():
-        return _read_hub(source)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    if path.suffix not in (".json", ".jsonl"):
-        return Text(source, "windows", [content] if content.strip() else [])
-    try:
-        if path.suffix == ".json":
-            strings = json.loads(content)
-        else:
-            strings = [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not {'a JSON list' if path.suffix == '.json' else 'JSONL with text'}: "
-            f"{error!r}."
-        ) from error
-    if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
-        raise InputError(f"{path} is not a list of strings.")
-    return Text(source, "documents", strings)
-
-
-def _read_hub(source: str) -> Text:
-    if Path(source).suffix in (".txt", ".json", ".jsonl"):
-        raise InputError(f"There is no file {source!r}.")
-    name, *rest = source.split(":")
-    split = rest[-1] if rest else "train"
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise InputError(
-            f"There is no file {source!r}; to use a hub data set of that name, "
-            "install `datasets` (pip install 'compressor-llm[hub]')."
-        ) from None
-    try:
-        rows = load_dataset(name, *rest[:-1], split=split)
-    except Exception as error:  # whatever the hub client raises, it is the same news for the user
-        raise InputError(
-            f"There is no file {source!r}, and no data set of that name could be loaded: {error}"
-        ) from error
-    if "text" not in rows.column_names:
-        raise InputError(f"The data set {source!r} has no column 'text' but {rows.column_names}.")
-    return Text(source, "documents", list(rows["text"]))
 
 
 def tokenize(

@@ -7,10 +7,11 @@ import torch
 
 from compressor.allocation.guard import held_back
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, check_ids, joined, read_text, tokenize
+from compressor.calibration import TokenSet, check_ids, joined, tokenize
 from compressor.errors import InputError, MachineError
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
+from compressor.texts import read_text
 
 CALIBRATION_TOKENS = 65_536  # where --samples does not say how many sequences
 SHARE = 0.25  # of the free memory of a device or the host, for activations

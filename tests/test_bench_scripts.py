@@ -22,9 +22,10 @@ import pytest
 
 from compressor import _C
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
+from compressor.texts import read_text
 
 BENCH = Path(__file__).parent.parent / "bench"
 SPANS = "--calibration-range 0:8 --evaluation-range 8:12"

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
+from compressor.texts import read_text
 
 FOLDER = Path(__file__).parent.parent / "examples/tiny-llama"
 

@@ -1,24 +1,19 @@
-"""Texts of every kind, cut by the protocol that is written down."""
-
-import json
-import sys
-from types import SimpleNamespace
+"""Texts, cut by the protocol that is written down."""
 
 import pytest
 import torch
 
 from compressor.calibration import (
-    Text,
     TokenSet,
     describe,
     joined,
     parse_range,
-    read_text,
     spread_excerpts,
     tokenize,
 )
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.texts import Text
 
 
 @pytest.fixture(scope="module")
@@ -88,72 +83,11 @@ def test_bad_range(text):
         parse_range(text)
 
 
-def test_files_of_every_kind(tmp_path):
-    (tmp_path / "a.txt").write_text("hello\nworld")
-    (tmp_path / "a.json").write_text(json.dumps(["one", "two"]))
-    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "two"}\n')
-    separated = tmp_path / "separated.jsonl"
-    separated.write_text('{"text": "a\u2028b"}\n', encoding="utf-8")
-    assert read_text(str(separated)).strings == ["a\u2028b"]
-    assert read_text(str(tmp_path / "a.txt")) == Text(
-        str(tmp_path / "a.txt"), "windows", ["hello\nworld"]
-    )
-    for name in ("a.json", "a.jsonl"):
-        found = read_text(str(tmp_path / name))
-        assert (found.kind, found.strings) == ("documents", ["one", "two"])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", '{"a": 1}', "not a list of strings"),
-        ("a.json", "[1, 2]", "not a list of strings"),
-        ("a.json", "[", "not a JSON list"),
-        ("a.jsonl", '{"body": "x"}', "not JSONL with text"),
-        ("a.txt", b"\xff\xfe\x00", "UTF-8"),
-    ],
-)
-def test_broken_files(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=message):
-        read_text(str(path))
-
-
 @pytest.mark.parametrize("strings", [[], [""], ["too short"]])
 @pytest.mark.parametrize("kind", ["documents", "windows"])
 def test_empty_or_short_text(tokenizer, strings, kind):
     with pytest.raises(InputError, match="empty or too short"):
         tokenize(Text("x", kind, strings), tokenizer, 64)
-
-
-def test_missing_file_that_is_no_data_set_either(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="There is no file 'nowhere/at-all'"):
-        read_text("nowhere/at-all")
-
-
-@pytest.mark.parametrize(
-    ("source", "asked"),
-    [
-        ("org/set", (("org/set",), "train")),
-        ("org/set:test", (("org/set",), "test")),
-        ("org/set:en:validation", (("org/set", "en"), "validation")),
-    ],
-)
-def test_named_data_sets(monkeypatch, source, asked):
-    class Rows(dict):
-        column_names = ("text", "url")
-
-    calls = []
-
-    def load_dataset(*name, split):
-        calls.append((name, split))
-        return Rows(text=["one", "two"])
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    assert read_text(source) == Text(source, "documents", ["one", "two"])
-    assert calls == [asked]
 
 
 def test_batches_hold_every_token_once():

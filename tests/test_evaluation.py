@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, read_text, tokenize
+from compressor.calibration import TokenSet, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
+from compressor.texts import read_text
 
 
 def test_equals_the_definition(any_family):

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor import generation, whole_model
-from compressor.calibration import read_text
 from compressor.cli import run
 from compressor.errors import InputError
 from compressor.generation import sample, written
 from compressor.stages import stages
+from compressor.texts import read_text
 
 
 def opened(folder):

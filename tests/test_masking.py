@@ -5,13 +5,14 @@ import torch
 
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.masking import masked_plan
 from compressor.plan import Target
 from compressor.repair.streaming import Repair
 from compressor.result import make_record
 from compressor.scoring import score
+from compressor.texts import read_text
 from compressor.verify import load
 from compressor.writing import write
 

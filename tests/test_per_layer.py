@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
@@ -23,6 +23,7 @@ from compressor.result import make_record
 from compressor.scoring import score
 from compressor.stages import stages
 from compressor.tensors import SINGLE
+from compressor.texts import read_text
 from compressor.verify import verify, verify_here
 from compressor.widths import model_widths
 from compressor.writing import write

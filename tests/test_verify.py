@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
@@ -19,6 +19,7 @@ from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scoring import score
 from compressor.tensors import SINGLE
+from compressor.texts import read_text
 from compressor.verify import prompt_ids, verify, verify_here
 from compressor.writing import write
 

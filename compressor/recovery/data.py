@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from compressor.calibration import STRINGS, Text, parse_range, read_text, tokenize
+from compressor.calibration import STRINGS, parse_range, tokenize
 from compressor.errors import InputError
 from compressor.recovery.instructions import Conversation, conversation
+from compressor.texts import ROWS, Text, read_rows, read_text
 
 IGNORED = -100
 HELD_SHARE, HELD_MOST = 0.05, 64  # sequences held back from training to judge it by
@@ -51,11 +52,11 @@ def read_data(
 ) -> RecoveryData:
     """Up to `wanted` sequences to train on, and some more to hold back, in an order of the seed's.
 
-    source: a text as `calibration.read_text` knows them, or JSON / JSONL rows whose answers alone
+    source: a text as `texts.read_text` knows them, or JSON / JSONL rows whose answers alone
     count (instructions.py). `selected` takes documents, rows or windows A:B of it.
     """
     total = wanted + HELD_MOST
-    rows = read_rows(source)
+    rows = rows_of(source)
     if rows is None:
         examples, protocol = plain(read_text(source), tokenizer, length, total, selected, seed)
     else:
@@ -91,32 +92,12 @@ def plain(text: Text, tokenizer, length: int, total: int, selected: str | None, 
     return [Example(ids, ids) for ids in sequences], protocol
 
 
-def read_rows(source: str) -> list[tuple[str, dict]] | None:
+def rows_of(source: str) -> list[tuple[str, dict]] | None:
     """The rows of a JSON or JSONL file and where each is, if they are more than plain texts."""
     path = Path(source)
-    if path.suffix not in (".json", ".jsonl") or not path.exists():
+    if path.suffix not in ROWS or not path.exists():
         return None
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    if path.suffix == ".json":
-        try:
-            values = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not JSON: {error}.") from error
-        if not isinstance(values, list):
-            raise InputError(f"{path} is not a JSON list of rows.")
-        rows = [(f"Row {i} of {path}", value) for i, value in enumerate(values)]
-    else:
-        rows = []
-        for number, line in enumerate(content.split("\n"), 1):
-            if line.strip():
-                where = f"Line {number} of {path}"
-                try:
-                    rows.append((where, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{where} is not JSON: {error}.") from error
+    rows = read_rows(path)
     if all(isinstance(v, str) or (isinstance(v, dict) and "text" in v) for _, v in rows):
         return None
     for where, value in rows:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
@@ -23,6 +23,7 @@ from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.result import make_record
 from compressor.tensors import SINGLE
+from compressor.texts import read_text
 from compressor.verify import verify_here
 from compressor.writing import write
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, read_text, tokenize
+from compressor.calibration import TokenSet, tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.families import FAMILIES
@@ -25,6 +25,7 @@ from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scores import GROUPS
 from compressor.scoring import score
+from compressor.texts import read_text
 from compressor.verify import verify_here
 from compressor.writing import LAYOUTS, write
 

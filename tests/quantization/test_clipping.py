@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from compressor.blocks import BlockStream
-from compressor.calibration import read_text, tokenize
+from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.quantization.clipping import Clipping, straight_through
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
 from compressor.quantization.stream import Calibration, Quantizing
+from compressor.texts import read_text
 
 GROUP = 16
 

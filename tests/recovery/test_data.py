@@ -178,7 +178,7 @@ def test_bad_conversations_are_named(tokenizer, tmp_path, template, messages, me
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"\n', "Line 2 of .* is not JSON"),
-        ("a.json", '{"prompt": "a"}', "is not a JSON list of rows"),
+        ("a.json", '{"prompt": "a"}', "is not a JSON list but dict"),
         ("a.json", "[1", "is not JSON"),
     ],
 )
