@@ -62,10 +62,10 @@ def spread_ratios(arguments: list[str]) -> list[str]:
     return spread
 
 
-def takes(name: str, group: type, panel: str) -> Callable:
+def takes(name: str, group: type, panel: str, **defaults) -> Callable:
     """Give a command the fields of a dataclass as options; it gets them as one value, `name`.
 
-    A field's metadata has its `flag` and its `help`.
+    A field's metadata has its `flag` and its `help`; `defaults` are this command's own.
     """
 
     def changed(command: Callable) -> Callable:
@@ -78,7 +78,7 @@ def takes(name: str, group: type, panel: str) -> Callable:
             inspect.Parameter(
                 f"{name}_{f.name}",
                 inspect.Parameter.KEYWORD_ONLY,
-                default=f.default,
+                default=defaults.get(f.name, f.default),
                 annotation=Annotated[
                     f.type,
                     typer.Option(

@@ -5,11 +5,12 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
+from compressor import flags
 from compressor.arguments import (
     COUNTS,
     SIZES,
@@ -26,9 +27,6 @@ from compressor.recovery.settings import Recovery
 from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
 from compressor.sparse.settings import Weights
 
-Source = Annotated[Path, typer.Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
-Dest = Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")]
-Option = typer.Option
 HELP = {"help_option_names": ["-h", "--help"]}
 
 job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
@@ -39,23 +37,17 @@ job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions
 @takes("quantization", Quantization, panel="Quantisation")
 @takes("weights", Weights, panel="Single weights")
 def compress(
-    source: Source,
-    dest: Dest,
+    source: flags.Source,
+    dest: flags.Dest,
     keep: Annotated[
         list[float], Option(help="Share of all parameters that stay; several: one folder each.")
     ] = [],  # noqa: B006
     keep_blocks: Annotated[
         list[float], Option(help="The same over the blocks' projections alone.")
     ] = [],  # noqa: B006
-    target_params: Annotated[str | None, Option(help="Parameters to reach, such as 5.4B.")] = None,
-    target_bytes: Annotated[str | None, Option(help="Bytes to reach, such as 11GB.")] = None,
-    budget: Annotated[
-        str,
-        Option(
-            help="What --keep and --keep-blocks are shares of: params, flops, or a JSON file of costs "
-            "(of attention by KV groups, of FFN by channels)."
-        ),
-    ] = "params",
+    target_params: flags.TargetParams = None,
+    target_bytes: flags.TargetBytes = None,
+    budget: flags.Budget = "params",
     method: Annotated[
         str | None,
         Option(
@@ -64,12 +56,10 @@ def compress(
             "sparsegpt, wanda or magnitude."
         ),
     ] = None,
-    mode: Annotated[str | None, Option(help="Variant of the method.")] = None,
-    coarse: Annotated[str | None, Option(help="hywia: gate or vector.")] = None,
-    fine: Annotated[str | None, Option(help="hywia: first, second or mix.")] = None,
-    reduce: Annotated[
-        str | None, Option(help="Gradient scores over coupled tensors: sum, mean, max, prod, last.")
-    ] = None,
+    mode: flags.Mode = None,
+    coarse: flags.Coarse = None,
+    fine: flags.Fine = None,
+    reduce: flags.Reduce = None,
     allocate: Annotated[
         str | None,
         Option(
@@ -79,80 +69,38 @@ def compress(
             "per-layer)."
         ),
     ] = None,
-    layout: Annotated[
-        str,
-        Option(
-            help="uniform: equal blocks, loads everywhere; per-layer: widths of their own, loads "
-            "with trust_remote_code; padded: the same with zeros, for evaluation; all."
-        ),
-    ] = "uniform",
-    container: Annotated[str, Option(help="auto, or the model type to write.")] = "auto",
-    calibration: Annotated[
-        str,
-        Option(help="Text the scores are taken on: .txt, .json, .jsonl, stdlib, or a hub name."),
-    ] = "stdlib",
-    calibration_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
-    calibration_also: Annotated[
-        str | None,
-        Option(
-            help="A second text, as many tokens of it: the model's own, which `generate` writes."
-        ),
-    ] = None,
-    evaluation: Annotated[str | None, Option(help="Text for perplexity before and after.")] = None,
-    evaluation_range: Annotated[str | None, Option(help="Its documents or windows A:B.")] = None,
-    samples: Annotated[
-        int | None,
-        Option(help="Calibration sequences (as many as come to 65,536 tokens by default)."),
-    ] = None,
-    length: Annotated[int, Option(help="Tokens of a sequence.")] = 512,
+    layout: flags.Layout = "uniform",
+    container: flags.Container = "auto",
+    calibration: flags.Calibration = "stdlib",
+    calibration_range: flags.Range = None,
+    calibration_also: flags.CalibrationAlso = None,
+    evaluation: flags.Evaluation = None,
+    evaluation_range: flags.Range = None,
+    samples: flags.Samples = None,
+    length: flags.Length = 512,
     statistics: Annotated[
         str, Option(help="What blocks see while scoring: dense or pruned.")
     ] = "dense",
-    select: Annotated[
-        str | None,
-        Option(
-            help="What of equal widths stays: by score, or obs (what others cannot replace; the default "
-            "where a repair refits them)."
-        ),
-    ] = None,
-    kv_cost: Annotated[
-        str, Option(help="KV groups by score, or measured: the loss without each.")
-    ] = "score",
-    repair: Annotated[
-        str,
-        Option(
-            help="Refit what stays: ridge; refine (then train each block); ridge-local, bias, none."
-        ),
-    ] = "refine",
-    refine_epochs: Annotated[
-        int | None,
-        Option(help="Passes over the calibration text in which refine trains a block (default 1)."),
-    ] = None,
-    align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
-    protect: Annotated[
-        str, Option(help="Blocks left whole, such as 0,1,-1 (layout per-layer).")
-    ] = "",
-    tp: Annotated[int, Option(help="Tensor-parallel devices the widths must divide by.")] = 1,
-    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    max_memory: Annotated[
-        str | None,
-        Option(help="Memory to count on, such as 8GB: what is too large beside it goes to files."),
-    ] = None,
-    work_dir: Annotated[
-        Path | None, Option(help="Where scores and plans are kept meanwhile.")
-    ] = None,
-    seed: int = 0,
+    select: flags.Select = None,
+    kv_cost: flags.KvCost = "score",
+    repair: flags.Repair = "refine",
+    refine_epochs: flags.RefineEpochs = None,
+    align: flags.Align = None,
+    protect: flags.Protect = "",
+    tp: flags.TensorParallel = 1,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
+    max_memory: flags.MaxMemory = None,
+    work_dir: flags.WorkDir = None,
+    seed: flags.Seed = 0,
     max_perplexity_ratio: Annotated[
         str, Option(help="Reject a result worse than this; or off.")
     ] = "3",
-    verify: Annotated[
-        bool, Option(help="Reload the result in a fresh process and compare.")
-    ] = True,
-    resume: Annotated[bool, Option(help="Go on with an interrupted job.")] = False,
-    overwrite: Annotated[bool, Option(help="Replace DEST.")] = False,
-    as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, Option(help="No progress lines.")] = False,
+    verify: flags.Verify = True,
+    resume: flags.Resume = False,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
     debug: Annotated[bool, Option(help="Show tracebacks.")] = False,
     *,
     quantization: Quantization,

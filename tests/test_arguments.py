@@ -1,9 +1,11 @@
 """Amounts and ratios as they are written on a command line."""
 
 import pytest
+import typer
 
 from compressor.arguments import COUNTS, SIZES, parse_amount, spread_ratios
 from compressor.errors import InputError
+from compressor.stages import stages
 
 
 def test_ratios_are_spread_over_the_option():
@@ -25,3 +27,12 @@ def test_amounts(text, units, value):
 def test_bad_amounts(text):
     with pytest.raises(InputError, match="not an amount"):
         parse_amount(text, SIZES)
+
+
+COMMANDS = typer.main.get_command(stages).commands
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is(command):
+    assert COMMANDS[command].help
+    assert [p.name for p in COMMANDS[command].params if not p.help] == []

@@ -209,6 +209,7 @@ def test_report_of_saved_scores(fused, llama, tmp_path, capsys):
     assert report("--keep", 2) == 2
     assert report("--source", tmp_path / "gone") == 2
     assert report("--out", tmp_path / "gone" / "p.png") == 2
+    assert report("--out", tmp_path / "p.svg") == 2
     errors = capsys.readouterr().err
     assert "between 0 and 1, not 2" in errors and errors.count("There is no folder") == 2
 

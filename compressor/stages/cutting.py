@@ -4,39 +4,43 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
+from compressor import flags
 from compressor.arguments import COUNTS, SIZES, parse_amount, parse_blocks
-from compressor.cli import Dest, Option, Source
 from compressor.errors import InputError
 
 
 def score(
-    source: Source,
+    source: flags.Source,
     out: Annotated[Path, Option(help="File of scores to write.")],
-    method: str = "llm-bip",
-    mode: str | None = None,
-    coarse: str | None = None,
-    fine: str | None = None,
-    reduce: str | None = None,
-    select: str | None = None,
-    kv_cost: str = "score",
-    calibration: str = "stdlib",
-    calibration_range: str | None = None,
-    calibration_also: str | None = None,
-    samples: int | None = None,
-    length: int = 512,
-    device: str | None = None,
-    dtype: str = "auto",
+    method: Annotated[str, Option(help="As of `compress`, for channels.")] = "llm-bip",
+    mode: flags.Mode = None,
+    coarse: flags.Coarse = None,
+    fine: flags.Fine = None,
+    reduce: flags.Reduce = None,
+    select: flags.Select = None,
+    kv_cost: flags.KvCost = "score",
+    calibration: flags.Calibration = "stdlib",
+    calibration_range: flags.Range = None,
+    calibration_also: flags.CalibrationAlso = None,
+    samples: flags.Samples = None,
+    length: flags.Length = 512,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
     allocate: Annotated[
         str | None, Option(help="Measure too what plan --allocate exact, measured or besa needs.")
     ] = None,
     repair: Annotated[str, Option(help="The repair that will follow.")] = "refine",
-    besa_sampling: str | None = None,
-    align: int | None = None,
-    tp: int = 1,
-    container: str = "auto",
-    seed: int = 0,
-    quiet: bool = False,
+    besa_sampling: Annotated[
+        str | None,
+        Option(help="With besa: none (default), or categorical: each step's width is drawn."),
+    ] = None,
+    align: flags.Align = None,
+    tp: flags.TensorParallel = 1,
+    container: flags.Container = "auto",
+    seed: flags.Seed = 0,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     from compressor.allocation import ALLOCATIONS, check_allocation
@@ -102,21 +106,17 @@ def plan(
     source: Annotated[
         Path | None, Option(help="The checkpoint, if it moved since scoring.")
     ] = None,
-    keep: float | None = None,
-    keep_blocks: float | None = None,
-    target_params: str | None = None,
-    target_bytes: str | None = None,
-    budget: Annotated[
-        str,
-        Option(
-            help="What --keep and --keep-blocks are shares of: params, flops, or a JSON file of costs "
-            "(of attention by KV groups, of FFN by channels)."
-        ),
-    ] = "params",
-    align: int | None = None,
-    protect: str = "",
-    tp: int = 1,
-    container: str = "auto",
+    keep: Annotated[float | None, Option(help="Share of all parameters that stay.")] = None,
+    keep_blocks: Annotated[
+        float | None, Option(help="The same over the blocks' projections alone.")
+    ] = None,
+    target_params: flags.TargetParams = None,
+    target_bytes: flags.TargetBytes = None,
+    budget: flags.Budget = "params",
+    align: flags.Align = None,
+    protect: flags.Protect = "",
+    tp: flags.TensorParallel = 1,
+    container: flags.Container = "auto",
     allocate: Annotated[
         str,
         Option(
@@ -181,9 +181,9 @@ def report(
         Path | None, Option(help="The checkpoint, if it moved since scoring.")
     ] = None,
     keep: Annotated[float, Option(help="Share of all parameters that the shown cut keeps.")] = 0.7,
-    align: int | None = None,
-    protect: str = "",
-    allocate: str = "uniform",
+    align: flags.Align = None,
+    protect: flags.Protect = "",
+    allocate: Annotated[str, Option(help="As of `plan`.")] = "uniform",
 ) -> None:
     """Draw scores, fusion rates and a cut, block by block."""
     from compressor.allocation import allocate as run
@@ -194,6 +194,8 @@ def report(
     from compressor.scores import Scores
 
     check_folder(out)
+    if out.suffix.lower() != ".png":
+        raise InputError(f"The picture is a PNG, so name it *.png, not {out.name}.")
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
     blocks = parse_blocks(protect)
@@ -202,21 +204,21 @@ def report(
 
 
 def cut(
-    source: Source,
-    dest: Dest,
+    source: flags.Source,
+    dest: flags.Dest,
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
-    layout: str = "uniform",
-    container: str = "auto",
-    repair: Annotated[str, Option(help="ridge, refine, ridge-local, bias or none.")] = "refine",
-    refine_epochs: int | None = None,
-    calibration: Annotated[str, Option(help="Text the repair is fitted on.")] = "stdlib",
-    calibration_range: str | None = None,
-    calibration_also: str | None = None,
-    samples: int | None = None,
-    length: int = 512,
-    device: str | None = None,
-    dtype: str = "auto",
-    verify: bool = True,
+    layout: flags.Layout = "uniform",
+    container: flags.Container = "auto",
+    repair: flags.Repair = "refine",
+    refine_epochs: flags.RefineEpochs = None,
+    calibration: flags.Calibration = "stdlib",
+    calibration_range: flags.Range = None,
+    calibration_also: flags.CalibrationAlso = None,
+    samples: flags.Samples = None,
+    length: flags.Length = 512,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
+    verify: flags.Verify = True,
 ) -> None:
     """Apply a plan to a checkpoint, and repair what stays."""
     from compressor.plan import Plan

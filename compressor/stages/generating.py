@@ -6,20 +6,21 @@ from typing import Annotated
 
 import torch
 import typer
+from typer import Option
 
-from compressor.cli import Option, Source
+from compressor import flags
 from compressor.errors import InputError
 
 
 def generate(
-    source: Source,
+    source: flags.Source,
     out: Annotated[Path, typer.Argument(help="File to write: JSON lines, a document each.")],
     tokens: Annotated[int, Option(help="In all.")] = 65_536,
     length: Annotated[int, Option(help="Tokens of a document, at most.")] = 512,
-    device: str | None = None,
-    dtype: str = "auto",
-    seed: int = 0,
-    quiet: bool = False,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
+    seed: flags.Seed = 0,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Let a model write text to calibrate on, as a whole in memory; it goes to --calibration-also."""
     from compressor.checkpoint import Checkpoint

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from compressor.cli import Option, Source
+from compressor import flags
 from compressor.console import console
 from compressor.errors import InputError
 
@@ -23,13 +24,13 @@ def verify(
 
 
 def evaluate(
-    folder: Source,
+    folder: flags.Source,
     text: Annotated[str, Option(help="Text as for --evaluation.")],
-    length: int = 512,
+    length: flags.Length = 512,
     span: Annotated[str | None, Option("--range", help="Documents or windows A:B.")] = None,
-    device: str | None = None,
-    dtype: str = "auto",
-    as_json: Annotated[bool, Option("--json")] = False,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
+    as_json: flags.Json = False,
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
@@ -62,7 +63,7 @@ def evaluate(
 
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
-    as_json: Annotated[bool, Option("--json")] = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Widths of every block, sizes, and what loads the folder, with the number that decides."""
     from compressor.inspection import inspect as run
@@ -77,7 +78,7 @@ def inspect(
 
 
 def estimate(
-    folder: Source,
+    folder: flags.Source,
     before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
     device: Annotated[
         str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
@@ -89,7 +90,7 @@ def estimate(
         Path | None, Option(help="Write costs by width to this JSON file, for --budget.")
     ] = None,
     phase: Annotated[str | None, Option(help="decode or prefill, what --costs are of.")] = None,
-    as_json: Annotated[bool, Option("--json")] = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
     from compressor.estimate import estimate as run

@@ -5,41 +5,43 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
+from compressor import flags
 from compressor.arguments import SIZES, parse_amount, takes
-from compressor.cli import Dest, Option
+from compressor.errors import InputError
 from compressor.recovery.settings import Recovery
 
 
-@takes("recovery", Recovery, panel="Recovery")
+@takes("recovery", Recovery, panel="Recovery", method="lora")
 def recover(
     folder: Annotated[Path, typer.Argument(help="Checkpoint that was cut before.")],
-    dest: Dest,
+    dest: flags.Dest,
     source: Annotated[Path | None, Option(help="The uncut one, for distill to learn from.")] = None,
-    calibration: Annotated[str, Option(help="Text to train on.")] = "stdlib",
-    calibration_range: str | None = None,
-    evaluation: str | None = None,
-    evaluation_range: str | None = None,
-    length: int = 512,
-    device: str | None = None,
-    dtype: str = "auto",
-    max_memory: str | None = None,
-    work_dir: Path | None = None,
-    seed: int = 0,
-    verify: bool = True,
-    resume: bool = False,
-    overwrite: bool = False,
-    quiet: bool = False,
+    calibration: flags.Calibration = "stdlib",
+    calibration_range: flags.Range = None,
+    evaluation: flags.Evaluation = None,
+    evaluation_range: flags.Range = None,
+    length: flags.Length = 512,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
+    max_memory: flags.MaxMemory = None,
+    work_dir: flags.WorkDir = None,
+    seed: flags.Seed = 0,
+    verify: flags.Verify = True,
+    resume: flags.Resume = False,
+    overwrite: flags.Overwrite = False,
+    quiet: flags.Quiet = False,
     *,
     recovery: Recovery,
 ) -> None:
     """Train a cut checkpoint; with torchrun on several GPUs."""
-    from dataclasses import replace
-
     from compressor.progress import Lines
     from compressor.recovery.alone import recover_folder
     from compressor.settings import Settings
 
+    if recovery.method == "none":
+        raise InputError("--recover none trains nothing; give lora or distill.")
     settings = Settings(
         source=folder,
         dest=dest,
@@ -55,7 +57,7 @@ def recover(
         max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
-        recovery=replace(recovery, method="lora") if recovery.method == "none" else recovery,
+        recovery=recovery,
         resume=resume,
         overwrite=overwrite,
         verify=verify,

@@ -348,6 +348,8 @@ def test_the_stage_refuses_what_it_cannot_do(llama, alone, tmp_path, capsys, mak
     dest = tmp_path / "dest"
     assert stage("recover", llama, dest, *alone, "--recover", "distill") == 2
     assert "name it with --source" in said(capsys)
+    assert stage("recover", llama, dest, *alone, "--recover", "none") == 2
+    assert "--recover none trains nothing" in said(capsys)
     other = make_checkpoint(tmp_path / "other", vocab_size=130)
     options = [*alone, "--recover", "distill", "--source", other]
     assert stage("recover", llama, dest, *options) == 2
