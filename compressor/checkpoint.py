@@ -15,16 +15,24 @@ from types import SimpleNamespace
 import torch
 
 from compressor.errors import InputError
-from compressor.families import Family, family_of
+from compressor.families import family_of
 from compressor.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
-from compressor.per_layer import HEADS, in_every_block, open_config
+from compressor.geometry import Geometry
 from compressor.per_layer import check as check_per_layer
+from compressor.per_layer import open_config
 from compressor.tensors import DTYPES, INDEX, SINGLE, completed, read_header, read_tensors, turned
 
 FINGERPRINT_BYTES = 1 << 20
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer_config.json",
+)
 
 
-class Checkpoint:
+class Checkpoint(Geometry):
     """A Hugging Face folder, opened read-only.
 
     `config` has settings under their standard names; `written_config` is the file's. Where no class of
@@ -46,7 +54,7 @@ class Checkpoint:
         self.translated = is_rotary(self.written_config)
         if self.translated:
             self.written_config = llama_config(self.written_config)
-        self.family: Family = family_of(self.written_config.get("model_type"))
+        self.family = family_of(self.written_config.get("model_type"))
         self.config = self.family.standard(self.written_config)
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
@@ -59,70 +67,10 @@ class Checkpoint:
         self._find_weights()
         self._complete_names()
         self._leave_out_duplicates()
+        self._check_count()
         self._check_shapes()
 
-    # -- geometry ---------------------------------------------------------------------------------
-
-    @property
-    def blocks(self) -> int:
-        return self.config["num_hidden_layers"]
-
-    @property
-    def hidden_size(self) -> int:
-        return self.config["hidden_size"]
-
-    @property
-    def heads(self) -> int:
-        return self.config[self.family.heads_key]
-
-    @property
-    def kv_heads(self) -> int:
-        return self.config.get(self.family.kv_heads_key) or self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.config.get("head_dim") or self.hidden_size // self.heads
-
-    @property
-    def positions(self) -> int | None:
-        """How many tokens a sequence can have, where the config says so."""
-        return self.config.get("max_position_embeddings")
-
-    @property
-    def queries_per_group(self) -> int:
-        return self.heads // self.kv_heads
-
-    @property
-    def channel_sizes(self) -> dict[str, int]:
-        """Channels of a unit of each kind, as a `Slice` names them."""
-        queries = self.queries_per_group * self.head_dim
-        return {"q": queries, "k": self.head_dim, "v": self.head_dim, "c": 1}
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Prunable units of one block, KV groups and FFN channels: of the widest, if they differ."""
-        blocks = self.block_units
-        return {group: max(units[group] for units in blocks) for group in blocks[0]}
-
-    @cached_property
-    def block_units(self) -> list[dict[str, int]]:
-        """Prunable units of every block."""
-        family = self.family
-        groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
-        channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
-        return [
-            {"attention": own or self.heads, "ffn": ffn}
-            for own, ffn in zip(groups, channels, strict=True)
-        ]
-
-    @cached_property
-    def heads_left(self) -> list[list[int]]:
-        """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""
-        chosen = in_every_block(self.config, HEADS, self.blocks)
-        return [
-            own or [*range(units["attention"] * self.queries_per_group)]
-            for own, units in zip(chosen, self.block_units, strict=True)
-        ]
+    # -- what the files hold ----------------------------------------------------------------------
 
     @property
     def tied(self) -> bool:
@@ -202,6 +150,11 @@ class Checkpoint:
             raise InputError(
                 f"The tokenizer in {self.path} is code of its own, which is not run; save it as "
                 "tokenizer.json (transformers' PreTrainedTokenizerFast) and put that beside the weights."
+            )
+        if not any((self.path / name).exists() for name in TOKENIZERS):
+            raise InputError(
+                f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)}); put that of the "
+                "original model beside the weights."
             )
         try:
             return read_tokenizer(self.path, self.coded)
@@ -287,6 +240,17 @@ class Checkpoint:
             pair = self.read([head, embedding])
             if torch.equal(pair[head], pair[embedding]):
                 del self.tensors[head]
+
+    def _check_count(self) -> None:
+        """No block is there beyond those that the config counts."""
+        prefix = self.family.layers + "."
+        for name in self.tensors:
+            number = name.removeprefix(prefix).partition(".")[0]
+            if name.startswith(prefix) and number.isdecimal() and int(number) >= self.blocks:
+                raise InputError(
+                    f"{self.path} holds {name}, but its config counts {self.blocks} blocks, the last "
+                    f"of which is {self.blocks - 1}; give a folder whose config is of these weights."
+                )
 
     def _check_shapes(self) -> None:
         """Every tensor a cut touches is there with the shape its config implies."""

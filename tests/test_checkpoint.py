@@ -191,6 +191,19 @@ def test_a_tied_head_that_is_stored_too_counts_once(copy):
     assert Checkpoint(copy).tied
 
 
+def test_blocks_that_the_config_does_not_count(copy):
+    edit_config(copy, num_hidden_layers=2)
+    with pytest.raises(InputError, match=r"holds model\.layers\.2\..* its config counts 2 blocks"):
+        Checkpoint(copy)
+
+
+def test_no_tokenizer(copy):
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer \(none of tokenizer\.json, "):
+        Checkpoint(copy).tokenizer()
+
+
 def test_broken_tokenizer(copy):
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="tokenizer"):
