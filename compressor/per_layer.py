@@ -164,6 +164,19 @@ def model_of(config, family: Family, dtype):
     return make(config, dtype=dtype)
 
 
+def may_run_code(folder: Path) -> bool:
+    """`ships_own_code`; InputError where the blocks are of different widths, so that without the code
+    nothing builds them.
+    """
+    own = ships_own_code(folder)
+    if not own and KEY in json.loads((folder / "config.json").read_bytes()):
+        raise InputError(
+            f"{folder} has blocks of different widths, and the code beside them is not what this "
+            "package writes, so it is not run; make the folder again, or put its .py files back."
+        )
+    return own
+
+
 def ships_own_code(folder: Path) -> bool:
     """Whether all code that the folder names is byte for byte this package's, so that it may run."""
     try:

@@ -28,7 +28,7 @@ from compressor.errors import CompressorError, InputError, MachineError, Verific
 from compressor.families import FAMILIES
 from compressor.masking import masked_plan
 from compressor.memory import drop_pages
-from compressor.per_layer import model_of, ships_own_code
+from compressor.per_layer import may_run_code, model_of
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.sparse.verification import check_sparse
@@ -144,12 +144,13 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    trusted = may_run_code(folder)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             output_loading_info=True,
-            trust_remote_code=ships_own_code(folder),
+            trust_remote_code=trusted,
         )
         family = FAMILIES.get(model.config.model_type)
         tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)

@@ -5,7 +5,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MachineError
-from compressor.per_layer import ships_own_code
+from compressor.per_layer import may_run_code
 
 
 def open_whole(checkpoint: Checkpoint, device: str, dtype: torch.dtype, instead: str):
@@ -16,14 +16,15 @@ def open_whole(checkpoint: Checkpoint, device: str, dtype: torch.dtype, instead:
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
-    if checkpoint.coded and not ships_own_code(checkpoint.path):
+    trusted = may_run_code(checkpoint.path)
+    if checkpoint.coded and not trusted:
         raise InputError(
             f"{checkpoint.path} runs by code of its own alone, which is not run here; {instead}."
         )
     check_device(device)
     check_room(checkpoint, checkpoint.bytes, device, instead)
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, dtype=dtype, trust_remote_code=ships_own_code(checkpoint.path)
+        checkpoint.path, dtype=dtype, trust_remote_code=trusted
     )
     return model.to(device).eval()
 

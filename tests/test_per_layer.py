@@ -12,8 +12,9 @@ from compressor.blocks import BlockStream
 from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
 from compressor.cli import job, run
-from compressor.errors import InputError, VerificationError
+from compressor.errors import InputError
 from compressor.estimate import estimate
+from compressor.estimate.measuring import measure
 from compressor.inspection import inspect
 from compressor.methods import METHODS
 from compressor.per_layer import CODE, KEY
@@ -122,8 +123,9 @@ def test_code_that_is_not_ours_is_not_run(small, where):
     if where == "beside":
         config = (small / "config.json").read_text()
         (small / "config.json").write_text(config.replace(CODE.stem, code.stem))
-    with pytest.raises(VerificationError, match="does not load with transformers: 'num_"):
-        verify_here(small)
+    for use in (verify_here, lambda folder: measure(Checkpoint(folder), "cpu", 1, 4)):
+        with pytest.raises(InputError, match="is not what this package writes, so it is not run"):
+            use(small)
     answers = {row["target"]: row for row in inspect(small)["loads"]}
     assert answers["transformers, trust_remote_code"]["loads"] is None
     BlockStream(Checkpoint(small))  # by the package's own class
