@@ -30,8 +30,10 @@ compress: install
 	    --evaluation stdlib-held-out --evaluation-range 0:100
 	$(BIN)/python examples/continue_text.py examples/tiny-llama $(OUT)
 
+# Tests side by side, each on one thread: two that share their cores wait for each other.
 test: install
-	$(BIN)/python -m pytest -q -m "not slow and not breadth"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal \
+	    -m "not slow and not breadth"
 
 test-all: install
 	$(BIN)/python -m pytest -q

@@ -53,6 +53,11 @@ FROM_THE_BASE_ON = {"bloom", "gpt2"}
 QUICK = ("bloom", "gemma2", "llama", "qwen2")
 
 
+def pytest_collection_modifyitems(items: list) -> None:
+    """The longest first, which the others then run beside."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a printable ASCII character."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "\n": 3}

@@ -41,7 +41,7 @@ def test_commands_and_python(clone):
             text=True,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    assert (clone / "build/several/keep-0.8/model.safetensors").exists()
+    assert (clone / "build/several/keep-0.9/model.safetensors").exists()
 
 
 def test_every_method_and_mode_is_in_the_table():
