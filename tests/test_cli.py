@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import compress, said, stage
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.methods import METHODS
 from compressor.repair import KINDS
 from compressor.scores import Scores
-from compressor.stages import stages
 from compressor.tensors import SINGLE
 
 JSON_KEYS = {
@@ -21,14 +20,6 @@ JSON_KEYS = {
     "bytes_after", "perplexity_before", "perplexity_after", "seconds", "peak_rss_bytes",
     "peak_gpu_bytes", "seed", "warnings",
 }  # fmt: skip
-
-
-def compress(*arguments) -> int:
-    return run(job, [str(a) for a in arguments])
-
-
-def stage(*arguments) -> int:
-    return run(stages, [str(a) for a in arguments])
 
 
 def test_the_whole_job(llama, text_file, tmp_path, capsys):
@@ -215,7 +206,7 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
     assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
     assert stage("cut", llama, dest, "--plan", plan) == 2
-    assert "use --layout per-layer" in " ".join(capsys.readouterr().err.split())
+    assert "use --layout per-layer" in said(capsys)
     padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
     assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
     assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
@@ -255,7 +246,7 @@ def test_grains_reach_the_scores_file(llama, text_file, tmp_path):
     out = tmp_path / "s.safetensors"
     asked = ["score", llama, "--out", out, "--calibration", text_file, "--samples", 3]
     chosen = ["--method", "hywia", "--coarse", "vector", "--fine", "mix", "--reduce", "max"]
-    assert run(stages, [str(a) for a in (*asked, *chosen, "--length", 32)]) == 0
+    assert stage(*asked, *chosen, "--length", 32) == 0
     grains = Scores.load(out).about["grains"]
     assert grains == {
         "coarse": "vector", "fine": "mix", "reduce": "max", "gradient": "sequences",

@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from jobs import compress, stage
 
 from compressor.allocation import allocate
 from compressor.allocation.ranking import normalised
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.drawing import (
     PICTURE,
     block_sparsity,
@@ -29,7 +29,6 @@ from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Landscape, Scores
 from compressor.scoring import score
-from compressor.stages import stages
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -173,7 +172,7 @@ def no_matplotlib(monkeypatch):
 
 def compressed(llama, dest) -> int:
     options = ["--method", "random", "--keep", 0.9, "--no-verify", "--json", "--length", 64]
-    return run(job, [str(a) for a in (llama, dest, *options)])
+    return compress(llama, dest, *options)
 
 
 def test_result_holds_its_picture(llama, tmp_path, capsys):
@@ -199,7 +198,7 @@ def test_report_of_saved_scores(fused, llama, tmp_path, capsys):
 
     def report(*options) -> int:
         arguments = ["report", tmp_path / "s.safetensors", "--out", tmp_path / "p.png", *options]
-        return run(stages, [str(a) for a in arguments])
+        return stage(*arguments)
 
     sizes = set()
     for options in ([], ["--keep", 0.6, "--allocate", "global", "--protect", "0", "--align", 2]):

@@ -4,23 +4,18 @@ import json
 
 import pytest
 import torch
+from jobs import said, stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor import generation, whole_model
-from compressor.cli import run
 from compressor.errors import InputError
 from compressor.generation import sample, written
-from compressor.stages import stages
 from compressor.texts import read_text
 
 
 def opened(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(folder)
-
-
-def stage(*words) -> int:
-    return run(stages, ["generate", *map(str, words)])
 
 
 @torch.no_grad()
@@ -73,7 +68,7 @@ def test_a_model_that_writes_nothing(llama):
 
 def test_the_stage_writes_what_calibration_reads(llama, tmp_path, capsys):
     out = tmp_path / "own.jsonl"
-    assert stage(llama, out, "--tokens", 300, "--device", "cpu") == 0
+    assert stage("generate", llama, out, "--tokens", 300, "--device", "cpu") == 0
     assert f"DEST --calibration TEXT --calibration-also {out}" in capsys.readouterr().out
     text = read_text(str(out))
     model, tokenizer = opened(llama)
@@ -95,10 +90,10 @@ def test_what_is_refused(llama, tmp_path, monkeypatch, capsys):
         (2, (new, "--length", 1), "--length is 1; it must be at least 2"),
         (4, (new, "--device", "cuda:99"), "The device 'cuda:99' cannot be used"),
     ):
-        assert stage(llama, *words) == code
-        assert message in " ".join(capsys.readouterr().err.split())
+        assert stage("generate", llama, *words) == code
+        assert message in said(capsys)
     memory = whole_model.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
-    assert stage(llama, new, "--device", "cpu") == 4
-    assert "calibrate on a text, or free some" in " ".join(capsys.readouterr().err.split())
+    assert stage("generate", llama, new, "--device", "cpu") == 4
+    assert "calibrate on a text, or free some" in said(capsys)
     assert not new.exists() and json.loads(taken.read_text()) == {"text": "kept"}

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-
-from compressor.cli import job, run
+from jobs import compress
 
 DEVICE = "cuda"
 JOBS = (
@@ -39,7 +38,7 @@ def test_a_job_on_a_gpu(llama, text_file, tmp_path, capsys, options):
             "--no-verify",
             "--json",
         ]
-        assert run(job, [str(a) for a in given]) == 0
+        assert compress(*given) == 0
         found = json.loads(capsys.readouterr().out)
         perplexity[device] = found["perplexity_after"]
     assert found["peak_gpu_bytes"] > 0

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from jobs import compress, said
 
-from compressor.cli import job, run
 from compressor.opening import place
 
 
@@ -24,9 +24,8 @@ def texts(tmp_path):
     return one, other, tmp_path / "both.json"
 
 
-def compress(*arguments) -> int:
-    given = [*arguments, "--keep", 0.7, "--length", 32, "--no-verify"]
-    return run(job, [str(a) for a in given])
+def short(*arguments) -> int:
+    return compress(*arguments, "--keep", 0.7, "--length", 32, "--no-verify")
 
 
 def tensors(folder) -> bytes:
@@ -36,8 +35,8 @@ def tensors(folder) -> bytes:
 def test_a_second_text_counts_as_much_as_the_first(llama, texts, tmp_path):
     one, other, both = texts
     apart, together = tmp_path / "apart", tmp_path / "together"
-    assert compress(llama, apart, "--calibration", one, "--calibration-also", other) == 0
-    assert compress(llama, together, "--calibration", both) == 0
+    assert short(llama, apart, "--calibration", one, "--calibration-also", other) == 0
+    assert short(llama, together, "--calibration", both) == 0
     assert tensors(apart) == tensors(together)
     record = json.loads((apart / "compression.json").read_text())
     for given in (
@@ -56,19 +55,19 @@ def test_another_second_text_is_another_job(llama, texts, tmp_path, monkeypatch,
     asked = llama, tmp_path / "out", "--calibration", one, "--calibration-also", other
     with monkeypatch.context() as patched:
         patched.setattr("compressor.result.write", interrupt)
-        assert compress(*asked) == 130
+        assert short(*asked) == 130
     kept = other.read_text()
     documents(other, "something else that is not that")
-    assert compress(*asked, "--resume") == 2
-    assert "the SHA-256 of its texts" in " ".join(capsys.readouterr().err.split())
+    assert short(*asked, "--resume") == 2
+    assert "the SHA-256 of its texts" in said(capsys)
     other.write_text(kept)
-    assert compress(*asked, "--resume") == 0
+    assert short(*asked, "--resume") == 0
 
 
 def test_a_second_text_that_is_not_there(llama, texts, tmp_path, capsys):
     asked = llama, tmp_path / "out", "--calibration", texts[0], "--calibration-also", "none.json"
-    assert compress(*asked) == 2
-    assert "There is no file 'none.json'" in " ".join(capsys.readouterr().err.split())
+    assert short(*asked) == 2
+    assert "There is no file 'none.json'" in said(capsys)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import compress, said, stage
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
 from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.estimate import estimate
 from compressor.estimate.measuring import measure
@@ -22,7 +22,6 @@ from compressor.plan import Costs, Plan
 from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scoring import score
-from compressor.stages import stages
 from compressor.tensors import SINGLE
 from compressor.texts import read_text
 from compressor.verify import verify, verify_here
@@ -229,10 +228,6 @@ def quick(text_file) -> list:
     return ["--calibration", text_file, "--length", 32, "--samples", 6]
 
 
-def compress(*arguments) -> int:
-    return run(job, [str(a) for a in arguments])
-
-
 def test_the_whole_job_goes_on_where_it_was_killed(
     llama, quick, text_file, tmp_path, capsys, monkeypatch
 ):
@@ -291,7 +286,7 @@ def test_refused_before_it_begins(make_checkpoint, tmp_path, capsys, sizes, opti
     source = make_checkpoint(tmp_path / "source", **sizes)
     asked = ["--keep", 0.7, "--protect", 0, "--layout", "per-layer", *options]
     assert compress(source, tmp_path / "out", *asked) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    assert words in said(capsys)
 
 
 CUTS = {
@@ -331,7 +326,7 @@ def test_it_is_cut_again(small, quick, tmp_path, capsys, monkeypatch, how):
 
 def test_more_than_equal_widths_leave_is_refused(small, quick, tmp_path, capsys):
     assert compress(small, tmp_path / "again", "--keep", 0.75, "--align", 4, *quick) == 2
-    assert "more than equal widths leave" in " ".join(capsys.readouterr().err.split())
+    assert "more than equal widths leave" in said(capsys)
     assert not (tmp_path / "again").exists()
 
 
@@ -346,8 +341,8 @@ def test_every_method_scores_blocks_of_their_own_widths(small, text_file, method
 
 def test_equal_widths_that_a_narrow_block_has_not(small, quick, tmp_path, capsys):
     assert compress(small, tmp_path / "out", "--keep", 0.9, "--align", 24, *quick) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "begin with 1 KV groups and 24 FFN channels, and a block has 1 and 20" in said
+    message = said(capsys)
+    assert "begin with 1 KV groups and 24 FFN channels, and a block has 1 and 20" in message
 
 
 @pytest.mark.parametrize(
@@ -355,14 +350,14 @@ def test_equal_widths_that_a_narrow_block_has_not(small, quick, tmp_path, capsys
 )
 def test_what_takes_equal_blocks_says_so(small, tmp_path, capsys, options):
     assert compress(small, tmp_path / "out", *options) == 2
-    assert "takes checkpoints of equal blocks" in " ".join(capsys.readouterr().err.split())
+    assert "takes checkpoints of equal blocks" in said(capsys)
 
 
 def test_it_is_recovered(small, quick, tmp_path, capsys):
     dest = tmp_path / "recovered"
     options = ["--recover", "lora", "--recover-steps", 4, "--recover-batch", 2]
     asked = ["recover", small, dest, *quick[:4], *options]
-    assert run(stages, [str(a) for a in asked]) in (0, 3)
+    assert stage(*asked) in (0, 3)
     if dest.exists():
         assert (dest / CODE.name).read_bytes() == CODE.read_bytes()
         assert Checkpoint(dest).block_units == Checkpoint(small).block_units

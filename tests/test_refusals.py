@@ -1,24 +1,15 @@
 """What a job refuses, and what it leaves when it breaks off: nothing."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from jobs import compress, left_over, said
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.tensors import SINGLE
-
-
-def compress(*arguments) -> int:
-    return run(job, [str(a) for a in arguments])
-
-
-def left_over(dest: Path) -> list[str]:
-    return [p.name for p in dest.parent.iterdir() if p.name.startswith(dest.name)]
 
 
 def test_exploding_perplexity_is_rejected(stories, tmp_path, capsys):
@@ -99,7 +90,7 @@ def test_one_rejected_ratio_of_several(stories, tmp_path, capsys):
 def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, message):
     dest = tmp_path / "out"
     assert compress(llama, dest, *quick, *arguments) == 2
-    error = " ".join(capsys.readouterr().err.split())
+    error = said(capsys)
     assert message in error and "Traceback" not in error
     assert left_over(dest) == []
 
@@ -108,7 +99,7 @@ def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, me
 def test_dest_without_a_name(llama, quick, tmp_path, capsys, monkeypatch, dest):
     monkeypatch.chdir(tmp_path)
     assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 2
-    assert "names no new folder" in " ".join(capsys.readouterr().err.split())
+    assert "names no new folder" in said(capsys)
 
 
 def test_what_an_interrupted_job_left_is_not_lost(llama, quick, tmp_path, capsys):
@@ -116,7 +107,7 @@ def test_what_an_interrupted_job_left_is_not_lost(llama, quick, tmp_path, capsys
     left.parent.mkdir()
     left.write_text("{}")
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 2
-    assert "add --resume" in " ".join(capsys.readouterr().err.split()) and left.exists()
+    assert "add --resume" in said(capsys) and left.exists()
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick, "--overwrite") == 0
     assert not left.exists()
 
@@ -124,7 +115,7 @@ def test_what_an_interrupted_job_left_is_not_lost(llama, quick, tmp_path, capsys
 def test_device_that_is_not_there(llama, quick, tmp_path, capsys):
     dest = tmp_path / "out"
     assert compress(llama, dest, "--keep", 0.7, *quick, "--device", "abacus") == 4
-    assert "'abacus' cannot be used" in " ".join(capsys.readouterr().err.split())
+    assert "'abacus' cannot be used" in said(capsys)
     assert left_over(dest) == []
 
 
@@ -132,7 +123,7 @@ def test_dest_that_holds_the_source(llama, quick, tmp_path, capsys):
     source = shutil.copytree(llama, tmp_path / "models" / "m")
     for dest in (source, tmp_path / "models"):
         assert compress(source, dest, "--keep", 0.7, *quick, "--overwrite") == 2
-        assert "holds the source" in " ".join(capsys.readouterr().err.split())
+        assert "holds the source" in said(capsys)
     (tmp_path / "link").symlink_to(tmp_path)
     assert compress(source, tmp_path / "link", "--keep", 0.7, *quick, "--overwrite") == 2
     assert Checkpoint(source).parameters
@@ -141,7 +132,7 @@ def test_dest_that_holds_the_source(llama, quick, tmp_path, capsys):
 def test_activation_of_unknown_slope(make_checkpoint, quick, tmp_path, capsys):
     source = make_checkpoint(tmp_path / "relu", hidden_act="relu")
     assert compress(source, tmp_path / "a", "--keep", 0.7, *quick) == 2
-    assert "use --mode bip" in " ".join(capsys.readouterr().err.split())
+    assert "use --mode bip" in said(capsys)
     assert compress(source, tmp_path / "a", "--keep", 0.7, "--mode", "bip", *quick) == 0
 
 
@@ -152,7 +143,7 @@ def test_existing_dest(llama, quick, tmp_path, capsys):
     assert compress(llama, dest, "--keep", 0.7, *quick) == 2
     assert "exists" in capsys.readouterr().err
     assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 2
-    assert "not the result of a former run" in " ".join(capsys.readouterr().err.split())
+    assert "not the result of a former run" in said(capsys)
     assert (dest / "precious").exists()
     (dest / "compression.json").touch()
     assert compress(llama, dest, "--keep", 0.7, *quick, "--overwrite") == 0
@@ -167,7 +158,7 @@ def test_nan_in_the_weights_is_named(llama, quick, tmp_path, capsys, method):
     save_file(tensors, source / SINGLE)
     dest = tmp_path / "out"
     assert compress(source, dest, "--keep", 0.7, "--method", method, *quick) == 2
-    error = " ".join(capsys.readouterr().err.split())
+    error = said(capsys)
     assert "model.layers.1.mlp.up_proj.weight holds NaN" in error
     assert left_over(dest) == []
 

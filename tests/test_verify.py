@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from jobs import compress
 from safetensors.torch import load_file, save_file
 
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.plan import Target
 from compressor.repair.streaming import Repair
@@ -56,7 +56,7 @@ def test_prompts_end_where_the_positions_do(short, tmp_path):
 def test_what_a_job_expects_ends_there_too(given, short, tmp_path):
     command = [short, tmp_path / "out", "--granularity", "weight", "--sparsity", 0.1, "--method"]
     command += ["magnitude", *given]
-    assert run(job, [str(a) for a in command]) == 0
+    assert compress(*command) == 0
 
 
 def edit(folder, change):

@@ -5,12 +5,12 @@ from itertools import product
 
 import pytest
 import torch
+from jobs import compress
 
 from compressor.allocation import allocate
 from compressor.allocation.uniform import solve
 from compressor.budget import PARTS, table_of
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.estimate.costs import parts
 from compressor.lattice import lattice
@@ -54,7 +54,7 @@ def with_landscape(checkpoint):
 def test_flops_are_those_of_the_cut_checkpoint(any_family, quick, tmp_path, capsys):
     layout = "per-layer" if Checkpoint(any_family).family.ffn_fixed else "uniform"
     given = ["--keep", "0.8", "--budget", "flops", "--layout", layout, "--json", *quick]
-    assert run(job, [str(any_family), str(tmp_path / "out"), *given]) == 0
+    assert compress(any_family, tmp_path / "out", *given) == 0
     found = json.loads(capsys.readouterr().out)
     context = min(2048, Checkpoint(any_family).config["max_position_embeddings"])
     before, after = (
@@ -187,7 +187,7 @@ def test_an_unreachable_share_names_the_smallest(llama, tmp_path, budget, ends):
     ],
 )
 def test_bad_input_is_named(llama, tmp_path, capsys, given, message):
-    assert run(job, [str(llama), str(tmp_path / "out"), *given]) == 2
+    assert compress(llama, tmp_path / "out", *given) == 2
     found = capsys.readouterr()
     assert message in " ".join((found.out + found.err).split())
 
@@ -202,9 +202,9 @@ def test_the_same_budget_resumes(llama, quick, tmp_path, monkeypatch, capsys):
     asked = [str(llama), str(tmp_path / "out"), "--keep", "0.8", "--budget", table, *quick]
     with monkeypatch.context() as patched:
         patched.setattr("compressor.result.write", interrupt)
-        assert run(job, asked) == 130
+        assert compress(*asked) == 130
     write_table(Checkpoint(llama), tmp_path, other=4)
-    assert run(job, [*asked, "--resume"]) == 2
+    assert compress(*asked, "--resume") == 2
     assert "--budget" in capsys.readouterr().err
     write_table(Checkpoint(llama), tmp_path)
-    assert run(job, [*asked, "--resume"]) == 0
+    assert compress(*asked, "--resume") == 0

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from jobs import compress
 from transformers import AutoModelForCausalLM
 
 from compressor.allocation import allocate
@@ -12,7 +13,6 @@ from compressor.allocation.landscape import HELD_BACK, measure_landscape
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.lattice import Lattice, lattice
 from compressor.plan import Target
@@ -159,7 +159,7 @@ def test_compress(llama, text_file, tmp_path, capsys, layout):
     asked = ["--keep-blocks", 0.6, "--allocate", "measured", "--layout", layout, "--no-verify"]
     asked += ["--calibration", text_file, "--length", 32, "--samples", 10, "--method", "random"]
     dest = tmp_path / "out"
-    assert run(job, [str(x) for x in (llama, dest, *asked, "--json")]) == 0
+    assert compress(llama, dest, *asked, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     rows = [row["allocation"] for row in found["held_back"]["rows"]]
     assert found["allocate"] == "measured" and rows[:3] == ["measured", "exact", "uniform"]

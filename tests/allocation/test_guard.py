@@ -5,19 +5,18 @@ import math
 
 import pytest
 import torch
+from jobs import compress, said, stage
 
 from compressor.allocation import allocate
 from compressor.allocation.guard import JUDGED, held_back, judge, loss_after
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.evaluation import perplexity
 from compressor.plan import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring import score
-from compressor.stages import stages
 from compressor.tensors import SINGLE
 from compressor.writing import write
 
@@ -79,7 +78,7 @@ def quick(text_file):
 def test_the_best_on_held_back_text_is_taken(llama, quick, tmp_path, capsys, options, repair):
     dest = tmp_path / "out"
     asked = [str(llama), str(dest), "--keep-blocks", "0.6", "--allocate", "exact", *options]
-    assert run(job, [*asked, "--repair", repair, "--json", *quick]) == 0
+    assert compress(*asked, "--repair", repair, "--json", *quick) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["allocate"] == "exact" and found["keep_blocks_reached"] <= 0.6
     compared = found["held_back"]
@@ -99,7 +98,7 @@ def test_a_killed_comparison_goes_on(llama, quick, tmp_path, capsys, monkeypatch
     import compressor.allocation.guard as guard
 
     asked = ["--keep", "0.7", "--allocate", "exact", *quick]
-    assert run(job, [str(llama), str(tmp_path / "whole"), *asked]) == 0
+    assert compress(llama, tmp_path / "whole", *asked) == 0
     real, measured = guard.loss_after, []
 
     def killed(*given):
@@ -110,9 +109,9 @@ def test_a_killed_comparison_goes_on(llama, quick, tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(guard, "loss_after", killed)
     dest = tmp_path / "resumed"
-    assert run(job, [str(llama), str(dest), *asked]) == 130
+    assert compress(llama, dest, *asked) == 130
     monkeypatch.setattr("compressor.planning.measure_landscape", None)
-    assert run(job, [str(llama), str(dest), *asked, "--resume"]) == 0
+    assert compress(llama, dest, *asked, "--resume") == 0
     for file in (SINGLE, "compression.json"):
         assert (dest / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -122,7 +121,7 @@ def test_a_killed_landscape_goes_on_at_its_last_block(llama, quick, tmp_path, mo
     from compressor.allocation.landscape import BlockCuts
 
     asked = ["--keep", "0.7", "--allocate", how, *quick]
-    assert run(job, [str(llama), str(tmp_path / "whole"), *asked]) == 0
+    assert compress(llama, tmp_path / "whole", *asked) == 0
     real, visited = BlockCuts.errors, []
 
     def killed(self, *given):
@@ -133,8 +132,8 @@ def test_a_killed_landscape_goes_on_at_its_last_block(llama, quick, tmp_path, mo
 
     monkeypatch.setattr(BlockCuts, "errors", killed)
     dest = tmp_path / "resumed"
-    assert run(job, [str(llama), str(dest), *asked]) == 130
-    assert run(job, [str(llama), str(dest), *asked, "--resume"]) == 0
+    assert compress(llama, dest, *asked) == 130
+    assert compress(llama, dest, *asked, "--resume") == 0
     blocks = json.loads((llama / "config.json").read_text())["num_hidden_layers"]
     assert len(visited) == blocks + 1  # one of them twice: the killed one
     for file in (SINGLE, "compression.json"):
@@ -144,15 +143,15 @@ def test_a_killed_landscape_goes_on_at_its_last_block(llama, quick, tmp_path, mo
 def test_scored_once_planned_many_times(llama, quick, tmp_path, capsys):
     scores = tmp_path / "s.safetensors"
     source = ["score", str(llama), "--out", str(scores), "--allocate", "exact"]
-    assert run(stages, [*source, *quick[:-3], *quick[-2:]]) == 0
+    assert stage(*source, *quick[:-3], *quick[-2:]) == 0
     for keep in ("0.9", "0.7"):
         plan = tmp_path / f"{keep}.json"
         given = ["plan", str(scores), "--keep", keep, "--out", str(plan), "--allocate", "exact"]
-        assert run(stages, given) == 0
-        assert run(stages, [*given, "--layout", "padded"]) == 0
+        assert stage(*given) == 0
+        assert stage(*given, "--layout", "padded") == 0
         assert json.loads(plan.read_text())["about"]["keep_reached"] <= float(keep)
-    assert run(stages, [*given, "--layout", "spiral"]) == 2
-    assert "'spiral' is not one of" in " ".join(capsys.readouterr().err.split())
+    assert stage(*given, "--layout", "spiral") == 2
+    assert "'spiral' is not one of" in said(capsys)
 
 
 @pytest.mark.parametrize(
@@ -165,5 +164,5 @@ def test_scored_once_planned_many_times(llama, quick, tmp_path, capsys):
 def test_refusals(llama, quick, tmp_path, capsys, options, words):
     dest = str(tmp_path / "out")
     asked = [str(llama), dest, "--keep", "0.7", "--allocate", "exact", *quick, *options]
-    assert run(job, asked) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    assert compress(*asked) == 2
+    assert words in said(capsys)

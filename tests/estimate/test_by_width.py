@@ -6,21 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jobs import compress, said, stage
 
 from compressor import whole_model
 from compressor.budget import PARTS, interpolated, table_of
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import MachineError
 from compressor.estimate import estimate, measuring, timed_widths
 from compressor.estimate.by_width import table
 from compressor.lattice import lattice
 from compressor.scores import GROUPS
-from compressor.stages import stages
-
-
-def stage(*arguments) -> int:
-    return run(stages, ["estimate", *map(str, arguments)])
 
 
 def cost(found: dict, group: str, width: int) -> float:
@@ -67,7 +62,7 @@ def test_the_table_is_the_estimate_of_whole_and_of_cut_models(any_family, quick,
     before = Checkpoint(any_family)
     layout = "per-layer" if before.family.ffn_fixed else "uniform"
     given = ["--keep-blocks", "0.6", "--layout", layout, *quick]
-    assert run(job, [str(any_family), str(tmp_path / "small"), *given]) == 0
+    assert compress(any_family, tmp_path / "small", *given) == 0
     after = Checkpoint(tmp_path / "small")
     assert after.units["ffn"] < before.units["ffn"]
     found = table(any_family, "h200", context=30, phase=phase)
@@ -155,10 +150,10 @@ def test_a_cut_within_a_table(make_checkpoint, quick, tmp_path, capsys, given):
     model = make_checkpoint(tmp_path / "model", **sizes)
     path, small = tmp_path / "table.json", tmp_path / "small"
     path.write_text("what was there")
-    assert stage(model, "--costs", path, "--phase", "prefill", *given) == 0
+    assert stage("estimate", model, "--costs", path, "--phase", "prefill", *given) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "prefill, ms a block" in shown and f"--budget {path}" in shown
-    assert run(job, [str(model), str(small), "--keep", "0.8", "--budget", str(path), *quick]) == 0
+    assert compress(model, small, "--keep", "0.8", "--budget", path, *quick) == 0
     found = json.loads(path.read_text())
     before, after = (whole(found, Checkpoint(folder)) for folder in (model, small))
     assert 0.5 * before < after <= 0.8 * before
@@ -167,7 +162,7 @@ def test_a_cut_within_a_table(make_checkpoint, quick, tmp_path, capsys, given):
 
 def test_json_is_what_is_written(llama, tmp_path, capsys):
     given = ["--device", "h200", "--phase", "prefill", "--costs", tmp_path / "t.json", "--json"]
-    assert stage(llama, *given) == 0
+    assert stage("estimate", llama, *given) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "t.json").read_text())
 
 
@@ -205,8 +200,8 @@ def test_even_distances(items, most, found):
 )
 def test_bad_options(llama, tmp_path, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(tmp_path)
-    assert stage(llama, *arguments) == code
-    error = " ".join(capsys.readouterr().err.split())
+    assert stage("estimate", llama, *arguments) == code
+    error = said(capsys)
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "t.json").exists()
 
@@ -215,19 +210,22 @@ def test_models_without_one_table(llama, quick, tmp_path, capsys):
     """Whose blocks differ, or are packed."""
     unequal = tmp_path / "unequal"
     given = ["--keep", "0.8", "--layout", "per-layer", "--protect", "0", *quick]
-    assert run(job, [str(llama), str(unequal), *given]) == 0
+    assert compress(llama, unequal, *given) == 0
     packed = tmp_path / "packed"
     packed.mkdir()
     config = json.loads((llama / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "compressed-tensors"}
     (packed / "config.json").write_text(json.dumps(config))
     for folder, message in ((unequal, "have widths of their own"), (packed, "quantised weights")):
-        assert stage(folder, "--costs", tmp_path / "t.json", "--device", "h200") == 2
-        assert message in " ".join(capsys.readouterr().err.split())
+        assert stage("estimate", folder, "--costs", tmp_path / "t.json", "--device", "h200") == 2
+        assert message in said(capsys)
 
 
 def test_too_little_memory_to_measure(llama, tmp_path, monkeypatch, capsys):
     memory = whole_model.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
-    assert stage(llama, "--device", "cpu", "--measure", "--costs", tmp_path / "t.json") == 4
-    assert "leave --measure out" in " ".join(capsys.readouterr().err.split())
+    assert (
+        stage("estimate", llama, "--device", "cpu", "--measure", "--costs", tmp_path / "t.json")
+        == 4
+    )
+    assert "leave --measure out" in said(capsys)

@@ -5,20 +5,15 @@ import json
 
 import pytest
 import torch
+from jobs import compress, said, stage
 from rich.console import Console
 
 from compressor import whole_model
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.estimate import estimate, machine, measuring
 from compressor.estimate.tables import scaled, tables
 from compressor.per_layer import class_of
-from compressor.stages import stages
 from compressor.widths import model_widths
-
-
-def stage(*arguments) -> int:
-    return run(stages, ["estimate", *map(str, arguments)])
 
 
 def text(result: dict) -> str:
@@ -32,7 +27,7 @@ def text(result: dict) -> str:
 def cut(llama, tmp_path_factory):
     dest = tmp_path_factory.mktemp("cut") / "small"
     options = ["--keep-blocks", "0.5", "--method", "magnitude", "--no-verify"]
-    assert run(job, [str(llama), str(dest), *options]) == 0
+    assert compress(llama, dest, *options) == 0
     return dest
 
 
@@ -47,7 +42,7 @@ def quick_ceilings(monkeypatch):
 
 def test_before_and_after_of_a_cut(llama, cut, capsys):
     options = ("--device", "a100", "--batch", 3, "--context", 40)
-    assert stage(cut, "--before", llama, *options, "--json") == 0
+    assert stage("estimate", cut, "--before", llama, *options, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     before, after = result["models"]
     for model, folder in ((before, llama), (after, cut)):
@@ -91,7 +86,7 @@ def test_ceilings_of_this_machine_are_measured(llama, quick_ceilings):
 
 def test_the_clock_beside_the_prediction(llama, cut, quick_ceilings, capsys):
     options = ("--device", "cpu", "--context", 12, "--measure")
-    assert stage(cut, "--before", llama, *options, "--json") == 0
+    assert stage("estimate", cut, "--before", llama, *options, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     for model in result["models"]:
         for phase in ("decode", "prefill"):
@@ -153,27 +148,27 @@ def test_steps_see_the_context_announced(llama, monkeypatch):
     ],
 )
 def test_bad_options(llama, quick_ceilings, capsys, arguments, code, message):
-    assert stage(llama, *arguments) == code
-    error = " ".join(capsys.readouterr().err.split())
+    assert stage("estimate", llama, *arguments) == code
+    error = said(capsys)
     assert message in error and "Traceback" not in error
 
 
 def test_no_checkpoint(tmp_path, capsys):
-    assert stage(tmp_path) == 2
-    assert "has no config.json" in " ".join(capsys.readouterr().err.split())
+    assert stage("estimate", tmp_path) == 2
+    assert "has no config.json" in said(capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(llama, capsys):
-    assert stage(llama, "--device", "cuda") == 4
-    assert "'cuda' cannot be used" in " ".join(capsys.readouterr().err.split())
+    assert stage("estimate", llama, "--device", "cuda") == 4
+    assert "'cuda' cannot be used" in said(capsys)
 
 
 def test_too_little_memory_to_measure(llama, quick_ceilings, monkeypatch, capsys):
     memory = whole_model.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
-    assert stage(llama, "--device", "cpu", "--context", 8, "--measure") == 4
-    assert "leave --measure out" in " ".join(capsys.readouterr().err.split())
+    assert stage("estimate", llama, "--device", "cpu", "--context", 8, "--measure") == 4
+    assert "leave --measure out" in said(capsys)
 
 
 @pytest.mark.parametrize(

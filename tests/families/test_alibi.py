@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from jobs import compress, said
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
@@ -13,7 +14,6 @@ from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from compressor.blocks import BlockStream
 from compressor.calibration import tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError, VerificationError
 from compressor.families.modeling_alibi import BAICHUAN2_VOCABULARY, slopes
 from compressor.inspection import inspect
@@ -273,7 +273,7 @@ def test_the_whole_job(source, text_file, tmp_path, capsys):
     quick += ["--max-perplexity-ratio", "off", "--evaluation", text_file]
     stock = Checkpoint(source).family.stock
     asked = [source, tmp_path / "all", "--keep-blocks", 0.7, "--layout", "all", *quick]
-    assert run(job, [str(a) for a in asked]) == 0
+    assert compress(*asked) == 0
     found = json.loads(capsys.readouterr().out)
     layouts = ["per-layer", "padded"] if stock else ["uniform", "per-layer", "padded"]
     assert [r["dest"].split("keep-blocks-0.7-")[1] for r in found] == layouts
@@ -282,10 +282,10 @@ def test_the_whole_job(source, text_file, tmp_path, capsys):
     told = ["trust_remote_code=True" in card for card in cards]
     assert told == [r["layout"] == "per-layer" or not stock for r in found]
     if stock:
-        assert run(job, [str(a) for a in [source, tmp_path / "no", "--keep", 0.7, *quick]]) == 2
-        assert "use --layout per-layer" in " ".join(capsys.readouterr().err.split())
+        assert compress(source, tmp_path / "no", "--keep", 0.7, *quick) == 2
+        assert "use --layout per-layer" in said(capsys)
     else:
         assert any("has no class of baichuan" in w for r in found for w in r["warnings"])
         options = [*quick, "--quantize", "w4a16"]
-        assert run(job, [str(a) for a in [source, tmp_path / "no", "--keep", 0.7, *options]]) == 2
-        assert "packs weights for transformers' own" in " ".join(capsys.readouterr().err.split())
+        assert compress(source, tmp_path / "no", "--keep", 0.7, *options) == 2
+        assert "packs weights for transformers' own" in said(capsys)

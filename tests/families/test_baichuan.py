@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
+from jobs import compress
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.blocks import BlockStream
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.estimate.measuring import measure
 from compressor.families.rotary_baichuan import BAICHUAN2_VOCABULARY
@@ -109,7 +109,7 @@ def test_the_result_is_stock(pair, text_file, tmp_path, arguments, container):
     source, _ = pair
     out = tmp_path / "out"
     given = ["--samples", 6, "--length", 24, "--calibration", text_file, "--max-perplexity-ratio"]
-    assert run(job, [*map(str, [source, out, *given, "off", *arguments])]) == 0
+    assert compress(source, out, *given, "off", *arguments) == 0
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == container
     assert ("auto_map" in config) == ("per-layer" in arguments)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from jobs import compress
 from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
@@ -11,7 +12,6 @@ from compressor.allocation.uniform import solve
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import InputError
 from compressor.lattice import lattice
 from compressor.methods.llm_bip import amplification
@@ -69,7 +69,7 @@ def test_heads_go_in_the_padded_layout_alone(plain, tmp_path):
 @pytest.mark.parametrize("layout", ["per-layer", "all"])
 def test_blocks_of_their_own_widths_are_refused(plain, text_file, tmp_path, capsys, layout):
     given = [plain, tmp_path / "out", "--keep", 0.8, "--calibration", text_file, "--layout", layout]
-    assert run(job, [str(a) for a in given]) == 2
+    assert compress(*given) == 2
     assert "blocks of different widths; use --layout uniform" in " ".join(
         capsys.readouterr().err.split()
     )
@@ -130,7 +130,7 @@ def test_generation_after_a_cut(plain, text_file, tmp_path, capsys):
     dest = tmp_path / "out"
     given = [plain, dest, "--keep-blocks", 0.75, "--calibration", text_file, "--length", 32,
              "--samples", 6, "--repair", "bias", "--json"]  # fmt: skip
-    assert run(job, [str(a) for a in given]) == 0
+    assert compress(*given) == 0
     assert json.loads(capsys.readouterr().out)["verified"].startswith("logits within")
     model = AutoModelForCausalLM.from_pretrained(dest)
     assert model.generate(torch.arange(3, 9)[None], max_new_tokens=4, pad_token_id=0).shape[1] <= 10

@@ -5,15 +5,14 @@ import shutil
 
 import pytest
 import torch
+from jobs import said, stage
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli import run
 from compressor.inspection import inspect
 from compressor.inspection.folder import Folder
 from compressor.inspection.loadability import Answer, four_bits, k_quants, older, tensor_parallel
-from compressor.stages import stages
 from compressor.tensors import INDEX, SINGLE
 from compressor.widths import BlockWidths
 
@@ -272,12 +271,12 @@ def test_what_older_transformers_read_of_the_config(config, answer, because):
 
 
 def test_command(llama, capsys):
-    assert run(stages, ["inspect", str(llama), "--json"]) == 0
+    assert stage("inspect", llama, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["blocks"][0] == {
         "block": 0, "parameters": 7744, "heads": 8, "kv_heads": 4, "ffn": 48,
     }  # fmt: skip
-    assert run(stages, ["inspect", str(llama)]) == 0
+    assert stage("inspect", llama) == 0
     shown = capsys.readouterr().out
     for expected in ("layout uniform", "0-2", "tensor parallel 8", "32 mod 128 is 32"):
         assert expected in shown
@@ -285,13 +284,13 @@ def test_command(llama, capsys):
 
 def test_command_shows_shapes_and_problems(copy, capsys):
     edit_config(copy, model_type="novel")
-    assert run(stages, ["inspect", str(copy)]) == 0
+    assert stage("inspect", copy) == 0
     shown = capsys.readouterr().out
     assert "mlp.down_proj.weight 32 x 48" in shown and "Problem: The model type 'novel'" in shown
 
 
 def test_no_model_at_all(tmp_path, capsys):
-    assert run(stages, ["inspect", str(tmp_path)]) == 2
-    assert "is no checkpoint" in " ".join(capsys.readouterr().err.split())
-    assert run(stages, ["inspect", str(tmp_path / "nowhere")]) == 2
-    assert "no folder" in " ".join(capsys.readouterr().err.split())
+    assert stage("inspect", tmp_path) == 2
+    assert "is no checkpoint" in said(capsys)
+    assert stage("inspect", tmp_path / "nowhere") == 2
+    assert "no folder" in said(capsys)

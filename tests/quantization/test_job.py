@@ -1,4 +1,4 @@
-"""`compress --quantize`: what is written, who loads it, what it computes, what is refused."""
+"""`compress --quantize`: what is written, who loads it, and what it computes."""
 
 import json
 import re
@@ -6,40 +6,22 @@ import shutil
 
 import pytest
 import torch
+from jobs import compress, said, stage
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
-from compressor.errors import InputError, VerificationError
+from compressor.errors import VerificationError
 from compressor.inspection import inspect
-from compressor.quantization import settings as options
 from compressor.quantization.job import adopt
 from compressor.quantization.reading import PackedCheckpoint, open_model
-from compressor.quantization.stream import Quantizing, check_columns
+from compressor.quantization.stream import Quantizing
 from compressor.quantization.writing import quantized_bytes, write_quantized
 from compressor.sparse.report import table
-from compressor.stages import stages
 from compressor.tensors import INDEX, SINGLE
 from compressor.verify import PROMPTS, prompt_ids, verify_here
 
 GROUP = 16
-
-
-def compress(*arguments) -> int:
-    return run(job, [str(a) for a in arguments])
-
-
-def stage(*arguments) -> int:
-    return run(stages, [str(a) for a in arguments])
-
-
-@pytest.fixture(scope="session")
-def quantised(llama, tmp_path_factory):
-    """The source without a cut, quantised."""
-    dest = tmp_path_factory.mktemp("quantised") / "q"
-    assert quantize(llama, dest) == 0
-    return dest
 
 
 def fake_quantised(folder, group=GROUP):
@@ -71,7 +53,7 @@ def test_stock_transformers_computes_the_fake_quantised_model(any_family, tmp_pa
     """Llama with a tied head, Qwen2 with biases, and the others; not what has no Linear modules."""
     if Checkpoint(any_family).family.transposed:
         assert quantize(any_family, tmp_path / "q") == 2
-        assert "has others (Conv1D)" in " ".join(capsys.readouterr().err.split())
+        assert "has others (Conv1D)" in said(capsys)
         return
     assert quantize(any_family, tmp_path / "q") == 0
     model, found = AutoModelForCausalLM.from_pretrained(tmp_path / "q", output_loading_info=True)
@@ -248,83 +230,6 @@ def test_adopting_may_be_interrupted(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", SINGLE]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--quantize", "w8a8"], "--quantize must be none or w4a16, not 'w8a8'"),
-        (["--quantize", "w4a16", "--quantize-group", 1], "--quantize-group must be at least 2"),
-        (["--quantize", "w4a16"], "q_proj.weight has 32 input channels, .* groups of 128"),
-        (
-            ["--quantize", "w4a16", "--quantize-group", 32],
-            "down_proj.weight has 48 input channels, .* 32 .*Groups of 16.*multiples of 32, at most 32 "
-            "of 48",
-        ),
-        (["--quantize", "w4a16", "--keep", 0.8], "No cut of this model .* whole groups of 128"),
-        (
-            ["--quantize", "w4a16", "--quantize-group", 16, "--target-bytes", "80KB"],
-            "--target-bytes counts unquantised bytes",
-        ),
-        (
-            ["--quantize", "w4a16", "--quantize-group", 16, "--keep", 0.8, "--layout", "padded"],
-            "--layout padded is not for the kernels",
-        ),
-        (
-            ["--quantize", "w4a16", "--quantize-group", 16, "--recover", "lora"],
-            "--recover is for cuts, and nothing is cut",
-        ),
-        *(
-            (["--quantize", "w4a16", "--quantize-group", 16, *given], f"{given[-2]} is for cuts")
-            for given in (
-                ["--repair", "ridge"],
-                ["--layout", "padded"],
-                ["--select", "obs"],
-                ["--allocate", "exact"],
-                ["--method", "hywia"],
-                ["--keep", 1, "--align", 8],
-            )
-        ),
-    ],
-)  # fmt: skip
-def test_refusals(llama, tmp_path, capsys, arguments, message):
-    assert compress(llama, tmp_path / "q", *arguments) == 2
-    shown = " ".join(capsys.readouterr().err.split())
-    assert re.search(message, shown), shown
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_the_package(llama, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(options, "find_spec", lambda name: None)
-    assert compress(llama, tmp_path / "q", "--quantize", "w4a16") == 2
-    assert "pip install 'compressor-llm[quantize]'" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_quantised_folder_is_not_cut_again(quantised, tmp_path, capsys):
-    assert compress(quantised, tmp_path / "q", "--keep", 0.8) == 2
-    assert "give the original" in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize(
-    "change", [{"quant_method": "gptq"}, {"format": "int-quantized"}, {"config_groups": []}]
-)
-def test_other_formats_are_not_read(quantised, tmp_path, change):
-    shutil.copytree(quantised, tmp_path / "q")
-    file = tmp_path / "q" / "config.json"
-    config = json.loads(file.read_text())
-    config["quantization_config"] |= change
-    file.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="is quantised by"):
-        open_model(tmp_path / "q")
-
-
-def test_projections_and_their_columns(llama):
-    checkpoint = Checkpoint(llama)
-    names = [n.split(".")[1] for n in checkpoint.family.projections()]
-    assert sorted(names) == sorted(f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down"))
-    check_columns(checkpoint, 16)
-    with pytest.raises(InputError, match="down_proj"):
-        check_columns(checkpoint, 32)
-
-
 def test_after_zeros(llama, text_file, tmp_path, capsys):
     """Pruned weights stay zero, and the card tells of both."""
     options = ["--granularity", "weight", "--method", "wanda", "--sparsity", 0.5]
@@ -345,7 +250,7 @@ def test_a_single_sequence_is_refused_by_what_needs_more(llama, text_file, tmp_p
     """Nothing is repaired where nothing is cut."""
     texts = ["--calibration", text_file, "--length", 32, "--samples", 1]
     assert quantize(llama, tmp_path / "q", "--quantize-clip", "learned", *texts) == 2
-    message = " ".join(capsys.readouterr().err.split())
+    message = said(capsys)
     assert "or use --quantize-clip none" in message and "--repair" not in message
 
 

@@ -5,24 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from jobs import compress, same_files
 
-from compressor.cli import job, run
 from compressor.repair.block import BlockRepair
-
-
-def compress(*arguments) -> int:
-    return run(job, [str(a) for a in arguments])
 
 
 @pytest.fixture
 def quick(text_file):
     return ["--calibration", text_file, "--length", 32, "--samples", 6, "--no-verify"]
-
-
-def same_files(one, other) -> bool:
-    names = sorted(file.name for file in one.iterdir())
-    assert names == sorted(file.name for file in other.iterdir())
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 @pytest.mark.parametrize("repair", ["ridge", "ridge-local", "refine"])

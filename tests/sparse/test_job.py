@@ -7,21 +7,17 @@ import sys
 
 import pytest
 import torch
+from jobs import compress, said
 from safetensors.torch import load_file, save_file
 
 from compressor.blocks import BlockStream, make_linear
 from compressor.checkpoint import Checkpoint
-from compressor.cli import job, run
 from compressor.errors import VerificationError
 from compressor.sparse import stream as stream_module
 from compressor.sparse.settings import METHODS, Learning, Recipe
 from compressor.sparse.stream import Sparsification
 from compressor.tensors import SINGLE
 from compressor.verify import verify_here
-
-
-def compress(*arguments) -> int:
-    return run(job, [str(a) for a in arguments])
 
 
 @pytest.fixture
@@ -282,7 +278,7 @@ def test_a_killed_job_goes_on_with_identical_bytes(llama, quick, tmp_path):
 )
 def test_what_cannot_be_is_refused(llama, quick, tmp_path, capsys, arguments, message):
     assert compress(llama, tmp_path / "out", *quick, *arguments) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in said(capsys)
     assert not any(tmp_path.iterdir())
 
 
@@ -291,14 +287,14 @@ def test_what_cannot_be_is_refused(llama, quick, tmp_path, capsys, arguments, me
 )
 def test_channels_take_no_options_of_weights(llama, tmp_path, capsys, arguments):
     assert compress(llama, tmp_path / "out", "--keep", "0.7", *arguments) == 2
-    assert f"{arguments[0]} is for single weights" in " ".join(capsys.readouterr().err.split())
+    assert f"{arguments[0]} is for single weights" in said(capsys)
 
 
 def test_prodigy_must_be_installed(llama, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("compressor.sparse.settings.find_spec", lambda name: None)
     arguments = [*quick, "--sparsity", 0.5, "--besa-parity"]
     assert compress(llama, tmp_path / "out", *arguments) == 2
-    assert "needs the package prodigyopt" in " ".join(capsys.readouterr().err.split())
+    assert "needs the package prodigyopt" in said(capsys)
 
 
 def test_parity_says_what_it_reached(llama, quick, tmp_path, capsys):
@@ -314,14 +310,14 @@ def test_a_matrix_too_wide_to_rank_is_refused(llama, quick, tmp_path, capsys, mo
     monkeypatch.setattr("compressor.kernels.rank.MOST_COLUMNS", 40)
     assert compress(llama, tmp_path / "out", *quick, "--sparsity", 0.5) == 2
     message = "layers.0.mlp.down_proj.weight has 48 columns; at most 40 can be ranked"
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in said(capsys)
 
 
 def test_a_model_whose_outputs_are_zero_is_named(make_checkpoint, quick, tmp_path, capsys):
     folder = make_checkpoint(tmp_path / "model")
     edit(folder, lambda tensors: [tensor.zero_() for tensor in tensors.values()])
     assert compress(folder, tmp_path / "out", *quick, "--sparsity", 0.5) == 2
-    assert "All outputs of block 0 are zero" in " ".join(capsys.readouterr().err.split())
+    assert "All outputs of block 0 are zero" in said(capsys)
 
 
 def test_damaged_weights_are_named(make_checkpoint, quick, tmp_path, capsys):
