@@ -1,7 +1,9 @@
-"""A quantised folder."""
+"""A quantised folder; everything here needs compressed-tensors."""
 
 import pytest
 from jobs import compress
+
+pytest.importorskip("compressed_tensors")
 
 
 @pytest.fixture(scope="session")

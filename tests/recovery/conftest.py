@@ -1,12 +1,34 @@
-"""Jobs of a few steps, with recovery and without."""
+"""What recovery is tested on: sequences, settings, and jobs of a few steps."""
 
 import pytest
+import torch
 
 from compressor.recovery import training
+from compressor.recovery.data import Example
+from compressor.recovery.settings import Recovery
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    """Random sequences of several lengths; of every other one the last half alone counts."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for i in range(12):
+        ids = torch.randint(3, 120, (6 + 3 * (i % 4),), generator=generator)
+        labels = ids.clone()
+        if i % 2:
+            labels[: len(ids) // 2] = -100
+        found.append(Example(ids, labels))
+    return found
 
 
 @pytest.fixture
-def quick(text_file):
+def quick() -> Recovery:
+    return Recovery("lora", steps=6, batch=4, accumulate=2, learning_rate=1e-2, save_every=2)
+
+
+@pytest.fixture
+def options(text_file):
     """Options of a run of six steps, but for SOURCE, DEST and the target."""
     return [
         "--calibration", text_file, "--length", 32, "--samples", 4, "--no-verify", "--recover", "lora",
@@ -16,16 +38,16 @@ def quick(text_file):
 
 
 @pytest.fixture
-def unrecovered(quick):
+def unrecovered(options):
     """The same job without recovery."""
-    return quick[: quick.index("--recover")]
+    return options[: options.index("--recover")]
 
 
 @pytest.fixture
-def alone(quick):
+def alone(options):
     """Options of the stage `recover` from those of `compress`."""
-    samples = quick.index("--samples")
-    return quick[:samples] + quick[samples + 2 :]
+    samples = options.index("--samples")
+    return options[:samples] + options[samples + 2 :]
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"
 
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
-def test_the_whole_job(any_family, equal_layout, quick, text_file, tmp_path, capsys, method):
+def test_the_whole_job(any_family, equal_layout, options, text_file, tmp_path, capsys, method):
     """Verified in a fresh process: the cut against its source, the recovered against what it was."""
     dest = tmp_path / "out"
-    options = [o for o in quick if o != "--no-verify"]
+    options = [o for o in options if o != "--no-verify"]
     if Checkpoint(any_family).family.model_type != "llama" or method == "distill":
         options.append("--no-verify")  # which takes seconds
     code = compress(
@@ -51,9 +51,9 @@ def test_the_whole_job(any_family, equal_layout, quick, text_file, tmp_path, cap
     assert verify_here(dest)["loads"]
 
 
-def test_without_recovery_it_is_as_before(llama, quick, text_file, tmp_path, capsys):
+def test_without_recovery_it_is_as_before(llama, options, text_file, tmp_path, capsys):
     dest = tmp_path / "out"
-    options = [*quick[: quick.index("--recover")], "--evaluation", text_file]
+    options = [*options[: options.index("--recover")], "--evaluation", text_file]
     assert compress(llama, dest, "--keep", 0.7, *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["recovery"] is None
@@ -61,15 +61,15 @@ def test_without_recovery_it_is_as_before(llama, quick, text_file, tmp_path, cap
     assert "no recovery followed" in (dest / "README.md").read_text()
 
 
-def test_same_run_same_bytes(llama, quick, tmp_path):
+def test_same_run_same_bytes(llama, options, tmp_path):
     for name in "ab":
-        assert compress(llama, tmp_path / name, "--keep", 0.7, *quick) == 0
+        assert compress(llama, tmp_path / name, "--keep", 0.7, *options) == 0
     assert same_files(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("judge", ["sequences held back", "evaluation text", None])
 def test_a_recovery_that_makes_it_worse_keeps_the_cut(
-    quick, unrecovered, text_file, tmp_path, capsys, judge
+    options, unrecovered, text_file, tmp_path, capsys, judge
 ):
     """A trained model at an absurd rate, judged by the evaluation text or by what was held back;
     None: the loss is not finite.
@@ -77,7 +77,7 @@ def test_a_recovery_that_makes_it_worse_keeps_the_cut(
     job = ["--keep", 0.9, "--method", "random"]
     assert compress(TRAINED, tmp_path / "cut", *job, *unrecovered) == 0
     capsys.readouterr()
-    options = [*job, *quick, "--learning-rate", 1.0 if judge else 1e38, "--clip-norm", 1e30]
+    options = [*job, *options, "--learning-rate", 1.0 if judge else 1e38, "--clip-norm", 1e30]
     if judge == "evaluation text":
         options += ["--evaluation", text_file, "--max-perplexity-ratio", "off"]
     dest = tmp_path / "out"
@@ -127,20 +127,20 @@ def test_verification_notices_another_tensor(make_checkpoint, tmp_path, dtype):
         (["--max-memory", "1KB"], 4, "--recover holds the whole cut model in memory"),
     ],
 )
-def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, code, message):
+def test_bad_options_leave_nothing(llama, options, tmp_path, capsys, arguments, code, message):
     dest = tmp_path / "out"
-    assert compress(llama, dest, "--keep", 0.7, *quick, *arguments) == code
+    assert compress(llama, dest, "--keep", 0.7, *options, *arguments) == code
     assert message in said(capsys)
     assert left_over(dest) == []
 
 
-def test_bad_rows_are_said_before_the_work(llama, quick, tmp_path, capsys, monkeypatch):
+def test_bad_rows_are_said_before_the_work(llama, options, tmp_path, capsys, monkeypatch):
     import compressor.pipeline
 
     monkeypatch.setattr(compressor.pipeline, "score", None)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick, "--recover-data", rows) == 2
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *options, "--recover-data", rows) == 2
     assert "Line 2 of" in said(capsys)
 
 

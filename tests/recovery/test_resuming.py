@@ -13,15 +13,15 @@ from compressor.recovery import training
 
 
 def test_an_interrupted_job_is_resumed(
-    llama, quick, tmp_path, dies_after_a_save, monkeypatch, capsys
+    llama, options, tmp_path, dies_after_a_save, monkeypatch, capsys
 ):
     """Nothing that was done is done again, and the end is the same, of two ratios."""
     import compressor.pipeline
 
     targets = ["--keep", 0.8, 0.7]
-    assert compress(llama, tmp_path / "dest", *targets, *quick) == 130
+    assert compress(llama, tmp_path / "dest", *targets, *options) == 130
     assert left_over(tmp_path / "dest") == ["dest.partial", "dest.work"]
-    assert compress(llama, tmp_path / "whole", *targets, *quick) == 0
+    assert compress(llama, tmp_path / "whole", *targets, *options) == 0
     begun, real = [], training.restore
 
     def restore(path, *arguments):
@@ -32,17 +32,19 @@ def test_an_interrupted_job_is_resumed(
     with monkeypatch.context() as patched:
         patched.setattr(training, "restore", restore)
         patched.setattr(compressor.pipeline, "score", None)
-        assert compress(llama, tmp_path / "dest", *targets, *quick, "--resume") == 0
+        assert compress(llama, tmp_path / "dest", *targets, *options, "--resume") == 0
     assert begun == [("keep-0.8.training.safetensors", 4), ("keep-0.7.training.safetensors", None)]
     assert left_over(tmp_path / "dest") == ["dest"]
     for name in ("keep-0.8", "keep-0.7"):
         assert same_files(tmp_path / "dest" / name, tmp_path / "whole" / name)
-    assert compress(llama, tmp_path / "other", *targets, *quick, "--resume") == 2
+    assert compress(llama, tmp_path / "other", *targets, *options, "--resume") == 2
     assert "nothing to resume" in said(capsys)
 
 
 @pytest.mark.parametrize("moment", ["verdict", "adopt", "judge", "publish_results"])
-def test_an_interruption_after_the_training_is_resumed(llama, quick, tmp_path, monkeypatch, moment):
+def test_an_interruption_after_the_training_is_resumed(
+    llama, options, tmp_path, monkeypatch, moment
+):
     import compressor.pipeline
     import compressor.recovery.job
 
@@ -50,18 +52,18 @@ def test_an_interruption_after_the_training_is_resumed(llama, quick, tmp_path, m
         raise KeyboardInterrupt
 
     module = compressor.recovery.job if moment == "verdict" else compressor.pipeline
-    assert compress(llama, tmp_path / "whole", "--keep", 0.7, *quick) == 0
+    assert compress(llama, tmp_path / "whole", "--keep", 0.7, *options) == 0
     with monkeypatch.context() as patched:
         patched.setattr(module, moment, stop)
-        assert compress(llama, tmp_path / "dest", "--keep", 0.7, *quick) == 130
-    assert compress(llama, tmp_path / "dest", "--keep", 0.7, *quick, "--resume") == 0
+        assert compress(llama, tmp_path / "dest", "--keep", 0.7, *options) == 130
+    assert compress(llama, tmp_path / "dest", "--keep", 0.7, *options, "--resume") == 0
     assert same_files(tmp_path / "dest", tmp_path / "whole")
     assert left_over(tmp_path / "dest") == ["dest"]
 
 
-def test_a_killed_job_is_resumed(llama, quick, tmp_path):
+def test_a_killed_job_is_resumed(llama, options, tmp_path):
     """SIGKILL, as soon as a state was saved."""
-    options = [str(o) for o in [*quick, "--recover-steps", 90, "--recover-save-every", 5]]
+    options = [str(o) for o in [*options, "--recover-steps", 90, "--recover-save-every", 5]]
     command = [sys.executable, "-m", "compressor", "compress", str(llama), str(tmp_path / "dest")]
     with subprocess.Popen([*command, "--keep", "0.7", *options], env=os.environ) as process:
         state = tmp_path / "dest.work" / "keep-0.7.training.safetensors"
@@ -84,29 +86,29 @@ def test_a_killed_job_is_resumed(llama, quick, tmp_path):
     ],
 )
 def test_a_resumed_job_is_the_same_job(
-    llama, quick, tmp_path, capsys, dies_after_a_save, changed, message
+    llama, options, tmp_path, capsys, dies_after_a_save, changed, message
 ):
     dest = tmp_path / "dest"
-    assert compress(llama, dest, "--keep", 0.7, *quick) == 130
-    assert compress(llama, dest, "--keep", 0.7, *quick, *changed, "--resume") == 2
+    assert compress(llama, dest, "--keep", 0.7, *options) == 130
+    assert compress(llama, dest, "--keep", 0.7, *options, *changed, "--resume") == 2
     assert message in said(capsys)
     assert left_over(dest) == ["dest.partial", "dest.work"]
-    assert compress(llama, dest, "--keep", 0.7, *quick, "--resume") == 0
+    assert compress(llama, dest, "--keep", 0.7, *options, "--resume") == 0
 
 
-def test_another_text_is_another_job(llama, quick, tmp_path, capsys, dies_after_a_save):
+def test_another_text_is_another_job(llama, options, tmp_path, capsys, dies_after_a_save):
     text = tmp_path / "own.txt"
     text.write_text("A text of its own to train on, and some more of it.\n" * 20)
-    options = ["--keep", 0.7, *quick, "--recover-data", text]
+    options = ["--keep", 0.7, *options, "--recover-data", text]
     assert compress(llama, tmp_path / "dest", *options) == 130
     text.write_text("Something else now, which is not what it was at all.\n" * 20)
     assert compress(llama, tmp_path / "dest", *options, "--resume") == 2
     assert "SHA-256 of the text to train on" in said(capsys)
 
 
-def test_a_work_folder_of_the_users(llama, quick, tmp_path, dies_after_a_save):
+def test_a_work_folder_of_the_users(llama, options, tmp_path, dies_after_a_save):
     (tmp_path / "work").mkdir()
-    options = ["--keep", 0.7, *quick, "--work-dir", tmp_path / "work"]
+    options = ["--keep", 0.7, *options, "--work-dir", tmp_path / "work"]
     assert compress(llama, tmp_path / "dest", *options) == 130
     assert compress(llama, tmp_path / "dest", *options, "--resume") == 0
     assert list((tmp_path / "work").iterdir()) == []

@@ -17,10 +17,10 @@ TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
 def test_the_stage_alone_gives_the_same(
-    llama, quick, unrecovered, alone, text_file, tmp_path, capsys, method
+    llama, options, unrecovered, alone, text_file, tmp_path, capsys, method
 ):
     whole, cut, dest = (tmp_path / n for n in ("whole", "cut", "dest"))
-    assert compress(llama, whole, "--keep", 0.7, *quick, "--recover", method) == 0
+    assert compress(llama, whole, "--keep", 0.7, *options, "--recover", method) == 0
     assert compress(llama, cut, "--keep", 0.7, *unrecovered) == 0
     before = {p.name: p.read_bytes() for p in cut.iterdir()}
     capsys.readouterr()
@@ -76,7 +76,7 @@ def test_two_processes_train_what_one_does(llama, alone, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-3)
 
 
-def test_compress_is_not_for_torchrun(llama, quick, tmp_path, capsys, monkeypatch):
+def test_compress_is_not_for_torchrun(llama, options, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 2
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *options) == 2
     assert "torchrun -m compressor recover" in said(capsys)
