@@ -11,7 +11,7 @@ tensors and `torch.compile` work. float64 always runs the reference: it is there
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -136,13 +136,15 @@ def explain(device: str, reason: str) -> None:
     log.warning("PyTorch references run on %s: %s.", device, reason)
 
 
-def tensors_in(arguments) -> Iterator[torch.Tensor]:
+def tensors_in(arguments) -> list[torch.Tensor]:
     """The tensors among the arguments and in lists of them."""
+    found = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            yield argument
+            found.append(argument)
         elif isinstance(argument, (list, tuple)):
-            yield from (item for item in argument if isinstance(item, torch.Tensor))
+            found += [item for item in argument if isinstance(item, torch.Tensor)]
+    return found
 
 
 def device_of(arguments) -> str:
@@ -159,4 +161,4 @@ def exact_dtype(*tensors: torch.Tensor) -> torch.dtype:
 
 
 def needs_reference(arguments) -> bool:
-    return any(tensor.dtype == torch.float64 for tensor in tensors_in(arguments))
+    return torch.float64 in {tensor.dtype for tensor in tensors_in(arguments)}
