@@ -36,7 +36,7 @@ CANDIDATES = 101
 PENALTY = 5.0  # lambda in every published script
 WIDTH = 0.05  # standard deviation of every distribution at the start
 # Of the first step; linearly down to none. A layer's gradient is that of many rows, and steadier.
-LEARNING_RATE = {"row": 0.25, "layer": 0.08}
+LEARNING_RATE = {"row": 0.25, "layer": 0.15}
 PARITY_LEARNING_RATE = 1e-2
 D_COEF = {"row": 5.0, "layer": 50.0}  # of Prodigy, in the published scripts for 7B models
 SCALE = 2.0**16  # of the loss: in float16, gradients of a millionth would be lost
