@@ -68,20 +68,21 @@ class Op:
     def __call__(self, *arguments, backend: str | None = None):
         """Run the default, or exactly this backend; ValueError if that one cannot run here."""
         if backend is None:
-            run = self._default if unobserved(arguments) else self.overload
+            run = self._default if unobserved(tensors_in(arguments)) else self.overload
             return run(*arguments)
         if backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend is {backend!r}; one of {', '.join(BACKENDS)}.")
         self.check(*arguments)
-        if any(tensor.is_neg() or tensor.is_conj() for tensor in tensors_in(arguments)):
+        tensors = tensors_in(arguments)
+        if any(tensor.is_neg() or tensor.is_conj() for tensor in tensors):
             # Torch's dispatcher would have resolved it; the memory holds other numbers.
             raise ValueError(
                 f"{self.name}: a tensor is negated or conjugated lazily, which backend {backend!r} "
                 "would not see; call resolve_neg() or resolve_conj() on it."
             )
-        device = device_of(arguments)
+        device = device_of(tensors)
         reason, available = self.missing(backend, device), self.available(device)
-        if needs_reference(arguments) and backend != "ref":
+        if needs_reference(tensors) and backend != "ref":
             reason, available = "float64 runs the reference only", ["ref"]
         if reason is not None:
             raise ValueError(
@@ -104,9 +105,10 @@ class Op:
 
     def _default(self, *arguments):
         self.check(*arguments)
-        device = device_of(arguments)
+        tensors = tensors_in(arguments)
+        device = device_of(tensors)
         backend = EVERYWHERE or self.defaults[device]
-        if needs_reference(arguments):
+        if needs_reference(tensors):
             backend = "ref"
         elif (reason := self.missing(backend, device)) is not None:
             explain(device, reason)
@@ -114,7 +116,7 @@ class Op:
         return self.implementations[backend](*arguments)
 
 
-def unobserved(arguments) -> bool:
+def unobserved(tensors: list[torch.Tensor]) -> bool:
     """Whether torch's dispatcher would only lead back here, which costs as much as a small op."""
     if (
         torch.compiler.is_compiling()
@@ -126,7 +128,7 @@ def unobserved(arguments) -> bool:
         return False
     return all(
         type(t) in PLAIN and (t.is_cpu or t.is_cuda) and not (t.is_neg() or t.is_conj())
-        for t in tensors_in(arguments)
+        for t in tensors
     )
 
 
@@ -147,11 +149,11 @@ def tensors_in(arguments) -> list[torch.Tensor]:
     return found
 
 
-def device_of(arguments) -> str:
+def device_of(tensors: list[torch.Tensor]) -> str:
     """The device type of the first tensor."""
-    for tensor in tensors_in(arguments):
-        return tensor.device.type
-    raise ValueError("An operator was called without a tensor.")
+    if not tensors:
+        raise ValueError("An operator was called without a tensor.")
+    return tensors[0].device.type
 
 
 def exact_dtype(*tensors: torch.Tensor) -> torch.dtype:
@@ -160,5 +162,5 @@ def exact_dtype(*tensors: torch.Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def needs_reference(arguments) -> bool:
-    return torch.float64 in {tensor.dtype for tensor in tensors_in(arguments)}
+def needs_reference(tensors: list[torch.Tensor]) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in tensors)

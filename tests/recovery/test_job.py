@@ -51,9 +51,9 @@ def test_the_whole_job(any_family, equal_layout, options, text_file, tmp_path, c
     assert verify_here(dest)["loads"]
 
 
-def test_without_recovery_it_is_as_before(llama, options, text_file, tmp_path, capsys):
+def test_without_recovery_it_is_as_before(llama, unrecovered, text_file, tmp_path, capsys):
     dest = tmp_path / "out"
-    options = [*options[: options.index("--recover")], "--evaluation", text_file]
+    options = [*unrecovered, "--evaluation", text_file]
     assert compress(llama, dest, "--keep", 0.7, *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["recovery"] is None
