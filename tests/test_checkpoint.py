@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from edits import edit_config, edit_tensors
+from safetensors.torch import load_file
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
@@ -20,18 +21,6 @@ def copy(llama, tmp_path):
 @pytest.fixture
 def sharded(make_checkpoint, tmp_path):
     return make_checkpoint(tmp_path / "sharded", max_shard_size="20KB")
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
-
-
-def edit_tensors(folder, change):
-    tensors = load_file(folder / SINGLE)
-    change(tensors)
-    save_file(tensors, folder / SINGLE)
 
 
 def test_a_config_that_is_no_object(copy):

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from edits import edit_tensors
 from jobs import compress
-from safetensors.torch import load_file, save_file
 
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
@@ -18,7 +18,6 @@ from compressor.repair.streaming import Repair
 from compressor.report import write_record
 from compressor.result import make_record
 from compressor.scoring import score
-from compressor.tensors import SINGLE
 from compressor.texts import read_text
 from compressor.verify import prompt_ids, verify, verify_here
 from compressor.writing import write
@@ -59,12 +58,6 @@ def test_what_a_job_expects_ends_there_too(given, short, tmp_path):
     assert compress(*command) == 0
 
 
-def edit(folder, change):
-    tensors = load_file(folder / SINGLE)
-    change(tensors)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-
-
 @pytest.fixture(params=["ridge", "ridge-local"])
 def mended(request, llama, text_file, tmp_path):
     """A repaired result, its FFN widths padded."""
@@ -92,7 +85,7 @@ def test_a_repaired_result_passes(mended, llama):
     ],
 )
 def test_one_changed_column_of_a_repaired_result_is_noticed(mended, llama, name, message):
-    edit(mended, lambda t: t[f"model.{name}"][..., 3].add_(0.5))
+    edit_tensors(mended, lambda t: t[f"model.{name}"][..., 3].add_(0.5))
     with pytest.raises(VerificationError, match=message):
         verify_here(mended, llama)
 
@@ -116,13 +109,13 @@ def test_bad_folders_are_bad_input(written, llama, tmp_path):
 
 
 def test_one_changed_row_is_noticed(written, llama):
-    edit(written, lambda t: t["model.layers.1.mlp.up_proj.weight"][3].add_(0.5))
+    edit_tensors(written, lambda t: t["model.layers.1.mlp.up_proj.weight"][3].add_(0.5))
     with pytest.raises(VerificationError, match="differ from the masked source"):
         verify_here(written, llama)
 
 
 def test_a_missing_tensor_is_noticed(written):
-    edit(written, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    edit_tensors(written, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(VerificationError, match="missing_keys"):
         verify_here(written)
 
@@ -136,7 +129,7 @@ def test_a_wrong_width_is_noticed_in_the_fresh_process(written, llama):
 
 
 def test_values_that_are_not_finite_are_noticed(written):
-    edit(written, lambda t: t["model.norm.weight"].fill_(torch.nan))
+    edit_tensors(written, lambda t: t["model.norm.weight"].fill_(torch.nan))
     with pytest.raises(VerificationError, match="not finite"):
         verify_here(written)
 

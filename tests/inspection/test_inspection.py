@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from edits import edit_config, edit_tensors
 from jobs import said, stage
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
@@ -17,17 +18,6 @@ from compressor.tensors import INDEX, SINGLE
 from compressor.widths import BlockWidths
 
 YES = Answer("transformers", True, "")
-
-
-def edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def edit_tensors(folder, change):
-    tensors = load_file(folder / SINGLE)
-    change(tensors)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
 
 
 def narrow_ffn(tensors, block, channels):

@@ -1,4 +1,4 @@
-"""A block of a small checkpoint with what enters it, and a naive SparseGPT."""
+"""A job on single weights, and a block of a small checkpoint with what enters it."""
 
 import pytest
 import torch
@@ -14,6 +14,14 @@ TOKENS = 24
 def token_ids(count: int, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, 110, (TOKENS,), generator=generator) for _ in range(count)]
+
+
+@pytest.fixture
+def quick(text_file):
+    """Options of a job, but for SOURCE, DEST and the sparsity."""
+    return [
+        "--granularity", "weight", "--calibration", text_file, "--length", 32, "--samples", 6,
+    ]  # fmt: skip
 
 
 @pytest.fixture
