@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
 )
+from unequal import written
 
 # Triton decides at the definition of a kernel whether it is interpreted.
 if not torch.cuda.is_available():
@@ -228,3 +229,9 @@ def stories() -> tuple[Path, Path]:
     if not model.exists():
         pytest.skip("the trained model stories260K is not at hand")
     return model, SHARED / "data/tinystories/tinystories_clean.json"
+
+
+@pytest.fixture
+def unequal(llama, tmp_path):
+    """A llama of three blocks of different widths."""
+    return written(llama, tmp_path / "unequal")
