@@ -136,7 +136,7 @@ class Planned:
                 (how, repair), Scores(self.scores.blocks, self.scores.about)
             )
             given = Meter(), Lines(quiet=True)
-            measure_cuts(settings, scores, self.stream, self.calibration, Path(place) / "s", *given)
+            measure_cuts(settings, scores, self.stream, self.calibration, Path(place), *given)
             journal = Journal(Path(place), {})
             found = plan_target(
                 settings, scores, checkpoint, target, self.stream, self.calibration, journal, *given

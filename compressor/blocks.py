@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.memory import trim_heap
+from compressor.pauses import Pauses
 from compressor.per_layer import model_of
 
 
@@ -95,6 +96,8 @@ class BlockStream:
         move_buffers(self.model, self.device)
         self.layers = self.model.get_submodule(checkpoint.family.layers)
 
+    host = torch.device("cpu")
+
     # -- weights ----------------------------------------------------------------------------------
 
     def cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -144,7 +147,12 @@ class BlockStream:
 
     @torch.no_grad()
     def run(
-        self, batches: list[torch.Tensor], visit=None, kept: list[tuple] | None = None
+        self,
+        batches: list[torch.Tensor],
+        visit=None,
+        kept: list[tuple] | None = None,
+        pauses: Pauses | None = None,
+        blocks: int | None = None,
     ) -> Activations:
         """Feed all batches through all blocks; returns the hidden states after the last one.
 
@@ -152,10 +160,16 @@ class BlockStream:
         forward() is an iterator that runs the block on one batch after the other and yields each
         batch's index, so statistics can be taken by hooks. It may be iterated more than once: the
         last pass counts. With `kept`, what every block was called with is appended to it, not
-        dropped: (its inputs, [(args, keywords) of each batch]).
+        dropped: (its inputs, [(args, keywords) of each batch]). With `pauses` the pass begins where an
+        interrupted one has come to: blocks before are not visited. blocks: the first so many alone.
         """
         states, calls = self.record(batches)
-        for index, weights in self.weights():
+        first = 0
+        if pauses is not None and (reached := pauses.latest()):
+            first, _, state = reached
+            for i in range(len(batches)):
+                states.put(i, state(i))
+        for index, weights in self.weights(range(first, blocks or self.checkpoint.blocks)):
             with loaded(self.layers[index], weights) as layer:
                 del weights
                 following_states = Activations(self.place)
@@ -179,12 +193,16 @@ class BlockStream:
             else:
                 kept.append((states, [call[index] for call in calls]))
             states = following_states
+            if pauses is not None:
+                pauses.keep(index + 1, len(batches), lambda i, s=states: s.get(i, self.host))
             trim_heap()
         return states
 
-    def weights(self, reverse: bool = False) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Index and weights of every block in order, the next one being fetched meanwhile."""
-        blocks = range(self.checkpoint.blocks)[:: -1 if reverse else 1]
+    def weights(self, blocks: range | None = None) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Index and weights of these blocks (all) in order, the next one being fetched meanwhile."""
+        blocks = range(self.checkpoint.blocks) if blocks is None else blocks
+        if not blocks:
+            return
 
         def fetch(index: int) -> dict[str, torch.Tensor]:
             self.checkpoint.will_need_block(index)
@@ -218,13 +236,16 @@ class BlockStream:
 
     @torch.no_grad()
     def logits(
-        self, batches: list[torch.Tensor], states: Activations | None = None
+        self,
+        batches: list[torch.Tensor],
+        states: Activations | None = None,
+        pauses: Pauses | None = None,
     ) -> Iterator[torch.Tensor]:
         """Logits [sequences, tokens, vocabulary] of every batch, in order, on the device.
 
-        states: what left the last block, where that is known already.
+        states: what left the last block, where that is known already. pauses: as `run` has them.
         """
-        states = states or self.run(batches)
+        states = states or self.run(batches, pauses=pauses)
         with self.outer(head=True) as model:
             for i, batch in enumerate(batches):
                 final = states.get(i, self.device)

@@ -1,7 +1,6 @@
 """`compress SOURCE DEST --keep 0.7`: the whole job."""
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +21,13 @@ from compressor.arguments import (
 )
 from compressor.console import console
 from compressor.errors import CompressorError, InputError, MachineError, QualityError
+from compressor.interruption import Interrupted, ending, interruptible
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
 from compressor.sparse.settings import Weights
 
+INTERRUPTED = 130  # the exit code
 HELP = {"help_option_names": ["-h", "--help"]}
 
 job = typer.Typer(add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
@@ -108,12 +109,10 @@ def compress(
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
+    from compressor.choices import default_selection
+    from compressor.judging import judge
     from compressor.methods import default_allocation
-    from compressor.pipeline import compress as run
     from compressor.plan import Target
-    from compressor.progress import Lines
-    from compressor.report import table, warnings
-    from compressor.selection import default_selection
     from compressor.settings import DEFAULT_METHOD, Settings
 
     shares = [("keep", r) for r in keep] + [("keep-blocks", r) for r in keep_blocks]
@@ -177,8 +176,15 @@ def compress(
             allocate=allocate or default_allocation(method),
             select=select or default_selection(chosen, repair),
         )
+    judge(settings)  # at once: from here on torch is imported, which takes seconds
+    from compressor.pipeline import compress as run
+    from compressor.progress import Lines
+    from compressor.report import warnings
+
     if weights.single:
         from compressor.sparse.report import table
+    else:
+        from compressor.report import table
 
     def show(results: list[dict]) -> None:
         if as_json:
@@ -199,24 +205,33 @@ def compress(
 
 def run(app: Callable, arguments: list[str]) -> int:
     """The exit code; every failure is a sentence on stderr."""
+    with interruptible():
+        try:
+            return app(args=spread_ratios(arguments), standalone_mode=True) or 0
+        except SystemExit as leaving:
+            return leaving.code if isinstance(leaving.code, int) else 2
+        except Interrupted as stop:
+            ending()
+            where = getattr(stop, "where", "")
+            say(
+                f"interrupted{where and f' in {where}'}.",
+                getattr(stop, "kept", "Nothing was kept."),
+            )
+            return INTERRUPTED
+        except Exception as error:
+            found, kept = as_error(error), getattr(error, "kept", "")
+            if found is None or "--debug" in arguments:
+                if kept:
+                    say(kept)
+                raise
+            say(str(found), kept)
+            return found.exit_code
 
-    def interrupt(*_) -> None:
-        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-    debug = "--debug" in arguments
-    try:
-        return app(args=spread_ratios(arguments), standalone_mode=True) or 0
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 2
-    except Exception as error:
-        if debug or not (found := as_error(error)):
-            raise
-        console(stderr=True).print(f"compress: {found}", style="red")
-        return found.exit_code
-    except KeyboardInterrupt:
-        print("compress: interrupted", file=sys.stderr)
-        return 130
+def say(*sentences: str) -> None:
+    """Why the command ends, on stderr."""
+    text = " ".join(filter(None, sentences))
+    console(stderr=True).print(f"compress: {text}", style="red")
 
 
 def as_error(error: BaseException) -> CompressorError | None:

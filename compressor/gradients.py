@@ -13,31 +13,46 @@ import torch
 
 from compressor.blocks import Activations, BlockStream, loaded, states_of
 from compressor.errors import InputError
+from compressor.pauses import Pauses
 
 LOGITS_TOKENS = 256  # at a time: 33 MB in float32 at a vocabulary of 32,000
 
 Visit = Callable[[int, torch.nn.Module, Callable[[], Iterator[int]]], None]
 
 
-def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> list[float]:
+def backward(
+    stream: BlockStream,
+    batches: list[torch.Tensor],
+    visit: Visit,
+    pauses: Pauses | None = None,
+) -> list[float]:
     """Losses [batches]: the mean cross-entropy of every batch's predicted tokens.
 
     visit(index, layer, steps) is called once a block, from the last to the first, with its weights
     in place and none of them asking for a gradient; steps() is an iterator that runs the block
     forward and backward on one batch after the other and yields each batch's index, so gradients
-    are taken by hooks. Batches are token ids [sequences, tokens] without padding.
+    are taken by hooks. Batches are token ids [sequences, tokens] without padding. With `pauses` it
+    begins where an interrupted one has come to: blocks behind that are not visited.
 
     InputError when a loss or the gradient of a block's input is not finite.
     """
     called: list[tuple] = []
-    final = stream.run(batches, kept=called)
     gradients = Activations(stream.place)
-    losses = []
-    for i, (loss, gradient) in enumerate(head_gradients(stream, batches, final)):
-        losses.append(loss)
-        gradients.put(i, gradient)
-    final.discard()
-    for index, weights in stream.weights(reverse=True):
+    losses: list[float] = []
+    if pauses is not None and (reached := pauses.latest()):
+        last, told, gradient_of = reached
+        losses = told["losses"]
+        stream.run(batches, kept=called, blocks=last + 1).discard()
+        for i in range(len(batches)):
+            gradients.put(i, gradient_of(i))
+    else:
+        last = stream.checkpoint.blocks - 1
+        final = stream.run(batches, kept=called)
+        for i, (loss, gradient) in enumerate(head_gradients(stream, batches, final)):
+            losses.append(loss)
+            gradients.put(i, gradient)
+        final.discard()
+    for index, weights in stream.weights(range(last, -1, -1)):
         with loaded(stream.layers[index], weights) as layer:
             del weights
             inputs, calls = called[index]
@@ -64,6 +79,11 @@ def backward(stream: BlockStream, batches: list[torch.Tensor], visit: Visit) -> 
         inputs.discard()
         given.discard()
         gradients = passed
+        if pauses is not None and index:
+            kept = gradients
+            pauses.keep(
+                index - 1, len(batches), lambda i, g=kept: g.get(i, stream.host), {"losses": losses}
+            )
     gradients.discard()
     return losses
 

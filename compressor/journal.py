@@ -33,8 +33,14 @@ def keep_block(
         return
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "unfinished"
-    save_file(tensors, unfinished, {"told": json.dumps(told)})
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, unfinished, {"told": json.dumps(told)})
     unfinished.replace(folder / f"{index}.safetensors")
+
+
+def count_blocks(folder: Path | None) -> int:
+    """How many blocks a pass has kept in `folder`."""
+    return sum(file.stem.isdigit() for file in folder.glob("*.safetensors")) if folder else 0
 
 
 class Journal:
@@ -54,7 +60,7 @@ class Journal:
             ) from None
         except ValueError as error:
             raise InputError(
-                f"{folder / NAME} is damaged: {error}; leave out --resume to begin anew."
+                f"{folder / NAME} is damaged: {error}; remove it to begin anew."
             ) from error
 
     @staticmethod
@@ -83,5 +89,6 @@ class Journal:
             if begun.get(option) != given.get(option):
                 raise InputError(
                     f"The interrupted job had {option} {begun.get(option)}, and this one has "
-                    f"{given.get(option)}; give the same, or leave out --resume to begin anew."
+                    f"{given.get(option)}; give the same, or remove {self.path.parent} to begin anew "
+                    "without --resume."
                 )

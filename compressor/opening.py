@@ -8,7 +8,9 @@ import torch
 from compressor.allocation.guard import held_back
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, check_ids, joined, tokenize
-from compressor.errors import InputError, MachineError
+from compressor.choices import check_dtype
+from compressor.errors import MachineError
+from compressor.judging import check_counts
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
 from compressor.texts import read_text
@@ -48,15 +50,6 @@ def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     return calibration, evaluation
 
 
-def check_counts(settings) -> None:
-    for option, given, least in (
-        ("--samples", settings.samples, 1),
-        ("--length", settings.length, 2),
-    ):
-        if given is not None and given < least:
-            raise InputError(f"{option} must be at least {least}, not {given}.")
-
-
 def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
     """A sentence if texts were cut because the model has fewer positions than --length."""
     positions = checkpoint.positions
@@ -93,10 +86,8 @@ def place(needed: int, device: str, memory: int, folder: Path) -> torch.device |
 
 def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:
     """`auto` is the stored dtype, but float32 for float16 on a CPU, which has no such units."""
+    check_dtype(asked)
     if asked == "auto":
         half_on_cpu = stored == torch.float16 and device == "cpu"
         return torch.float32 if half_on_cpu else stored
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if asked not in known:
-        raise InputError(f"--dtype is auto, {', '.join(known)}, not {asked!r}.")
-    return known[asked]
+    return getattr(torch, asked)

@@ -5,7 +5,6 @@ verified. `DEST.work` holds the scores, the plans, the state of a training and t
 done until the end, so that an interrupted job can be resumed.
 """
 
-import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -15,9 +14,11 @@ from compressor.allocation import protected
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_before_starting
+from compressor.choices import needs_text
 from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
-from compressor.journal import Journal
+from compressor.journal import count_blocks
+from compressor.keeping import SCORES, keeping, open_work
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.planning import measure_cuts, plan_target
 from compressor.progress import Lines, Meter
@@ -35,7 +36,7 @@ from compressor.report import write_card
 from compressor.result import cut_one, judge, measure, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
-from compressor.selection import needs_text, refined
+from compressor.selection import refined
 from compressor.settings import (
     Settings,
     chosen_grains,
@@ -61,23 +62,17 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     work, journal = open_work(settings)
     if not settings.resume:
         shutil.rmtree(partial, ignore_errors=True)
-    with Meter() as meter:
-        try:
-            run = prune_weights if settings.weights.single else _run
-            if not settings.cuts:
-                run = quantization.run
-            results = run(settings, checkpoint, partial, work, journal, meter, lines)
-        except BaseException:
-            if not any(
-                journal.get(name) for name, _, _ in wanted_results(settings, checkpoint.family)
-            ):
-                shutil.rmtree(partial, ignore_errors=True)
-            if journal.get("scored") or journal.get("pruning"):
-                lines.console.print(f"What is done is kept in {work}; --resume goes on from there.")
-            else:
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-    shutil.rmtree(work, ignore_errors=True)
+
+    def finished() -> bool:
+        """Whether a result in `partial` is complete."""
+        names = [name for name, _, _ in wanted_results(settings, checkpoint.family)]
+        return any(journal.get(name) for name in names)
+
+    with Meter() as meter, keeping(work, lines, partial, finished):
+        run = prune_weights if settings.weights.single else _run
+        if not settings.cuts:
+            run = quantization.run
+        results = run(settings, checkpoint, partial, work, journal, meter, lines)
     rejected = [r for r in results if r["verified"] == "rejected"]
     if rejected:
         worst = rejected[-1]
@@ -90,33 +85,6 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
     return results
 
 
-def work_folder(settings: Settings) -> Path:
-    """DEST.work, or a folder of DEST's own in --work-dir (which is the user's)."""
-    dest = settings.dest.absolute()
-    if settings.work_dir is None:
-        return dest.with_name(dest.name + ".work")
-    digest = hashlib.sha256(str(dest).encode()).hexdigest()[:12]
-    return settings.work_dir / f"{dest.name}.work-{digest}"
-
-
-def open_work(settings: Settings) -> tuple[Path, Journal]:
-    """The work folder, new unless a job is resumed, and the journal in it.
-
-    What an interrupted job has left there goes only where everything is to be replaced.
-    """
-    work = work_folder(settings)
-    if settings.resume:
-        return work, Journal.resume(work)
-    if Journal.left_in(work) and not settings.overwrite:
-        raise InputError(
-            f"{work} holds what an interrupted job had done; add --resume to go on from there, or "
-            "--overwrite to begin anew."
-        )
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    return work, Journal(work, {})
-
-
 def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dict]:
     calibration, evaluation = read_texts(settings, checkpoint)
     data = read_recovery(settings, checkpoint)
@@ -127,21 +95,15 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     lines.texts(calibration=calibration, evaluation=evaluation)
     if data is not None:
         lines.fact("recovery", describe_data(data.protocol))
-    if journal.get("scored"):
-        scores = Scores.load(work / "scores.safetensors")
-    else:
-        scores = score_units(settings, checkpoint, calibration, stream, meter, lines)
-        scores.save(work / "scores.safetensors")
-        journal.put("scored", True)
-    file, saved = work / "scores.safetensors", work / "landscape"
-    measure_cuts(settings, scores, stream, calibration, file, meter, lines, saved)
+    scores = score_units(settings, checkpoint, calibration, stream, meter, lines, work, journal)
+    measure_cuts(settings, scores, stream, calibration, work, meter, lines)
     before = journal.get("before")
     if evaluation is not None and before is None:
         with meter.stage("evaluate"), lines.stage("evaluate"):
             before = perplexity(stream, evaluation)
         journal.put("before", before)
     results, wanted = [], wanted_results(settings, checkpoint.family)
-    for name, target, own in wanted:
+    for name, target, own in lines.each(wanted):
         folder = partial / name if len(wanted) > 1 else partial
         plan = plan_target(
             own, scores, checkpoint, target, stream, calibration, journal, meter, lines
@@ -217,14 +179,40 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     return results
 
 
-def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
+def score_units(
+    settings, checkpoint, calibration, stream, meter, lines, work: Path, journal
+) -> Scores:
+    """The scores by which units are chosen. What is done of them is kept in the work folder."""
+    file, rated = work / SCORES, work / "rated.safetensors"
+    if journal.get("scored"):
+        return Scores.load(file)
+    if journal.get("rated"):
+        scores = Scores.load(rated)
+    else:
+        scores = rate(settings, checkpoint, calibration, stream, meter, lines, work / "score")
+        scores.save(rated)
+        journal.put("rated", True)
+        shutil.rmtree(work / "score", ignore_errors=True)
+    select, kv_cost = settings.select, settings.kv_cost
+    if needs_text(select, kv_cost):
+        saved = work / "select"
+        with meter.stage("select"), lines.stage("select", count_blocks(saved)) as progress:
+            scores = refined(scores, stream, calibration, select, kv_cost, progress, saved)
+    scores.save(file)
+    journal.put("scored", True)
+    shutil.rmtree(work / "select", ignore_errors=True)
+    return scores
+
+
+def rate(settings, checkpoint, calibration, stream, meter, lines, saved: Path) -> Scores:
+    """The scores of the method alone; finished blocks are kept in a folder."""
     kept_units = None
     if settings.statistics == "pruned":
         widths = open_lattice(settings, checkpoint)
         protect = protected(settings.protect, checkpoint)
         kept_units = solve(settings.targets[0], checkpoint, widths, protect)
-    with meter.stage("score"), lines.stage("score") as progress:
-        scores = score(
+    with meter.stage("score"), lines.stage("score", count_blocks(saved)) as progress:
+        return score(
             checkpoint,
             settings.method,
             settings.mode,
@@ -234,9 +222,5 @@ def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scor
             kept_units,
             progress,
             chosen_grains(settings),
+            saved,
         )
-    select, kv_cost = settings.select, settings.kv_cost
-    if not needs_text(select, kv_cost):
-        return scores
-    with meter.stage("select"), lines.stage("select") as progress:
-        return refined(scores, stream, calibration, select, kv_cost, progress)

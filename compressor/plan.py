@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compressor.budget import flops_of, table_of
-from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.scores import GROUPS
+from compressor.groups import GROUPS
+
+if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
+    from compressor.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Plan:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: "Checkpoint") -> None:
         """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one."""
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(
@@ -104,7 +106,9 @@ class Costs:
     block_units: list[dict[str, int]]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, budget: str = "params") -> "Costs":
+    def of(cls, checkpoint: "Checkpoint", budget: str = "params") -> "Costs":
+        from compressor.budget import flops_of, table_of
+
         unit, prunable = {}, 0
         for group, slices in checkpoint.family.groups().items():
             owned = [

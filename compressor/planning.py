@@ -4,10 +4,11 @@ What decides slowly is kept in the work folder: the errors of cuts with the scor
 the held-back losses, one after the other.
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 
-from compressor.allocation import ALLOCATIONS, allocate, plan_of
+from compressor.allocation import allocate, plan_of
 from compressor.allocation import protected as protected_blocks
 from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge
@@ -16,7 +17,9 @@ from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.journal import Journal
+from compressor.choices import ALLOCATIONS
+from compressor.journal import Journal, count_blocks
+from compressor.keeping import SCORES
 from compressor.plan import Costs, Plan, Target
 from compressor.repair import closed_form
 from compressor.scores import Scores
@@ -28,14 +31,12 @@ def measure_cuts(
     scores: Scores,
     stream,
     calibration,
-    file: Path,
+    work: Path,
     meter,
     lines,
-    saved: Path | None = None,
 ) -> None:
-    """Add the errors of all cuts to the scores, and save both, if the allocation asks for them.
-
-    saved: where an interrupted job finds the blocks that it has done.
+    """Add the errors of all cuts to the scores, and save both in the work folder, if the allocation asks
+    for them. What is done of them is kept there.
     """
     if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
         return
@@ -52,7 +53,8 @@ def measure_cuts(
             seed=settings.seed,
             sampling=settings.weights.sampling or "none",
         )
-    with meter.stage("allocate"), lines.stage("allocate") as progress:
+    saved = work / "landscape"
+    with meter.stage("allocate"), lines.stage("allocate", count_blocks(saved)) as progress:
         scores.landscape = measure_landscape(
             scores.blocks,
             stream,
@@ -64,7 +66,8 @@ def measure_cuts(
             saved,
             ALLOCATIONS[settings.allocate].probing,
         )
-    scores.save(file)
+    scores.save(work / SCORES)
+    shutil.rmtree(saved, ignore_errors=True)
 
 
 def plan_target(

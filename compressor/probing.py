@@ -7,6 +7,8 @@ of probes, and what a probe costs is the hidden states of the probing text: `sta
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
 
 import torch
 
@@ -15,10 +17,12 @@ from compressor.calibration import Batch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gradients import LOGITS_TOKENS
+from compressor.journal import finished_block, keep_block
 from compressor.memory import trim_heap
 from compressor.methods.statistics import Geometry, only_units
 
 STACKED_TOKENS = 4096  # of several variants, fed to a block as one batch
+PART = 10  # forward passes of one part, beside which the dense model's own is little
 
 # (block, group, unit): without this unit; (block, kept): with these alone, as `only_units` takes them.
 Probe = tuple[int, str, int] | tuple[int, Mapping[str, Sequence[int]]]
@@ -89,6 +93,46 @@ def loss_changes(
         where = f"with the probe {probes[v - 1]}" if v else "of the dense model"
         raise InputError(f"The loss {where} is {nll[v].item()}; try --dtype float32.")
     return (nll[1:] - nll[0]) / predicted
+
+
+def loss_changes_in_parts(
+    stream: BlockStream,
+    batches: list[Batch],
+    probes: Sequence[Probe],
+    saved: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> torch.Tensor:
+    """`loss_changes` of probes in the order of their blocks, measured in parts of so many blocks' probes
+    that the dense model's own passes do not count; finished parts are kept in the folder `saved`.
+    """
+    found, blocks = [], stream.checkpoint.blocks
+    parts = divided(probes, blocks)
+    for number, part in enumerate(parts):
+
+        def told(done: int, _: int, number=number) -> None:
+            progress(number * blocks + done, len(parts) * blocks)
+
+        known = finished_block(saved, number)
+        if known is None:
+            known = {"changes": loss_changes(stream, batches, part, told)}
+            keep_block(saved, number, known)
+        told(blocks, blocks)
+        found.append(known["changes"])
+    return torch.cat(found)
+
+
+def divided(probes: Sequence[Probe], blocks: int) -> list[list[Probe]]:
+    """Probes [block, ...] in parts worth `PART` forward passes or a little more; a block's together."""
+    parts: list[list[Probe]] = [[]]
+    passes = 0
+    for block, same in groupby(probes, key=lambda probe: probe[0]):
+        if passes >= PART * blocks:
+            parts.append([])
+            passes = 0
+        some = list(same)
+        parts[-1] += some
+        passes += len(some) * (blocks - block)
+    return parts
 
 
 def head_nll(

@@ -1,7 +1,9 @@
 """One result of a job: cut, repaired, written, verified, measured, judged."""
 
+import json
 import shutil
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -10,21 +12,23 @@ from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.checks import check_dest
+from compressor.destination import check_dest
 from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
 from compressor.evaluation import perplexity
+from compressor.journal import count_blocks
+from compressor.keeping import keeping, open_work
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.per_layer import code_of
 from compressor.plan import Plan
 from compressor.planning import comparison_note
-from compressor.progress import Meter
+from compressor.progress import Lines, Meter
 from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import versions, write_card, write_record
-from compressor.settings import Settings, open_lattice
+from compressor.settings import Settings, decisive, open_lattice
 from compressor.shards import publish
 from compressor.verify import verify
 from compressor.writing import layout_of, write
@@ -55,7 +59,8 @@ def cut_one(
 ) -> tuple[dict, dict]:
     """Write one result, verify it and measure it; what to say of it and its compression.json."""
     layout = layout_of(plan, settings.layout, checkpoint.family)
-    with meter.stage("write"), lines.stage("repair" if repair else "write") as progress:
+    kept = count_blocks(repair.saved) if repair else 0
+    with meter.stage("write"), lines.stage("repair" if repair else "write", kept) as progress:
         container = write(
             checkpoint,
             plan,
@@ -115,8 +120,8 @@ def cut_one(
     write_record(folder, record)
     trim_heap()
     if settings.verify:
-        with meter.stage("verify"), lines.stage("verify"):
-            found = verify(folder, checkpoint.path)
+        with meter.stage("verify"), lines.stage("verify") as progress:
+            found = verify(folder, checkpoint.path, progress=progress)
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
@@ -169,30 +174,43 @@ def publish_results(settings, results: list[dict], partial: Path, meter: Meter) 
         result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 
 
-def apply_plan(settings: Settings, plan: Plan) -> str:
-    """The stage `cut`: write a plan's result under DEST, verified; one sentence about it."""
+def apply_plan(settings: Settings, plan: Plan, lines: Lines) -> str:
+    """The stage `cut`: write a plan's result under DEST, verified; sentences about it.
+
+    Repaired blocks are kept in a folder beside DEST meanwhile.
+    """
     checkpoint, dest = Checkpoint(settings.source), settings.dest
     check_repair(settings.repair, settings.refine_epochs, checkpoint)
     check_dest(settings)
-    calibration, _ = read_texts(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    try:
-        stream = open_stream(settings, checkpoint, dest.parent, calibration)
-        repair = open_repair(settings, stream, plan, calibration)
-        changes = repair and repair.blocks()
+    work, journal = open_work(settings)
+    with Meter() as meter, keeping(work, lines, partial):
+        calibration, _ = read_texts(settings, checkpoint)
+        planned = {"the plan's SHA-256": sha256(json.dumps(asdict(plan)).encode()).hexdigest()}
+        journal.agree("settings", decisive(settings, checkpoint, calibration) | planned)
+        stream = open_stream(settings, checkpoint, work, calibration)
+        saved = work / "repair"
+        repair = open_repair(settings, stream, plan, calibration, saved)
         layout = layout_of(plan, settings.layout, checkpoint.family)
-        container = settings.container
-        chosen = write(checkpoint, plan, partial, layout, container, changes=changes)
+        with lines.stage("repair" if repair else "write", count_blocks(saved)) as progress:
+            chosen = write(
+                checkpoint,
+                plan,
+                partial,
+                layout,
+                settings.container,
+                progress=progress,
+                changes=repair and repair.blocks(),
+            )
         write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
         difference = None
         if settings.verify:
-            difference = verify(partial, settings.source)["logits_difference"]
+            with meter.stage("verify"), lines.stage("verify") as progress:
+                found = verify(partial, settings.source, progress=progress)
+            difference = found["logits_difference"]
         written = Checkpoint(partial)
         publish(partial, dest)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
     return "\n".join([found, *(repair.warnings if repair else [])])

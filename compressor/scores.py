@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compressor.errors import InputError
+from compressor.groups import GROUPS
 from compressor.lattice import Lattice
 
-GROUPS = ("attention", "ffn")
 PARTS = ("alpha", "coarse", "fine")
 MEASURED = ("errors", "learned", "losses")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -10,10 +11,13 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gradients import backward
+from compressor.journal import finished_block, keep_block
 from compressor.methods import METHODS, Method
 from compressor.methods.hywia import PARTS, Grains, fitted_share, normalised
 from compressor.methods.statistics import BlockStatistics, Geometry, only_units
-from compressor.probing import loss_changes, sample_probes, spearman
+from compressor.passes import on_cpu, pass_over
+from compressor.pauses import Pauses
+from compressor.probing import loss_changes_in_parts, sample_probes, spearman
 from compressor.scores import Scores, best
 from compressor.seeding import of_block
 
@@ -32,13 +36,15 @@ def score(
     kept_units: list[dict[str, int]] | None = None,
     progress: Progress = lambda done, total: None,
     grains: Grains | None = None,
+    saved: Path | None = None,
 ) -> Scores:
     """Score every unit of a checkpoint.
 
     Methods that look at activations need `tokens` and `stream`. With `kept_units` (units to keep,
     per block and group) each block passes on what it computes after being cut to them by its own scores
     (`--statistics pruned`); without, every block sees the dense model's activations. grains: what
-    weighs gradients, for methods that do, instead of the method's own.
+    weighs gradients, for methods that do, instead of the method's own. saved: a folder where finished
+    blocks are kept, and taken from if they are there.
     """
     chosen = METHODS[method]
     mode = chosen.check_mode(mode)
@@ -54,11 +60,11 @@ def score(
         check_finite(name, checkpoint.read([name])[name])
     parts: dict[str, list[Block]] = {}
     if chosen.observe is not None:
-        blocks = observe_backward(checkpoint, chosen, grains, tokens, stream, progress)
+        blocks = observe_backward(checkpoint, chosen, grains, tokens, stream, progress, saved)
         if chosen.fuse is not None:
             shares = {}
             if mode == "calibrated":
-                shares, said = calibrated_shares(stream, tokens, blocks, seed)
+                shares, said = calibrated_shares(stream, tokens, blocks, seed, saved)
                 notes += said
             fused = chosen.fuse(blocks, mode, shares)
             blocks = fused.scores
@@ -69,13 +75,14 @@ def score(
         def rate(index: int, weights: Block, statistics: dict) -> Block:
             geometry = Geometry.of(checkpoint, index)
             found = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
-            progress(index + 1, checkpoint.blocks)
             return finished(found, method, index)
 
         if wanted := chosen.wants(mode):
-            blocks = rate_forward(checkpoint, wanted, tokens, stream, rate, kept_units)
+            blocks = rate_forward(
+                checkpoint, wanted, tokens, stream, rate, kept_units, progress, saved
+            )
         else:
-            blocks = rate_weights(checkpoint, rate)
+            blocks = rate_weights(checkpoint, rate, progress, saved)
     return Scores(
         blocks,
         {
@@ -93,13 +100,20 @@ def score(
     )
 
 
-def rate_weights(checkpoint: Checkpoint, rate) -> list[Block]:
+def rate_weights(
+    checkpoint: Checkpoint, rate, progress: Progress, saved: Path | None = None
+) -> list[Block]:
     """Scores of methods that look at weights alone."""
     blocks = []
     for index in range(checkpoint.blocks):
-        weights = checkpoint.read_block(index)
-        check_block(checkpoint, index, weights)
-        blocks.append(rate(index, weights, {}))
+        found = finished_block(saved, index)
+        if found is None:
+            weights = checkpoint.read_block(index)
+            check_block(checkpoint, index, weights)
+            found = on_cpu(rate(index, weights, {}))
+            keep_block(saved, index, found)
+        blocks.append(found)
+        progress(index + 1, checkpoint.blocks)
     return blocks
 
 
@@ -110,12 +124,13 @@ def rate_forward(
     stream: BlockStream,
     rate,
     kept_units: list[dict[str, int]] | None,
+    progress: Progress,
+    saved: Path | None = None,
 ) -> list[Block]:
     """Scores of methods that look at weights and activations, from one forward pass."""
-    blocks = []
     batches = tokens.batches()
 
-    def visit(index: int, layer, forward) -> None:
+    def find(index: int, layer, forward) -> Block:
         geometry = Geometry.of(checkpoint, index)
         weights = dict(layer.state_dict())
         check_block(checkpoint, index, weights)
@@ -125,16 +140,16 @@ def rate_forward(
                 statistics.mask = batch.mask.to(stream.device)
                 next(order)
             next(order, None)
-        scores = rate(index, weights, statistics.means(len(tokens.sequences)))
-        blocks.append(scores)
-        if kept_units is not None:
-            kept = {g: best(s, kept_units[index][g]) for g, s in scores.items()}
-            with only_units(layer, geometry, kept):
-                for _ in forward():
-                    pass
+        return rate(index, weights, statistics.means(len(tokens.sequences)))
 
-    stream.run([b.ids for b in batches], visit).discard()
-    return blocks
+    def go_on_pruned(index: int, layer, forward, scores: Block) -> None:
+        kept = {g: best(s, kept_units[index][g]) for g, s in scores.items()}
+        with only_units(layer, Geometry.of(checkpoint, index), kept):
+            for _ in forward():
+                pass
+
+    go_on = None if kept_units is None else go_on_pruned
+    return pass_over(stream, [b.ids for b in batches], find, saved, progress, go_on)
 
 
 def observe_backward(
@@ -144,25 +159,41 @@ def observe_backward(
     tokens: TokenSet,
     stream: BlockStream,
     progress: Progress,
+    saved: Path | None = None,
 ) -> list[Block]:
     """What a method keeps of every block's backward, one sequence after the other."""
-    found: list[Block] = [{} for _ in range(checkpoint.blocks)]
+    found = [finished_block(saved, index) for index in range(checkpoint.blocks)]
 
     def visit(index: int, layer, steps) -> None:
+        if found[index] is None:
+            observe(index, layer, steps)
+        else:
+            for _ in steps():
+                pass
+        progress(checkpoint.blocks - index, checkpoint.blocks)
+
+    def observe(index: int, layer, steps) -> None:
         geometry = Geometry.of(checkpoint, index)
         check_block(checkpoint, index, dict(layer.state_dict()))
         with method.observe(layer, geometry, index, grains) as observer:
             for i in steps():
                 observer.end_sequence(len(tokens.sequences[i]) - 1)
-            found[index] = observer.reduced()
-        progress(checkpoint.blocks - index, checkpoint.blocks)
+            found[index] = on_cpu(observer.reduced())
+        keep_block(saved, index, found[index])
 
-    backward(stream, [s[None] for s in tokens.sequences], visit)
+    if None in found:
+        pauses = Pauses(saved)
+        backward(stream, [s[None] for s in tokens.sequences], visit, pauses)
+        pauses.over()
     return found
 
 
 def calibrated_shares(
-    stream: BlockStream, tokens: TokenSet, blocks: list[Block], seed: int
+    stream: BlockStream,
+    tokens: TokenSet,
+    blocks: list[Block],
+    seed: int,
+    saved: Path | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """The coarse share of each group by `fitted_share` to measured loss changes, and how well
     coarse, fine and fused rank them (Spearman), in sentences.
@@ -175,7 +206,7 @@ def calibrated_shares(
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
     blocks = normalised(blocks)
-    changes = loss_changes(wide, texts.batches(), probes)
+    changes = loss_changes_in_parts(wide, texts.batches(), probes, saved and saved / "probes")
     shares, said = {}, []
     for group in checkpoint.units:
         mine = [i for i, probe in enumerate(probes) if probe[1] == group]

@@ -9,51 +9,27 @@ kept, and a plan stays a list of units that can be looked at and cut again.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
+from compressor.choices import check_selection
 from compressor.elimination import eliminate
 from compressor.errors import InputError
 from compressor.methods import METHODS
 from compressor.methods.statistics import Geometry
-from compressor.probing import loss_changes
-from compressor.repair import KINDS
+from compressor.passes import pass_over
+from compressor.probing import loss_changes_in_parts
 from compressor.repair.ridge import Moments
 from compressor.scores import Scores
 from compressor.weighing import rates
 
-SELECTIONS = ("score", "obs")
-KV_COSTS = ("score", "measured")
 PROBE_SEQUENCES = 8
 FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
 
 Progress = Callable[[int, int], None]
-
-
-def default_selection(method: str, repair: str) -> str:
-    """`obs` where a repair then refits what stays, which is what the elimination counts on.
-
-    Methods that look at weights alone, or at nothing, are for comparison: theirs is the score. Of an
-    unknown method or repair, which is refused elsewhere, any.
-    """
-    kind = KINDS.get(repair)
-    looks = method in METHODS and METHODS[method].wants(METHODS[method].check_mode(None))
-    return "obs" if looks and kind is not None and kind.weights else "score"
-
-
-def check_selection(select: str, kv_cost: str) -> None:
-    for option, given, known in (
-        ("--select", select, SELECTIONS),
-        ("--kv-cost", kv_cost, KV_COSTS),
-    ):
-        if given not in known:
-            raise InputError(f"{option} is {' or '.join(known)}, not {given!r}.")
-
-
-def needs_text(select: str, kv_cost: str) -> bool:
-    return (select, kv_cost) != (SELECTIONS[0], KV_COSTS[0])
 
 
 def refined(
@@ -63,19 +39,30 @@ def refined(
     select: str,
     kv_cost: str,
     progress: Progress = lambda done, total: None,
+    saved: Path | None = None,
 ) -> Scores:
-    """The scores with what `--select` and `--kv-cost` make of them."""
+    """The scores with what `--select` and `--kv-cost` make of them.
+
+    saved: a folder where finished blocks are kept, and taken from if they are there.
+    """
     check_selection(select, kv_cost)
     power = 2 / METHODS[scores.about["method"]].degree
     powers = {"attention": power, "ffn": power}
     if kv_cost == "measured":
-        scores, powers["attention"] = measured(scores, stream, tokens), 1
+        probes = saved and saved / "probes"
+        scores, powers["attention"] = measured(scores, stream, tokens, progress, probes), 1
     if select == "obs":
-        scores = compensated(scores, stream, tokens, powers, progress)
+        scores = compensated(scores, stream, tokens, powers, progress, saved)
     return scores
 
 
-def measured(scores: Scores, stream: BlockStream, tokens: TokenSet) -> Scores:
+def measured(
+    scores: Scores,
+    stream: BlockStream,
+    tokens: TokenSet,
+    progress: Progress = lambda done, total: None,
+    saved: Path | None = None,
+) -> Scores:
     """KV groups scored by the mean loss change, in nats a token, of switching each off; 0 where the loss
     falls. In float32, on some sequences spread over the calibration text.
     """
@@ -85,7 +72,8 @@ def measured(scores: Scores, stream: BlockStream, tokens: TokenSet) -> Scores:
     texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
     units = [block["attention"] for block in checkpoint.block_units]
     probes = [(b, "attention", u) for b, count in enumerate(units) for u in range(count)]
-    changes = loss_changes(wide, texts.batches(), probes).clamp_min(0).float()
+    changes = loss_changes_in_parts(wide, texts.batches(), probes, saved, progress)
+    changes = changes.clamp_min(0).float()
     blocks = [
         block | {"attention": mine}
         for block, mine in zip(scores.blocks, changes.split(units), strict=True)
@@ -99,6 +87,7 @@ def compensated(
     tokens: TokenSet,
     powers: dict[str, float],
     progress: Progress = lambda done, total: None,
+    saved: Path | None = None,
 ) -> Scores:
     """Every group of every block scored by greedy elimination on the dense model's activations.
 
@@ -108,9 +97,8 @@ def compensated(
     """
     geometry = Geometry.of(stream.checkpoint)
     batches = tokens.batches()
-    blocks = []
 
-    def visit(index: int, layer, forward) -> None:
+    def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
         weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
         sums = {g: Moments.empty(w.shape[1], 0, stream.device) for g, w in weights.items()}
         mask: torch.Tensor | None = None
@@ -155,8 +143,7 @@ def compensated(
             found[group] = eliminate(
                 sums.pop(group).gram.div_(tokens.tokens).to(dtype), weight.to(dtype), prior
             )
-        blocks.append(found)
-        progress(index + 1, stream.checkpoint.blocks)
+        return found
 
-    stream.run([b.ids for b in batches], visit).discard()
+    blocks = pass_over(stream, [b.ids for b in batches], find, saved, progress)
     return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})

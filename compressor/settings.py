@@ -3,25 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from compressor.allocation import ALLOCATIONS
-from compressor.allocation.curves import FORWARDS
-from compressor.budget import identity
-from compressor.checkpoint import Checkpoint
-from compressor.families import Family
-from compressor.lattice import Lattice, lattice
+from compressor.choices import ALLOCATIONS, LAYOUTS, needs_text
 from compressor.methods import DEFAULT_METHOD, METHODS
-from compressor.methods.hywia import Grains
-from compressor.per_layer import has_uniform
+from compressor.methods.grains import Grains
 from compressor.plan import Target
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 from compressor.repair import DEFAULT_REPAIR
-from compressor.selection import needs_text
 from compressor.sparse.settings import Weights
-from compressor.writing import LAYOUTS
+
+if TYPE_CHECKING:  # options are judged before torch is imported, which takes seconds
+    from compressor.checkpoint import Checkpoint
+    from compressor.families import Family
+    from compressor.lattice import Lattice
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -71,6 +67,8 @@ class Settings:
 
     @property
     def on_device(self) -> str:
+        import torch
+
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
@@ -100,6 +98,8 @@ class Settings:
 
     def kept_states(self, blocks: int) -> int:
         """How many hidden states of every calibration token are kept at once."""
+        from compressor.allocation.curves import FORWARDS
+
         if self.weights.single:  # what enters and leaves a block, and should leave it, on two paths
             return 5
         # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
@@ -112,8 +112,10 @@ class Settings:
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 
-def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+def open_lattice(settings: Settings, checkpoint: "Checkpoint") -> "Lattice":
     """The widths that the options allow."""
+    from compressor.lattice import lattice
+
     return lattice(
         checkpoint,
         settings.align,
@@ -127,13 +129,15 @@ def target_name(target: Target) -> str:
     return f"{target.kind}-{target.value:g}"
 
 
-def wanted_results(settings: Settings, family: Family) -> list[tuple[str, Target, Settings]]:
+def wanted_results(settings: Settings, family: "Family") -> list[tuple[str, Target, Settings]]:
     """Name, target and settings of every result: one a target, `--layout all` one a layout of each.
 
     The uniform layout is left out where blocks are to differ, and where a family's class has one width.
     """
     if settings.layout != "all":
         return [(target_name(target), target, settings) for target in settings.targets]
+    from compressor.per_layer import has_uniform
+
     same = ALLOCATIONS[settings.allocate].alike and not settings.protect and has_uniform(family)
     return [
         (f"{target_name(target)}-{layout}", target, replace(settings, layout=layout))
@@ -143,8 +147,10 @@ def wanted_results(settings: Settings, family: Family) -> list[tuple[str, Target
     ]
 
 
-def decisive(settings: Settings, checkpoint: Checkpoint, *tokens) -> dict[str, str]:
+def decisive(settings: Settings, checkpoint: "Checkpoint", *tokens) -> dict[str, str]:
     """What decides the scores and the cut, by the option's name: a resumed job must not change it."""
+    from compressor.budget import identity
+
     free = {"dest", "max_memory", "work_dir", "resume", "overwrite"}
     free |= {"targets", "weights", "recovery", "quantization"}  # in parts, below or by their jobs
     given = {

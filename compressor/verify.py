@@ -15,6 +15,9 @@ larger than the memory can be verified.
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +42,8 @@ PROMPTS = (
 )
 TOLERANCE = 1e-3  # of the logits' standard deviation
 ROWS = 4096
+TOLD = "verified"  # the word before how far a verification is
+Progress = Callable[[int, int], None]
 
 
 def prompt_ids(tokenizer, positions: int | None) -> list[torch.Tensor]:
@@ -52,12 +57,18 @@ def positions_of(config) -> int | None:
     return getattr(config, family.spellings.get(name, name) if family else name, None)
 
 
-def verify(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
+def verify(
+    folder: Path,
+    source: Path | None = None,
+    expected: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict:
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
     expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
     what a trained, sparse or quantised model computed before it was written, and of how much a
     difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
+    progress(done, total) counts the blocks that prompts have passed, in both models.
     """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
@@ -80,24 +91,81 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     if sys.version_info < (3, 11):
         command.remove("-P")
     command += [str(against)] if (against := source or expected) else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode < 0:
+    code, printed, errors = listened(command, progress)
+    if code < 0:
         raise MachineError(
-            f"The verification of {folder} was killed by signal {-done.returncode}, most "
-            "likely for want of memory."
+            f"The verification of {folder} was killed by signal {-code}, most likely for want of memory."
         )
     try:
-        report = json.loads(done.stdout.strip().splitlines()[-1])
+        report = json.loads(printed.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         raise VerificationError(
-            f"The verification of {folder} broke off:\n{done.stderr.strip()[-2000:]}"
+            f"The verification of {folder} broke off:\n{errors.strip()[-2000:]}"
         ) from None
     if report["error"]:
         raise VerificationError(report["error"])
     return report
 
 
-def verify_here(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:
+def listened(command: list[str], progress: Progress) -> tuple[int, str, str]:
+    """Run a command; its exit code, what it printed, and the lines on its stderr but those of `tell`."""
+    errors = []
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        try:
+            for line in child.stderr:
+                word, *numbers = line.split() or [""]
+                if word == TOLD and len(numbers) == 2:
+                    progress(*map(int, numbers))
+                else:
+                    errors.append(line)
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            child.stderr.close()
+        out.seek(0)
+        return code, out.read(), "".join(errors)
+
+
+def tell(done: int, total: int) -> None:
+    """How far the verification is, for the process that waits for it."""
+    print(TOLD, done, total, file=sys.stderr, flush=True)
+
+
+class Passed:
+    """Counts the blocks that prompts have passed, in one model or two."""
+
+    def __init__(self, progress: Progress, models: int):
+        self.progress, self.models, self.done = progress, models, 0
+
+    @contextmanager
+    def of(self, model):
+        """While open, the blocks of this model count."""
+        family = FAMILIES.get(model.config.model_type)
+        blocks = model.get_submodule(family.layers) if family else []
+        total = self.models * len(PROMPTS) * len(blocks)
+
+        def count(*_) -> None:
+            self.done += 1
+            self.progress(self.done, total)
+
+        handles = [block.register_forward_hook(count) for block in blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def verify_here(
+    folder: Path,
+    source: Path | None = None,
+    expected: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict:
     """The same in this process: loads, and computes what the plan says."""
     quantization = read_record(folder).get("quantization")
     if quantization is not None:
@@ -108,20 +176,23 @@ def verify_here(folder: Path, source: Path | None = None, expected: Path | None 
     if quantization is not None:
         report["parameters"] = PackedCheckpoint(folder).parameters
     prompts = prompt_ids(tokenizer, positions_of(model.config))
-    ours = [logits(model, ids) for ids in prompts]
+    sparsity = read_record(folder).get("sparsity")
+    masked = expected is None and source is not None and sparsity is None
+    passed = Passed(progress, 1 + masked)
+    with passed.of(model):
+        ours = [logits(model, ids) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
     del model
     tolerance = TOLERANCE
-    sparsity = read_record(folder).get("sparsity")
     if sparsity is not None and quantization is None:
         report["zeros"] = check_sparse(folder, sparsity, source)
     if expected is not None:
         known, whose = load_file(expected), "model's in memory"
         theirs = [known[str(i)] for i in range(len(prompts))]
         tolerance = known.get("tolerance", torch.tensor(TOLERANCE)).item()
-    elif source is not None and sparsity is None:
-        theirs, whose = masked_logits(source, folder, prompts), "masked source's"
+    elif masked:
+        theirs, whose = masked_logits(source, folder, prompts, passed), "masked source's"
     else:
         return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
@@ -167,7 +238,9 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     return make_linear(model).eval(), tokenizer
 
 
-def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+def masked_logits(
+    source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed
+) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
     checkpoint = Checkpoint(source)
     if checkpoint.coded:
@@ -177,7 +250,8 @@ def masked_logits(source: Path, folder: Path, prompts: list[torch.Tensor]) -> li
     for own, ids in zip(prompt_ids(tokenizer, checkpoint.positions), prompts, strict=True):
         if not torch.equal(own, ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
-    with masked_plan(masked, checkpoint, Checkpoint(folder), read_record(folder)):
+    plan = masked_plan(masked, checkpoint, Checkpoint(folder), read_record(folder))
+    with plan, passed.of(masked):
         return [logits(masked, ids) for ids in prompts]
 
 
@@ -250,9 +324,9 @@ def main(arguments: list[str]) -> None:
     try:
         folder, *against = map(Path, arguments)
         if against and against[0].is_file():
-            report = verify_here(folder, expected=against[0])
+            report = verify_here(folder, expected=against[0], progress=tell)
         else:
-            report = verify_here(folder, *against)
+            report = verify_here(folder, *against, progress=tell)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

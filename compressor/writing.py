@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import Checkpoint
+from compressor.choices import check_layout_name
 from compressor.containers import choose_container, patched_config
 from compressor.cut import Padding, cut_block, heads_left, paddings, widest
 from compressor.errors import InputError
@@ -28,7 +29,6 @@ from compressor.per_layer import (
 from compressor.plan import Plan
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
 
-LAYOUTS = ("uniform", "per-layer", "padded")
 # Weights in any other format would contradict the new ones; the card is written anew.
 NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
@@ -92,11 +92,6 @@ def write(
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     return chosen
-
-
-def check_layout_name(layout: str) -> None:
-    if layout not in LAYOUTS:
-        raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
 
 
 def check_layout(plan: Plan, layout: str, checkpoint: Checkpoint) -> None:

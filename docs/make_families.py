@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from compressor.families import FAMILIES
-from compressor.writing import LAYOUTS
+from compressor.choices import LAYOUTS
 
 HEAD = """# Model families
 

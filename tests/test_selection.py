@@ -10,11 +10,12 @@ from compressor.checkpoint import Checkpoint
 from compressor.elimination import eliminate
 from compressor.errors import InputError
 from compressor.methods.statistics import Geometry
+from compressor.choices import default_selection
 from compressor.plan import Target
 from compressor.probing import loss_changes
 from compressor.scores import Scores
 from compressor.scoring import score
-from compressor.selection import default_selection, refined
+from compressor.selection import refined
 
 
 def texts(count=10) -> TokenSet:

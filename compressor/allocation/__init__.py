@@ -10,54 +10,27 @@ Which units stay is the same in all: the best-scored of each group of each block
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from compressor.allocation.exact import Widths
 from compressor.allocation.measured import solve_measured
 from compressor.allocation.ranking import solve_globally
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
+from compressor.choices import check_allocation
 from compressor.errors import InputError
 from compressor.lattice import lattice
 from compressor.plan import Costs, Plan, Target, reached
 from compressor.scores import GROUPS, Scores, best
 
-
-@dataclass(frozen=True)
-class Allocation:
-    """A way to find widths: solve(scores, target, checkpoint, lattice, protect, alike).
-
-    alike, unlike: whether it finds widths that are equal in all blocks, and that are not.
-    measured: whether it compares measured errors of cuts, and is judged by held-back text.
-    probing: whether it needs the loss of the model with cuts.
-    """
-
-    solve: Callable[..., list[Widths]]
-    alike: bool = True
-    unlike: bool = True
-    measured: bool = False
-    probing: bool = False
-
-    def equal(self, alike: bool) -> bool:
-        """Whether all blocks get the same widths, if they may (alike) be asked to."""
-        return self.alike and (alike or not self.unlike)
-
-
-ALLOCATIONS = {
-    "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False),
-    "global": Allocation(lambda *given: solve_globally(*given[:-1]), alike=False),
-    "exact": Allocation(solve_measured, measured=True),
-    "measured": Allocation(
-        lambda *given: solve_measured(*given, in_nats=True), measured=True, probing=True
-    ),
-    "besa": Allocation(lambda *given: solve_measured(*given, learned=True), measured=True),
+# solve(scores, target, checkpoint, lattice, protect, alike) of the names in `choices.ALLOCATIONS`
+SOLVERS: dict[str, Callable[..., list[Widths]]] = {
+    "uniform": lambda scores, *given: solve(*given[:-1]),
+    "global": lambda *given: solve_globally(*given[:-1]),
+    "exact": solve_measured,
+    "measured": lambda *given: solve_measured(*given, in_nats=True),
+    "besa": lambda *given: solve_measured(*given, learned=True),
 }
-
-
-def check_allocation(how: str) -> None:
-    if how not in ALLOCATIONS:
-        *names, last = ALLOCATIONS
-        raise InputError(f"--allocate is {', '.join(names)} or {last}, not {how!r}.")
 
 
 def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
@@ -98,7 +71,7 @@ def allocate(
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
     widths = lattice(checkpoint, align, tp, container, columns)
-    chosen = ALLOCATIONS[how].solve(scores, target, checkpoint, widths, protect, alike)
+    chosen = SOLVERS[how](scores, target, checkpoint, widths, protect, alike)
     return plan_of(scores, checkpoint, target, chosen, how, protect)
 
 

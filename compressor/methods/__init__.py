@@ -11,19 +11,20 @@ needs gradients observes each block during its backward and may score all blocks
         end_sequence(predicted)   after the backward of a sequence with so many predicted tokens
         reduced()                 a few numbers a unit, by group
     fuse([reduced of each block], mode, shares) -> Fused; without it `reduced` are the scores
+
+The table is read before torch is imported, which takes seconds; what a method does when it is called.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from compressor.errors import InputError
-from compressor.families import Family
-from compressor.methods import baselines, hywia, kfac, llm_bip
-from compressor.methods.activations import known
+from compressor.methods.grains import Grains
 
-Score = Callable[..., dict[str, torch.Tensor]]
+if TYPE_CHECKING:
+    from compressor.families import Family
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Method:
     """
 
     name: str
-    score: Score | None
+    score: Callable | None
     modes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     observe: Callable | None = None
     fuse: Callable | None = None
-    grains: hywia.Grains | None = None
+    grains: Grains | None = None
     free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
     allocate: str = "uniform"  # the allocation where none is asked for
     degree: int = 1
@@ -52,8 +53,10 @@ class Method:
             )
         return mode
 
-    def check_activation(self, mode: str, activation: str, family: Family) -> None:
+    def check_activation(self, mode: str, activation: str, family: "Family") -> None:
         """Modes that look inside the FFN know the derivative of some activations only."""
+        from compressor.methods.activations import known
+
         if "gated" in self.wants(mode) and activation not in known(family):
             raise InputError(
                 f"The mode {mode} knows the activations {', '.join(known(family))}, and this model "
@@ -63,7 +66,7 @@ class Method:
     def wants(self, mode: str) -> frozenset[str]:
         return self.modes[self._pattern(mode)]
 
-    def choose_grains(self, **given: str | None) -> hywia.Grains | None:
+    def choose_grains(self, **given: str | None) -> Grains | None:
         """The method's grains with those that are given (not None) in place of its own."""
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
@@ -87,14 +90,31 @@ class Method:
             return ""
 
 
+def _later(name: str) -> Callable:
+    """A function or class of a module of this package, which is imported when it is first called."""
+    module, _, function = name.partition(".")
+
+    def call(*given, **named):
+        return getattr(import_module(f"{__name__}.{module}"), function)(*given, **named)
+
+    return call
+
+
 GRADIENTS = frozenset({"gradients"})
+BIP_MODES = {
+    "bip-gram": frozenset({"moments", "gated", "gram"}),
+    "bip-energy": frozenset({"moments", "gated"}),
+    "bip-gated": frozenset({"moments", "gated"}),
+    "bip": frozenset({"moments"}),
+}
 
 
 def _preset(name: str, part: str, fine: str) -> Method:
     """A score as LLM-Pruner publishes it: one part alone, of the mean gradient."""
-    grains = hywia.Grains("vector", fine, gradient="mean")
+    grains = Grains("vector", fine, gradient="mean")
     modes = {part: GRADIENTS}
-    return Method(name, None, modes, hywia.GrainTokens, hywia.fuse, grains, ("reduce",))
+    observe, fuse = _later("hywia.GrainTokens"), _later("hywia.fuse")
+    return Method(name, None, modes, observe, fuse, grains, ("reduce",))
 
 
 def _without_grains(observe: Callable) -> Callable:
@@ -104,29 +124,36 @@ def _without_grains(observe: Callable) -> Callable:
 METHODS = {
     method.name: method
     for method in (
-        Method("llm-bip", llm_bip.score, llm_bip.MODES),
+        Method("llm-bip", _later("llm_bip.score"), BIP_MODES),
         Method(
-            "besa", llm_bip.score, {"bip-gram": llm_bip.MODES["bip-gram"]}, allocate="besa"
+            "besa",
+            _later("llm_bip.score"),
+            {"bip-gram": BIP_MODES["bip-gram"]},
+            allocate="besa",
         ),  # units in the order of their energy in the block's output
         Method(
             "hywia",
             None,
             {"attention": GRADIENTS, "fixed:a": GRADIENTS, "calibrated": GRADIENTS},
-            hywia.HybridGrains,
-            hywia.fuse,
-            hywia.Grains(),
+            _later("hywia.HybridGrains"),
+            _later("hywia.fuse"),
+            Grains(),
             ("coarse", "fine", "reduce"),
         ),
         _preset("taylor", "fine", "first"),
         _preset("taylor-vector", "coarse", "first"),
         _preset("taylor-mix", "fine", "mix"),
-        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(kfac.Kfac), degree=2),
+        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(_later("kfac.Kfac")), degree=2),
         Method(
-            "mask-fisher", None, {"tokens": GRADIENTS}, _without_grains(kfac.MaskFisher), degree=2
+            "mask-fisher",
+            None,
+            {"tokens": GRADIENTS},
+            _without_grains(_later("kfac.MaskFisher")),
+            degree=2,
         ),
-        Method("wanda-sp", baselines.wanda_sp, {"l2": frozenset({"moments"})}),
-        Method("magnitude", baselines.magnitude, {"l2": frozenset(), "l1": frozenset()}),
-        Method("random", baselines.random, {"uniform": frozenset()}),
+        Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
+        Method("magnitude", _later("baselines.magnitude"), {"l2": frozenset(), "l1": frozenset()}),
+        Method("random", _later("baselines.random"), {"uniform": frozenset()}),
     )
 }
 DEFAULT_METHOD = "llm-bip"

@@ -35,51 +35,18 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.errors import InputError
 from compressor.methods.gradient_statistics import KINDS, GradientStatistics, names_of
+from compressor.methods.grains import COARSE, FINE, REDUCTIONS, Grains
 from compressor.methods.kfac import Kfac, MaskFisher
 from compressor.methods.statistics import Geometry
 
 Evidence = Mapping[str, Mapping[str, torch.Tensor]]  # source -> module -> [n, kinds, units]
 Blocks = list[dict[str, torch.Tensor]]
 
-COARSE = {"gate": "signed", "vector": "vector"}
-FINE = {"first": "absolute", "second": "square", "mix": "absolute"}
 PARTS = ("coarse", "fine")
+USUAL = Grains()
 TEMPERATURE = 0.01  # of squared differences of logarithms: tokens 10 % apart are told apart
 TINY = torch.finfo(torch.float64).tiny
-
-
-@dataclass(frozen=True)
-class Grains:
-    """Which coarse and fine importance, how coupled modules are reduced, and of which gradient.
-
-    gradient: `sequences` (one after the other) or `mean` (of the calibration set, as published).
-    """
-
-    coarse: str = "gate"
-    fine: str = "first"
-    reduce: str = "sum"
-    gradient: str = "sequences"
-
-    def __post_init__(self) -> None:
-        for name, known in (("coarse", COARSE), ("fine", FINE), ("reduce", REDUCTIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise InputError(f"--{name} is one of {', '.join(known)}, not {value!r}.")
-
-    def sources(self) -> set[str]:
-        return {self.gradient, "mix"} if self.fine == "mix" else {self.gradient}
-
-
-# Products are of any size: their order is that of the geometric mean, which keeps the scale.
-REDUCTIONS = {
-    "sum": lambda modules: modules.sum(0),
-    "mean": lambda modules: modules.mean(0),
-    "max": lambda modules: modules.amax(0),
-    "prod": lambda modules: modules.log().mean(0).exp(),
-    "last": lambda modules: modules[-1],
-}
 
 
 class GrainTokens(GradientStatistics):
@@ -125,7 +92,7 @@ class HybridGrains:
 
 
 def tokens(
-    evidence: Evidence, geometry: Geometry, grains: Grains = Grains()
+    evidence: Evidence, geometry: Geometry, grains: Grains = USUAL
 ) -> dict[str, torch.Tensor]:
     """Of each group the two tokens of a block's units, coarse and fine: [2, units], float64.
 

@@ -33,13 +33,6 @@ from compressor.kernels.activations import LIPSCHITZ
 from compressor.kernels.colsum import colsum
 from compressor.methods.statistics import Geometry
 
-MODES = {
-    "bip-gram": frozenset({"moments", "gated", "gram"}),
-    "bip-energy": frozenset({"moments", "gated"}),
-    "bip-gated": frozenset({"moments", "gated"}),
-    "bip": frozenset({"moments"}),
-}
-
 
 def score(weights, statistics, geometry: Geometry, mode: str, seed: int) -> dict:
     """Scores of one block's KV groups and FFN channels, float64; p = 2 modes are roots of energies."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.journal import count_blocks
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.progress import Lines, Meter
@@ -63,9 +64,10 @@ def quantize(
     elif settings.quantization.learns:
         stream = open_stream(settings, checkpoint, stem.parent, calibration)
         learned = Calibration(stream, calibration.sequences, settings.seed)
-    quantizing = Quantizing(checkpoint, group, prompts, learned, known)
+    saved = stem.parent / "quantize" / stem.name
+    quantizing = Quantizing(checkpoint, group, prompts, learned, known, saved)
     shutil.rmtree(out, ignore_errors=True)
-    with meter.stage("quantize"), lines.stage("quantize") as progress:
+    with meter.stage("quantize"), lines.stage("quantize", count_blocks(saved)) as progress:
         write_quantized(quantizing, out, progress=progress)
     expected = stem.with_name(stem.name + ".quantized.safetensors")
     save_file({str(i): x for i, x in enumerate(quantizing.logits())}, expected)
@@ -88,8 +90,8 @@ def quantize(
     trim_heap()
     write_record(out, record)
     if settings.verify:
-        with meter.stage("verify"), lines.stage("verify"):
-            report = verify(out, expected=expected)
+        with meter.stage("verify"), lines.stage("verify") as progress:
+            report = verify(out, expected=expected, progress=progress)
         proof = f"4-bit within {report['logits_difference']:.1e}"
         known = [v for v in (result["verified"],) if v != "no"]
         result["verified"] = ", ".join([*known, proof])
@@ -136,7 +138,8 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     def perplexity_of(folder: Path) -> float | None:
         return measure(settings, folder, work, evaluation, meter, lines)
 
-    before = perplexity_of(checkpoint.path)
+    before = journal.get("before") or perplexity_of(checkpoint.path)
+    journal.put("before", before)
     result = {
         "source": str(checkpoint.path),
         "dest": str(settings.dest),

@@ -7,6 +7,7 @@ written folder has to compute.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from compressor.blocks import Activations, BlockStream, loaded, states_of
 from compressor.calibration import held_back
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.journal import finished_block, keep_block, told_of_block
 from compressor.memory import trim_heap
 from compressor.quantization.clipping import learn
 from compressor.quantization.packing import packed
@@ -56,7 +58,8 @@ class Quantizing:
     """One quantisation of one dense checkpoint: iterate over `blocks()`, then read `record`, `logits`.
 
     prompts: token ids [tokens]. calibration: learn to clip, else round to nearest. scales: those of
-    a block, by its number, where they are known already.
+    a block, by its number, where they are known already. saved: a folder where what was learned of
+    finished blocks is kept, and taken from if it is there.
 
     record[block]: the `sha256` of the packed tensors, the relative squared `error` of the weights, by
     projection, and with calibration the `held_back` losses of rounding to nearest and after every epoch.
@@ -69,10 +72,11 @@ class Quantizing:
         prompts: Sequence[torch.Tensor] = (),
         calibration: Calibration | None = None,
         scales: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        saved: Path | None = None,
     ):
         check_columns(checkpoint, group)
         self.checkpoint, self.group = checkpoint, group
-        self.calibration, self.scales = calibration, scales
+        self.calibration, self.scales, self.saved = calibration, scales, saved
         self.exact = BlockStream(checkpoint, dtype=torch.float32)
         self.prompts = [ids[None] for ids in prompts]
         self.record: list[dict] = []
@@ -91,7 +95,13 @@ class Quantizing:
             dense = {name: weights[name] for name in matrices}
             entry, gammas = {}, {}
             if path:
-                gammas, entry["held_back"] = path.learn(index, weights)
+                gammas = finished_block(self.saved, index)
+                losses = None if gammas is None else told_of_block(self.saved, index)
+                learned = path.learn(index, weights, gammas is not None)
+                if gammas is None:
+                    gammas, losses = learned
+                    keep_block(self.saved, index, gammas, losses)
+                entry["held_back"] = losses
             if self.scales:
                 steps = self.scales(index)
             else:
@@ -128,8 +138,11 @@ class Paths:
         self.quantized, self.calls = self.stream.record([s[None] for s in calibration.sequences])
         self.dense = self.quantized
 
-    def learn(self, index: int, weights: dict[str, torch.Tensor]) -> tuple[dict, list[float]]:
-        """Gammas of a block with these weights, as they are stored, and its held-back losses.
+    def learn(
+        self, index: int, weights: dict[str, torch.Tensor], known: bool = False
+    ) -> tuple[dict, list[float]]:
+        """Gammas of a block with these weights, as they are stored, and its held-back losses; of one
+        that is known already, nothing.
 
         The dense path goes on behind the block.
         """
@@ -146,6 +159,8 @@ class Paths:
             if self.dense is not self.quantized:
                 self.dense.discard()
             self.dense = following
+            if known:
+                return {}, []
             dtype = stream.checkpoint.dtype
             gammas, losses = learn(
                 self.block,

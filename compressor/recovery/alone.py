@@ -5,17 +5,16 @@
 Every process trains; the first one alone keeps the journal, writes, verifies, measures and publishes.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 
 from compressor.checkpoint import Checkpoint
-from compressor.checks import check_dest
+from compressor.destination import check_dest
 from compressor.errors import InputError, QualityError
+from compressor.keeping import keeping, open_work, work_folder
 from compressor.opening import open_stream, read_texts
-from compressor.pipeline import open_work, work_folder
 from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
@@ -78,19 +77,21 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
     def perplexity(folder: Path) -> float | None:
         return measure(settings, folder, work, evaluation, meter, lines)
 
-    with Meter() as meter:
-        before = perplexity(settings.source)
+    with Meter() as meter, keeping(work, lines, partial):
+        before = journal.get("before") or perplexity(settings.source)
+        journal.put("before", before)
         result = {"perplexity_pruned": before, "warnings": [], "verified": ""}
         done = {"result": result, "record": {}, "recovered": False}
         stem = work / NAME
         recover_one(
             settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
         )
-    shutil.rmtree(work, ignore_errors=True)
-    if not done["record"]["recovery"]["kept"]:
+        better = done["record"]["recovery"]["kept"]
+        if better:
+            former = read_record(partial) if (partial / "compression.json").exists() else {}
+            known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
+            write_record(partial, former | done["record"] | known)
+            publish(partial, dest)
+    if not better:
         raise QualityError(f"{result['warnings'][-1]} Nothing was written to {dest}.")
-    former = read_record(partial) if (partial / "compression.json").exists() else {}
-    known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
-    write_record(partial, former | done["record"] | known)
-    publish(partial, dest)
     return result | {"dest": str(dest), "seconds": dict(meter.seconds)}

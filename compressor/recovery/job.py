@@ -98,8 +98,8 @@ def recover_one(
     else:
         result["perplexity_after"] = after
         if settings.verify:
-            with meter.stage("verify"), lines.stage("verify"):
-                found = verify(out, expected=expected_of(state))
+            with meter.stage("verify"), lines.stage("verify") as progress:
+                found = verify(out, expected=expected_of(state), progress=progress)
             proof = f"recovered within {found['logits_difference']:.1e}"
             result["verified"] = ", ".join(filter(None, (result["verified"], proof)))
     record["recovery"] = result["recovery"] = {

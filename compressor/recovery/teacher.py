@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from compressor.blocks import BlockStream
+from compressor.pauses import Pauses
 from compressor.recovery.data import Example
 from compressor.recovery.losses import Soft, padded
 from compressor.shards import check_space
@@ -61,7 +62,9 @@ def teach(
     unfinished.mkdir()
     batches = batches_of(examples)
     ids = [padded([examples[i] for i in batch], torch.device("cpu"))[0] for batch in batches]
-    for number, (batch, logits) in enumerate(zip(batches, stream.logits(ids), strict=True)):
+    pauses = Pauses(folder.with_name(f"{folder.name}.paused"))
+    found = stream.logits(ids, pauses=pauses)
+    for number, (batch, logits) in enumerate(zip(batches, found, strict=True)):
         tensors = {}
         for i, row in zip(batch, logits, strict=True):
             predicted = examples[i].predicted
@@ -70,6 +73,7 @@ def teach(
         save_file(tensors, unfinished / f"{number:06d}.safetensors")
         progress(number + 1, len(batches))
     unfinished.rename(folder)
+    pauses.over()
     return Teacher(folder)
 
 

@@ -13,12 +13,15 @@ Formulas: `ridge.py`, `refine.py`; the order in which a model is repaired: `stre
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-
-from compressor.calibration import TokenSet
-from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+
+if TYPE_CHECKING:  # the command line reads the table, and torch takes seconds to import
+    import torch
+
+    from compressor.calibration import TokenSet
+    from compressor.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def closed_form(repair: str) -> str:
     return next(name for name, other in KINDS.items() if other == replace(kind, refined=False))
 
 
-def check_text(repair: str, tokens: TokenSet) -> None:
+def check_text(repair: str, tokens: "TokenSet") -> None:
     """Refuse a calibration text of which nothing can be held back."""
     if repair != "none" and len(tokens.sequences) < 2:
         raise InputError(
@@ -59,16 +62,18 @@ def check_text(repair: str, tokens: TokenSet) -> None:
         )
 
 
-def digest(tensors: dict[str, torch.Tensor]) -> str:
+def digest(tensors: "dict[str, torch.Tensor]") -> str:
     """SHA-256 of the bytes of tensors, in the order of their names."""
+    import torch
+
     found = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
         found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
 
 
-def check_repair(repair: str, epochs: int | None, checkpoint: Checkpoint) -> None:
-    """Refuse an unknown kind, epochs of one that has none, and biases to move where there are none."""
+def check_kind(repair: str, epochs: int | None) -> None:
+    """Refuse an unknown kind, and epochs of one that has none."""
     if repair not in KINDS:
         raise InputError(f"The repair {repair!r} is not one of {', '.join(KINDS)}.")
     if epochs is not None:
@@ -76,6 +81,11 @@ def check_repair(repair: str, epochs: int | None, checkpoint: Checkpoint) -> Non
             raise InputError(f"--refine-epochs is for --repair refine, not {repair}; leave it out.")
         if epochs < 1:
             raise InputError(f"--refine-epochs must be at least 1, not {epochs}.")
+
+
+def check_repair(repair: str, epochs: int | None, checkpoint: "Checkpoint") -> None:
+    """The same, and refuse biases to move where there are none."""
+    check_kind(repair, epochs)
     if repair != "bias":
         return
     present = checkpoint.block_tensors(0)

@@ -159,8 +159,7 @@ class Repair:
                     dense, cut = block.resume(changed, steps, dense, cut)
                 else:
                     dense, cut = block.run(dense, cut)
-                    own = {n: t.contiguous() for n, t in block.changed.items()}
-                    keep_block(self.saved, index, own, block.record)
+                    keep_block(self.saved, index, block.changed, block.record)
             self.record.append(
                 {
                     "steps": block.record,

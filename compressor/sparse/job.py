@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from compressor import __version__
 from compressor.checkpoint import Checkpoint
 from compressor.evaluation import perplexity
+from compressor.journal import count_blocks
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.plan import Plan
@@ -40,9 +41,9 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
             before = perplexity(stream, evaluation)
         journal.put("before", before)
     pruning = open_pruning(settings, checkpoint, stream, calibration, work)
-    journal.put("pruning", True)
     shutil.rmtree(partial, ignore_errors=True)
-    with meter.stage("write"), lines.stage("prune") as progress:
+    kept = count_blocks(pruning.saved)
+    with meter.stage("write"), lines.stage("prune", kept) as progress:
         changes = meter.timed("prune", pruning.blocks())
         write(checkpoint, whole(checkpoint), partial, progress=progress, changes=changes)
     record = make_record(checkpoint, pruning, calibration, evaluation)
@@ -81,8 +82,8 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "verified": "no",
     }
     if settings.verify:
-        with meter.stage("verify"), lines.stage("verify"):
-            found = verify(partial, expected=expected)
+        with meter.stage("verify"), lines.stage("verify") as progress:
+            found = verify(partial, expected=expected, progress=progress)
         result["verified"] = (
             f"{found['zeros']:,} zeros, logits within {found['logits_difference']:.1e}"
         )
@@ -110,14 +111,13 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
 
 
 def open_pruning(settings, checkpoint, stream, calibration, work: Path) -> Sparsification:
-    """BESA's finished blocks are kept in the work folder: to learn them again takes long."""
+    """The pruning that was asked for; its finished blocks are kept in the work folder."""
     recipe = settings.weights.recipe(settings.method, settings.seed)
     if recipe.learns and recipe.update == "none" and settings.quantization.learns:
         recipe = replace(recipe, group=settings.quantization.group)
     prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
-    saved = work / "blocks" if recipe.learns else None
     sequences = calibration.sequences if calibration else []
-    return Sparsification(stream, sequences, recipe, prompts, saved)
+    return Sparsification(stream, sequences, recipe, prompts, work / "blocks")
 
 
 def whole(checkpoint: Checkpoint) -> Plan:

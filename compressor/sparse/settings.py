@@ -180,12 +180,8 @@ class Weights:
             )
 
 
-def check_weights(settings, checkpoint) -> None:
-    """Refuse what does not go with pruning single weights; `settings` is the job's."""
-    # Torch takes seconds to import, and the command line reads this module for its options.
-    from compressor.kernels.rank import MOST_COLUMNS
-    from compressor.sparse.budget import budget
-
+def check_alone(settings) -> None:
+    """Refuse options that do not go with pruning single weights; `settings` is the job's."""
     if settings.targets:
         raise InputError(
             "--granularity weight makes zeros and no tensor smaller, so no share or size can be "
@@ -194,6 +190,14 @@ def check_weights(settings, checkpoint) -> None:
     others = channel_options(settings)
     if others:
         raise InputError(f"{others[0]} is for channels; leave it out with --granularity weight.")
+
+
+def check_weights(settings, checkpoint) -> None:
+    """Refuse weights that cannot be pruned."""
+    # Torch takes seconds to import, and the command line reads this module for its options.
+    from compressor.kernels.rank import MOST_COLUMNS
+    from compressor.sparse.budget import budget
+
     names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
     matrices = {name: checkpoint.tensors[name] for name in names}
     for name, tensor in matrices.items():

@@ -71,8 +71,9 @@ class Sparsification:
                 if stored is None:
                     pruned = METHODS[self.recipe.method](block, self.recipe, targets)
                     stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
+                    stored = {name: tensor.contiguous() for name, tensor in stored.items()}
                     keep_block(self.saved, index, stored)
-                elif targets.empty:
+                elif self.recipe.learns and targets.empty:
                     outputs(block, self.states, targets)
                 stored = {name: stored[name] for name in block.names}
                 following, error = self.passed_on(block, stored, targets)

@@ -40,24 +40,18 @@ def score(
     tp: flags.TensorParallel = 1,
     container: flags.Container = "auto",
     seed: flags.Seed = 0,
+    resume: flags.Resume = False,
     quiet: flags.Quiet = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
-    from compressor.allocation import ALLOCATIONS, check_allocation
-    from compressor.checkpoint import Checkpoint
-    from compressor.checks import check_method
+    from compressor.choices import check_allocation, check_selection, default_selection
+    from compressor.destination import check_outside
+    from compressor.judging import check_source, judge_method
     from compressor.methods import default_allocation
-    from compressor.opening import open_stream, position_notes, read_texts
-    from compressor.pipeline import score_units
-    from compressor.planning import measure_cuts
-    from compressor.progress import Lines, Meter
-    from compressor.repair import check_repair
-    from compressor.selection import check_selection, default_selection
+    from compressor.repair import check_kind
     from compressor.settings import Settings
     from compressor.sparse.settings import Weights
 
-    allocate = allocate or default_allocation(method)
-    check_allocation(allocate)
     settings = Settings(
         source=source,
         dest=out,
@@ -76,27 +70,27 @@ def score(
         length=length,
         device=device,
         dtype=dtype,
-        allocate=allocate,
+        allocate=allocate or default_allocation(method),
         weights=Weights(sampling=besa_sampling),
-        repair=repair if ALLOCATIONS[allocate].measured else "none",
+        repair=repair,
         align=align,
         tp=tp,
         container=container,
         seed=seed,
+        resume=resume,
     )
-    checkpoint = Checkpoint(source)
-    check_method(settings, checkpoint)
+    judge_method(settings)
+    check_allocation(settings.allocate)
     check_selection(settings.select, kv_cost)
-    check_repair(repair, None, checkpoint)
+    check_kind(repair, None)
     settings.weights.check(method)
+    check_source(settings)
     check_folder(out)
-    tokens, _ = read_texts(settings, checkpoint)
-    stream = open_stream(settings, checkpoint, out.parent, tokens)
-    lines, meter = Lines(quiet), Meter()
-    found = score_units(settings, checkpoint, tokens, stream, meter, lines)
-    found.save(out)
-    measure_cuts(settings, found, stream, tokens, out, meter, lines)
-    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
+    check_outside(out, source.resolve(), "OUT")
+    from compressor.progress import Lines
+    from compressor.score_stage import score_file
+
+    for note in score_file(settings, out, Lines(quiet)):
         print(note)
 
 
@@ -132,16 +126,16 @@ def plan(
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
-    from compressor.allocation import ALLOCATIONS, check_allocation, protected
     from compressor.allocation import allocate as run
+    from compressor.allocation import protected
     from compressor.allocation.uniform import check_equal
     from compressor.checkpoint import Checkpoint
-    from compressor.checks import check_protect
+    from compressor.choices import ALLOCATIONS, check_allocation, check_layout_name
     from compressor.containers import choose_container
+    from compressor.judging import check_protect
     from compressor.lattice import lattice
     from compressor.plan import Target
     from compressor.scores import Scores
-    from compressor.writing import check_layout_name
 
     given = {
         "keep": keep,
@@ -219,10 +213,14 @@ def cut(
     device: flags.Device = None,
     dtype: flags.Dtype = "auto",
     verify: flags.Verify = True,
+    resume: flags.Resume = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Apply a plan to a checkpoint, and repair what stays."""
-    from compressor.plan import Plan
-    from compressor.result import apply_plan
+    from compressor.choices import check_layout_name
+    from compressor.destination import check_dest
+    from compressor.judging import check_source, judge_method
+    from compressor.repair import check_kind
     from compressor.settings import Settings
 
     settings = Settings(
@@ -242,8 +240,18 @@ def cut(
         device=device,
         dtype=dtype,
         verify=verify,
+        resume=resume,
     )
-    print(apply_plan(settings, Plan.load(plan)))
+    judge_method(settings)
+    check_layout_name(layout)
+    check_kind(repair, refine_epochs)
+    check_source(settings)
+    check_dest(settings)
+    from compressor.plan import Plan
+    from compressor.progress import Lines
+    from compressor.result import apply_plan
+
+    print(apply_plan(settings, Plan.load(plan), Lines(quiet)))
 
 
 def check_folder(out: Path) -> None:

@@ -18,9 +18,12 @@ def verify(
     source: Annotated[Path | None, Option(help="Compare logits with this, masked.")] = None,
 ) -> None:
     """Load a folder with plain transformers in a fresh process; compare it with its source."""
+    from compressor.progress import Lines
     from compressor.verify import verify as run
 
-    print(json.dumps(run(folder, source), indent=1))
+    with Lines(False).stage("verify") as progress:
+        found = run(folder, source, progress=progress)
+    print(json.dumps(found, indent=1))
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, tokenize
+from compressor.choices import LAYOUTS
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.families import FAMILIES
@@ -27,7 +28,7 @@ from compressor.scores import GROUPS
 from compressor.scoring import score
 from compressor.texts import read_text
 from compressor.verify import verify_here
-from compressor.writing import LAYOUTS, write
+from compressor.writing import write
 
 # What a family cannot be written as, and the words that say so.
 REFUSED: dict[tuple[str, str], str] = {

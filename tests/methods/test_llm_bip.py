@@ -7,7 +7,8 @@ from compressor.blocks import BlockStream, states_of
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.methods import METHODS
-from compressor.methods.llm_bip import MODES, amplification
+from compressor.methods import BIP_MODES as MODES
+from compressor.methods.llm_bip import amplification
 from compressor.methods.statistics import Geometry, only_units
 from compressor.scoring import score
 

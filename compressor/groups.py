@@ -1,0 +1,3 @@
+"""The two prunable parts of a block, by name."""
+
+GROUPS = ("attention", "ffn")

@@ -1,0 +1,38 @@
+"""The stage `score`: the first half of a job, whose outcome is a file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from compressor.checkpoint import Checkpoint
+from compressor.checks import check_method
+from compressor.choices import ALLOCATIONS
+from compressor.keeping import keeping, open_work
+from compressor.opening import open_stream, position_notes, read_texts
+from compressor.pipeline import score_units
+from compressor.planning import measure_cuts
+from compressor.progress import Lines, Meter
+from compressor.repair import check_repair
+from compressor.settings import Settings, decisive
+
+
+def score_file(settings: Settings, out: Path, lines: Lines) -> list[str]:
+    """Score `settings.source` into the file `out`, which appears when it is complete; notes on it.
+
+    What is done meanwhile is kept in a folder beside it, `out`.work.
+    """
+    checkpoint = Checkpoint(settings.source)
+    check_method(settings, checkpoint)
+    check_repair(settings.repair, None, checkpoint)
+    if not ALLOCATIONS[settings.allocate].measured:  # nothing is refitted to measure it
+        settings = replace(settings, repair="none")
+    partial = out.with_name(out.name + ".partial")
+    work, journal = open_work(settings)
+    with Meter() as meter, keeping(work, lines, partial):
+        tokens, _ = read_texts(settings, checkpoint)
+        journal.agree("settings", decisive(settings, checkpoint, tokens))
+        stream = open_stream(settings, checkpoint, work, tokens)
+        found = score_units(settings, checkpoint, tokens, stream, meter, lines, work, journal)
+        measure_cuts(settings, found, stream, tokens, work, meter, lines)
+        found.save(partial)
+        partial.replace(out)
+    return position_notes(settings, checkpoint, tokens) + found.about["notes"]
