@@ -78,7 +78,7 @@ def test_one_rejected_ratio_of_several(stories, tmp_path, capsys):
         (["--keep", 0.7, "--max-perplexity-ratio", "big"], "a number or off"),
         (["--keep", 0.7, "--calibration-range", "5:5"], "empty or too short"),
         (["--keep", 0.7, "--calibration", "nowhere.txt"], "no file 'nowhere.txt'"),
-        (["--keep", 0.7, "--align", 0], "must be positive"),
+        (["--keep", 0.7, "--align", 0], "--align must be at least 1, not 0"),
         (["--keep", 0.7, "--repair", "glue"], "'glue' is not one of ridge"),
         (["--keep", 0.7, "--repair", "bias"], "use --repair ridge"),
         (["--keep", 0.7, "--samples", 1], "at least 2 sequences, not 1"),
