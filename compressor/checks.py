@@ -4,11 +4,11 @@ from compressor.allocation import protected
 from compressor.allocation.besa import check_activation
 from compressor.allocation.landscape import check_family
 from compressor.allocation.uniform import check_equal, solve
+from compressor.asked import check_asked
 from compressor.checkpoint import Checkpoint
 from compressor.choices import ALLOCATIONS
 from compressor.containers import choose_container
 from compressor.errors import InputError
-from compressor.judging import judge
 from compressor.methods import METHODS
 from compressor.per_layer import has_uniform
 from compressor.plan import Costs
@@ -22,7 +22,7 @@ from compressor.writing import check_built, no_uniform
 
 def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     """Refuse at once what would fail hours later."""
-    judge(settings)
+    check_asked(settings)
     check_method(settings, checkpoint)
     if settings.quantization.wanted and not checkpoint.family.stock:
         raise InputError(

@@ -109,8 +109,8 @@ def compress(
     recovery: Recovery,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
+    from compressor.asked import check_asked
     from compressor.choices import default_selection
-    from compressor.judging import judge
     from compressor.methods import default_allocation
     from compressor.plan import Target
     from compressor.settings import DEFAULT_METHOD, Settings
@@ -176,7 +176,7 @@ def compress(
             allocate=allocate or default_allocation(method),
             select=select or default_selection(chosen, repair),
         )
-    judge(settings)  # at once: from here on torch is imported, which takes seconds
+    check_asked(settings)  # at once: from here on torch is imported, which takes seconds
     from compressor.pipeline import compress as run
     from compressor.progress import Lines
     from compressor.report import warnings

@@ -6,11 +6,11 @@ import psutil
 import torch
 
 from compressor.allocation.guard import held_back
+from compressor.asked import check_counts
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, check_ids, joined, tokenize
 from compressor.choices import check_dtype
 from compressor.errors import MachineError
-from compressor.judging import check_counts
 from compressor.recovery.data import RecoveryData
 from compressor.repair import check_text
 from compressor.texts import read_text

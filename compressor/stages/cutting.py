@@ -44,9 +44,9 @@ def score(
     quiet: flags.Quiet = False,
 ) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
+    from compressor.asked import check_method_asked, check_source
     from compressor.choices import check_allocation, check_selection, default_selection
     from compressor.destination import check_outside
-    from compressor.judging import check_source, judge_method
     from compressor.methods import default_allocation
     from compressor.repair import check_kind
     from compressor.settings import Settings
@@ -79,7 +79,7 @@ def score(
         seed=seed,
         resume=resume,
     )
-    judge_method(settings)
+    check_method_asked(settings)
     check_allocation(settings.allocate)
     check_selection(settings.select, kv_cost)
     check_kind(repair, None)
@@ -129,10 +129,10 @@ def plan(
     from compressor.allocation import allocate as run
     from compressor.allocation import protected
     from compressor.allocation.uniform import check_equal
+    from compressor.asked import check_protect
     from compressor.checkpoint import Checkpoint
     from compressor.choices import ALLOCATIONS, check_allocation, check_layout_name
     from compressor.containers import choose_container
-    from compressor.judging import check_protect
     from compressor.lattice import lattice
     from compressor.plan import Target
     from compressor.scores import Scores
@@ -217,9 +217,9 @@ def cut(
     quiet: flags.Quiet = False,
 ) -> None:
     """Apply a plan to a checkpoint, and repair what stays."""
+    from compressor.asked import check_method_asked, check_source
     from compressor.choices import check_layout_name
     from compressor.destination import check_dest
-    from compressor.judging import check_source, judge_method
     from compressor.repair import check_kind
     from compressor.settings import Settings
 
@@ -242,7 +242,7 @@ def cut(
         verify=verify,
         resume=resume,
     )
-    judge_method(settings)
+    check_method_asked(settings)
     check_layout_name(layout)
     check_kind(repair, refine_epochs)
     check_source(settings)

@@ -25,10 +25,10 @@ SEEDS = 2**32
 LEAST = {"samples": 1, "length": 2, "align": 1, "tp": 1, "refine_epochs": 1, "seed": 0}
 
 
-def judge(settings: Settings) -> None:
+def check_asked(settings: Settings) -> None:
     """Refuse what no source could make right; `InputError` by the option's name."""
     settings.weights.check(settings.method)
-    judge_method(settings)
+    check_method_asked(settings)
     check_source(settings)
     check_dest(settings)
     settings.quantization.check()
@@ -40,10 +40,10 @@ def judge(settings: Settings) -> None:
         check_nothing_cut(settings)
         return
     settings.recovery.check()
-    judge_cut(settings)
+    check_cut(settings)
 
 
-def judge_method(settings: Settings) -> None:
+def check_method_asked(settings: Settings) -> None:
     """The method and what all of them take: counts, the dtype."""
     check_counts(settings)
     check_dtype(settings.dtype)
@@ -66,7 +66,7 @@ def check_counts(settings: Settings) -> None:
         raise InputError(f"--seed must be below {SEEDS:,}, not {settings.seed:,}.")
 
 
-def judge_cut(settings: Settings) -> None:
+def check_cut(settings: Settings) -> None:
     """What is asked of a cut of channels."""
     check_targets(settings)
     check_statistics(settings.statistics)
