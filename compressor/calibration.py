@@ -37,6 +37,12 @@ class TokenSet:
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
 
+    def first(self, count: int) -> "TokenSet":
+        """So many of the sequences, or all if there are fewer."""
+        some = TokenSet(self.sequences[:count])
+        about = {"sequences": len(some.sequences), "tokens": some.tokens}
+        return TokenSet(some.sequences, self.protocol | about)
+
     def split(self, every: int) -> tuple["TokenSet", "TokenSet"]:
         """The sequences to fit something on, and those `held_back` to judge it by."""
         held = held_back(len(self.sequences), every)
@@ -136,6 +142,7 @@ def tokenize(
         "source": text.source,
         "sha256": text.sha256,
         "kind": text.kind,
+        "part": text.part,
         "range": selected,
         "length": length,
         "stride": room if text.kind == "windows" and not excerpts else None,
@@ -180,7 +187,8 @@ def describe(protocol: dict) -> str:
     unit = "document" if protocol["kind"] == "documents" else "window"
     span = f"[{protocol['range']}]" if protocol["range"] else ""
     also = f"; and {describe(protocol['also'])}" if "also" in protocol else ""
+    part = f" ({protocol['part']})" if protocol.get("part") else ""
     return (
-        f"{protocol['source']}{span}: {protocol['sequences']} x {bos}{unit}, at most "
+        f"{protocol['source']}{span}{part}: {protocol['sequences']} x {bos}{unit}, at most "
         f"{protocol['length']} tokens, {protocol['tokens']:,} tokens in all{also}"
     )

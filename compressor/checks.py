@@ -12,7 +12,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.containers import choose_container
 from compressor.errors import InputError
 from compressor.methods import METHODS
-from compressor.opening import check_counts
+from compressor.opening import NO_EVALUATION, check_counts
 from compressor.per_layer import has_uniform
 from compressor.plan import Costs
 from compressor.recovery.precision import check_memory
@@ -213,7 +213,7 @@ def check_parents(settings: Settings) -> None:
                 raise InputError(
                     f"{flag} goes with a {parent} that is not none; add that, or leave {flag} out."
                 )
-    if settings.evaluation is None and settings.evaluation_range is not None:
+    if settings.evaluation in (None, NO_EVALUATION) and settings.evaluation_range is not None:
         raise InputError("--evaluation-range goes with --evaluation; add that, or leave it out.")
 
 

@@ -13,14 +13,13 @@ from compressor.checkpoint import Checkpoint
 from compressor.checks import check_dest
 from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
-from compressor.evaluation import perplexity
+from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts
 from compressor.per_layer import code_of
 from compressor.plan import Plan
 from compressor.planning import comparison_note
 from compressor.progress import Meter
-from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import versions, write_card, write_record
@@ -46,9 +45,8 @@ def cut_one(
     plan: Plan,
     target,
     folder,
-    work,
-    before,
-    evaluation,
+    judge: Judge,
+    before: dict | None,
     meter,
     lines,
     repair,
@@ -86,7 +84,7 @@ def cut_one(
         "bytes_before": checkpoint.bytes,
         "perplexity_before": before and before["perplexity"],
         "perplexity_pruned": None,
-        "perplexity_after": None,
+        **said_of(None),
         "seed": settings.seed,
         "recovery": None,
         "quantization": None,
@@ -111,7 +109,7 @@ def cut_one(
             "its own and loads everywhere."
         )
     record = make_record(checkpoint, plan, layout, container, repair)
-    record["evaluation"] = evaluation and evaluation.protocol
+    record["evaluation"] = before and before["protocol"]
     write_record(folder, record)
     trim_heap()
     if settings.verify:
@@ -126,21 +124,12 @@ def cut_one(
             draw(folder / PICTURE, scores, plan, checkpoint, widths)
         except MachineError as missing:
             result["warnings"].append(str(missing))
-    result["perplexity_pruned"] = measure(settings, folder, work, evaluation, meter, lines)
-    result["perplexity_after"] = result["perplexity_pruned"]
+    result |= said_of(judge.after(folder))
+    result["perplexity_pruned"] = result["perplexity_after"]
     return result, record
 
 
-def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> float | None:
-    """Perplexity of the checkpoint in a folder; None without an evaluation text."""
-    if evaluation is None:
-        return None
-    with meter.stage("evaluate"), lines.stage("evaluate"):
-        stream = open_stream(settings, open_model(folder), work, evaluation)
-        return perplexity(stream, evaluation)["perplexity"]
-
-
-def judge(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
+def conclude(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
     """Hold the result against --max-perplexity-ratio; write its record and its card."""
     limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
     measured = after is not None and limit is not None
@@ -148,7 +137,7 @@ def judge(settings, folder: Path, result: dict, record: dict, write_card=write_c
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    perplexities += ("perplexity_unquantized",)
+    perplexities += ("perplexity_unquantized", "kl", "agreement")
     names = (*kept, *perplexities, "verified")
     record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
@@ -174,7 +163,7 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
     checkpoint, dest = Checkpoint(settings.source), settings.dest
     check_repair(settings.repair, settings.refine_epochs, checkpoint)
     check_dest(settings)
-    calibration, _ = read_texts(settings, checkpoint)
+    calibration = read_texts(settings, checkpoint).calibration
     partial = dest.with_name(dest.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -14,11 +14,15 @@ ROWS = (".json", ".jsonl")
 
 @dataclass(frozen=True)
 class Text:
-    """Strings and how they are to be read: `documents` one by one, or `windows` over all of them."""
+    """Strings and how they are to be read: `documents` one by one, or `windows` over all of them.
+
+    part: which part of the source they are, where they are not all of it.
+    """
 
     source: str
     kind: str
     strings: list[str]
+    part: str | None = None
 
     @property
     def sha256(self) -> str:

@@ -1,7 +1,6 @@
 """Quantisation as a part of a job: of what a cut left, or of a source as it is."""
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, position_notes, read_texts
 from compressor.progress import Lines, Meter
@@ -20,7 +20,7 @@ from compressor.quantization.report import write_card
 from compressor.quantization.stream import Calibration, Quantizing
 from compressor.quantization.writing import write_quantized
 from compressor.report import write_record
-from compressor.result import base_record, judge, measure, publish_results
+from compressor.result import base_record, conclude, publish_results
 from compressor.settings import Settings, decisive
 from compressor.tensors import INDEX
 from compressor.verify import prompt_ids, verify
@@ -43,7 +43,7 @@ def quantize(
     stem: Path,
     done: dict,
     calibration: TokenSet | None,
-    measure: Callable[[Path], float | None],
+    judge: Judge,
     meter: Meter,
     lines: Lines,
 ) -> None:
@@ -51,8 +51,7 @@ def quantize(
 
     stem: the beginning of the names of the files that belong to this result in the work folder.
     done: its `result` and `record`, which get what is to be said; and `scales`, where a pruning has
-    found them already, the folder of the scales of every block. measure: the evaluation text's
-    perplexity of a folder, None without such a text.
+    found them already, the folder of the scales of every block.
     """
     result, record = done["result"], done["record"]
     checkpoint, group = Checkpoint(source), settings.quantization.group
@@ -94,7 +93,7 @@ def quantize(
         known = [v for v in (result["verified"],) if v != "no"]
         result["verified"] = ", ".join([*known, proof])
     result["perplexity_unquantized"] = result["perplexity_after"]
-    result["perplexity_after"] = measure(out)
+    result |= said_of(judge.after(out))
 
 
 def quantize_one(
@@ -103,14 +102,14 @@ def quantize_one(
     stem: Path,
     done: dict,
     calibration: TokenSet | None,
-    measure: Callable[[Path], float | None],
+    judge: Judge,
     meter: Meter,
     lines: Lines,
 ) -> None:
     """Quantise one finished result in its folder's subfolder; nothing where `done` says it is."""
     if "files" not in done:
         out = folder / QUANTIZED
-        quantize(settings, folder, out, stem, done, calibration, measure, meter, lines)
+        quantize(settings, folder, out, stem, done, calibration, judge, meter, lines)
         done["files"] = sorted(file.name for file in out.iterdir())
 
 
@@ -129,14 +128,14 @@ def adopt(folder: Path, files: list[str]) -> None:
 
 def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, meter, lines) -> list:
     """`--quantize` without a cut: one result, published."""
-    calibration, evaluation = read_texts(settings, checkpoint)
+    texts = read_texts(settings, checkpoint)
+    calibration, evaluation = texts.calibration, texts.evaluation
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     lines.texts(calibration=calibration, evaluation=evaluation)
-
-    def perplexity_of(folder: Path) -> float | None:
-        return measure(settings, folder, work, evaluation, meter, lines)
-
-    before = perplexity_of(checkpoint.path)
+    stream = open_stream(settings, checkpoint, work, evaluation)
+    judge = Judge(settings, stream, evaluation, work, meter, lines)
+    before = judge.before(journal)
+    dense = before and before["perplexity"]
     result = {
         "source": str(checkpoint.path),
         "dest": str(settings.dest),
@@ -154,18 +153,18 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "keep_blocks_reached": 1.0,
         "parameters_before": checkpoint.parameters,
         "bytes_before": checkpoint.bytes,
-        "perplexity_before": before,
-        "perplexity_pruned": before,
-        "perplexity_after": before,
+        "perplexity_before": dense,
+        "perplexity_pruned": dense,
+        "perplexity_after": dense,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": position_notes(settings, checkpoint, calibration, evaluation),
+        "warnings": position_notes(settings, checkpoint, calibration, evaluation) + texts.notes,
         "verified": "no",
     }
     record = base_record(checkpoint) | {"evaluation": evaluation and evaluation.protocol}
     source, stem = checkpoint.path, work / "source"
     done = {"result": result, "record": record}
-    quantize(settings, source, partial, stem, done, calibration, perplexity_of, meter, lines)
-    judge(settings, partial, result, record, write_card)
+    quantize(settings, source, partial, stem, done, calibration, judge, meter, lines)
+    conclude(settings, partial, result, record, write_card)
     publish_results(settings, [result], partial, meter)
     return [result]

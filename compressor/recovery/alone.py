@@ -14,14 +14,14 @@ from accelerate import PartialState
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_dest
 from compressor.errors import InputError, QualityError
-from compressor.opening import open_stream, read_texts
+from compressor.judging import Judge, said_of
+from compressor.opening import open_stream, read_evaluation
 from compressor.pipeline import open_work, work_folder
 from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.report import write_record
-from compressor.result import measure
 from compressor.settings import Settings, decisive
 from compressor.shards import publish
 from compressor.verify import read_record
@@ -61,7 +61,7 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
             f"--recover-accumulate {recovery.accumulate} parts cannot be divided among "
             f"{processes.num_processes} processes."
         )
-    _, evaluation = read_texts(settings, checkpoint)
+    evaluation = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
     data = read_recovery(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     if processes.is_main_process:
@@ -75,16 +75,14 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         recover(settings, data, settings.source, partial, work / (NAME + STATE), source)
         return None
 
-    def perplexity(folder: Path) -> float | None:
-        return measure(settings, folder, work, evaluation, meter, lines)
-
     with Meter() as meter:
-        before = perplexity(settings.source)
-        result = {"perplexity_pruned": before, "warnings": [], "verified": ""}
+        judge = Judge(settings, source, evaluation, work, meter, lines)
+        before = said_of(judge.after(settings.source))
+        result = {"perplexity_pruned": before["perplexity_after"], "warnings": [], "verified": ""}
         done = {"result": result, "record": {}, "recovered": False}
         stem = work / NAME
         recover_one(
-            settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
+            settings, data, settings.source, partial, stem, done, source, judge, meter, lines
         )
     shutil.rmtree(work, ignore_errors=True)
     if not done["record"]["recovery"]["kept"]:

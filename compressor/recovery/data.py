@@ -43,7 +43,7 @@ class RecoveryData:
 
 
 def read_data(
-    source: str,
+    source: str | Text,
     tokenizer,
     length: int,
     wanted: int,
@@ -52,13 +52,15 @@ def read_data(
 ) -> RecoveryData:
     """Up to `wanted` sequences to train on, and some more to hold back, in an order of the seed's.
 
-    source: a text as `texts.read_text` knows them, or JSON / JSONL rows whose answers alone
+    source: a text, or one as `texts.read_text` knows them, or JSON / JSONL rows whose answers alone
     count (instructions.py). `selected` takes documents, rows or windows A:B of it.
     """
     total = wanted + HELD_MOST
-    rows = rows_of(source)
+    rows = None if isinstance(source, Text) else rows_of(source)
     if rows is None:
-        examples, protocol = plain(read_text(source), tokenizer, length, total, selected, seed)
+        text = source if isinstance(source, Text) else read_text(source)
+        source = text.source
+        examples, protocol = plain(text, tokenizer, length, total, selected, seed)
     else:
         examples, protocol = answered(source, rows, tokenizer, length, total, selected, seed)
     if len(examples) < 2:

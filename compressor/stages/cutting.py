@@ -90,13 +90,14 @@ def score(
     check_repair(repair, None, checkpoint)
     settings.weights.check(method)
     check_folder(out)
-    tokens, _ = read_texts(settings, checkpoint)
+    texts = read_texts(settings, checkpoint)
+    tokens = texts.calibration
     stream = open_stream(settings, checkpoint, out.parent, tokens)
     lines, meter = Lines(quiet), Meter()
     found = score_units(settings, checkpoint, tokens, stream, meter, lines)
     found.save(out)
     measure_cuts(settings, found, stream, tokens, out, meter, lines)
-    for note in position_notes(settings, checkpoint, tokens) + found.about["notes"]:
+    for note in position_notes(settings, checkpoint, tokens) + texts.notes + found.about["notes"]:
         print(note)
 
 

@@ -35,7 +35,7 @@ def evaluate(
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
     from compressor.evaluation import perplexity
-    from compressor.opening import open_stream, read_texts
+    from compressor.opening import check_counts, open_stream, read_evaluation
     from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
@@ -52,7 +52,8 @@ def evaluate(
         dtype=dtype,
     )
     checkpoint = open_model(folder)
-    _, tokens = read_texts(settings, checkpoint)
+    check_counts(settings)
+    tokens = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)
     if as_json:
