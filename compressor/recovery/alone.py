@@ -14,7 +14,7 @@ from accelerate import PartialState
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_dest
 from compressor.errors import InputError, QualityError
-from compressor.opening import open_stream, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.pipeline import open_work, work_folder
 from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
@@ -24,6 +24,7 @@ from compressor.report import write_record
 from compressor.result import measure
 from compressor.settings import Settings, decisive
 from compressor.shards import publish
+from compressor.side_files import left_behind
 from compressor.verify import read_record
 
 NAME = "recovery"
@@ -80,7 +81,8 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
 
     with Meter() as meter:
         before = perplexity(settings.source)
-        result = {"perplexity_pruned": before, "warnings": [], "verified": ""}
+        warnings = reading_notes(settings, checkpoint, evaluation, data) + left_behind(checkpoint)
+        result = {"perplexity_pruned": before, "warnings": warnings, "verified": ""}
         done = {"result": result, "record": {}, "recovered": False}
         stem = work / NAME
         recover_one(

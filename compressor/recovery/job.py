@@ -14,6 +14,7 @@ from compressor.progress import Lines, Meter
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.settings import Recovery
 from compressor.settings import Settings
+from compressor.shards import move_into
 from compressor.verify import verify
 
 MERGED = "recovered"  # a folder inside the cut's, so that its files can be renamed into place
@@ -137,6 +138,4 @@ def adopt(folder: Path) -> None:
     """Put the recovered files in the place of the cut's; may be interrupted and done again."""
     out = folder / MERGED
     if out.exists():
-        for file in out.iterdir():
-            file.replace(folder / file.name)
-        out.rmdir()
+        move_into(out, folder)
