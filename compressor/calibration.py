@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from compressor.encoding import ROOMY, encode_openings
 from compressor.errors import InputError
 from compressor.texts import Text
 
 MINIMUM_TOKENS = 32
 STRINGS = 64  # encoded at a time
-ROOMY = 16  # characters for a token in an excerpt: several times what texts have
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def tokenize(
     many tokens. Few windows of a long text are cut from the text itself, at equal distances, so that
     not all of it is encoded.
     """
+    asked = samples
     if text.kind == "windows" and samples is None and budget is not None:
         samples = max(1, budget // length)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -111,7 +112,8 @@ def tokenize(
     def encode(strings: list[str]) -> Iterator[torch.Tensor]:
         for begin in range(0, len(strings), STRINGS):
             part = strings[begin : begin + STRINGS]  # a list is encoded on all cores
-            for ids in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+            wanted = room if text.kind == "documents" else max(map(len, part))
+            for ids in encode_openings(tokenizer, part, wanted)["input_ids"]:
                 yield torch.tensor(ids, dtype=torch.int32)
 
     if text.kind == "documents":
@@ -147,8 +149,10 @@ def tokenize(
         "length": length,
         "stride": room if text.kind == "windows" and not excerpts else None,
         "bos": bool(bos),
+        "asked": asked,
         "sequences": len(sequences),
         "tokens": tokens,
+        "replaced": text.replaced,
     }
     return TokenSet(sequences, protocol)
 

@@ -65,10 +65,10 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
         config["head_dim"] = checkpoint.head_dim
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     config["torch_dtype"] = config["dtype"] = dtype
+    config["architectures"] = [FAMILIES[container].architecture]  # the class that was read
     write_both_ropes(config)
     if container != family.model_type:
         config["model_type"] = container
-        config["architectures"] = [FAMILIES[container].architecture]
         config |= family.container_config
         # From 5.0 on transformers leaves the tokenizer of a local Mistral folder alone.
         version = str(config.get("transformers_version", "0"))

@@ -137,14 +137,45 @@ def check_counts(settings) -> None:
             raise InputError(f"{option} must be at least {least}, not {given}.")
 
 
-def position_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
-    """A sentence if texts were cut because the model has fewer positions than --length."""
+def reading_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
+    """Sentences about what was read otherwise than it stands there, or than it was asked for."""
+    protocols = [t.protocol for t in tokens if t is not None]
+    protocols += [p["also"] for p in protocols if "also" in p]
+    notes = [*checkpoint.notes, *position_notes(settings, checkpoint, protocols)]
+    for protocol in protocols:
+        notes += count_notes(settings, protocol) + replacement_notes(protocol)
+    return list(dict.fromkeys(notes))
+
+
+def position_notes(settings, checkpoint, protocols: list[dict]) -> list[str]:
+    """Texts were cut because the model has fewer positions than --length."""
     positions = checkpoint.positions
-    if not positions or settings.length <= positions or not any(tokens):
+    if not positions or settings.length <= positions or not protocols:
         return []
     return [
         f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
         f"--length {settings.length}."
+    ]
+
+
+def count_notes(settings, protocol: dict) -> list[str]:
+    """A text has fewer sequences than --samples asks for."""
+    asked, given = settings.samples, protocol["sequences"]
+    if asked is None or protocol.get("asked") != asked or given >= asked:
+        return []
+    return [
+        f"--samples asks for {asked} sequences, and {protocol['source']} gives {given}: these were used."
+    ]
+
+
+def replacement_notes(protocol: dict) -> list[str]:
+    """A text holds what no text can."""
+    replaced = protocol.get("replaced")
+    if not replaced:
+        return []
+    return [
+        f"{protocol['source']} holds halves of characters (lone surrogates), which no tokenizer reads: "
+        f"{replaced['characters']} were read as U+FFFD ({replaced['first']} has the first)."
     ]
 
 

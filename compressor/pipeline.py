@@ -18,7 +18,7 @@ from compressor.checks import check_before_starting
 from compressor.errors import InputError, QualityError
 from compressor.journal import Journal
 from compressor.judging import Judge
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.planning import measure_cuts, plan_target
 from compressor.progress import Lines, Meter
 from compressor.quantization import job as quantization
@@ -209,7 +209,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     publish_results(settings, results, partial, meter)
     for result in results:
         result["warnings"] = [
-            *position_notes(settings, checkpoint, calibration, evaluation, data),
+            *reading_notes(settings, checkpoint, calibration, evaluation, data),
             *texts.notes,
             *scores.about["notes"],
             *result["warnings"],

@@ -15,7 +15,7 @@ from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.per_layer import code_of
 from compressor.plan import Plan
 from compressor.planning import comparison_note
@@ -25,6 +25,7 @@ from compressor.repair.streaming import Repair
 from compressor.report import versions, write_card, write_record
 from compressor.settings import Settings, open_lattice
 from compressor.shards import publish
+from compressor.side_files import left_behind
 from compressor.verify import verify
 from compressor.writing import layout_of, write
 
@@ -88,7 +89,9 @@ def cut_one(
         "seed": settings.seed,
         "recovery": None,
         "quantization": None,
-        "warnings": comparison_note(plan) + (repair.warnings if repair else []),
+        "warnings": left_behind(checkpoint)
+        + comparison_note(plan)
+        + (repair.warnings if repair else []),
         "verified": "no",
     }
     if container != checkpoint.family.model_type:
@@ -184,7 +187,8 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
         raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-    return "\n".join([found, *(repair.warnings if repair else [])])
+    notes = reading_notes(settings, checkpoint, calibration) + left_behind(checkpoint)
+    return "\n".join([found, *notes, *(repair.warnings if repair else [])])
 
 
 def make_record(

@@ -23,7 +23,8 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import make_linear
-from compressor.checkpoint import Checkpoint, read_tokenizer
+from compressor.checkpoint import Checkpoint
+from compressor.configs import read_object
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.families import FAMILIES
 from compressor.masking import masked_plan
@@ -32,6 +33,8 @@ from compressor.per_layer import may_run_code, model_of
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.sparse.verification import check_sparse
+from compressor.tokenizer import read_tokenizer
+from compressor.weight_files import weight_files
 
 PROMPTS = (
     "Once upon a time there was a small house at the edge of a wood, and in it lived",
@@ -76,6 +79,7 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
             f"{folder} was quantised after the cut, so it computes something else than its source "
             "without some units; verify it without --source."
         )
+    check_opens(folder)
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
     if sys.version_info < (3, 11):
         command.remove("-P")
@@ -95,6 +99,20 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
     if report["error"]:
         raise VerificationError(report["error"])
     return report
+
+
+def check_opens(folder: Path) -> None:
+    """Refuse what would be refused as a source: weights that loaders disagree about, a model that is no
+    generator, tensors that its config does not have. Of types without a table here the first alone.
+    """
+    try:
+        config = read_object(folder / "config.json")
+        if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
+            Checkpoint(folder)
+        else:
+            weight_files(folder, config)
+    except InputError as error:
+        raise VerificationError(str(error)) from error
 
 
 def verify_here(folder: Path, source: Path | None = None, expected: Path | None = None) -> dict:

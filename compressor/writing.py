@@ -18,7 +18,6 @@ from compressor.cut import Padding, cut_block, heads_left, paddings, widest
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import (
-    SHIPPED,
     code_of,
     has_uniform,
     layer_config,
@@ -27,10 +26,9 @@ from compressor.per_layer import (
 )
 from compressor.plan import Plan
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
+from compressor.side_files import copy_side_files
 
 LAYOUTS = ("uniform", "per-layer", "padded")
-# Weights in any other format would contradict the new ones; the card is written anew.
-NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
 
 
 def write(
@@ -136,24 +134,6 @@ def layout_of(plan: Plan, layout: str, family: Family) -> str:
     widths = plan.widths()
     equal = has_uniform(family) and all(width == widths[0] for width in widths)
     return "uniform" if layout == "per-layer" and equal else layout
-
-
-def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Tokenizer, generation config, chat template, licences: byte for byte.
-
-    Of a model that runs by its folder's code without that, and without what names a class in it.
-    """
-    for file in checkpoint.path.iterdir():
-        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", *SHIPPED)
-        skip = skip or (checkpoint.coded and file.suffix == ".py")
-        if file.is_file() and not skip and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, folder / file.name)
-    if checkpoint.coded:
-        file = folder / "tokenizer_config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        config.pop("auto_map", None)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def plan_shards(

@@ -12,7 +12,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.progress import Lines, Meter
 from compressor.quantization.packing import FORMAT, SCALE
 from compressor.quantization.reading import PackedCheckpoint
@@ -22,6 +22,8 @@ from compressor.quantization.writing import write_quantized
 from compressor.report import write_record
 from compressor.result import base_record, conclude, publish_results
 from compressor.settings import Settings, decisive
+from compressor.shards import move_into
+from compressor.side_files import left_behind
 from compressor.tensors import INDEX
 from compressor.verify import prompt_ids, verify
 
@@ -117,9 +119,7 @@ def adopt(folder: Path, files: list[str]) -> None:
     """Put the quantised files in the place of the dense ones; may be interrupted and done again."""
     out = folder / QUANTIZED
     if out.exists():
-        for file in out.iterdir():
-            file.replace(folder / file.name)
-        out.rmdir()
+        move_into(out, folder)
     for file in [*folder.glob("*.safetensors"), folder / INDEX]:
         if file.name not in files:
             with suppress(FileNotFoundError):
@@ -158,7 +158,11 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "perplexity_after": dense,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": position_notes(settings, checkpoint, calibration, evaluation) + texts.notes,
+        "warnings": [
+            *reading_notes(settings, checkpoint, calibration, evaluation),
+            *texts.notes,
+            *left_behind(checkpoint),
+        ],
         "verified": "no",
     }
     record = base_record(checkpoint) | {"evaluation": evaluation and evaluation.protocol}

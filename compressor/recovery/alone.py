@@ -15,7 +15,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.checks import check_dest
 from compressor.errors import InputError, QualityError
 from compressor.judging import Judge, said_of
-from compressor.opening import open_stream, read_evaluation
+from compressor.opening import open_stream, read_evaluation, reading_notes
 from compressor.pipeline import open_work, work_folder
 from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
@@ -24,6 +24,7 @@ from compressor.recovery.stage import recover
 from compressor.report import write_record
 from compressor.settings import Settings, decisive
 from compressor.shards import publish
+from compressor.side_files import left_behind
 from compressor.verify import read_record
 
 NAME = "recovery"
@@ -77,8 +78,9 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
 
     with Meter() as meter:
         judge = Judge(settings, source, evaluation, work, meter, lines)
-        before = said_of(judge.after(settings.source))
-        result = {"perplexity_pruned": before["perplexity_after"], "warnings": [], "verified": ""}
+        before = said_of(judge.after(settings.source))["perplexity_after"]
+        warnings = reading_notes(settings, checkpoint, evaluation, data) + left_behind(checkpoint)
+        result = {"perplexity_pruned": before, "warnings": warnings, "verified": ""}
         done = {"result": result, "record": {}, "recovered": False}
         stem = work / NAME
         recover_one(

@@ -14,6 +14,7 @@ from compressor.progress import Lines, Meter
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.settings import Recovery
 from compressor.settings import Settings
+from compressor.shards import move_into
 from compressor.texts import Text
 from compressor.verify import verify
 
@@ -147,6 +148,4 @@ def adopt(folder: Path) -> None:
     """Put the recovered files in the place of the cut's; may be interrupted and done again."""
     out = folder / MERGED
     if out.exists():
-        for file in out.iterdir():
-            file.replace(folder / file.name)
-        out.rmdir()
+        move_into(out, folder)

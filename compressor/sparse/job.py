@@ -11,13 +11,14 @@ from compressor import __version__
 from compressor.checkpoint import Checkpoint
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.plan import Plan
 from compressor.quantization import job as quantization
 from compressor.quantization.report import write_card as write_quantized_card
 from compressor.report import versions, write_record
 from compressor.result import conclude, publish_results
 from compressor.settings import decisive
+from compressor.side_files import left_behind
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
 from compressor.verify import TOLERANCE, prompt_ids, verify
@@ -79,8 +80,9 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "warnings": [
             ZEROS_ALONE,
             *zeros_before(sparsity),
-            *position_notes(settings, checkpoint, calibration, evaluation),
+            *reading_notes(settings, checkpoint, calibration, evaluation),
             *texts.notes,
+            *left_behind(checkpoint),
         ],
         "verified": "no",
     }

@@ -47,7 +47,7 @@ def score(
     from compressor.checkpoint import Checkpoint
     from compressor.checks import check_method
     from compressor.methods import default_allocation
-    from compressor.opening import open_stream, position_notes, read_texts
+    from compressor.opening import open_stream, read_texts, reading_notes
     from compressor.pipeline import score_units
     from compressor.planning import measure_cuts
     from compressor.progress import Lines, Meter
@@ -97,7 +97,7 @@ def score(
     found = score_units(settings, checkpoint, tokens, stream, meter, lines)
     found.save(out)
     measure_cuts(settings, found, stream, tokens, out, meter, lines)
-    for note in position_notes(settings, checkpoint, tokens) + texts.notes + found.about["notes"]:
+    for note in reading_notes(settings, checkpoint, tokens) + texts.notes + found.about["notes"]:
         print(note)
 
 
