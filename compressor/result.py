@@ -11,6 +11,7 @@ from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_dest
+from compressor.containers import container_notes
 from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
 from compressor.evaluation import perplexity
@@ -93,12 +94,6 @@ def cut_one(
         "warnings": comparison_note(plan) + (repair.warnings if repair else []),
         "verified": "no",
     }
-    if container != checkpoint.family.model_type:
-        result["warnings"].append(
-            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses "
-            + ("numbers of heads that differ" if layout == "per-layer" else "this number of heads")
-            + "; the tensors and the arithmetic are the same."
-        )
     if not checkpoint.family.stock:
         result["warnings"].append(
             f"transformers has no class of {container} with ALiBi, so the result brings its code "
@@ -119,6 +114,7 @@ def cut_one(
             found = verify(folder, checkpoint.path)
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
+    result["warnings"] += container_notes(checkpoint, written, layout)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
         widths = open_lattice(settings, checkpoint)
@@ -195,7 +191,8 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
         raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-    return "\n".join([found, *(repair.warnings if repair else [])])
+    notes = container_notes(checkpoint, written, layout) + (repair.warnings if repair else [])
+    return "\n".join([found, *notes])
 
 
 def make_record(
