@@ -11,6 +11,7 @@ from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_dest
+from compressor.containers import container_notes
 from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
 from compressor.judging import Judge, said_of
@@ -94,12 +95,6 @@ def cut_one(
         + (repair.warnings if repair else []),
         "verified": "no",
     }
-    if container != checkpoint.family.model_type:
-        result["warnings"].append(
-            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses "
-            + ("numbers of heads that differ" if layout == "per-layer" else "this number of heads")
-            + "; the tensors and the arithmetic are the same."
-        )
     if not checkpoint.family.stock:
         result["warnings"].append(
             f"transformers has no class of {container} with ALiBi, so the result brings its code "
@@ -120,6 +115,7 @@ def cut_one(
             found = verify(folder, checkpoint.path)
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
+    result["warnings"] += container_notes(checkpoint, written, layout)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
         widths = open_lattice(settings, checkpoint)
@@ -188,7 +184,8 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
     notes = reading_notes(settings, checkpoint, calibration) + left_behind(checkpoint)
-    return "\n".join([found, *notes, *(repair.warnings if repair else [])])
+    notes += container_notes(checkpoint, written, layout) + (repair.warnings if repair else [])
+    return "\n".join([found, *notes])
 
 
 def make_record(

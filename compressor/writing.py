@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.containers import choose_container, patched_config
+from compressor.containers import choose_container, patched_config, zeros_of
 from compressor.cut import Padding, cut_block, heads_left, paddings, widest
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
@@ -57,8 +57,9 @@ def write(
         padding = paddings(plan, checkpoint)
         units = padding[0].units
     groups = {width["attention"] for width in (plan.widths() if layout == "per-layer" else [units])}
-    chosen = choose_container(checkpoint, groups, container)
-    shards = plan_shards(checkpoint, plan, padding, shard_bytes)
+    chosen = choose_container(checkpoint, groups, container, served=layout == "uniform")
+    zeros = zeros_of(checkpoint, chosen)
+    shards = plan_shards(checkpoint, plan, padding, zeros, shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
     with opened(folder, shards) as files:
@@ -68,9 +69,8 @@ def write(
         for index, (kept, changed) in enumerate(zip(plan.blocks, changes, strict=False)):
             weights = checkpoint.read_block(index)
             block = cut_block(weights, checkpoint, kept, padding[index], changed)
-            for inner, tensor in block.items():
-                name = checkpoint.block_name(index, inner)
-                files[name].put(name, checkpoint.as_stored(name, tensor))
+            for name, tensor in as_stored(checkpoint, index, block, zeros).items():
+                files[name].put(name, tensor)
             del block, weights
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
@@ -137,18 +137,36 @@ def layout_of(plan: Plan, layout: str, family: Family) -> str:
 
 
 def plan_shards(
-    checkpoint: Checkpoint, plan: Plan, padding: list[Padding | None], limit: int
+    checkpoint: Checkpoint,
+    plan: Plan,
+    padding: list[Padding | None],
+    zeros: dict[str, torch.Tensor],
+    limit: int,
 ) -> list[dict[str, torch.Tensor]]:
-    """Empty (meta) tensors of the result, by name, divided into shards of at most `limit` bytes."""
+    """Empty tensors of the result, by name, divided into shards of at most `limit` bytes.
+
+    zeros: what every block has besides its own.
+    """
     names = checkpoint.outer_tensors()
     results = [{n: empty(checkpoint, n) for n in names}]
     for index, kept in enumerate(plan.blocks):
         names = checkpoint.block_tensors(index)
         block = {n: empty(checkpoint, checkpoint.block_name(index, n)) for n in names}
         block = cut_block(block, checkpoint, kept, padding[index])
-        named = {checkpoint.block_name(index, n): t for n, t in block.items()}
-        results.append({name: checkpoint.as_stored(name, t) for name, t in named.items()})
+        results.append(as_stored(checkpoint, index, block, zeros))
     return divided(results, limit)
+
+
+def as_stored(
+    checkpoint: Checkpoint,
+    index: int,
+    block: dict[str, torch.Tensor],
+    zeros: dict[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """A cut block's tensors, and those that its container has besides, as files hold and name them."""
+    named = {checkpoint.block_name(index, inner): t for inner, t in block.items()}
+    found = {name: checkpoint.as_stored(name, t) for name, t in named.items()}
+    return found | {checkpoint.block_name(index, inner): t for inner, t in zeros.items()}
 
 
 def empty(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -50,7 +50,7 @@ GEMMA = {
 
 
 FROM_THE_BASE_ON = {"bloom", "gpt2"}
-# One each of: tied heads, biases and windows, norms before the stream, slopes and fused heads.
+# One each of: tied heads, biases, windows and norms before the stream, slopes and fused heads.
 QUICK = ("bloom", "gemma2", "llama", "qwen2")
 
 
@@ -184,7 +184,8 @@ def make_family(model_type: str, folder: Path, **sizes) -> Path:
             "max_position_embeddings": 96,
             "dropout": 0.0,
         },
-        "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        # As in all of them, heads share the hidden size.
+        "qwen2": {"hidden_size": 48, "head_dim": 6},
     }
     return build_checkpoint(folder, model_type, **(sizes or special.get(model_type, {})))
 
