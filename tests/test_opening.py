@@ -25,7 +25,9 @@ def texts(tmp_path):
 
 
 def short(*arguments) -> int:
-    return compress(*arguments, "--keep", 0.7, "--length", 32, "--no-verify")
+    return compress(
+        *arguments, "--keep", 0.7, "--length", 32, "--evaluation", "none", "--no-verify"
+    )
 
 
 def tensors(folder) -> bytes:
