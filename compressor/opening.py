@@ -20,11 +20,11 @@ SHARE = 0.25  # of the free memory of a device or the host, for activations
 def read_texts(settings, checkpoint) -> tuple[TokenSet | None, TokenSet | None]:
     """Calibration (if anything looks at activations) and evaluation (if asked for)."""
     check_counts(settings)
-    tokenizer = None
+    tokenizer = checkpoint.tokenizer() if settings.verify else None  # which its proof will need
     calibration = evaluation = None
     limit = min(settings.length, checkpoint.positions or 1 << 30)
     if settings.reads_calibration:
-        tokenizer = checkpoint.tokenizer()
+        tokenizer = tokenizer or checkpoint.tokenizer()
         text = read_text(settings.calibration)
         calibration = tokenize(
             *(text, tokenizer, limit, settings.samples, settings.calibration_range),
