@@ -76,8 +76,8 @@ def check_files(path: Path, coded: bool) -> None:
 
 def own_code(path: Path) -> str:
     return (
-        f"The tokenizer in {path} is code of its own, which is not run; save it as {FAST} (transformers' "
-        "PreTrainedTokenizerFast), put that beside the weights and take auto_map out of "
+        f"The tokenizer in {path} is code of its own, which is not run; save it as {FAST} "
+        "(transformers' PreTrainedTokenizerFast), put that beside the weights and take auto_map out of "
         "tokenizer_config.json."
     )
 

@@ -45,7 +45,7 @@ def undivided(make_checkpoint, tmp_path):
 
 
 def test_heads_that_do_not_divide_the_hidden_size_are_offered_as_mistral(undivided):
-    with pytest.raises(InputError, match="is not a multiple .* As mistral the same ten") as raised:
+    with pytest.raises(InputError, match=r"is not a multiple .* As mistral the same ten") as raised:
         Checkpoint(undivided)
     assert '"model_type": "mistral", "architectures": ["MistralForCausalLM"]' in str(raised.value)
     _, _, advice = str(raised.value).partition("write ")
@@ -84,13 +84,15 @@ def test_a_task_that_is_not_the_next_token(copy, changes, message):
 def test_a_gemma_that_sees_both_ways_is_no_generator(random_family, tmp_path):
     folder = shutil.copytree(random_family("gemma3_text"), tmp_path / "embedder")
     edit_config(folder, use_bidirectional_attention=True)
-    with pytest.raises(InputError, match="text encoders.* Only models that predict the next token"):
+    with pytest.raises(
+        InputError, match=r"text encoders.* Only models that predict the next token"
+    ):
         Checkpoint(folder)
 
 
 def test_a_text_embedder_of_sentence_transformers(copy):
     (copy / "modules.json").write_text("[]")
-    with pytest.raises(InputError, match="text embedding model .* without modules.json"):
+    with pytest.raises(InputError, match=r"text embedding model .* without modules\.json"):
         Checkpoint(copy)
 
 
