@@ -59,6 +59,9 @@ class Checkpoint(Geometry):
             held[file] = list(header)
             self.tensors |= header
         check_index(self.path, held, self.family.not_read)
+        self.written_config.pop(
+            "transformers_weights", None
+        )  # what is written may have other files
         self._find_weights()
         self.tensors = turned(completed(self.tensors, self.family), self.family)
         self._settle_head()
@@ -179,9 +182,9 @@ class Checkpoint(Geometry):
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
+        check_per_layer(self.config, self.family)
         loaded = load_config(self.path, self.family, self.written_config, self.translated)
         self.config = settings(self.family, self.written_config, loaded.to_dict())
-        check_per_layer(self.config, self.family)
 
     def _check_format(self) -> None:
         """Quantised weights are not for cutting; `quantization.reading` opens them to run them."""
@@ -230,6 +233,8 @@ class Checkpoint(Geometry):
 
     def _check_count(self) -> None:
         """No block is there beyond those that the config counts."""
+        if self.blocks < 1:
+            raise InputError(f"The config of {self.path} counts {self.blocks} blocks.")
         prefix = self.family.layers + "."
         for name in self.tensors:
             number = name.removeprefix(prefix).partition(".")[0]

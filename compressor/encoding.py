@@ -5,6 +5,7 @@ way behind those, because where a text ends changes its last tokens and not the 
 """
 
 ROOMY = 16  # characters for a token in an excerpt: several times what texts have
+LEAST = 4096  # characters; some tokenizers take a word of over 100 as one that is not known
 MARGIN = 32  # tokens at the end of an excerpt that a longer one may have otherwise
 GROWTH = 4
 
@@ -15,7 +16,7 @@ def encode_openings(tokenizer, strings: list[str], wanted: int, **options) -> di
     Those that come first are the same as of the whole strings; what follows them may be missing.
     `input_ids` and what `options` ask for, a list each.
     """
-    characters = ROOMY * wanted
+    characters = max(LEAST, ROOMY * wanted)
     found: dict[str, list] = {}
     pending = range(len(strings))
     while pending:

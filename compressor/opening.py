@@ -40,6 +40,8 @@ def read_texts(settings, checkpoint) -> Texts:
     check_counts(settings)
     by_default = settings.evaluation is None
     if not settings.reads_calibration and settings.evaluation == NO_EVALUATION:
+        if settings.verify:  # its proof will need one
+            checkpoint.tokenizer()
         return Texts()
     tokenizer, limit = checkpoint.tokenizer(), longest(settings, checkpoint)
     evaluation = read_evaluation(settings, checkpoint, tokenizer)

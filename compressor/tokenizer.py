@@ -13,6 +13,11 @@ MERGES = "merges.txt"
 # What transformers needs to read a file of pieces, by the module and by the package to install.
 PIECES = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 RANKS = {"tiktoken": "tiktoken"}
+# What a model computes when it is verified, and what shows whether a tokenizer is the model's.
+PROMPTS = (
+    "Once upon a time there was a small house at the edge of a wood, and in it lived",
+    "def first(values):\n    for value in values:\n        return value\n",
+)
 
 
 def open_tokenizer(path: Path, coded: bool, vocabulary: int):
@@ -37,6 +42,8 @@ def read_tokenizer(path: Path, coded: bool):
     try:
         return kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever is raised, it is the tokenizer that does not load
+        if "trust_remote_code" in str(error):
+            raise InputError(own_code(path)) from error
         raise InputError(
             f"The tokenizer in {path} ({shown(path)}) does not load: {in_a_line(error)}"
         ) from error
@@ -45,10 +52,7 @@ def read_tokenizer(path: Path, coded: bool):
 def check_files(path: Path, coded: bool) -> None:
     """Refuse what is no whole tokenizer, or is read by packages that are not here."""
     if coded and not (path / FAST).exists():
-        raise InputError(
-            f"The tokenizer in {path} is code of its own, which is not run; save it as "
-            f"{FAST} (transformers' PreTrainedTokenizerFast) and put that beside the weights."
-        )
+        raise InputError(own_code(path))
     if not shown(path):
         raise InputError(
             f"{path} has no tokenizer (none of {', '.join(VOCABULARIES)}); put that of the "
@@ -68,6 +72,14 @@ def check_files(path: Path, coded: bool) -> None:
             f"The tokenizer in {path} is half there: vocab.json without {MERGES}; put that of the "
             "original model beside it."
         )
+
+
+def own_code(path: Path) -> str:
+    return (
+        f"The tokenizer in {path} is code of its own, which is not run; save it as {FAST} "
+        "(transformers' PreTrainedTokenizerFast), put that beside the weights and take auto_map out of "
+        "tokenizer_config.json."
+    )
 
 
 def shown(path: Path) -> str:
@@ -105,3 +117,10 @@ def check_vocabulary(tokenizer, path: Path, vocabulary: int) -> None:
                 f"has {vocabulary} rows. It is of another model, or its config names a token that its "
                 "vocabulary lacks; put that of the original model beside the weights."
             )
+    largest = max(max(tokenizer(prompt)["input_ids"], default=0) for prompt in PROMPTS)
+    if largest >= vocabulary:
+        raise InputError(
+            f"The tokenizer in {path} gives {tokenizer.convert_ids_to_tokens(largest)!r} the id "
+            f"{largest}, and the embedding has {vocabulary} rows: it is of another model; put that of "
+            "the original model beside the weights."
+        )

@@ -33,13 +33,9 @@ from compressor.per_layer import may_run_code, model_of
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.sparse.verification import check_sparse
-from compressor.tokenizer import read_tokenizer
+from compressor.tokenizer import PROMPTS, read_tokenizer
 from compressor.weight_files import weight_files
 
-PROMPTS = (
-    "Once upon a time there was a small house at the edge of a wood, and in it lived",
-    "def first(values):\n    for value in values:\n        return value\n",
-)
 TOLERANCE = 1e-3  # of the logits' standard deviation
 ROWS = 4096
 
@@ -103,12 +99,13 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
 
 def check_opens(folder: Path) -> None:
     """Refuse what would be refused as a source: weights that loaders disagree about, a model that is no
-    generator, tensors that its config does not have. Of types without a table here the first alone.
+    generator, tensors that its config does not have, another's tokenizer. Of types without a table here
+    the first alone.
     """
     try:
         config = read_object(folder / "config.json")
         if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
-            Checkpoint(folder)
+            Checkpoint(folder).tokenizer()
         else:
             weight_files(folder, config)
     except InputError as error:
