@@ -77,8 +77,6 @@ def verify(folder: Path, source: Path | None = None, expected: Path | None = Non
         )
     check_opens(folder)
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
-    if sys.version_info < (3, 11):
-        command.remove("-P")
     command += [str(against)] if (against := source or expected) else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode < 0:
