@@ -104,5 +104,9 @@ gpu-whole: build/.gpu-installed
 	    --samples 128 --length 512 --only-memory
 	$(PYTHON) bench/run_backward.py --device cuda --samples 16 --results $(RESULTS)
 
+# What a run must at least have run, by file; after tests were taken away on purpose, or to hold on to new ones.
+counts: install
+	$(BIN)/python -m pytest -q --collect-only --write-counts -m "not slow and not breadth"
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

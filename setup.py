@@ -3,12 +3,14 @@
 `compressor/` is the package and `kernels/` is `compressor.kernels`. A top-level `kernels` must never
 be installed: transformers imports a package of that name.
 
-The extension `compressor._C` is C++ always, and CUDA where nvcc is found. It needs no torch.
-    COMPRESSOR_CUDA_ARCHS   architectures to compile for, default 80;90 (and PTX of the newest)
-    COMPRESSOR_NO_CUDA=1    C++ only
-    COMPRESSOR_SANITIZE=1   with AddressSanitizer and UBSan, for `make asan`
-    CXX, CUDA_HOME          another compiler, another toolkit
-    MAX_JOBS                compilations at a time
+The extension `compressor._C` is C++ always, and CUDA where nvcc is found. It needs no torch. Without it
+the PyTorch references run: where no C++ compiler works, which is said once, or where that is asked for.
+    COMPRESSOR_NO_EXTENSION=1  without it
+    COMPRESSOR_CUDA_ARCHS      architectures to compile for, default 80;90 (and PTX of the newest)
+    COMPRESSOR_NO_CUDA=1       C++ only
+    COMPRESSOR_SANITIZE=1      with AddressSanitizer and UBSan, for `make asan`
+    CXX, CUDA_HOME             another compiler, another toolkit
+    MAX_JOBS                   compilations at a time
 """
 
 import os
@@ -17,6 +19,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -38,6 +42,57 @@ rule compile
 rule link
   command = $compiler -shared $in $flags -o $out
 """
+
+
+# setuptools' commands that build; others ask for metadata, which an extension does not change.
+BUILDING = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
+EDITABLE = {"develop", "editable_wheel"}
+TRIAL = "#include <Python.h>\n#include <thread>\nvoid trial() { std::thread([] {}).join(); }\n"
+
+
+def extensions() -> list[Extension]:
+    """The extension, or nothing where it is not wanted or no compiler works: then a wheel is pure."""
+    extension = Extension("compressor._C", [])
+    if not BUILDING & {*sys.argv}:
+        return [extension]
+    if os.environ.get("COMPRESSOR_NO_EXTENSION") != "1":
+        if (reason := why_nothing_compiles(compiler())) is None:
+            return [extension]
+        print(
+            f"WARNING: compressor is installed without its C++ extension: {reason}. Its operators run "
+            "as PyTorch references, which are slower. To have it, install g++ and Python's headers "
+            "(build-essential, python3-dev) or name another compiler by CXX, and install again; "
+            "COMPRESSOR_NO_EXTENSION=1 leaves it out without this warning.",
+            file=sys.stderr,
+        )
+    if EDITABLE & {*sys.argv}:  # what an earlier installation compiled here would still be found
+        built = ROOT / f"compressor/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        built.unlink(missing_ok=True)
+    return []
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def why_nothing_compiles(cxx: list[str]) -> str | None:
+    """Why this compiler makes no shared library of a few lines; None if it does."""
+    if shutil.which(cxx[0]) is None:
+        return f"the C++ compiler {cxx[0]!r} is not there"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "trial.cpp")
+        source.write_text(TRIAL)
+        include = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
+        command = [*cxx, "-shared", *CXX_FLAGS, *include, "-o", f"{folder}/trial.so", str(source)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            return f"the C++ compiler {cxx[0]!r} cannot be started ({error.strerror})"
+    if done.returncode == 0:
+        return None
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["without a word"]
+    first = next((line for line in said if "error" in line.lower()), said[0])
+    return f"the C++ compiler {shlex.join(cxx)!r} fails on a few lines ({first})"
 
 
 def cuda_home() -> Path | None:
@@ -64,8 +119,7 @@ class Ninja(build_ext):
     def build_extension(self, extension: Extension) -> None:
         import pybind11
 
-        cxx = shlex.split(os.environ.get("CXX", "c++"))
-        program(cxx[0], "install g++ (build-essential) or name another compiler by CXX")
+        cxx = compiler()
         flags, link, edges = CXX_FLAGS + SANITIZERS, ["-pthread", "-ldl", *SANITIZERS], []
         # An isolated build has these elsewhere every time; only the binding is compiled anew.
         python = [f"-isystem{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
@@ -119,6 +173,6 @@ setup(
         "compressor.kernels",
     ],
     package_data={"compressor": ["py.typed", "held_out_modules.txt"]},
-    ext_modules=[Extension("compressor._C", [])],
+    ext_modules=extensions(),
     cmdclass={"build_ext": Ninja},
 )

@@ -62,7 +62,7 @@ def run_case(case: str, model: Path, group: int, texts: dict, seed: int, place: 
             found["perplexity_before"] = sparse["perplexity_before"]
     return {
         "dense": found["perplexity_before"],
-        "unquantised": None if how == "joint" else found["perplexity_unquantized"],
+        "unquantised": found["perplexity_unquantized"],
         "4-bit": found["perplexity_after"],
         "bits": found["quantization"]["bits_per_weight"],
     }

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from compressor.choices import (
     ALLOCATIONS,
+    NO_EVALUATION,
     check_allocation,
     check_dtype,
     check_layout_name,
@@ -138,7 +139,7 @@ def check_parents(settings: Settings) -> None:
                 raise InputError(
                     f"{flag} goes with a {parent} that is not none; add that, or leave {flag} out."
                 )
-    if settings.evaluation is None and settings.evaluation_range is not None:
+    if settings.evaluation in (None, NO_EVALUATION) and settings.evaluation_range is not None:
         raise InputError("--evaluation-range goes with --evaluation; add that, or leave it out.")
 
 

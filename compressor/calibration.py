@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from compressor.encoding import ROOMY, encode_openings
 from compressor.errors import InputError
 from compressor.texts import Text
 
 MINIMUM_TOKENS = 32
 STRINGS = 64  # encoded at a time
-ROOMY = 16  # characters for a token in an excerpt: several times what texts have
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class TokenSet:
     @property
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
+
+    def first(self, count: int) -> "TokenSet":
+        """So many of the sequences, or all if there are fewer."""
+        some = TokenSet(self.sequences[:count])
+        about = {"sequences": len(some.sequences), "tokens": some.tokens}
+        return TokenSet(some.sequences, self.protocol | about)
 
     def split(self, every: int) -> tuple["TokenSet", "TokenSet"]:
         """The sequences to fit something on, and those `held_back` to judge it by."""
@@ -93,6 +99,7 @@ def tokenize(
     many tokens. Few windows of a long text are cut from the text itself, at equal distances, so that
     not all of it is encoded.
     """
+    asked = samples
     if text.kind == "windows" and samples is None and budget is not None:
         samples = max(1, budget // length)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -105,7 +112,8 @@ def tokenize(
     def encode(strings: list[str]) -> Iterator[torch.Tensor]:
         for begin in range(0, len(strings), STRINGS):
             part = strings[begin : begin + STRINGS]  # a list is encoded on all cores
-            for ids in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+            wanted = room if text.kind == "documents" else max(map(len, part))
+            for ids in encode_openings(tokenizer, part, wanted)["input_ids"]:
                 yield torch.tensor(ids, dtype=torch.int32)
 
     if text.kind == "documents":
@@ -136,12 +144,15 @@ def tokenize(
         "source": text.source,
         "sha256": text.sha256,
         "kind": text.kind,
+        "part": text.part,
         "range": selected,
         "length": length,
         "stride": room if text.kind == "windows" and not excerpts else None,
         "bos": bool(bos),
+        "asked": asked,
         "sequences": len(sequences),
         "tokens": tokens,
+        "replaced": text.replaced,
     }
     return TokenSet(sequences, protocol)
 
@@ -180,7 +191,8 @@ def describe(protocol: dict) -> str:
     unit = "document" if protocol["kind"] == "documents" else "window"
     span = f"[{protocol['range']}]" if protocol["range"] else ""
     also = f"; and {describe(protocol['also'])}" if "also" in protocol else ""
+    part = f" ({protocol['part']})" if protocol.get("part") else ""
     return (
-        f"{protocol['source']}{span}: {protocol['sequences']} x {bos}{unit}, at most "
+        f"{protocol['source']}{span}{part}: {protocol['sequences']} x {bos}{unit}, at most "
         f"{protocol['length']} tokens, {protocol['tokens']:,} tokens in all{also}"
     )

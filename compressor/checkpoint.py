@@ -1,12 +1,13 @@
 """Reading a checkpoint folder: config, tokenizer and lazily mapped safetensors.
 
-Everything that can be refused is refused when the folder is opened, from the headers alone: no
-tensor is read, nothing is executed, no pickle is touched.
+What is read is what transformers' `from_pretrained` would read. Whatever else it may be is refused when
+the folder is opened, from JSON and headers alone: no tensor is read (but a head, where one is stored
+beside the embedding that the config ties it to), nothing is executed, no pickle is touched.
 """
 
 import hashlib
-import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +15,20 @@ from types import SimpleNamespace
 
 import torch
 
+from compressor.configs import check_task, load_config, made, read_object, settings
+from compressor.empty_model import empty_model, misfits
 from compressor.errors import InputError
 from compressor.families import family_of
 from compressor.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
 from compressor.geometry import Geometry
 from compressor.per_layer import check as check_per_layer
 from compressor.per_layer import open_config
-from compressor.tensors import DTYPES, INDEX, SINGLE, completed, read_header, read_tensors, turned
+from compressor.tensors import DTYPES, completed, read_header, read_tensors, turned
+from compressor.tokenizer import open_tokenizer
+from compressor.weight_files import check_adapters, check_index, weight_files
 
 FINGERPRINT_BYTES = 1 << 20
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer_config.json",
-)
+COMPARED_ROWS = 4096
 
 
 class Checkpoint(Geometry):
@@ -48,27 +47,29 @@ class Checkpoint(Geometry):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.notes: list[str] = []  # what a user should know of how the folder is read
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
-        self.written_config = self._read_json("config.json", "a Hugging Face checkpoint has one")
-        self.translated = is_rotary(self.written_config)
-        if self.translated:
-            self.written_config = llama_config(self.written_config)
-        self.family = family_of(self.written_config.get("model_type"))
-        self.config = self.family.standard(self.written_config)
-        if reason := self.family.unlike(self.config):
-            raise InputError(f"{self.path} cannot be cut: {reason}")
-        self._check_format()
-        check_per_layer(self.config, self.family)
+        check_adapters(self.path)
+        self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
-        for file in self._shards():
-            self.tensors.update(read_header(self.path / file, self.dtypes, self.family.not_read))
-        self._check_index()
+        held = {}
+        for file in weight_files(self.path, self.written_config):
+            header = read_header(self.path / file, self.dtypes, self.family.not_read)
+            held[file] = list(header)
+            self.tensors |= header
+        check_index(self.path, held, self.family.not_read)
+        self.written_config.pop(
+            "transformers_weights", None
+        )  # what is written may have other files
         self._find_weights()
-        self._complete_names()
-        self._leave_out_duplicates()
+        self.tensors = turned(completed(self.tensors, self.family), self.family)
+        self._settle_head()
         self._check_count()
-        self._check_shapes()
+        model = empty_model(self.model_config(), self.family, self.path)
+        for sentence in misfits(self.tensors, model, self.family, self.ties, self.path):
+            raise InputError(sentence)
+        self._check_units()
 
     # -- what the files hold ----------------------------------------------------------------------
 
@@ -88,10 +89,15 @@ class Checkpoint(Geometry):
     def bytes(self) -> int:
         return sum(t.end - t.begin for t in self.tensors.values())
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype of the blocks' weights."""
-        return self.tensors[self.block_name(0, self.family.output("ffn"))].dtype
+        """The dtype to compute in and to name: what the config says, if anything is stored so, and
+        otherwise that of the most weights."""
+        stored = Counter()
+        for entry in self.tensors.values():
+            stored[entry.dtype] += entry.numel
+        said = self.model_config().dtype
+        return said if said in stored else stored.most_common(1)[0][0]
 
     def block_name(self, block: int, name: str) -> str:
         return f"{self.family.layers}.{block}.{name}"
@@ -140,26 +146,12 @@ class Checkpoint(Geometry):
     def model_config(self):
         """transformers' config of the model."""
         if self.translated:
-            from transformers import AutoConfig
-
-            return AutoConfig.for_model(**self.written_config)
+            return made(self.written_config)
         return open_config(self.path, self.family)
 
     def tokenizer(self):
-        if self.coded and not (self.path / "tokenizer.json").exists():
-            raise InputError(
-                f"The tokenizer in {self.path} is code of its own, which is not run; save it as "
-                "tokenizer.json (transformers' PreTrainedTokenizerFast) and put that beside the weights."
-            )
-        if not any((self.path / name).exists() for name in TOKENIZERS):
-            raise InputError(
-                f"{self.path} has no tokenizer (none of {', '.join(TOKENIZERS)}); put that of the "
-                "original model beside the weights."
-            )
-        try:
-            return read_tokenizer(self.path, self.coded)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"The tokenizer in {self.path} does not load: {error}") from error
+        """transformers' tokenizer of the folder; InputError where it cannot be had, or is another's."""
+        return open_tokenizer(self.path, self.coded, self.vocabulary)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -174,7 +166,25 @@ class Checkpoint(Geometry):
                 digest.update(stream.read())
         return digest.hexdigest()
 
-    # -- checks -----------------------------------------------------------------------------------
+    # -- opening ----------------------------------------------------------------------------------
+
+    def _open_config(self) -> None:
+        """The config as it is written, as transformers has it, and under standard names."""
+        hint = "a Hugging Face checkpoint has one"
+        self.written_config = read_object(self.path / "config.json", hint)
+        self.translated = is_rotary(self.written_config)
+        own = self.written_config
+        if self.translated:
+            self.written_config = llama_config(own)
+        self.family = family_of(self.written_config.get("model_type"))
+        check_task(self.path, own)
+        self.config = self.family.standard(self.written_config)
+        if reason := self.family.unlike(self.config):
+            raise InputError(f"{self.path} cannot be cut: {reason}")
+        self._check_format()
+        check_per_layer(self.config, self.family)
+        loaded = load_config(self.path, self.family, self.written_config, self.translated)
+        self.config = settings(self.family, self.written_config, loaded.to_dict())
 
     def _check_format(self) -> None:
         """Quantised weights are not for cutting; `quantization.reading` opens them to run them."""
@@ -189,60 +199,42 @@ class Checkpoint(Geometry):
         if self.translated:
             self.tensors = llama_tensors(self.tensors, self.config.get("vocab_size"))
 
-    def _read_json(self, name: str, hint: str) -> dict:
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{self.path} has no {name}; {hint}.") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path / name} is not valid JSON: {error}.") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{self.path / name} is no JSON object but {str(found)[:40]}; {hint}.")
-        return found
+    @property
+    def ties(self) -> bool:
+        """Whether the config says that the head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings"))
 
-    def _shards(self) -> list[str]:
-        """File names of the shards; a name that leaves the folder is refused."""
-        if not (self.path / INDEX).exists():
-            if (self.path / SINGLE).exists():
-                return [SINGLE]
-            pickled = [*self.path.glob("*.bin"), *self.path.glob("*.pt"), *self.path.glob("*.pth")]
-            if pickled:
-                raise InputError(
-                    f"{self.path} holds pickled weights only ({pickled[0].name}); pickles can run "
-                    "code and are not opened. Convert to safetensors first."
-                )
-            raise InputError(f"{self.path} has neither {SINGLE} nor {INDEX}.")
-        index = self._read_json(INDEX, "")
-        if not isinstance(index.get("weight_map"), dict):
-            raise InputError(f"{self.path / INDEX} has no weight_map.")
-        files = sorted(set(index["weight_map"].values()))
-        for file in files:
-            if Path(file).name != file:
-                raise InputError(f"{self.path / INDEX} names {file!r}, outside the folder.")
-        return files
+    def _settle_head(self) -> None:
+        """Of a head and an embedding that the config ties, one is enough, as transformers 5 has it.
 
-    def _check_index(self) -> None:
-        if not (self.path / INDEX).exists():
-            return
-        for name, file in self._read_json(INDEX, "")["weight_map"].items():
-            if name.endswith(self.family.not_read):
-                continue
-            if name not in self.tensors or self.tensors[name].file.name != file:
-                raise InputError(f"{self.path / INDEX} places {name} in {file}, which lacks it.")
-
-    def _complete_names(self) -> None:
-        self.tensors = turned(completed(self.tensors, self.family), self.family)
-
-    def _leave_out_duplicates(self) -> None:
-        """Forget a second copy of a tied head."""
+        A second copy is forgotten. A head of other values is used, and the config is made to say so.
+        """
         head, embedding = self.family.head, self.family.embedding
-        if self.config.get("tie_word_embeddings") and {head, embedding} <= self.tensors.keys():
-            pair = self.read([head, embedding])
-            if torch.equal(pair[head], pair[embedding]):
-                del self.tensors[head]
+        if not self.ties or head not in self.tensors:
+            return
+        if embedding not in self.tensors:
+            self.tensors[embedding] = self.tensors.pop(head)
+        elif self._equal(head, embedding):
+            del self.tensors[head]
+        else:
+            self.config["tie_word_embeddings"] = self.written_config["tie_word_embeddings"] = False
+            self.notes.append(
+                f"The config of {self.path} ties the head to the embedding, but the files hold a head "
+                f"({head}) of other values. It is used here, as transformers 5 does; transformers 4.57 "
+                "and vLLM would use the embedding. What is written says tie_word_embeddings false, so "
+                "that all use the head."
+            )
+
+    def _equal(self, name: str, other: str) -> bool:
+        pair = self.read([name, other])
+        parts = zip(*(pair[n].split(COMPARED_ROWS) for n in (name, other)), strict=False)
+        same_shape = pair[name].shape == pair[other].shape
+        return same_shape and all(torch.equal(a.float(), b.float()) for a, b in parts)
 
     def _check_count(self) -> None:
         """No block is there beyond those that the config counts."""
+        if self.blocks < 1:
+            raise InputError(f"The config of {self.path} counts {self.blocks} blocks.")
         prefix = self.family.layers + "."
         for name in self.tensors:
             number = name.removeprefix(prefix).partition(".")[0]
@@ -252,36 +244,18 @@ class Checkpoint(Geometry):
                     f"of which is {self.blocks - 1}; give a folder whose config is of these weights."
                 )
 
-    def _check_shapes(self) -> None:
-        """Every tensor a cut touches is there with the shape its config implies."""
+    def _check_units(self) -> None:
+        """Every tensor that a cut touches is as wide as the units that it is cut by."""
         for block, units in enumerate(self.block_units):
             for group, slices in self.family.groups().items():
                 for part in slices:
                     name = self.block_name(block, part.tensor)
                     if name not in self.tensors:
-                        if part.optional:
-                            continue
-                        raise InputError(f"{self.path} lacks the tensor {name}.")
+                        continue
                     width = units[group] * part.size(self.channel_sizes)
-                    shape = (
-                        [width, self.hidden_size] if part.axis == 0 else [self.hidden_size, width]
-                    )
-                    shape = shape[:1] if part.tensor.endswith("bias") else shape
-                    if self.tensors[name].shape != shape:
+                    found = self.tensors[name].shape[part.axis]
+                    if found != width:
                         raise InputError(
-                            f"{name} in {self.path} has the shape {self.tensors[name].shape}, "
-                            f"but the config implies {shape}."
+                            f"{name} in {self.path} has {found} channels, but the config implies "
+                            f"{units[group]} units of {part.size(self.channel_sizes)}."
                         )
-        if self.family.embedding not in self.tensors:
-            raise InputError(f"{self.path} lacks the tensor {self.family.embedding}.")
-        if self.tied and not self.config.get("tie_word_embeddings"):
-            raise InputError(f"{self.path} lacks the tensor {self.family.head}.")
-
-
-def read_tokenizer(path: Path, coded: bool):
-    """A folder's tokenizer; of a `coded` model, whose config transformers would run code to read, as
-    tokenizer.json has it.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    return (PreTrainedTokenizerFast if coded else AutoTokenizer).from_pretrained(path)

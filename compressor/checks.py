@@ -94,8 +94,9 @@ def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
     ):
         raise InputError(
             f"The config class of {family.model_type} refuses numbers of heads that differ between "
-            f"blocks. --layout per-layer writes {family.container} in its place, which has no biases: "
-            "leave --container out, or, for a model with biases, use --layout uniform or padded."
+            f"blocks. --layout per-layer writes {family.container.model_type} in its place, which has "
+            "no biases: leave --container out, or, for a model with biases, use --layout uniform or "
+            "padded."
         )
 
 

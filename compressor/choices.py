@@ -14,6 +14,7 @@ LAYOUTS = ("uniform", "per-layer", "padded")
 STATISTICS = ("dense", "pruned")
 SELECTIONS = ("score", "obs")
 KV_COSTS = ("score", "measured")
+NO_EVALUATION = "none"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -61,7 +61,13 @@ CalibrationAlso = Annotated[
     str | None,
     Option(help="A second text, as many tokens of it: the model's own, which `generate` writes."),
 ]
-Evaluation = Annotated[str | None, Option(help="Text for perplexity before and after.")]
+Evaluation = Annotated[
+    str | None,
+    Option(
+        help="Text to measure results on, or none; by default the end of the calibration text, which "
+        "is set aside for that."
+    ),
+]
 Range = Annotated[str | None, Option(help="Its documents or windows A:B.")]
 Samples = Annotated[
     int | None,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.checkpoint import Checkpoint
+from compressor.containers import takes
 from compressor.errors import InputError
 
 WIDE, ALIGN_WIDE = 2048, 128
@@ -46,12 +47,14 @@ def lattice(
     tp: int = 1,
     container: str = "auto",
     columns: int = 1,
+    served: bool = True,
 ) -> Lattice:
     """Widths of the uniform layout that the container can express and `tp` devices can share.
 
-    columns: what the input channels of every projection are to be a multiple of.
+    columns: what the input channels of every projection are to be a multiple of. served: whether vLLM
+    is to load what is written, as it does the uniform layout.
     """
-    family, width = checkpoint.family, checkpoint.units["ffn"]
+    width = checkpoint.units["ffn"]
     if (align is not None and align < 1) or tp < 1:
         raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
     step = align or default_align(width)
@@ -69,23 +72,11 @@ def lattice(
     if step > width:
         raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
     groups = checkpoint.units["attention"]
-    biased = any("bias" in t for t in checkpoint.block_tensors(0))
-    bound_by_hidden = (
-        family.heads_divide_hidden
-        and container != family.container
-        and (container == family.model_type or biased or not family.container)
-    )
     whole = [g for g in range(1, groups + 1) if not g * rep * checkpoint.head_dim % columns]
     counts = [
         g
         for g in whole
-        if (g == groups)
-        or (
-            family.cuts_heads
-            and not family.keeps_heads(checkpoint.config)
-            and (not bound_by_hidden or checkpoint.hidden_size % (g * rep) == 0)
-            and g % tp == 0
-        )
+        if g == groups or (g % tp == 0 and takes(checkpoint, {g}, container, served))
     ]
     if not counts:
         raise InputError(refused)

@@ -139,7 +139,7 @@ def open_config(path: Path, family: Family):
     if family.stock:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     from compressor.families import modeling_alibi
 
     return getattr(modeling_alibi, config_name(family)).from_pretrained(path)

@@ -16,10 +16,10 @@ from compressor.checkpoint import Checkpoint
 from compressor.checks import check_before_starting
 from compressor.choices import needs_text
 from compressor.errors import InputError, QualityError
-from compressor.evaluation import perplexity
 from compressor.journal import count_blocks
+from compressor.judging import Judge
 from compressor.keeping import SCORES, keeping, open_work
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.planning import measure_cuts, plan_target
 from compressor.progress import Lines, Meter
 from compressor.quantization import job as quantization
@@ -33,7 +33,7 @@ from compressor.recovery.job import (
     recover_one,
 )
 from compressor.report import write_card
-from compressor.result import cut_one, judge, measure, open_repair, publish_results
+from compressor.result import conclude, cut_one, open_repair, publish_results
 from compressor.scores import Scores
 from compressor.scoring import score
 from compressor.selection import refined
@@ -86,8 +86,9 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
 
 
 def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dict]:
-    calibration, evaluation = read_texts(settings, checkpoint)
-    data = read_recovery(settings, checkpoint)
+    texts = read_texts(settings, checkpoint)
+    calibration, evaluation = texts.calibration, texts.evaluation
+    data = read_recovery(settings, checkpoint, texts.training)
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     agree_on_recovery(settings, data, work, journal)
     taught = data if settings.recovery.method == "distill" else None
@@ -97,11 +98,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
         lines.fact("recovery", describe_data(data.protocol))
     scores = score_units(settings, checkpoint, calibration, stream, meter, lines, work, journal)
     measure_cuts(settings, scores, stream, calibration, work, meter, lines)
-    before = journal.get("before")
-    if evaluation is not None and before is None:
-        with meter.stage("evaluate"), lines.stage("evaluate"):
-            before = perplexity(stream, evaluation)
-        journal.put("before", before)
+    judge = Judge(settings, stream, evaluation, work, meter, lines)
+    before = judge.before(journal)
     results, wanted = [], wanted_results(settings, checkpoint.family)
     for name, target, own in lines.each(wanted):
         folder = partial / name if len(wanted) > 1 else partial
@@ -120,9 +118,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 plan,
                 target,
                 folder,
-                work,
+                judge,
                 before,
-                evaluation,
                 meter,
                 lines,
                 open_repair(settings, stream, plan, calibration, finished),
@@ -139,7 +136,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 work / name,
                 done,
                 stream,
-                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                judge,
                 meter,
                 lines,
             )
@@ -154,14 +151,14 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
                 work / name,
                 done,
                 calibration,
-                lambda written: measure(settings, written, work, evaluation, meter, lines),
+                judge,
                 meter,
                 lines,
             )
             journal.put(name, done)
             quantization.adopt(folder, done["files"])
             card = write_quantized_card
-        judge(settings, folder, result, done["record"], card)
+        conclude(settings, folder, result, done["record"], card)
         if len(wanted) > 1:
             result["dest"] = str(settings.dest / folder.name)
             result["dest"] += ".rejected" * (result["verified"] == "rejected")
@@ -173,9 +170,12 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final.with_suffix("").rename(final)
     publish_results(settings, results, partial, meter)
     for result in results:
-        result["warnings"] = position_notes(settings, checkpoint, calibration, evaluation, data) + (
-            scores.about["notes"] + result["warnings"]
-        )
+        result["warnings"] = [
+            *reading_notes(settings, checkpoint, calibration, evaluation, data),
+            *texts.notes,
+            *scores.about["notes"],
+            *result["warnings"],
+        ]
     return results
 
 

@@ -104,6 +104,8 @@ class Costs:
     total: dict[str, int]  # of the model
     prunable: int  # weights of the blocks' projections, in parameters
     block_units: list[dict[str, int]]
+    # The most that biases take which only the type that is written has (`Container.zeros`).
+    added: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: "Checkpoint", budget: str = "params") -> "Costs":
@@ -140,7 +142,10 @@ class Costs:
         }
         if budget not in ("params", "flops"):
             prices["parts"], rest["parts"], total["parts"] = table_of(budget, checkpoint)
-        return cls(unit, prices, rest, total, prunable, checkpoint.block_units)
+        other, hidden = checkpoint.family.container, checkpoint.hidden_size
+        biases = checkpoint.blocks * hidden * len(other.zeros) if other else 0
+        added = {"params": biases, "bytes": biases * checkpoint.dtype.itemsize}
+        return cls(unit, prices, rest, total, prunable, checkpoint.block_units, added)
 
     def size(self, widths: Sequence[dict[str, int]], measure: str) -> int:
         """Size of the model with these widths."""
@@ -164,10 +169,10 @@ def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
     elif target.kind == "keep-blocks":
         limit = whole - (1 - target.value) * costs.movable(target.measure)
     else:
-        limit = target.value
-        if not 0 < limit < whole:
+        limit = target.value - costs.added[target.kind]
+        if not 0 < target.value < whole:
             raise InputError(
-                f"--target-{target.kind} is {limit:,.0f}, but must lie between 0 and the model's "
+                f"--target-{target.kind} is {target.value:,.0f}, but must lie between 0 and the model's "
                 f"{whole:,}."
             )
     return limit, whole

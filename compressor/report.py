@@ -50,11 +50,12 @@ def quality(result: dict, record: dict) -> str:
     """What the compression cost, measured."""
     before, after = result["perplexity_before"], result["perplexity_after"]
     if after is None:
-        return "No evaluation text was given, so no perplexity was measured."
-    protocol = record["evaluation"]
+        return "No perplexity was measured (`--evaluation none`)."
+    kl, share = result["kl"], result["agreement"]
     return (
-        f"Perplexity {before:.3f} before, {after:.3f} after "
-        f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
+        f"Perplexity {before:.3f} before, {after:.3f} after, on text that nothing was fitted to or "
+        f"chosen by: {describe(record['evaluation'])}. The next token's distribution is {kl:.3f} nats "
+        f"from the source's (KL divergence), and {share:.1%} of the tokens have the same likeliest one."
     )
 
 
@@ -195,6 +196,8 @@ def table(results: list[dict]) -> Table:
             any(r["recovery"] for r in results)
         ):
             row("perplexity before recovery", "", lambda r: f"{r['perplexity_pruned']:.4f}")
+        row("KL to the source, nats a token", "", lambda r: f"{r['kl']:.4f}")
+        row("same likeliest token", "", lambda r: f"{r['agreement']:.1%}")
         if first["quantization"]:
             row("perplexity before 4 bits", "", lambda r: f"{r['perplexity_unquantized']:.4f}")
     row("verified", "", lambda r: r["verified"])

@@ -12,24 +12,25 @@ from compressor import __version__
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.containers import container_notes
 from compressor.destination import check_dest
 from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
-from compressor.evaluation import perplexity
 from compressor.journal import count_blocks
+from compressor.judging import Judge, said_of
 from compressor.keeping import keeping, open_work
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.per_layer import code_of
 from compressor.plan import Plan
 from compressor.planning import comparison_note
 from compressor.progress import Lines, Meter
-from compressor.quantization.reading import open_model
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import versions, write_card, write_record
 from compressor.settings import Settings, decisive, open_lattice
 from compressor.shards import publish
+from compressor.side_files import left_behind
 from compressor.verify import verify
 from compressor.writing import layout_of, write
 
@@ -50,9 +51,8 @@ def cut_one(
     plan: Plan,
     target,
     folder,
-    work,
-    before,
-    evaluation,
+    judge: Judge,
+    before: dict | None,
     meter,
     lines,
     repair,
@@ -91,19 +91,15 @@ def cut_one(
         "bytes_before": checkpoint.bytes,
         "perplexity_before": before and before["perplexity"],
         "perplexity_pruned": None,
-        "perplexity_after": None,
+        **said_of(None),
         "seed": settings.seed,
         "recovery": None,
         "quantization": None,
-        "warnings": comparison_note(plan) + (repair.warnings if repair else []),
+        "warnings": left_behind(checkpoint)
+        + comparison_note(plan)
+        + (repair.warnings if repair else []),
         "verified": "no",
     }
-    if container != checkpoint.family.model_type:
-        result["warnings"].append(
-            f"Written as {container}: {checkpoint.family.model_type}'s config class refuses "
-            + ("numbers of heads that differ" if layout == "per-layer" else "this number of heads")
-            + "; the tensors and the arithmetic are the same."
-        )
     if not checkpoint.family.stock:
         result["warnings"].append(
             f"transformers has no class of {container} with ALiBi, so the result brings its code "
@@ -116,7 +112,7 @@ def cut_one(
             "its own and loads everywhere."
         )
     record = make_record(checkpoint, plan, layout, container, repair)
-    record["evaluation"] = evaluation and evaluation.protocol
+    record["evaluation"] = before and before["protocol"]
     write_record(folder, record)
     trim_heap()
     if settings.verify:
@@ -124,6 +120,7 @@ def cut_one(
             found = verify(folder, checkpoint.path, progress=progress)
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
+    result["warnings"] += container_notes(checkpoint, written, layout)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
         widths = open_lattice(settings, checkpoint)
@@ -131,21 +128,12 @@ def cut_one(
             draw(folder / PICTURE, scores, plan, checkpoint, widths)
         except MachineError as missing:
             result["warnings"].append(str(missing))
-    result["perplexity_pruned"] = measure(settings, folder, work, evaluation, meter, lines)
-    result["perplexity_after"] = result["perplexity_pruned"]
+    result |= said_of(judge.after(folder))
+    result["perplexity_pruned"] = result["perplexity_after"]
     return result, record
 
 
-def measure(settings, folder: Path, work: Path, evaluation, meter, lines) -> float | None:
-    """Perplexity of the checkpoint in a folder; None without an evaluation text."""
-    if evaluation is None:
-        return None
-    with meter.stage("evaluate"), lines.stage("evaluate"):
-        stream = open_stream(settings, open_model(folder), work, evaluation)
-        return perplexity(stream, evaluation)["perplexity"]
-
-
-def judge(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
+def conclude(settings, folder: Path, result: dict, record: dict, write_card=write_card) -> None:
     """Hold the result against --max-perplexity-ratio; write its record and its card."""
     limit, after = settings.max_perplexity_ratio, result["perplexity_after"]
     measured = after is not None and limit is not None
@@ -153,7 +141,7 @@ def judge(settings, folder: Path, result: dict, record: dict, write_card=write_c
         result["verified"] = "rejected"
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
-    perplexities += ("perplexity_unquantized",)
+    perplexities += ("perplexity_unquantized", "kl", "agreement")
     names = (*kept, *perplexities, "verified")
     record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
@@ -186,7 +174,7 @@ def apply_plan(settings: Settings, plan: Plan, lines: Lines) -> str:
     shutil.rmtree(partial, ignore_errors=True)
     work, journal = open_work(settings)
     with Meter() as meter, keeping(work, lines, partial):
-        calibration, _ = read_texts(settings, checkpoint)
+        calibration = read_texts(settings, checkpoint).calibration
         planned = {"the plan's SHA-256": sha256(json.dumps(asdict(plan)).encode()).hexdigest()}
         journal.agree("settings", decisive(settings, checkpoint, calibration) | planned)
         stream = open_stream(settings, checkpoint, work, calibration)
@@ -213,7 +201,9 @@ def apply_plan(settings: Settings, plan: Plan, lines: Lines) -> str:
         publish(partial, dest)
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-    return "\n".join([found, *(repair.warnings if repair else [])])
+    notes = reading_notes(settings, checkpoint, calibration) + left_behind(checkpoint)
+    notes += container_notes(checkpoint, written, layout) + (repair.warnings if repair else [])
+    return "\n".join([found, *notes])
 
 
 def make_record(

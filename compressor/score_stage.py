@@ -7,7 +7,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.checks import check_method
 from compressor.choices import ALLOCATIONS
 from compressor.keeping import keeping, open_work
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.pipeline import score_units
 from compressor.planning import measure_cuts
 from compressor.progress import Lines, Meter
@@ -28,11 +28,12 @@ def score_file(settings: Settings, out: Path, lines: Lines) -> list[str]:
     partial = out.with_name(out.name + ".partial")
     work, journal = open_work(settings)
     with Meter() as meter, keeping(work, lines, partial):
-        tokens, _ = read_texts(settings, checkpoint)
+        texts = read_texts(settings, checkpoint)
+        tokens = texts.calibration
         journal.agree("settings", decisive(settings, checkpoint, tokens))
         stream = open_stream(settings, checkpoint, work, tokens)
         found = score_units(settings, checkpoint, tokens, stream, meter, lines, work, journal)
         measure_cuts(settings, found, stream, tokens, work, meter, lines)
         found.save(partial)
         partial.replace(out)
-    return position_notes(settings, checkpoint, tokens) + found.about["notes"]
+    return reading_notes(settings, checkpoint, tokens) + texts.notes + found.about["notes"]

@@ -122,6 +122,7 @@ def open_lattice(settings: Settings, checkpoint: "Checkpoint") -> "Lattice":
         settings.tp,
         settings.container,
         settings.quantization.columns,
+        settings.layout in ("uniform", "all"),
     )
 
 

@@ -106,6 +106,16 @@ class ShardFile:
         self.file.close()
 
 
+def move_into(folder: Path, other: Path) -> None:
+    """Put a folder's files in the place of another's and remove it; may be broken off and done again."""
+    for file in folder.iterdir():
+        target = other / file.name
+        if target.is_dir():  # of side data, which is the same in both
+            shutil.rmtree(target)
+        file.replace(target)
+    folder.rmdir()
+
+
 def publish(folder: Path, final: Path) -> None:
     """Make a complete folder appear under its name: flush all to disk, then rename.
 

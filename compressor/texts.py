@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,23 @@ from compressor.stdlib_text import stdlib_documents
 
 STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
 ROWS = (".json", ".jsonl")
+# Halves of a pair that stands for one character in UTF-16. JSON can hold one alone; no text can.
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Strings and how they are to be read: `documents` one by one, or `windows` over all of them."""
+    """Strings and how they are to be read: `documents` one by one, or `windows` over all of them.
+
+    part: which part of the source they are, where they are not all of it. replaced: `characters` that
+    no UTF-8 holds, which are U+FFFD instead, and where the `first` was.
+    """
 
     source: str
     kind: str
     strings: list[str]
+    replaced: dict | None = None
+    part: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -40,7 +49,8 @@ def read_text(source: str) -> Text:
     if not path.exists():
         return _read_hub(source)
     if path.suffix in ROWS:
-        return Text(source, "documents", [_string(*row) for row in read_rows(path)])
+        rows, replaced = mended(read_rows(path))
+        return Text(source, "documents", [_string(*row) for row in rows], replaced)
     content = _content(path)
     return Text(source, "windows", [content] if content.strip() else [])
 
@@ -55,6 +65,33 @@ def read_rows(path: Path) -> list[tuple[str, object]]:
         return [(f"Row {i} of {path}", value) for i, value in enumerate(values)]
     named = [(f"Line {i} of {path}", line) for i, line in enumerate(content.split("\n"), 1)]
     return [(where, _parsed(line, where)) for where, line in named if line.strip()]
+
+
+def mended(
+    rows: list[tuple[str, object]],
+) -> tuple[list[tuple[str, object]], dict | None]:
+    """Rows whose strings can be encoded, and how many characters were replaced and where the first."""
+    found, count, first = [], 0, None
+    for where, value in rows:
+        value, replaced = mend(value)
+        if replaced and first is None:
+            first = where
+        count += replaced
+        found.append((where, value))
+    return found, {"characters": count, "first": first} if count else None
+
+
+def mend(value: object) -> tuple[object, int]:
+    """A JSON value whose strings have U+FFFD for halves of characters; how many of these there were."""
+    if isinstance(value, str):
+        return SURROGATES.subn("\ufffd", value)
+    if isinstance(value, list):
+        parts = [mend(item) for item in value]
+        return [part for part, _ in parts], sum(count for _, count in parts)
+    if isinstance(value, dict):
+        keys, parts = (mend([*items]) for items in (value.keys(), value.values()))
+        return dict(zip(keys[0], parts[0], strict=True)), keys[1] + parts[1]
+    return value, 0
 
 
 def _content(path: Path) -> str:
@@ -98,4 +135,6 @@ def _read_hub(source: str) -> Text:
         ) from error
     if "text" not in rows.column_names:
         raise InputError(f"The data set {source!r} has no column 'text' but {rows.column_names}.")
-    return Text(source, "documents", list(rows["text"]))
+    named = [(f"Row {i} of {source}", value) for i, value in enumerate(rows["text"])]
+    strings, replaced = mended(named)
+    return Text(source, "documents", [_string(*row) for row in strings], replaced)

@@ -26,7 +26,8 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.blocks import make_linear
-from compressor.checkpoint import Checkpoint, read_tokenizer
+from compressor.checkpoint import Checkpoint
+from compressor.configs import read_object
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.families import FAMILIES
 from compressor.masking import masked_plan
@@ -35,11 +36,9 @@ from compressor.per_layer import may_run_code, model_of
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.sparse.verification import check_sparse
+from compressor.tokenizer import PROMPTS, read_tokenizer
+from compressor.weight_files import weight_files
 
-PROMPTS = (
-    "Once upon a time there was a small house at the edge of a wood, and in it lived",
-    "def first(values):\n    for value in values:\n        return value\n",
-)
 TOLERANCE = 1e-3  # of the logits' standard deviation
 ROWS = 4096
 TOLD = "verified"  # the word before how far a verification is
@@ -87,9 +86,8 @@ def verify(
             f"{folder} was quantised after the cut, so it computes something else than its source "
             "without some units; verify it without --source."
         )
+    check_opens(folder)
     command = [sys.executable, "-P", "-m", "compressor.verify", str(folder)]
-    if sys.version_info < (3, 11):
-        command.remove("-P")
     command += [str(against)] if (against := source or expected) else []
     code, printed, errors = listened(command, progress)
     if code < 0:
@@ -105,6 +103,21 @@ def verify(
     if report["error"]:
         raise VerificationError(report["error"])
     return report
+
+
+def check_opens(folder: Path) -> None:
+    """Refuse what would be refused as a source: weights that loaders disagree about, a model that is no
+    generator, tensors that its config does not have, another's tokenizer. Of types without a table here
+    the first alone.
+    """
+    try:
+        config = read_object(folder / "config.json")
+        if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
+            Checkpoint(folder).tokenizer()
+        else:
+            weight_files(folder, config)
+    except InputError as error:
+        raise VerificationError(str(error)) from error
 
 
 def listened(command: list[str], progress: Progress) -> tuple[int, str, str]:

@@ -14,12 +14,11 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.choices import check_layout_name
-from compressor.containers import choose_container, patched_config
+from compressor.containers import choose_container, patched_config, zeros_of
 from compressor.cut import Padding, cut_block, heads_left, paddings, widest
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import (
-    SHIPPED,
     code_of,
     has_uniform,
     layer_config,
@@ -28,9 +27,7 @@ from compressor.per_layer import (
 )
 from compressor.plan import Plan
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
-
-# Weights in any other format would contradict the new ones; the card is written anew.
-NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx"}
+from compressor.side_files import copy_side_files
 
 
 def write(
@@ -59,8 +56,9 @@ def write(
         padding = paddings(plan, checkpoint)
         units = padding[0].units
     groups = {width["attention"] for width in (plan.widths() if layout == "per-layer" else [units])}
-    chosen = choose_container(checkpoint, groups, container)
-    shards = plan_shards(checkpoint, plan, padding, shard_bytes)
+    chosen = choose_container(checkpoint, groups, container, served=layout == "uniform")
+    zeros = zeros_of(checkpoint, chosen)
+    shards = plan_shards(checkpoint, plan, padding, zeros, shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
     with opened(folder, shards) as files:
@@ -70,9 +68,8 @@ def write(
         for index, (kept, changed) in enumerate(zip(plan.blocks, changes, strict=False)):
             weights = checkpoint.read_block(index)
             block = cut_block(weights, checkpoint, kept, padding[index], changed)
-            for inner, tensor in block.items():
-                name = checkpoint.block_name(index, inner)
-                files[name].put(name, checkpoint.as_stored(name, tensor))
+            for name, tensor in as_stored(checkpoint, index, block, zeros).items():
+                files[name].put(name, tensor)
             del block, weights
             progress(index + 1, checkpoint.blocks)
     write_index(folder, shards)
@@ -133,37 +130,37 @@ def layout_of(plan: Plan, layout: str, family: Family) -> str:
     return "uniform" if layout == "per-layer" and equal else layout
 
 
-def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Tokenizer, generation config, chat template, licences: byte for byte.
-
-    Of a model that runs by its folder's code without that, and without what names a class in it.
-    """
-    for file in checkpoint.path.iterdir():
-        skip = file.suffix in NOT_COPIED or file.name in ("config.json", "README.md", *SHIPPED)
-        skip = skip or (checkpoint.coded and file.suffix == ".py")
-        if file.is_file() and not skip and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, folder / file.name)
-    if checkpoint.coded:
-        file = folder / "tokenizer_config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        config.pop("auto_map", None)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def plan_shards(
-    checkpoint: Checkpoint, plan: Plan, padding: list[Padding | None], limit: int
+    checkpoint: Checkpoint,
+    plan: Plan,
+    padding: list[Padding | None],
+    zeros: dict[str, torch.Tensor],
+    limit: int,
 ) -> list[dict[str, torch.Tensor]]:
-    """Empty (meta) tensors of the result, by name, divided into shards of at most `limit` bytes."""
+    """Empty tensors of the result, by name, divided into shards of at most `limit` bytes.
+
+    zeros: what every block has besides its own.
+    """
     names = checkpoint.outer_tensors()
     results = [{n: empty(checkpoint, n) for n in names}]
     for index, kept in enumerate(plan.blocks):
         names = checkpoint.block_tensors(index)
         block = {n: empty(checkpoint, checkpoint.block_name(index, n)) for n in names}
         block = cut_block(block, checkpoint, kept, padding[index])
-        named = {checkpoint.block_name(index, n): t for n, t in block.items()}
-        results.append({name: checkpoint.as_stored(name, t) for name, t in named.items()})
+        results.append(as_stored(checkpoint, index, block, zeros))
     return divided(results, limit)
+
+
+def as_stored(
+    checkpoint: Checkpoint,
+    index: int,
+    block: dict[str, torch.Tensor],
+    zeros: dict[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """A cut block's tensors, and those that its container has besides, as files hold and name them."""
+    named = {checkpoint.block_name(index, inner): t for inner, t in block.items()}
+    found = {name: checkpoint.as_stored(name, t) for name, t in named.items()}
+    return found | {checkpoint.block_name(index, inner): t for inner, t in zeros.items()}
 
 
 def empty(checkpoint: Checkpoint, name: str) -> torch.Tensor:

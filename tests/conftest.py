@@ -2,12 +2,25 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+
+# Before anything imports the project, whose kernels import Triton: it decides at the definition of a
+# function, its own library's among them, whether that is interpreted.
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if sys.modules.get("triton"):
+        raise pytest.UsageError(
+            "Triton was imported before tests/conftest.py could have it interpret its kernels; "
+            "run the tests in a process of their own, or export TRITON_INTERPRET=1."
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from counting import Counting, add_option
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -17,12 +30,9 @@ from transformers import (
 )
 from unequal import written
 
-# Triton decides at the definition of a kernel whether it is interpreted.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from compressor.checkpoint import Checkpoint
 from compressor.families import FAMILIES, Family, modeling_alibi
+from compressor.kernels import native, triton_support
 from compressor.per_layer import class_of, config_name, has_uniform
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -48,10 +58,23 @@ GEMMA = {
     "query_pre_attn_scalar": 6,
 }
 
-
 FROM_THE_BASE_ON = {"bloom", "gpt2"}
-# One each of: tied heads, biases and windows, norms before the stream, slopes and fused heads.
+# One each of: tied heads, biases, windows and norms before the stream, slopes and fused heads.
 QUICK = ("bloom", "gemma2", "llama", "qwen2")
+
+
+def pytest_addoption(parser) -> None:
+    add_option(parser)
+
+
+def pytest_configure(config) -> None:
+    config.pluginmanager.register(Counting(config, torch.cuda.is_available(), why_not))
+
+
+def why_not(kind: str) -> str | None:
+    """Why a backend ("cpu-ext") cannot run here; None if it can, or always could."""
+    device, _, backend = kind.partition("-")
+    return {"triton": triton_support.missing(device), "ext": native.MISSING}.get(backend)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
@@ -184,7 +207,8 @@ def make_family(model_type: str, folder: Path, **sizes) -> Path:
             "max_position_embeddings": 96,
             "dropout": 0.0,
         },
-        "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        # As in all of them, heads share the hidden size.
+        "qwen2": {"hidden_size": 48, "head_dim": 6},
     }
     return build_checkpoint(folder, model_type, **(sizes or special.get(model_type, {})))
 
@@ -227,7 +251,7 @@ def stories() -> tuple[Path, Path]:
     """A real trained model and real text."""
     model = SHARED / "models/stories260K"
     if not model.exists():
-        pytest.skip("the trained model stories260K is not at hand")
+        pytest.skip("needs ../shared, with the trained model stories260K")
     return model, SHARED / "data/tinystories/tinystories_clean.json"
 
 

@@ -31,7 +31,7 @@ def test_logits_equal_the_ordinary_models_bit_for_bit(any_family, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_logits_on_a_gpu_equal_the_ordinary_models(any_family):
     model = AutoModelForCausalLM.from_pretrained(any_family).eval().cuda()
     for ids, ours in zip(

@@ -7,10 +7,13 @@ import pytest
 import torch
 from edits import edit_config, edit_tensors
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.plan import Plan
 from compressor.tensors import INDEX, SINGLE
+from compressor.writing import write
 
 
 @pytest.fixture
@@ -180,20 +183,76 @@ def test_a_tied_head_that_is_stored_too_counts_once(copy):
     assert Checkpoint(copy).tied
 
 
+def test_a_head_of_its_own_in_a_tied_config_is_used_and_said(copy, tmp_path):
+    """transformers 5 uses it, older versions and other loaders do not: the result is untied for all."""
+    edit_config(copy, tie_word_embeddings=True)
+    checkpoint = Checkpoint(copy)
+    assert not checkpoint.tied and not checkpoint.ties
+    (note,) = checkpoint.notes
+    assert "lm_head.weight" in note and "tie_word_embeddings false" in note
+    read = AutoModelForCausalLM.from_pretrained(copy)
+    assert torch.equal(checkpoint.read(["lm_head.weight"])["lm_head.weight"], read.lm_head.weight)
+
+
+def test_a_head_that_stands_for_the_tied_embedding(copy):
+    edit_config(copy, tie_word_embeddings=True)
+    edit_tensors(copy, lambda t: t.pop("model.embed_tokens.weight"))
+    checkpoint = Checkpoint(copy)
+    assert checkpoint.tied and checkpoint.notes == []
+    read = AutoModelForCausalLM.from_pretrained(copy)
+    name = "model.embed_tokens.weight"
+    assert torch.equal(checkpoint.read([name])[name], read.model.embed_tokens.weight)
+
+
+def test_a_second_copy_of_the_head_in_another_dtype(copy):
+    edit_config(copy, tie_word_embeddings=True)
+    embedding = "model.embed_tokens.weight"
+
+    def change(tensors):
+        tensors[embedding] = tensors[embedding].bfloat16().float()
+        tensors["lm_head.weight"] = tensors[embedding].bfloat16()
+
+    edit_tensors(copy, change)
+    assert Checkpoint(copy).tied
+
+
+NORMS, DOWN = "norm", "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("stored", "wide", "said", "expected"),
+    [
+        (torch.bfloat16, NORMS, "bfloat16", torch.bfloat16),
+        (torch.bfloat16, DOWN, "bfloat16", torch.bfloat16),
+        (torch.bfloat16, DOWN, ..., torch.bfloat16),
+        (torch.bfloat16, NORMS, "float32", torch.float32),
+        (torch.bfloat16, DOWN, "float16", torch.bfloat16),
+        (torch.bfloat16, None, "float32", torch.bfloat16),
+        (torch.float16, "layers.1", ..., torch.float16),
+        (torch.float16, "model", ..., torch.float32),
+    ],
+)
+def test_the_dtype_of_a_mixed_file(copy, tmp_path, stored, wide, said, expected):
+    """`wide`: what the names of those tensors hold that are float32."""
+
+    def change(tensors):
+        for name, tensor in tensors.items():
+            kept = wide is not None and wide in name
+            tensors[name] = tensor if kept else tensor.to(stored)
+
+    edit_tensors(copy, change)
+    edit_config(copy, dtype=said, torch_dtype=said)
+    checkpoint = Checkpoint(copy)
+    assert checkpoint.dtype == expected
+    units = {"attention": [0, 1, 2, 3], "ffn": [*range(40)]}
+    write(checkpoint, Plan([units] * 3), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == str(expected).removeprefix("torch.")
+    before, after = load_file(copy / SINGLE), load_file(tmp_path / "out" / SINGLE)
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
+
+
 def test_blocks_that_the_config_does_not_count(copy):
     edit_config(copy, num_hidden_layers=2)
     with pytest.raises(InputError, match=r"holds model\.layers\.2\..* its config counts 2 blocks"):
         Checkpoint(copy)
-
-
-def test_no_tokenizer(copy):
-    for file in copy.glob("tokenizer*"):
-        file.unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer \(none of tokenizer\.json, "):
-        Checkpoint(copy).tokenizer()
-
-
-def test_broken_tokenizer(copy):
-    (copy / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="tokenizer"):
-        Checkpoint(copy).tokenizer()

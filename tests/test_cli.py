@@ -114,15 +114,17 @@ def test_every_repair(llama, quick, tmp_path, repair):
     if record:
         assert record["kind"] == repair and record["calibration"]["sha256"]
         for name, step in (s for block in record["blocks"] for s in block["steps"].items()):
-            expected = {"losses"} if name == "refine" else {"lambda", "before", "after"}
-            assert step.keys() == expected
+            told = {"losses", "after", "trials", "rate", "share"}
+            assert step.keys() == (told if name == "refine" else {"lambda", "before", "after"})
 
 
 def test_refining_again_and_again(llama, quick, tmp_path):
     assert compress(llama, tmp_path / "out", "--keep", 0.7, "--refine-epochs", 3, *quick) == 0
     record = json.loads((tmp_path / "out" / "compression.json").read_text())["repair"]
     assert record["epochs"] == 3
-    assert {len(b["steps"]["refine"]["losses"]) for b in record["blocks"]} == {4}
+    steps = [block["steps"]["refine"] for block in record["blocks"]]
+    assert {len(step["losses"]) for step in steps if step["rate"]} == {4}
+    assert [b for b, step in enumerate(steps) if not step["rate"]] == record["untrained"]
 
 
 def test_selection_alone_and_in_the_job(llama, quick, tmp_path, text_file, capsys):
@@ -168,7 +170,7 @@ def test_the_stages_alone_give_the_same(llama, quick, tmp_path, text_file, capsy
     assert json.loads(capsys.readouterr().out)["loads"]
     assert stage("eval", llama, "--text", text_file, "--length", 32, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() == {"perplexity", "nll", "tokens", "documents", "protocol"}
+    assert found.keys() == {"perplexity", "nll", "tokens", "documents", "protocol", "warnings"}
 
 
 def test_work_dir_is_the_users(llama, quick, tmp_path):

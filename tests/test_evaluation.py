@@ -9,8 +9,11 @@ from transformers import AutoModelForCausalLM
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
+from compressor.evaluation import LOGITS, Reference, perplexity
+from compressor.plan import Plan
 from compressor.texts import read_text
+from compressor.verify import load
+from compressor.writing import write
 
 
 def test_equals_the_definition(any_family):
@@ -22,6 +25,34 @@ def test_equals_the_definition(any_family):
     found = perplexity(BlockStream(Checkpoint(any_family)), TokenSet(sequences))
     assert found["tokens"] == 41
     assert found["perplexity"] == pytest.approx(math.exp(nll), rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [LOGITS, 700])  # 5 tokens at a time
+def test_beside_the_source(any_family, equal_layout, tmp_path, monkeypatch, rows):
+    """KL divergence and agreement are those of the definition, on plain models' logits."""
+    monkeypatch.setattr("compressor.evaluation.LOGITS", rows)
+    source, small = Checkpoint(any_family), tmp_path / "small"
+    kept = [{g: [*range(max(1, n // 2))] for g, n in units.items()} for units in source.block_units]
+    if not source.family.cuts_heads or source.family.keeps_heads(source.config):
+        kept = [own | {"attention": [*range(source.units["attention"])]} for own in kept]
+    write(source, Plan(kept), small, equal_layout)
+    sequences = [torch.randint(3, 120, (n,)) for n in (30, 12, 2)]
+    models = [load(folder, torch.float32)[0] for folder in (any_family, small)]
+    nll, kl, agreed = [], [], []
+    with torch.no_grad():
+        for ids in sequences:
+            dense, cut = (m(ids[None]).logits[0, :-1].double().log_softmax(-1) for m in models)
+            nll.append(-cut.gather(1, ids[1:, None]))
+            kl.append((dense.exp() * (dense - cut)).sum(-1))
+            agreed.append(dense.argmax(-1) == cut.argmax(-1))
+    reference = Reference(BlockStream(source), TokenSet(sequences))
+    found = reference.compared(BlockStream(Checkpoint(small)))
+    assert found["perplexity"] == pytest.approx(torch.cat(nll).mean().exp().item(), rel=1e-4)
+    assert found["kl"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-3, abs=1e-6)
+    assert found["agreement"] == torch.cat(agreed).double().mean().item()
+    assert reference.measured() == perplexity(BlockStream(source), TokenSet(sequences))
+    itself = reference.compared(BlockStream(source))
+    assert itself == reference.measured() | {"kl": 0, "agreement": 1}
 
 
 def test_dense_perplexity_of_a_real_model(stories):

@@ -21,7 +21,7 @@ JOBS = (
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("options", JOBS)
 def test_a_job_on_a_gpu(llama, text_file, tmp_path, capsys, options):
     """In float32, in which both choose almost the same; a random model says the same by either."""

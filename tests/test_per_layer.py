@@ -48,10 +48,11 @@ def test_it_computes_what_the_padded_layout_does(any_unequal, tmp_path, ratio):
         "eager"
     }
     torch.testing.assert_close(logits(model), reference, rtol=1e-4, atol=1e-5)
-    family = Checkpoint(unequal).family
+    source = Checkpoint(any_unequal)
+    family, queries = source.family, source.channel_sizes["q"]
     layers = model.get_submodule(family.layers)
     for layer, (attention, ffn) in zip(layers, WIDTHS[ratio], strict=True):
-        assert layer.get_parameter(family.output("attention")).shape[1] == 8 * len(attention)
+        assert layer.get_parameter(family.output("attention")).shape[1] == queries * len(attention)
         assert layer.get_parameter(family.output("ffn")).shape[1] == len(ffn)
 
 

@@ -1,5 +1,6 @@
 """Texts by name: files of every kind, and data sets."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -48,6 +49,30 @@ def test_broken_files(tmp_path, name, content, message):
         read_text(str(path))
 
 
+HALVES = r'["whole", "a\ud83d", {"text": "b\udc00\ud800c", "\ud83d": "\ud83d"}]'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "first"),
+    [
+        ("a.json", HALVES, "Row 1"),
+        ("a.jsonl", "\n".join(json.dumps(row) for row in json.loads(HALVES)), "Line 2"),
+    ],
+)
+def test_halves_of_characters_are_replaced_and_counted(tmp_path, name, content, first):
+    (tmp_path / name).write_text(content)
+    text = read_text(str(tmp_path / name))
+    assert text.strings == ["whole", "a\ufffd", "b\ufffd\ufffdc"]
+    assert text.replaced == {"characters": 5, "first": f"{first} of {tmp_path / name}"}
+    assert len(text.sha256) == 64
+
+
+def test_whole_pairs_are_characters(tmp_path):
+    (tmp_path / "a.json").write_text(r'["\ud83d\ude00"]')
+    text = read_text(str(tmp_path / "a.json"))
+    assert (text.strings, text.replaced) == (["\U0001f600"], None)
+
+
 def test_missing_file_that_is_no_data_set_either(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="There is no file 'nowhere/at-all'"):
@@ -75,3 +100,27 @@ def test_named_data_sets(monkeypatch, source, asked):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert read_text(source) == Text(source, "documents", ["one", "two"])
     assert calls == [asked]
+
+
+@pytest.mark.parametrize(
+    ("values", "strings", "first"),
+    [
+        (["one", "a\ud83d"], ["one", "a\ufffd"], "Row 1 of org/set"),
+        (["one", "two"], ["one", "two"], None),
+    ],
+)
+def test_halves_of_characters_in_a_data_set(monkeypatch, values, strings, first):
+    rows = type("Rows", (), {"column_names": ["text"], "__getitem__": lambda self, key: values})()
+    loader = SimpleNamespace(load_dataset=lambda *name, split: rows)
+    monkeypatch.setitem(sys.modules, "datasets", loader)
+    text = read_text("org/set")
+    assert text.strings == strings
+    assert text.replaced == (first and {"characters": 1, "first": first})
+
+
+def test_a_data_set_with_a_row_that_is_no_string(monkeypatch):
+    rows = type("Rows", (), {"column_names": ["text"], "__getitem__": lambda *_: ["one", None]})()
+    loader = SimpleNamespace(load_dataset=lambda *name, split: rows)
+    monkeypatch.setitem(sys.modules, "datasets", loader)
+    with pytest.raises(InputError, match="Row 1 of org/set is neither a string nor"):
+        read_text("org/set")

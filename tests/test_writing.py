@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.allocation import allocate
 from compressor.checkpoint import Checkpoint
-from compressor.containers import patched_config
+from compressor.containers import patched_config, zeros_of
 from compressor.errors import InputError, MachineError
 from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Plan, Target
@@ -47,16 +47,15 @@ def test_result_loads_and_computes_what_the_masked_source_does(
     checkpoint = Checkpoint(any_family)
     layout = equal_layout if layout == "uniform" else layout
     plan = plan_for(checkpoint, protect=[1] if layout == "padded" else [])
-    write(checkpoint, plan, tmp_path / "out", layout)
+    container = write(checkpoint, plan, tmp_path / "out", layout)
     model, found = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True, trust_remote_code=layout == "per-layer"
     )
     assert not any(found.values())
     torch.testing.assert_close(logits(model), masked_logits(checkpoint, plan), rtol=1e-4, atol=1e-5)
-    if layout != "padded":
-        assert Checkpoint(tmp_path / "out").parameters == plan.about["parameters"]
-    else:
-        assert Checkpoint(tmp_path / "out").parameters == checkpoint.parameters
+    zeros = checkpoint.blocks * sum(t.numel() for t in zeros_of(checkpoint, container).values())
+    parameters = checkpoint.parameters if layout == "padded" else plan.about["parameters"]
+    assert Checkpoint(tmp_path / "out").parameters == parameters + zeros
 
 
 def test_uniform_refuses_blocks_of_different_widths(llama, tmp_path):

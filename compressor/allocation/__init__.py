@@ -70,7 +70,7 @@ def allocate(
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    widths = lattice(checkpoint, align, tp, container, columns)
+    widths = lattice(checkpoint, align, tp, container, columns, served=alike)
     chosen = SOLVERS[how](scores, target, checkpoint, widths, protect, alike)
     return plan_of(scores, checkpoint, target, chosen, how, protect)
 

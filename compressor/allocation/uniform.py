@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from compressor.allocation.exact import Widths
 from compressor.checkpoint import Checkpoint
+from compressor.containers import why_heads_stay
 from compressor.errors import InputError
 from compressor.lattice import Lattice
 from compressor.plan import Costs, Target, limit_of, reached
@@ -23,17 +24,12 @@ def smallest(
     ]
     size = costs.size(widths, target.measure)
     if size > limit_of(target, costs)[0]:
-        family, stay = checkpoint.family, ""
-        if family.heads_fixed and len(lattice.attention) == 1:
-            stay = (
-                f" The heads of {family.model_type} cannot be cut in its own format, whose class has "
-                "hidden size / heads channels a head, so FFN channels alone go: keep more."
-            )
+        stay = why_heads_stay(checkpoint) if len(lattice.attention) == 1 else ""
         # Of a table the share says all; parts of its whole are nobody's unit.
         counted = "" if target.measure == "parts" else f" ({size:,} {target.measure})"
         raise InputError(
             f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
-            f"{reached(target, costs, size):,.6g}{counted}.{stay}"
+            f"{reached(target, costs, size):,.6g}{counted}. {stay}".rstrip()
         )
     return widths
 

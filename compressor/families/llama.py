@@ -4,7 +4,7 @@ Its config class refuses a hidden size that the number of heads does not divide;
 then go out as Mistral without a window, which is the same arithmetic.
 """
 
-from compressor.families.table import GATED_FFN, GROUPED_ATTENTION, Family
+from compressor.families.table import GATED_FFN, GROUPED_ATTENTION, Container, Family
 
 FAMILY = Family(
     model_type="llama",
@@ -12,6 +12,5 @@ FAMILY = Family(
     ffn=GATED_FFN,
     attention=GROUPED_ATTENTION,
     heads_divide_hidden=True,
-    container="mistral",
-    container_config={"sliding_window": None},
+    container=Container("mistral", settings={"sliding_window": None}),
 )

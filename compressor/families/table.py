@@ -69,6 +69,25 @@ def as_it_is(layer: nn.Module, kept: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
+class Container:
+    """A model type whose class computes what a family's does, and takes heads that the family's own,
+    or a serving engine's class of it, does not.
+
+    settings: what its config says beside the family's. without: the family's settings that mean nothing
+    to it. zeros: biases [hidden] that its class has in every block and the family has not, by their
+    names inside a block; they are written as zeros. biases: whether its class has those of q, k and v.
+    unlike: of a config, the words that say why the class does not compute the same.
+    """
+
+    model_type: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
+    biases: bool = False
+    unlike: Callable[[Mapping], str | None] = lambda config: None
+
+
+@dataclass(frozen=True)
 class Family:
     """One model type, as data.
 
@@ -117,6 +136,8 @@ class Family:
     heads_divide_hidden: bool = False
     # Whether a config is refused with any other number of heads.
     keeps_heads: Callable[[Mapping], bool] = lambda config: False
+    # vLLM's class has hidden / heads channels a head, whatever head_dim says; transformers' heeds it.
+    served_by_division: bool = False
     heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
     ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
     # Heads have slopes (ALiBi), so a block says which of the first heads it has, and the package's own
@@ -124,15 +145,18 @@ class Family:
     alibi: bool = False
     stock: bool = True
     own_widths: bool = True  # code is at hand for blocks of different widths
-    # A family of the same arithmetic that accepts any head count, and what its config needs.
-    container: str | None = None
-    container_config: dict = field(default_factory=dict)
+    # What is written in the place of the family's own type where that does not take the heads.
+    container: Container | None = None
     per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs
 
     @property
     def cuts_heads(self) -> bool:
         """Whether some class builds blocks of this family with fewer heads."""
         return self.alibi or not self.heads_fixed
+
+    def serves_heads(self, hidden: int, counts: Sequence[int], head_dim: int) -> bool:
+        """Whether vLLM's class has heads of so many channels, in each of these numbers."""
+        return not self.served_by_division or all(hidden // n == head_dim for n in counts)
 
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}

@@ -1,7 +1,6 @@
 """Quantisation as a part of a job: of what a cut left, or of a source as it is."""
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.journal import count_blocks
+from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.progress import Lines, Meter
 from compressor.quantization.packing import FORMAT, SCALE
 from compressor.quantization.reading import PackedCheckpoint
@@ -21,8 +21,10 @@ from compressor.quantization.report import write_card
 from compressor.quantization.stream import Calibration, Quantizing
 from compressor.quantization.writing import write_quantized
 from compressor.report import write_record
-from compressor.result import base_record, judge, measure, publish_results
+from compressor.result import base_record, conclude, publish_results
 from compressor.settings import Settings, decisive
+from compressor.shards import move_into
+from compressor.side_files import left_behind
 from compressor.tensors import INDEX
 from compressor.verify import prompt_ids, verify
 
@@ -44,7 +46,7 @@ def quantize(
     stem: Path,
     done: dict,
     calibration: TokenSet | None,
-    measure: Callable[[Path], float | None],
+    judge: Judge,
     meter: Meter,
     lines: Lines,
 ) -> None:
@@ -52,8 +54,7 @@ def quantize(
 
     stem: the beginning of the names of the files that belong to this result in the work folder.
     done: its `result` and `record`, which get what is to be said; and `scales`, where a pruning has
-    found them already, the folder of the scales of every block. measure: the evaluation text's
-    perplexity of a folder, None without such a text.
+    found them already, the folder of the scales of every block.
     """
     result, record = done["result"], done["record"]
     checkpoint, group = Checkpoint(source), settings.quantization.group
@@ -96,7 +97,7 @@ def quantize(
         known = [v for v in (result["verified"],) if v != "no"]
         result["verified"] = ", ".join([*known, proof])
     result["perplexity_unquantized"] = result["perplexity_after"]
-    result["perplexity_after"] = measure(out)
+    result |= said_of(judge.after(out))
 
 
 def quantize_one(
@@ -105,14 +106,14 @@ def quantize_one(
     stem: Path,
     done: dict,
     calibration: TokenSet | None,
-    measure: Callable[[Path], float | None],
+    judge: Judge,
     meter: Meter,
     lines: Lines,
 ) -> None:
     """Quantise one finished result in its folder's subfolder; nothing where `done` says it is."""
     if "files" not in done:
         out = folder / QUANTIZED
-        quantize(settings, folder, out, stem, done, calibration, measure, meter, lines)
+        quantize(settings, folder, out, stem, done, calibration, judge, meter, lines)
         done["files"] = sorted(file.name for file in out.iterdir())
 
 
@@ -120,9 +121,7 @@ def adopt(folder: Path, files: list[str]) -> None:
     """Put the quantised files in the place of the dense ones; may be interrupted and done again."""
     out = folder / QUANTIZED
     if out.exists():
-        for file in out.iterdir():
-            file.replace(folder / file.name)
-        out.rmdir()
+        move_into(out, folder)
     for file in [*folder.glob("*.safetensors"), folder / INDEX]:
         if file.name not in files:
             with suppress(FileNotFoundError):
@@ -131,15 +130,14 @@ def adopt(folder: Path, files: list[str]) -> None:
 
 def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, meter, lines) -> list:
     """`--quantize` without a cut: one result, published."""
-    calibration, evaluation = read_texts(settings, checkpoint)
+    texts = read_texts(settings, checkpoint)
+    calibration, evaluation = texts.calibration, texts.evaluation
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     lines.texts(calibration=calibration, evaluation=evaluation)
-
-    def perplexity_of(folder: Path) -> float | None:
-        return measure(settings, folder, work, evaluation, meter, lines)
-
-    before = journal.get("before") or perplexity_of(checkpoint.path)
-    journal.put("before", before)
+    stream = open_stream(settings, checkpoint, work, evaluation)
+    judge = Judge(settings, stream, evaluation, work, meter, lines)
+    before = judge.before(journal)
+    dense = before and before["perplexity"]
     result = {
         "source": str(checkpoint.path),
         "dest": str(settings.dest),
@@ -157,18 +155,22 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "keep_blocks_reached": 1.0,
         "parameters_before": checkpoint.parameters,
         "bytes_before": checkpoint.bytes,
-        "perplexity_before": before,
-        "perplexity_pruned": before,
-        "perplexity_after": before,
+        "perplexity_before": dense,
+        "perplexity_pruned": dense,
+        "perplexity_after": dense,
         "seed": settings.seed,
         "recovery": None,
-        "warnings": position_notes(settings, checkpoint, calibration, evaluation),
+        "warnings": [
+            *reading_notes(settings, checkpoint, calibration, evaluation),
+            *texts.notes,
+            *left_behind(checkpoint),
+        ],
         "verified": "no",
     }
     record = base_record(checkpoint) | {"evaluation": evaluation and evaluation.protocol}
     source, stem = checkpoint.path, work / "source"
     done = {"result": result, "record": record}
-    quantize(settings, source, partial, stem, done, calibration, perplexity_of, meter, lines)
-    judge(settings, partial, result, record, write_card)
+    quantize(settings, source, partial, stem, done, calibration, judge, meter, lines)
+    conclude(settings, partial, result, record, write_card)
     publish_results(settings, [result], partial, meter)
     return [result]

@@ -10,7 +10,8 @@ from compressor.checkpoint import Checkpoint
 from compressor.quantization.packing import packed, quantization_config
 from compressor.quantization.stream import Quantizing
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
-from compressor.writing import copy_side_files, empty
+from compressor.side_files import copy_side_files
+from compressor.writing import empty
 
 Shards = list[dict[str, torch.Tensor]]
 

@@ -13,16 +13,17 @@ from accelerate import PartialState
 from compressor.checkpoint import Checkpoint
 from compressor.destination import check_dest
 from compressor.errors import InputError, QualityError
+from compressor.judging import Judge, said_of
 from compressor.keeping import keeping, open_work, work_folder
-from compressor.opening import open_stream, read_texts
+from compressor.opening import open_stream, read_evaluation, reading_notes
 from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.report import write_record
-from compressor.result import measure
 from compressor.settings import Settings, decisive
 from compressor.shards import publish
+from compressor.side_files import left_behind
 from compressor.verify import read_record
 
 NAME = "recovery"
@@ -60,7 +61,7 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
             f"--recover-accumulate {recovery.accumulate} parts cannot be divided among "
             f"{processes.num_processes} processes."
         )
-    _, evaluation = read_texts(settings, checkpoint)
+    evaluation = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
     data = read_recovery(settings, checkpoint)
     partial = dest.with_name(dest.name + ".partial")
     if processes.is_main_process:
@@ -74,17 +75,18 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         recover(settings, data, settings.source, partial, work / (NAME + STATE), source)
         return None
 
-    def perplexity(folder: Path) -> float | None:
-        return measure(settings, folder, work, evaluation, meter, lines)
-
     with Meter() as meter, keeping(work, lines, partial):
-        before = journal.get("before") or perplexity(settings.source)
-        journal.put("before", before)
-        result = {"perplexity_pruned": before, "warnings": [], "verified": ""}
+        judge = Judge(settings, source, evaluation, work, meter, lines)
+        before = journal.get("pruned")
+        if before is None:
+            before = said_of(judge.after(settings.source))["perplexity_after"]
+            journal.put("pruned", before)
+        warnings = reading_notes(settings, checkpoint, evaluation, data) + left_behind(checkpoint)
+        result = {"perplexity_pruned": before, "warnings": warnings, "verified": ""}
         done = {"result": result, "record": {}, "recovered": False}
         stem = work / NAME
         recover_one(
-            settings, data, settings.source, partial, stem, done, source, perplexity, meter, lines
+            settings, data, settings.source, partial, stem, done, source, judge, meter, lines
         )
         better = done["record"]["recovery"]["kept"]
         if better:

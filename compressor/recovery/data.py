@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from compressor.calibration import STRINGS, parse_range, tokenize
+from compressor.encoding import encode_openings
 from compressor.errors import InputError
 from compressor.recovery.instructions import Conversation, conversation
-from compressor.texts import ROWS, Text, read_rows, read_text
+from compressor.texts import ROWS, Text, mended, read_rows, read_text
 
 IGNORED = -100
 HELD_SHARE, HELD_MOST = 0.05, 64  # sequences held back from training to judge it by
@@ -43,7 +44,7 @@ class RecoveryData:
 
 
 def read_data(
-    source: str,
+    source: str | Text,
     tokenizer,
     length: int,
     wanted: int,
@@ -52,15 +53,18 @@ def read_data(
 ) -> RecoveryData:
     """Up to `wanted` sequences to train on, and some more to hold back, in an order of the seed's.
 
-    source: a text as `texts.read_text` knows them, or JSON / JSONL rows whose answers alone
+    source: a text, or one as `texts.read_text` knows them, or JSON / JSONL rows whose answers alone
     count (instructions.py). `selected` takes documents, rows or windows A:B of it.
     """
     total = wanted + HELD_MOST
-    rows = rows_of(source)
+    rows, replaced = (None, None) if isinstance(source, Text) else rows_of(source)
     if rows is None:
-        examples, protocol = plain(read_text(source), tokenizer, length, total, selected, seed)
+        text = source if isinstance(source, Text) else read_text(source)
+        source = text.source
+        examples, protocol = plain(text, tokenizer, length, total, selected, seed)
     else:
         examples, protocol = answered(source, rows, tokenizer, length, total, selected, seed)
+        protocol["replaced"] = replaced
     if len(examples) < 2:
         raise InputError(
             f"The text {source!r} gives {len(examples)} sequence to recover on, and one is held back "
@@ -88,22 +92,24 @@ def plain(text: Text, tokenizer, length: int, total: int, selected: str | None, 
         taken = tokenize(text, tokenizer, length, total, selected)
         sequences = shuffled(taken.sequences, seed)
     protocol = {"source": text.source, "sha256": text.sha256, "kind": text.kind, "range": selected}
-    protocol |= {"length": length, "bos": taken.protocol["bos"]}
+    protocol |= {"length": length, "bos": taken.protocol["bos"], "replaced": text.replaced}
     return [Example(ids, ids) for ids in sequences], protocol
 
 
-def rows_of(source: str) -> list[tuple[str, dict]] | None:
-    """The rows of a JSON or JSONL file and where each is, if they are more than plain texts."""
+def rows_of(source: str) -> tuple[list[tuple[str, dict]] | None, dict | None]:
+    """The rows of a JSON or JSONL file and where each is, if they are more than plain texts; and what
+    was replaced in them (`texts.mended`).
+    """
     path = Path(source)
     if path.suffix not in ROWS or not path.exists():
-        return None
-    rows = read_rows(path)
+        return None, None
+    rows, replaced = mended(read_rows(path))
     if all(isinstance(v, str) or (isinstance(v, dict) and "text" in v) for _, v in rows):
-        return None
+        return None, None
     for where, value in rows:
         if not isinstance(value, dict):
             raise InputError(f"{where} is {type(value).__name__}, and must be an object.")
-    return rows
+    return rows, replaced
 
 
 def answered(
@@ -151,12 +157,8 @@ def as_conversation(row: dict, tokenizer, where: str) -> Conversation:
 def encode(conversations: list[Conversation], tokenizer, length: int) -> list[Example]:
     """Ids and labels, cut at `length`. A token counts if it ends inside an answer; EOS closes one."""
     try:
-        found = tokenizer(
-            [c.text for c in conversations],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        texts = [c.text for c in conversations]
+        found = encode_openings(tokenizer, texts, length, return_offsets_mapping=True)
     except NotImplementedError as error:
         raise InputError(
             "Instruction rows need a tokenizer that knows where its tokens lie in the text "

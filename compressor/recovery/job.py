@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -10,24 +9,33 @@ from compressor.blocks import BlockStream
 from compressor.calibration import check_ids
 from compressor.checkpoint import Checkpoint
 from compressor.journal import Journal
+from compressor.judging import Judge, said_of
 from compressor.progress import Lines, Meter
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.settings import Recovery
 from compressor.settings import Settings
+from compressor.shards import move_into
+from compressor.texts import Text
 from compressor.verify import verify
 
 MERGED = "recovered"  # a folder inside the cut's, so that its files can be renamed into place
 STATE = ".training.safetensors"
 
 
-def read_recovery(settings: Settings, checkpoint: Checkpoint) -> RecoveryData | None:
-    """What recovery trains on: its own text, or all of the calibration's."""
+def read_recovery(
+    settings: Settings, checkpoint: Checkpoint, calibration: Text | None = None
+) -> RecoveryData | None:
+    """What recovery trains on: a text of its own, or the calibration's.
+
+    calibration: what of that text is not set aside to measure results on; None: all of it.
+    """
     recovery = settings.recovery
     if recovery.method == "none":
         return None
     own = recovery.data or recovery.data_range
+    source = recovery.data or settings.calibration
     data = read_data(
-        recovery.data or settings.calibration,
+        calibration if calibration and source == settings.calibration else source,
         checkpoint.tokenizer(),
         min(settings.length, checkpoint.positions or 1 << 30),
         recovery.steps * recovery.batch,
@@ -67,7 +75,7 @@ def recover_one(
     stem: Path,
     done: dict,
     source: BlockStream,
-    measure: Callable[[Path], float | None],
+    judge: Judge,
     meter: Meter,
     lines: Lines,
 ) -> None:
@@ -75,7 +83,8 @@ def recover_one(
     `done` tells of the result, and if it says that it is recovered, nothing is left to do.
 
     stem: the beginning of the names of the files that belong to this result in the work folder.
-    measure: the evaluation text's perplexity of a folder, None without such a text.
+    What is better is told by the text of --evaluation, or without one by the sequences held back: what
+    is set aside of the calibration text by default measures, and chooses nothing.
     """
     if done["recovered"]:
         return
@@ -85,8 +94,10 @@ def recover_one(
     state = stem.with_name(stem.name + STATE)
     with meter.stage("recover"), lines.stage("recover") as progress:
         history = recover(settings, data, folder, out, state, source, progress)
-    after = None if history.stopped else measure(out)
-    failure = verdict(history, result["perplexity_pruned"], after)
+    measured = None if history.stopped else judge.after(out)
+    perplexities = result["perplexity_pruned"], said_of(measured)["perplexity_after"]
+    given = settings.evaluation is not None
+    failure = verdict(history, *(perplexities if given else (None, None)))
     if too_long := data.protocol.get("rows_too_long"):
         result["warnings"].append(
             f"{too_long} rows of {data.protocol['source']} have no answer within "
@@ -96,7 +107,7 @@ def recover_one(
         shutil.rmtree(out, ignore_errors=True)
         result["warnings"].append(failure)
     else:
-        result["perplexity_after"] = after
+        result |= said_of(measured)
         if settings.verify:
             with meter.stage("verify"), lines.stage("verify") as progress:
                 found = verify(out, expected=expected_of(state), progress=progress)
@@ -137,6 +148,4 @@ def adopt(folder: Path) -> None:
     """Put the recovered files in the place of the cut's; may be interrupted and done again."""
     out = folder / MERGED
     if out.exists():
-        for file in out.iterdir():
-            file.replace(folder / file.name)
-        out.rmdir()
+        move_into(out, folder)

@@ -1,9 +1,9 @@
 """Merging adapters into a checkpoint's dense tensors, one tensor in memory at a time."""
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -11,9 +11,9 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.per_layer import SHIPPED
 from compressor.recovery.lora import Adapters
-from compressor.shards import ShardFile, check_space
-from compressor.tensors import INDEX
-from compressor.writing import copy_side_files, empty
+from compressor.shards import check_space, opened, write_index
+from compressor.side_files import copy_side_files
+from compressor.writing import empty
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -30,27 +30,28 @@ def write_merged(
 ) -> None:
     """The checkpoint in `folder` with its adapters merged, as the new folder `out`.
 
-    Files, shards, tensor order and dtypes are those of `folder`; what has no adapter is copied.
+    Shards, tensor order and dtypes are those of `folder`; what has no adapter is copied.
     """
     checkpoint = Checkpoint(folder)
     check_space(folder, checkpoint.bytes)
     out.mkdir()
-    shards: dict[Path, list[str]] = defaultdict(list)
+    by_file: dict[Path, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, entry in checkpoint.tensors.items():
-        shards[entry.file].append(name)
-    done = 0
-    for path, names in shards.items():
-        announced = {n: checkpoint.as_stored(n, empty(checkpoint, n)) for n in names}
-        with closing(ShardFile(out / path.name, announced)) as file:
-            for name in names:
-                tensor = checkpoint.read([name])[name]
-                module, _, leaf = name.rpartition(".")
-                if leaf == "weight" and module in adapters:
-                    tensor = merged(tensor, *adapters[module], scaling)
-                file.put(name, checkpoint.as_stored(name, tensor))
-                done += 1
-                progress(done, len(checkpoint.tensors))
+        by_file[entry.file][name] = checkpoint.as_stored(name, empty(checkpoint, name))
+    shards = list(by_file.values())
+    names = [name for shard in shards for name in shard]
+    with opened(out, shards) as files:
+        for done, name in enumerate(names, 1):
+            tensor = checkpoint.read([name])[name]
+            module, _, leaf = name.rpartition(".")
+            if leaf == "weight" and module in adapters:
+                tensor = merged(tensor, *adapters[module], scaling)
+            files[name].put(name, checkpoint.as_stored(name, tensor))
+            progress(done, len(names))
+    write_index(out, shards)
     copy_side_files(checkpoint, out)
-    for name in ("config.json", INDEX, *SHIPPED):
+    config = json.dumps(checkpoint.written_config, indent=2, ensure_ascii=False) + "\n"
+    (out / "config.json").write_text(config, encoding="utf-8")
+    for name in SHIPPED:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)

@@ -88,8 +88,9 @@ def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
     for module in layers(model).values():  # merged in place: not in pages mapped from the file
         module.weight.data = module.weight.data.clone()
     merged = model.merge_and_unload()
-    for parameter in merged.parameters():  # not the buffers: a loaded model has those in float32
-        parameter.data = parameter.data.to(checkpoint.dtype)
+    for name, parameter in merged.named_parameters():  # a loaded model has its buffers in float32
+        stored = checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype
+        parameter.data = parameter.data.to(stored).to(checkpoint.dtype)
     found = {
         str(i): logits(merged, ids.to(merged.device))
         for i, ids in enumerate(prompt_ids(tokenizer, checkpoint.positions))

@@ -138,7 +138,7 @@ class BlockRepair:
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
         with stream.outer(head=True) if last else nullcontext() as model:
-            found, losses = refine(
+            found, outcome = refine(
                 self.narrow,
                 {n: self.stored[n].to(self.device) for n in self.family.projections()},
                 example,
@@ -147,8 +147,8 @@ class BlockRepair:
                 predictions(stream, model) if last else relative_distance,
                 epochs=self.task.epochs,
             )
-        self.record["refine"] = {"losses": losses}
-        if min(losses) < losses[0]:
+        self.record["refine"] = outcome.told
+        if outcome.after < outcome.losses[0]:
             self.replace("refine", found)
 
     def output(self, group: str) -> nn.Linear:

@@ -6,12 +6,19 @@ after it, every token's divided by the mean square of that stream (as in the clo
 block nothing can mend what is left, so there it is what the stream is for: the divergence of the
 predicted distributions from the dense model's.
 
-What counts is the held-back loss, taken after every pass over the text (an epoch): the weights with the
-smallest one are kept, those from before included. Rates rise over the first steps and fall to nothing at
-the end. A step is a share of the size of what it moves, and a smaller one the more inputs a projection
-sums, because steps agree in sign where weights do not (arXiv 2203.03466); so one setting does for all
-tensors. Where that is too far after all, and the held-back loss runs away, the best weights return and
-the next steps are a quarter as long.
+The loss of sequences held back decides, taken of the weights as they will be stored:
+
+1. How far a step goes. How much is left to gain differs a thousandfold between blocks, and a step that
+   mends one breaks another. Short trials, each from the same start, go down the rates until one is worse
+   than the one before. A trial also counts half its way, since few steps are noisier than many.
+2. Whether to train at all: where no trial lowers the loss by `WORTHWHILE` the block stays as it is.
+3. How far along the line from the start to where the training ended the weights go, if anywhere: of too
+   long a way a part still helps. With more than one pass over the text (an epoch), the weights after an
+   earlier one are kept where their loss is smaller.
+
+Rates rise over the first steps and fall to nothing at the end. A step is a share of the size of what it
+moves, and a smaller one the more inputs a projection sums, because steps agree in sign where weights do
+not (arXiv 2203.03466); so one rate does for all tensors of a block.
 
 In memory are the weights and AdamW's two moments in float32, and one tensor's gradient at a time: each
 takes its step as soon as its gradient is whole.
@@ -20,8 +27,9 @@ Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXi
 losses, the rates and the schedule are ours.
 """
 
+import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +41,19 @@ from compressor.blocks import BlockStream, states_of
 
 EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
-RATE = 0.02  # how far a step moves a weight, as a share of its tensor's root mean square
-WIDTH = 512  # inputs, beyond which that falls with the root of their number
-WARM_UP = 20  # steps
+RATES = (
+    0.02,
+    0.005,
+    0.00125,
+    0.0003,
+)  # how far a step moves, as a share of a tensor's root mean square
+TRIAL, TRIAL_STEPS = 1 / 8, 16  # of an epoch, and at least so many steps (or all)
+TRIED = (1, 0.5)  # shares of a trial's way that are judged
+SHARES = (1, 1.4, 0.7, 0.4)  # of the training's
+WORTHWHILE = 0.002  # of the loss
+WIDTH = 512  # inputs, beyond which steps fall with the root of their number
+WARM_UP = 20  # steps, and at most a quarter of them
 LOGITS_ROWS = 128  # at a time; each of the float32 copies is 16 MB at a vocabulary of 32,000
-RUNAWAY, SLOWER = 3, 0.25
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,29 @@ def predictions(stream: BlockStream, model: nn.Module) -> Loss:
     return loss
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a block's training.
+
+    losses: held back, before and after every epoch (none where no trial was worth it); after: that of
+    the weights taken, which are the former ones where it is losses[0]. trials: the best loss of every
+    rate tried; rate: the one trained at; share: how far from start to end, of the last epoch.
+    """
+
+    losses: list[float]
+    after: float
+    trials: dict[float, float]
+    rate: float | None = None
+    share: float | None = None
+
+    @property
+    def told(self) -> dict:
+        """What JSON can say of it: a loss that is not finite is None."""
+        trials = [{"rate": rate, "loss": finite(v)} for rate, v in self.trials.items()]
+        losses = [finite(v) for v in self.losses]
+        return vars(self) | {"trials": trials, "losses": losses}
+
+
 def refine(
     module: nn.Module,
     weights: dict[str, torch.Tensor],
@@ -95,53 +134,109 @@ def refine(
     fitted: range,
     held: range,
     measure: Loss = relative_distance,
-    rate: float = RATE,
+    rates: tuple[float, ...] = RATES,
     epochs: int = EPOCHS,
-) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The best weights, float32 if they are new, and the held-back loss before and after every epoch.
+) -> tuple[dict[str, torch.Tensor], Outcome]:
+    """The best weights, in the dtypes given (as they are stored), and how they were found.
 
-    `weights` are trained in float32 and rounded to the dtypes of the parameters of `module` whenever it
-    runs; its other parameters stay. measure(outputs, targets) of rows [tokens, hidden], float32, is the
-    loss of every token. Batches of `fitted` are visited in an order of their own in every epoch.
+    `weights` are trained in float32 and rounded to the given dtypes and to those of the parameters of
+    `module` whenever it runs; its other parameters stay. measure(outputs, targets) of rows [tokens,
+    hidden], float32, is the loss of every token. Batches of `fitted` are visited in an order of their
+    own in every epoch; a trial sees the first of the first.
     """
-    dtypes = {n: p.dtype for n, p in module.named_parameters()}
-    best = {n: w.detach() for n, w in weights.items()}
-    sizes = {n: step_size(w) for n, w in best.items()}
+    course = Course(module, weights, example, held, measure)
+    orders = [
+        [fitted[i] for i in torch.randperm(len(fitted), generator=seeded(epoch)).tolist()]
+        for epoch in range(epochs)
+    ]
+    before = course.held_back()
+    tried = orders[0][: max(TRIAL_STEPS, round(TRIAL * len(fitted)))]
+    trials: dict[float, float] = {}
+    for rate in rates:
+        trials[rate] = course.tried(rate, tried)
+        if trials[rate] > min(trials.values()):
+            break
+    rate = min(trials, key=trials.get)
+    if not trials[rate] < (1 - WORTHWHILE) * before:
+        return weights, Outcome([before], before, trials)
 
-    def loss(parameters: dict[str, torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
-        given = example(i)
-        cast = {n: p.to(dtypes[n]) for n, p in parameters.items()}
-        out = functional_call(module, cast, (given.hidden, *given.args), given.keywords)
+    losses, best, after, share = [before], weights, before, None
+    for epoch, moved in enumerate(course.trained(rate, orders), 1):
+        losses.append(course.held_back(moved))
+        if losses[-1] < after and epoch < epochs:
+            best, after = course.between(moved), losses[-1]
+    for part in SHARES:
+        loss = losses[-1] if part == 1 else course.held_back(moved, part)
+        if loss < after:
+            after, share = loss, part
+    if share is not None:
+        best = course.between(moved, share)
+    return best, Outcome(losses, after, trials, rate, share)
+
+
+class Course:
+    """The weights of a block on their way from where they start, and what they lose there."""
+
+    def __init__(self, module, start: dict[str, torch.Tensor], example, held: range, measure: Loss):
+        self.module, self.example, self.held, self.measure = module, example, held, measure
+        self.start = {n: w.detach() for n, w in start.items()}
+        self.sizes = {n: step_size(w) for n, w in self.start.items()}
+        self.dtypes = {n: p.dtype for n, p in module.named_parameters()}
+
+    def loss(self, at: Callable[[str], torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
+        """The sum over the real tokens of a batch, for the parameters at(name), and their number."""
+        given = self.example(i)
+        cast = {n: at(n).to(w.dtype).to(self.dtypes[n]) for n, w in self.start.items()}
+        out = functional_call(self.module, cast, (given.hidden, *given.args), given.keywords)
         target = given.real(given.target)
-        return measure(given.real(states_of(out)), target).sum(), len(target)
+        return self.measure(given.real(states_of(out)), target).sum(), len(target)
 
     @torch.no_grad()
-    def held_back(parameters: dict[str, torch.Tensor]) -> float:
-        sums = [loss(parameters, i) for i in held]
-        return sum(s.item() for s, _ in sums) / sum(n for _, n in sums)
+    def held_back(self, moved: dict[str, torch.Tensor] | None = None, share: float = 1) -> float:
+        """The held-back loss at the start or `between`; infinite where it is not a number."""
+        at = self.start.get if moved is None else lambda n: self.part(n, moved, share)
+        sums = [self.loss(at, i) for i in self.held]
+        found = sum(s.item() for s, _ in sums) / sum(n for _, n in sums)
+        return found if math.isfinite(found) else math.inf
 
-    losses, trained = [held_back(best)], None
-    for epoch in range(epochs):
-        if trained is None:
-            trained = {n: w.to(torch.float32, copy=True).requires_grad_() for n, w in best.items()}
-            optimizers = {n: stepping(p) for n, p in trained.items()}
-            steps = 0
-        order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))
-        for step, i in enumerate(order.tolist()):
-            steps += 1
-            share = min(1, steps / WARM_UP) * (1 - (epoch + step / len(fitted)) / epochs)
-            for n, optimizer in optimizers.items():
-                optimizer.param_groups[0]["lr"] = rate * share * sizes[n]
-            with torch.enable_grad():
-                total, tokens = loss(trained, fitted[i])
-                (total / tokens).backward()
-        losses.append(held_back(trained))
-        if losses[-1] < min(losses[:-1]):
-            last = epoch + 1 == epochs
-            best = {n: p.detach() if last else p.detach().clone() for n, p in trained.items()}
-        elif not losses[-1] <= RUNAWAY * min(losses[:-1]):
-            trained, rate = None, rate * SLOWER
-    return best, losses
+    def part(self, name: str, moved: dict[str, torch.Tensor], share: float) -> torch.Tensor:
+        start, end = self.start[name], moved[name].detach()
+        return end if share == 1 else torch.lerp(start.float(), end, share)
+
+    def between(self, moved: dict[str, torch.Tensor], share: float = 1) -> dict[str, torch.Tensor]:
+        """Copies of the weights that share of the way from the start, in its dtypes."""
+        return {n: self.part(n, moved, share).to(w.dtype, copy=True) for n, w in self.start.items()}
+
+    def tried(self, rate: float, order: list[int]) -> float:
+        """The held-back loss that some steps at a rate come to."""
+        (moved,) = self.trained(rate, [order])
+        return min(self.held_back(moved, share) for share in TRIED)
+
+    def trained(self, rate: float, orders: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
+        """From the start, the weights in float32 after each order of batches: the same tensors."""
+        start = self.start.items()
+        moved = {n: w.to(torch.float32, copy=True).requires_grad_() for n, w in start}
+        optimizers = {n: stepping(p) for n, p in moved.items()}
+        total, step = sum(map(len, orders)), 0
+        warm_up = max(1, min(WARM_UP, total // 4))
+        for order in orders:
+            for i in order:
+                share = min(1, (step + 1) / warm_up) * (1 - step / total)
+                step += 1
+                for n, optimizer in optimizers.items():
+                    optimizer.param_groups[0]["lr"] = rate * share * self.sizes[n]
+                with torch.enable_grad():
+                    loss, tokens = self.loss(moved.get, i)
+                    (loss / tokens).backward()
+            yield moved
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def stepping(parameter: torch.Tensor) -> torch.optim.AdamW:

@@ -45,8 +45,8 @@ class Repair:
     record[block] names the tensors that were changed and their digest, and in `steps` the lambda
     taken (None: the step was left out) and the held-back error before and after it, as a share of
     the target's energy. Steps are `attention` and `ffn` for the output projections, `attention
-    inputs` and `ffn inputs` for what their groups read; `refine` has the held-back losses before
-    and after every epoch: relative squared distances, and nats in the last block.
+    inputs` and `ffn inputs` for what their groups read; `refine` says what `refine.Outcome` does, its
+    losses relative squared distances, and nats in the last block.
 
     saved: a folder where finished blocks are kept, and taken from if they are there.
 
@@ -86,7 +86,37 @@ class Repair:
     def about(self) -> dict:
         """What compression.json keeps."""
         found = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
-        return found | ({"epochs": self.task.epochs} if self.task.kind.refined else {})
+        found["left_out"] = self.left_out
+        if self.task.kind.refined:
+            found |= {"epochs": self.task.epochs, "untrained": self.untrained}
+        return found
+
+    @property
+    def left_out(self) -> list[str]:
+        """The refits that would have made the held-back error worse."""
+        return [
+            f"{step} of block {index}"
+            for index, step, outcome in self.outcomes("lambda")
+            if outcome["lambda"] is None
+        ]
+
+    @property
+    def untrained(self) -> list[int]:
+        """The blocks that training could not, or would not, make better."""
+        return [
+            index
+            for index, _, outcome in self.outcomes("losses")
+            if outcome["after"] == outcome["losses"][0]
+        ]
+
+    def outcomes(self, told: str) -> list[tuple[int, str, dict]]:
+        """Block, name and outcome of every step so far that tells this."""
+        return [
+            (index, step, outcome)
+            for index, block in enumerate(self.record)
+            for step, outcome in block["steps"].items()
+            if told in outcome
+        ]
 
     @property
     def warnings(self) -> list[str]:
@@ -102,27 +132,17 @@ class Repair:
                 f"The repair has {self.tokens:,} calibration tokens for {channels:,} inputs of a "
                 "projection; more --samples would let it do more."
             )
-        left_out = [
-            f"{step} of block {index}"
-            for index, steps in enumerate(self.record)
-            for step, outcome in steps["steps"].items()
-            if outcome.get("lambda", 0) is None
-        ]
-        if left_out:
+        if self.left_out:
             found.append(
-                "Refitting did not lower the held-back error, so these stay as they were cut: "
-                f"{', '.join(left_out)}."
+                f"Refitting did not lower the held-back error in {len(self.left_out)} of "
+                f"{len(self.outcomes('lambda'))} steps; what was cut stays there as it was "
+                "(repair.left_out in compression.json)."
             )
-        untrained = [
-            str(index)
-            for index, steps in enumerate(self.record)
-            if (losses := steps["steps"].get("refine", {}).get("losses"))
-            and min(losses) == losses[0]
-        ]
-        if untrained:
+        if self.untrained:
             found.append(
-                "Training did not lower the held-back loss of these blocks, which stay as the closed "
-                f"form left them: {', '.join(untrained)}."
+                f"Training did not pay on held-back text in {len(self.untrained)} of "
+                f"{len(self.outcomes('losses'))} blocks; what the closed form made stays there "
+                "(repair.untrained in compression.json)."
             )
         return found
 

@@ -9,16 +9,17 @@ from safetensors.torch import save_file
 
 from compressor import __version__
 from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
 from compressor.journal import count_blocks
+from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, position_notes, read_texts
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.plan import Plan
 from compressor.quantization import job as quantization
 from compressor.quantization.report import write_card as write_quantized_card
 from compressor.report import versions, write_record
-from compressor.result import judge, measure, publish_results
+from compressor.result import conclude, publish_results
 from compressor.settings import decisive
+from compressor.side_files import left_behind
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
 from compressor.verify import TOLERANCE, prompt_ids, verify
@@ -31,15 +32,13 @@ TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 0.05, torch.bfloat16: 0.3
 
 def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, meter, lines) -> list:
     """The job after its checks: one result, published."""
-    calibration, evaluation = read_texts(settings, checkpoint)
+    texts = read_texts(settings, checkpoint)
+    calibration, evaluation = texts.calibration, texts.evaluation
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     stream = open_stream(settings, checkpoint, work, calibration, evaluation)
     lines.texts(calibration=calibration, evaluation=evaluation)
-    before = journal.get("before")
-    if evaluation is not None and before is None:
-        with meter.stage("evaluate"), lines.stage("evaluate"):
-            before = perplexity(stream, evaluation)
-        journal.put("before", before)
+    judge = Judge(settings, stream, evaluation, work, meter, lines)
+    before = judge.before(journal)
     pruning = open_pruning(settings, checkpoint, stream, calibration, work)
     shutil.rmtree(partial, ignore_errors=True)
     kept = count_blocks(pruning.saved)
@@ -52,6 +51,11 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     logits = {str(i): x.float().cpu() for i, x in enumerate(pruning.logits())}
     save_file(logits | {"tolerance": torch.tensor(TOLERANCES[stream.dtype])}, expected)
     joint = pruning.recipe.group is not None
+    dense = partial
+    if joint:  # the folder of results holds what 4 bits leave already
+        dense = work / "unrounded"
+        shutil.rmtree(dense, ignore_errors=True)
+        write(checkpoint, whole(checkpoint), dense, changes=pruning.unrounded())
     del pruning
     trim_heap()
     written, sparsity = Checkpoint(partial), record["sparsity"]
@@ -72,12 +76,14 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         "bytes_before": checkpoint.bytes,
         "bytes_after": written.bytes,
         "perplexity_before": before and before["perplexity"],
-        "perplexity_after": None,
+        **said_of(None),
         "seed": settings.seed,
         "warnings": [
             ZEROS_ALONE,
             *zeros_before(sparsity),
-            *position_notes(settings, checkpoint, calibration, evaluation),
+            *reading_notes(settings, checkpoint, calibration, evaluation),
+            *texts.notes,
+            *left_behind(checkpoint),
         ],
         "verified": "no",
     }
@@ -87,7 +93,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         result["verified"] = (
             f"{found['zeros']:,} zeros, logits within {found['logits_difference']:.1e}"
         )
-    result["perplexity_after"] = measure(settings, partial, work, evaluation, meter, lines)
+    result |= said_of(judge.after(dense))
     card = write_card
     if settings.quantization.wanted:
         done = {"result": result, "record": record}
@@ -99,13 +105,13 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
             work / "sparse",
             done,
             calibration,
-            lambda written: measure(settings, written, work, evaluation, meter, lines),
+            judge,
             meter,
             lines,
         )
         quantization.adopt(partial, done["files"])
         card = write_quantized_card
-    judge(settings, partial, result, record, card)
+    conclude(settings, partial, result, record, card)
     publish_results(settings, [result], partial, meter)
     return [result]
 

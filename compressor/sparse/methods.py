@@ -23,6 +23,8 @@ from compressor.sparse.budget import budget
 from compressor.sparse.obs import cheapest_of_rows, correct, inverse_factor
 from compressor.sparse.settings import Recipe
 
+UNROUNDED = "_unrounded"  # behind the name of a weight
+
 
 def besa(block: Block, recipe: Recipe, targets: Activations) -> dict[str, torch.Tensor]:
     """Wanda's order, BESA's numbers; with `obs` its numbers, SparseGPT's order and correction."""
@@ -46,7 +48,8 @@ def quantized(
     recipe: Recipe,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """Quantised, then pruned, both learned together: the weights, and their scales by `SCALE` names.
+    """Quantised, then pruned, both learned together: the weights, their scales by `SCALE` names, and by
+    `UNROUNDED` ones what they are pruned only.
 
     The order of the weights is that before rounding, which leaves equal ones.
     """
@@ -56,6 +59,7 @@ def quantized(
     for name, weight in clipping.quantized().items():
         found[name] = besa_mask(weight.detach(), ranks[name], None, cuts[name])
         found[name + SCALE] = clipping.scale(name).detach()
+        found[name + UNROUNDED] = besa_mask(block.weights[name], ranks[name], None, cuts[name])
     return found
 
 

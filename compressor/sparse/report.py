@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from compressor.families import FAMILIES
-from compressor.report import how_it_loads
+from compressor.report import how_it_loads, quality
 
 ZEROS_ALONE = (
     "Zeros alone make nothing smaller or faster: every tensor has its former shape, and stock kernels "
@@ -41,14 +41,6 @@ def zeros_before(record: dict) -> list[str]:
 
 def write_card(folder: Path, result: dict, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
-    before, after = result["perplexity_before"], result["perplexity_after"]
-    quality = "No evaluation text was given, so no perplexity was measured."
-    if after is not None:
-        protocol = record["evaluation"]
-        quality = (
-            f"Perplexity {before:.3f} before, {after:.3f} after "
-            f"({protocol['source']}, {protocol['tokens']:,} tokens, length {protocol['length']})."
-        )
     name = Path(result["source"]).name
     changed = ", and those that stay are corrected" if record["sparsity"]["corrects"] else ""
     text = f"""---
@@ -62,7 +54,7 @@ are those of `{name}`{how_it_loads(FAMILIES[result["container"]], "uniform")}
 
 {ZEROS_ALONE}
 
-{quality}
+{quality(result, record)}
 
 Weights were chosen by `{result["method"]}`, seed {result["seed"]}. `compression.json` holds all settings
 and the zeros of every tensor.
@@ -87,10 +79,11 @@ def table(results: list[dict]) -> Table:
     if result["perplexity_before"] is not None:
         before, after = result["perplexity_before"], result["perplexity_after"]
         shown.add_row("perplexity", f"{before:.4f}", f"{after:.4f}")
+        shown.add_row("KL to the source, nats a token", "", f"{result['kl']:.4f}")
+        shown.add_row("same likeliest token", "", f"{result['agreement']:.1%}")
     if found := result.get("quantization"):
         shown.add_row("bits a projection weight", "", f"{found['bits_per_weight']:.3f}")
-        apart = found["clip"] != "joint"  # else the dense folder between was 4-bit already
-        if apart and result["perplexity_before"] is not None:
+        if result["perplexity_before"] is not None:
             shown.add_row("perplexity before 4 bits", "", f"{result['perplexity_unquantized']:.4f}")
     shown.add_row("verified", "", result["verified"])
     spent = ", ".join(f"{name} {s:.1f}" for name, s in result["seconds"].items())

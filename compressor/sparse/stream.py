@@ -17,7 +17,7 @@ from compressor.quantization.scheme import dequantized, integers, stored_scales
 from compressor.repair import digest
 from compressor.scoring import check_finite
 from compressor.sparse.block import Block, relative_error
-from compressor.sparse.methods import METHODS
+from compressor.sparse.methods import METHODS, UNROUNDED
 from compressor.sparse.settings import Recipe
 
 
@@ -106,6 +106,12 @@ class Sparsification:
                 errors.append(relative_error(output, targets.get(i, device)).item())
         return following, sum(errors) / len(errors) if errors else None
 
+    def unrounded(self) -> Iterator[dict[str, torch.Tensor]]:
+        """What `blocks` gave, but for the rounding to 4 bits, from where finished blocks are kept."""
+        for index in range(len(self.record)):
+            kept = finished_block(self.saved, index)
+            yield {n.removesuffix(UNROUNDED): t for n, t in kept.items() if n.endswith(UNROUNDED)}
+
     def logits(self) -> list[torch.Tensor]:
         """[tokens, vocabulary] of every prompt, when all blocks are done."""
         prompts = self.batches[self.count :]
@@ -126,7 +132,8 @@ def as_stored(
 ) -> dict[str, torch.Tensor]:
     """The pruned weights in the sources' dtype; without correction the sources' own bits or 0.
 
-    Quantised ones by their scales as those are stored, which come with them.
+    Quantised ones by their scales as those are stored, which come with them, and so does what was not
+    rounded.
     """
     stored = {}
     for name in pruned.keys() & sources.keys():
@@ -135,6 +142,7 @@ def as_stored(
             rounded = stored_scales(scale.cpu(), source.dtype)
             stored[name] = dequantized(integers(tensor, scale.cpu()), rounded)
             stored[name + SCALE] = rounded
+            stored[name + UNROUNDED] = pruned[name + UNROUNDED].cpu().to(source.dtype)
             continue
         stored[name] = tensor.to(source.dtype) if corrects else source.masked_fill(tensor == 0, 0)
     return stored

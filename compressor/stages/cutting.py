@@ -155,11 +155,11 @@ def plan(
     equal = ALLOCATIONS[allocate].equal(alike)
     if equal:
         check_protect(blocks, layout)
-        steps = lattice(checkpoint, align, tp, container)
+        steps = lattice(checkpoint, align, tp, container, served=alike)
         check_equal(targets[0], checkpoint, steps, protected(blocks, checkpoint))
     made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
     if equal:
-        choose_container(checkpoint, {w["attention"] for w in made.widths()}, container)
+        choose_container(checkpoint, {w["attention"] for w in made.widths()}, container, alike)
     made.save(out)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "

@@ -62,3 +62,5 @@ def generate(
             f"{made:,} tokens. Use them beside a text: compress {source} DEST --calibration TEXT "
             f"--calibration-also {out}"
         )
+        for note in checkpoint.notes:
+            print(note)

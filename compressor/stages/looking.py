@@ -38,7 +38,7 @@ def evaluate(
     """Perplexity of a checkpoint, streamed block by block."""
     from compressor.calibration import describe
     from compressor.evaluation import perplexity
-    from compressor.opening import open_stream, read_texts
+    from compressor.opening import check_counts, open_stream, read_evaluation, reading_notes
     from compressor.quantization.reading import open_model
     from compressor.settings import Settings
 
@@ -55,13 +55,17 @@ def evaluate(
         dtype=dtype,
     )
     checkpoint = open_model(folder)
-    _, tokens = read_texts(settings, checkpoint)
+    check_counts(settings)
+    tokens = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)
+    notes = reading_notes(settings, checkpoint, tokens)
     if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+        print(json.dumps(found | {"warnings": notes}, indent=1))
+        return
+    print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+    for note in notes:
+        print(note)
 
 
 def inspect(

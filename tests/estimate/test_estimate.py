@@ -158,7 +158,7 @@ def test_no_checkpoint(tmp_path, capsys):
     assert "has no config.json" in said(capsys)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there(llama, capsys):
     assert stage("estimate", llama, "--device", "cuda") == 4
     assert "'cuda' cannot be used" in said(capsys)

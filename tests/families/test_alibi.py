@@ -31,6 +31,7 @@ IDS = torch.arange(3, 40)[None]
 SIZES = {"num_attention_heads": 6, "hidden_size": 24}
 KEPT = ([0, 2, 5], [1, 2, 3, 4], [5])
 MODELS = ("baichuan", "bloom")
+BLOOM = pytest.mark.parametrize("source", ["bloom"], indirect=True)  # for what only it has
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -240,9 +241,8 @@ def test_a_constant_channel_is_folded_into_the_bias(make_checkpoint, text_file, 
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@BLOOM
 def test_a_residual_after_the_norm_is_refused(source, tmp_path):
-    if not Checkpoint(source).family.stock:
-        pytest.skip("a setting of Bloom's")
     config = json.loads((source / "config.json").read_text())
     config["apply_residual_connection_post_layernorm"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -250,9 +250,8 @@ def test_a_residual_after_the_norm_is_refused(source, tmp_path):
         Checkpoint(tmp_path)
 
 
+@BLOOM
 def test_both_ways_that_hub_configs_name_settings(source, tmp_path):
-    if not Checkpoint(source).family.stock:
-        pytest.skip("spellings of Bloom's")
     config = json.loads((source / "config.json").read_text())
     other = deepcopy(config)
     other["num_attention_heads"] = other.pop("n_head")

@@ -10,10 +10,8 @@ import sys
 
 import pytest
 
-from compressor.kernels import triton_support
-
 pytestmark = pytest.mark.skipif(
-    triton_support.MISSING is not None, reason=str(triton_support.MISSING)
+    not sys.platform.startswith("linux"), reason="needs Linux, for which Triton is published"
 )
 
 # Both are colsum's kernel, made wrong: columns that are not neighbours, and tiles too large.

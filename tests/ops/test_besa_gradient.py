@@ -72,11 +72,19 @@ def test_gradient_of_beta(device, backend, rows, columns, groups, candidates, dt
 
 @pytest.mark.parametrize("groups", [1, 4, 12])
 @pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_equals_autograd_of_the_published_construction(device, backend, groups, sampled, dtype):
+    check_the_published_construction(device, backend, groups, sampled, dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 12])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_equals_it_in_float64_too(groups, sampled):
+    check_the_published_construction("cpu", "ref", groups, sampled, torch.float64)
+
+
+def check_the_published_construction(device, backend, groups, sampled, dtype):
     """The same layer, loss and penalty, by this op in `dtype` and by the construction in float64."""
-    if dtype == torch.float64 and backend != "ref":
-        pytest.skip("float64 is the reference's")
     exact = dtype == torch.float64
     weight, ranks = ranked(12, 500, device, dtype)
     inputs, target = (torch.randn(20, n, dtype=torch.float64, device=device) for n in (500, 12))
@@ -224,12 +232,12 @@ def test_repeats_and_the_number_of_threads_changes_nothing():
 
 
 def test_repeats_bit_for_bit(device, backend):
-    if (device, backend) == ("cuda", "ref"):
-        pytest.skip("the reference adds in the order of CUDA's atomics")
     weight, ranks = ranked(64, 4096, device, torch.bfloat16)
     inputs = ([weight], [weight], [ranks], [4], 101)
     first, *others = (BACKWARD(*inputs, backend=backend) for _ in range(4))
-    assert all(torch.equal(first, other) for other in others)
+    # The reference adds in the order of CUDA's atomics, which is another every time.
+    apart = 1e-5 * first.abs().max() if (device, backend) == ("cuda", "ref") else 0.0
+    assert all((first - other).abs().max() <= apart for other in others)
 
 
 @pytest.mark.parametrize("ranks", [torch.full((4, 9), 65_535), torch.randint(65_536, (4, 9))])

@@ -168,7 +168,7 @@ def test_the_number_of_threads_changes_nothing():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_offsets_beyond_31_bits():
     weight = torch.randint(0, 256, (3, 2**30 + 8), dtype=torch.uint8, device="cuda")
     columns = torch.arange(0, 2**30 + 8, 2, device="cuda")
@@ -179,7 +179,7 @@ def test_offsets_beyond_31_bits():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_runs_on_the_current_stream():
     stream = torch.cuda.Stream()
     weight = torch.zeros(4096, 4096, device="cuda")

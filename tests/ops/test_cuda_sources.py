@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
-pytestmark = pytest.mark.skipif(not os.path.exists(NVCC), reason="nvcc is not installed")
+pytestmark = pytest.mark.skipif(not os.path.exists(NVCC), reason="needs nvcc")
 
 
 @pytest.mark.parametrize("source", sorted(ROOT.glob("csrc/cuda/*.cu")), ids=lambda path: path.name)

@@ -1,10 +1,13 @@
 """The extension and Triton are optional: what runs, and what is said, without them."""
 
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from counting import NEEDS_EXTENSION
 
 
 def run(code: str, *blocked: str, **environment: str) -> subprocess.CompletedProcess:
@@ -48,8 +51,8 @@ def test_without_triton_the_rest_runs():
     assert "colsum: backend 'triton' cannot run on cpu: Triton cannot be imported" in done.stderr
 
 
+@NEEDS_EXTENSION
 def test_the_extension_needs_neither_torch_nor_a_gpu():
-    pytest.importorskip("compressor._C")
     code = "import compressor._C as c; print(c.with_cuda, repr(c.archs), *dir(c))"
     done = run(code, "torch", "numpy")
     assert done.returncode == 0, done.stderr
@@ -59,23 +62,27 @@ def test_the_extension_needs_neither_torch_nor_a_gpu():
     assert (archs != "''") == (with_cuda == "True")
 
 
+@NEEDS_EXTENSION
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_launch_without_a_gpu_says_why():
     """CUDA's own message arrives, under the name of the launcher."""
-    torch = pytest.importorskip("torch")
-    extension = pytest.importorskip("compressor._C")
-    if not extension.with_cuda or torch.cuda.is_available():
-        pytest.skip("needs an extension with CUDA on a machine without it")
+    extension = importlib.import_module("compressor._C")
+    if not extension.with_cuda:
+        pytest.skip("needs nvcc when the extension is built, and COMPRESSOR_NO_CUDA not set")
     table = torch.zeros(1, 11, dtype=torch.int64)
     table[0, 6:9] = 1
     with pytest.raises(RuntimeError, match=r"compact_cuda: .+"):
         extension.compact_cuda(table.data_ptr(), 1, 0)
 
 
+@NEEDS_EXTENSION
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux, for /proc")
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""),
+    reason="not under make asan, which needs address space of its own",
+)
 def test_too_few_threads_are_no_error():
     """Where the system starts no more threads, the parts that they would take run all the same."""
-    pytest.importorskip("compressor._C")
-    if not sys.platform.startswith("linux") or "libasan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("needs a limit of the address space that stops threads only")
     code = """if True:
         import resource
         import torch
@@ -94,12 +101,10 @@ def test_too_few_threads_are_no_error():
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+@NEEDS_EXTENSION
 @pytest.mark.parametrize("openmp", ["0", "1"])
 def test_calls_from_several_threads_and_from_a_forked_process(openmp):
     """The threads that help are shared by all callers, and do not survive a fork."""
-    pytest.importorskip("compressor._C")
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
     code = """if True:
         import os
         from concurrent.futures import ThreadPoolExecutor

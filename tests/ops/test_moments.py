@@ -1,5 +1,7 @@
 """The sums over activations: every backend against float64 and against their definition."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,11 +84,10 @@ def test_extremes(device, backend):
     assert moments(torch.full((4, 2), -0.0, device=device), backend=backend).count_nonzero() == 0
 
 
-@pytest.mark.parametrize("tokens", [2_048, 262_144])
-def test_many_equal_tokens_stay_accurate(device, backend, tokens):
+def test_many_equal_tokens_stay_accurate(device, backend):
     """Equal terms round all the same way, so that errors add up."""
-    if device == "cpu" and backend == "triton" and tokens > 10_000:
-        pytest.skip("thousands of interpreted programs")
+    interpreted = (device, backend) == ("cpu", "triton")  # a program for every few tokens
+    tokens = 2_048 if interpreted else 262_144
     x = torch.full((tokens, 3), 0.1, device=device)
     found = moments(x, backend=backend).double()
     torch.testing.assert_close(found, exact(x), rtol=1e-5, atol=0)
@@ -144,9 +145,9 @@ def test_bad_input_is_named(arguments, message, forced):
         moments(*arguments, backend=forced)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux, for Triton")
 def test_any_number_of_tokens_is_one_grid():
     """CUDA's grids have at most 65,535 blocks on their second axis."""
-    pytest.importorskip("triton")
     for tokens, channels in [(1, 1), (5000, 128), (67_200_000, 8), (2**33, 1)]:
         _, down, each = ranges(tokens, channels, 16)
         assert down <= 65_535 and each % 16 == 0

@@ -95,15 +95,16 @@ def test_float64_is_ranked_in_float64():
     assert rank(weight).tolist() == [[4, 3, 2, 1, 0]]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("limit", [512, 1024, 7168])
-def test_rows_in_parts(device, backend, limit, monkeypatch):
-    if (device, backend) != ("cuda", "ext"):
-        pytest.skip("only a CUDA block has too little memory for a row")
+def test_rows_in_parts(limit, monkeypatch):
+    """Only a CUDA block has too little memory for a row."""
     monkeypatch.setattr(module, "columns_in_shared", lambda device: limit)
     monkeypatch.setattr(module, "SCRATCH", 40_000)
     for columns in (513, 4096, 10_007):
-        weight = torch.randn(7, columns, device=device).round(decimals=2)
-        check(rank(weight, backend=backend), expected(weight))
+        weight = torch.randn(7, columns, device="cuda").round(decimals=2)
+        check(rank(weight, backend="ext"), expected(weight))
 
 
 def test_repeats_and_the_number_of_threads_changes_nothing():

@@ -259,7 +259,7 @@ def test_identities_of_a_model(device, backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("asked", ASKED)
 def test_more_than_two_to_the_31_elements(asked):
     weight = torch.ones(32_800, 65_536, dtype=torch.bfloat16, device="cuda")

@@ -1,9 +1,7 @@
-"""A quantised folder; everything here needs compressed-tensors."""
+"""A quantised folder."""
 
 import pytest
 from jobs import compress
-
-pytest.importorskip("compressed_tensors")
 
 
 @pytest.fixture(scope="session")

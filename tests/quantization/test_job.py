@@ -283,6 +283,7 @@ def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
         shown = table([result])
         assert result["update"] == "none" and "obs" not in shown.title
         rows = [*shown.columns[0].cells]
-        assert ("perplexity before 4 bits" in rows) == (how == "none") and "perplexity" in rows
+        assert "perplexity before 4 bits" in rows and "perplexity" in rows
+        assert result["perplexity_unquantized"] != result["perplexity_after"]
         assert verify_here(dest)["loads"]
     assert counts["learned"] >= counts["none"] > 0

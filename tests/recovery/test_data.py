@@ -186,3 +186,26 @@ def test_bad_files_are_named(tokenizer, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
         read_data(str(tmp_path / name), tokenizer, 99, 9)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [GOOD, {"prompt": "a\ud83d", "completion": "b\udc00"}],
+        [{"text": "abc"}, {"text": "a\ud83d\ud83d"}],
+        [GOOD, {"instruction": "a", "output": "\ud83d\ud83d b"}],
+    ],
+)
+def test_halves_of_characters_are_replaced_and_counted(tokenizer, tmp_path, rows):
+    path = rows_file(tmp_path, rows * 20)
+    data = read_data(path, tokenizer, 99, 9)
+    assert data.protocol["replaced"] == {"characters": 40, "first": f"Line 2 of {path}"}
+    assert read_data(rows_file(tmp_path, [GOOD] * 2), tokenizer, 99, 9).protocol["replaced"] is None
+
+
+def test_a_long_row_gives_what_all_of_it_would(stories, tmp_path):
+    tokenizer = Checkpoint(stories[0]).tokenizer()
+    row = {"prompt": "Once upon a time", "completion": " there was a cat." * 20_000}
+    data = read_data(rows_file(tmp_path, [row] * 2), tokenizer, 99, 9)
+    whole = tokenizer(row["prompt"] + row["completion"], add_special_tokens=False, verbose=False)
+    assert data.train[0].ids.tolist() == [tokenizer.bos_token_id, *whole["input_ids"]][:99]

@@ -41,7 +41,7 @@ def test_an_interrupted_job_is_resumed(
     assert "nothing to resume" in said(capsys)
 
 
-@pytest.mark.parametrize("moment", ["verdict", "adopt", "judge", "publish_results"])
+@pytest.mark.parametrize("moment", ["verdict", "adopt", "conclude", "publish_results"])
 def test_an_interruption_after_the_training_is_resumed(
     llama, options, tmp_path, monkeypatch, moment
 ):

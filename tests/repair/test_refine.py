@@ -1,6 +1,7 @@
 """Block-wise refinement: the held-back loss decides, in every case."""
 
 import gc
+import json
 import weakref
 
 import pytest
@@ -10,7 +11,17 @@ from torch import nn
 from compressor.blocks import BlockStream
 from compressor.checkpoint import Checkpoint
 from compressor.repair import refine as module
-from compressor.repair.refine import Example, divergence, predictions, refine, step_size
+from compressor.repair.refine import (
+    RATES,
+    SHARES,
+    Course,
+    Example,
+    divergence,
+    predictions,
+    refine,
+    relative_distance,
+    step_size,
+)
 
 FITTED, HELD = range(6), range(6, 8)
 
@@ -71,37 +82,144 @@ def test_the_held_back_loss_falls_and_is_what_it_says(block):
     teacher.linear.bias.data.copy_(block.linear.bias)
     example = examples(teacher, noise=0.1)
     before = {n: p.clone() for n, p in block.named_parameters()}
-    found, losses = refine(block, weights(block), example, FITTED, HELD, epochs=40)
-    assert losses[0] == pytest.approx(loss(block, weights(block), example, HELD), rel=1e-5)
-    assert min(losses) == pytest.approx(loss(block, found, example, HELD), rel=1e-5)
-    assert min(losses) < 0.5 * losses[0]
+    found, outcome = refine(block, weights(block), example, FITTED, HELD, epochs=40)
+    assert outcome.losses[0] == pytest.approx(loss(block, weights(block), example, HELD), rel=1e-5)
+    assert outcome.after == pytest.approx(loss(block, found, example, HELD), rel=1e-5)
+    assert outcome.after <= min(outcome.losses) and len(outcome.losses) == 41
+    assert outcome.after < 0.5 * outcome.losses[0]
     assert all(torch.equal(p, before[n]) for n, p in block.named_parameters())
 
 
-@pytest.mark.parametrize("rate", [0.05, 100.0])
-def test_what_is_right_stays(block, rate):
-    found, losses = refine(block, weights(block), examples(block), FITTED, HELD, rate=rate)
+def trained_rates(monkeypatch) -> list[tuple[float, int]]:
+    """Of every training begun from now on its rate, and the number of its steps."""
+    seen, trained = [], Course.trained
+
+    def watched(course, rate, orders):
+        seen.append((rate, sum(map(len, orders))))
+        return trained(course, rate, orders)
+
+    monkeypatch.setattr(Course, "trained", watched)
+    return seen
+
+
+@pytest.mark.parametrize("rates", [(0.05,), (100.0, 25.0), RATES])
+def test_where_nothing_is_to_be_gained_the_trials_are_all(block, monkeypatch, rates):
+    seen = trained_rates(monkeypatch)
+    given = weights(block)
+    fitted, held = range(160), range(160, 162)
+    one = examples(block)
+    found, outcome = refine(block, given, lambda i: one(i % 8), fitted, held, rates=rates)
     assert torch.equal(found["linear.weight"], block.linear.weight)
-    assert losses[0] == 0
+    assert outcome.losses == [0] and outcome.after == 0
+    assert outcome.rate is None and outcome.share is None
+    assert seen == [(rate, 20) for rate in outcome.trials]
 
 
-def test_a_rate_that_is_too_high_is_lowered(block):
+def test_a_gain_too_small_to_wait_for_is_no_gain(block, monkeypatch):
     example = examples(Block(), noise=0.1)
-    found, losses = refine(block, weights(block), example, FITTED, HELD, rate=1000.0, epochs=12)
-    assert losses[1] > losses[0]
-    assert min(losses) < losses[0]
+    _, outcome = refine(block, weights(block), example, FITTED, HELD)
+    gain = 1 - min(outcome.trials.values()) / outcome.losses[0]
+    assert gain > 0 and len(outcome.losses) == 2
+    monkeypatch.setattr(module, "WORTHWHILE", 1.1 * gain)
+    found, left = refine(block, weights(block), example, FITTED, HELD)
+    assert left.trials == outcome.trials and left.losses == outcome.losses[:1]
+    assert torch.equal(found["linear.weight"], block.linear.weight)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1000.0])
+def test_a_block_that_a_rate_breaks_is_trained_at_a_lower_one(block, rate):
+    """Near its teacher, as a block is after the closed form, far steps lead away from it."""
+    teacher = Block()
+    teacher.load_state_dict(block.state_dict())
+    teacher.linear.weight.data += 0.003 * torch.randn(8, 8)
+    rates = (rate, *RATES)
+    found, outcome = refine(
+        block, weights(block), examples(teacher), FITTED, HELD, rates=rates, epochs=12
+    )
+    assert outcome.trials[rate] > outcome.losses[0]
+    assert outcome.rate == min(outcome.trials, key=outcome.trials.get) < rate
+    assert outcome.after < 0.5 * outcome.losses[0]
     assert found["linear.weight"].isfinite().all()
 
 
-def test_training_is_in_float32_and_running_in_the_blocks_dtype(block):
+def test_trials_end_with_the_first_that_is_worse(block):
+    example = examples(Block())
+    rates = (0.05, 0.0001, 0.00001)
+    _, outcome = refine(block, weights(block), example, FITTED, HELD, rates=rates)
+    assert [*outcome.trials] == [0.05, 0.0001] and outcome.rate == 0.05
+
+
+def test_of_too_long_a_way_a_part_is_taken(block, monkeypatch):
+    monkeypatch.setattr(Course, "tried", lambda *_: 0.0)
     teacher = Block()
+    teacher.load_state_dict(block.state_dict())
+    teacher.linear.weight.data += 0.1 * torch.randn(8, 8)
+    example = examples(teacher)
+    found, outcome = refine(block, weights(block), example, FITTED, HELD, rates=(0.4,))
+    assert outcome.share in SHARES and outcome.share < 1
+    assert outcome.after < min(outcome.losses)
+    assert outcome.after == pytest.approx(loss(block, found, example, HELD), rel=1e-5)
+
+
+@pytest.mark.parametrize(("batches", "longest"), [(1, 0.02), (4, 0.02), (8, 0.0175), (200, 0.0181)])
+def test_the_rate_rises_within_the_first_quarter_and_falls_to_nothing(
+    block, monkeypatch, batches, longest
+):
+    seen, step = [], torch.optim.AdamW.step
+
+    def watched(optimizer, *given):
+        seen.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    one = examples(Block())
+    course = Course(block, weights(block), lambda i: one(i % 8), HELD, relative_distance)
+    course.sizes = {"linear.weight": 1.0}
+    [*_] = course.trained(0.02, [[*range(batches)]])
+    assert len(seen) == batches and max(seen) == pytest.approx(longest, rel=1e-2)
+    assert seen.index(max(seen)) <= batches / 4
+    assert seen[-1] == pytest.approx(0.02 / batches, rel=1e-3)
+
+
+def test_training_is_in_float32_and_the_loss_of_what_is_stored(block):
+    """bf16 weights run in float32: what is judged is what will be written, not what ran."""
+    teacher = Block()
+    given = {n: w.bfloat16() for n, w in weights(block).items()}
+    block.linear.weight.data = given["linear.weight"].float()
+    example = examples(teacher)
+    found, outcome = refine(block, given, example, FITTED, HELD, epochs=3)
+    assert found["linear.weight"].dtype == torch.bfloat16
+    assert outcome.after < outcome.losses[0]
+    stored = {n: w.float() for n, w in found.items()}
+    assert outcome.after == pytest.approx(loss(block, stored, example, HELD), rel=1e-6)
+    course = Course(block, given, example, HELD, relative_distance)
+    (moved,) = course.trained(0.02, [[*FITTED]])
+    assert moved["linear.weight"].dtype == torch.float32
+    assert not torch.equal(moved["linear.weight"], moved["linear.weight"].bfloat16().float())
+
+
+def test_a_block_runs_in_its_own_dtype(block):
     block.bfloat16()
-    batches = [examples(teacher)(i) for i in (*FITTED, *HELD)]
+    batches = [examples(Block())(i) for i in (*FITTED, *HELD)]
     batches = [Example(b.hidden.bfloat16(), b.args, b.keywords, b.target, b.mask) for b in batches]
-    found, losses = refine(block, weights(block), batches.__getitem__, FITTED, HELD)
+    given = {n: w.float() for n, w in weights(block).items()}
+    found, outcome = refine(block, given, batches.__getitem__, FITTED, HELD)
     assert found["linear.weight"].dtype == torch.float32
-    assert not torch.equal(found["linear.weight"], found["linear.weight"].bfloat16().float())
-    assert min(losses) < losses[0]
+    assert outcome.after < outcome.losses[0]
+
+
+def test_a_loss_that_is_no_number_is_never_taken(block):
+    batches = [examples(block)(i) for i in (*FITTED, *HELD)]
+    batches[0].target[0, 0] = torch.nan
+    found, outcome = refine(block, weights(block), batches.__getitem__, FITTED, HELD)
+    assert torch.equal(found["linear.weight"], block.linear.weight)
+    assert json.loads(json.dumps(outcome.told, allow_nan=False)) == {
+        "losses": [0.0],
+        "after": 0.0,
+        "trials": [{"rate": rate, "loss": None} for rate in RATES],
+        "rate": None,
+        "share": None,
+    }
 
 
 @pytest.mark.parametrize(("inputs", "share"), [(8, 1.0), (512, 1.0), (2048, 0.5), (8192, 0.25)])
@@ -121,6 +239,7 @@ def test_nothing_outlives_the_training(block, monkeypatch):
     born, stepping = [], module.stepping
 
     def watched(parameter):
+        assert [ref() for pair in born for ref in pair] == [None] * 2 * len(born)
         optimizer = stepping(parameter)
         born.append((weakref.ref(optimizer), weakref.ref(parameter)))
         return optimizer
@@ -128,8 +247,8 @@ def test_nothing_outlives_the_training(block, monkeypatch):
     monkeypatch.setattr(module, "stepping", watched)
     gc.disable()
     try:
-        refine(block, weights(block), examples(Block(), 0.1), FITTED, HELD, rate=1000.0, epochs=3)
-        assert len(born) > 1  # it ran away and began again
+        refine(block, weights(block), examples(Block(), 0.1), FITTED, HELD, epochs=3)
+        assert len(born) > 2  # the trials' and the training's
         assert [ref() for pair in born for ref in pair] == [None] * 2 * len(born)
     finally:
         gc.enable()

@@ -15,6 +15,8 @@ from compressor.errors import InputError
 from compressor.methods.statistics import Geometry, only_units
 from compressor.plan import Plan
 from compressor.repair import KINDS
+from compressor.repair import block as one_block
+from compressor.repair import refine as training
 from compressor.repair.streaming import HELD_BACK, Repair
 from compressor.writing import write
 
@@ -293,24 +295,47 @@ def test_fewer_tokens_than_channels(llama):
     assert "10 calibration tokens for 24 inputs" in repair.warnings[0]
 
 
-def test_what_is_left_out_is_said(llama):
+def test_what_is_left_out_is_counted_and_listed_in_the_record(llama):
     repair, _ = repaired(llama, sequences=[s[:10] for s in texts(2)])
-    left_out = [
-        f"{name} of block {index}"
+    steps = [
+        (f"{name} of block {index}", step["lambda"])
         for index, block in enumerate(repair.record)
         for name, step in block["steps"].items()
-        if step["lambda"] is None
     ]
-    assert left_out and ", ".join(left_out) in repair.warnings[1]
+    left_out = [name for name, taken in steps if taken is None]
+    assert left_out and repair.about["left_out"] == left_out
+    assert f" in {len(left_out)} of {len(steps)} steps; " in repair.warnings[1]
+    assert "untrained" not in repair.about
+
+
+def test_blocks_that_training_leaves_are_counted_and_listed_in_the_record(llama, monkeypatch):
+    worthwhile = iter([0.002, 1.0, 0.002])  # whatever it gains, block 1 is not worth it
+    refined = one_block.refine
+
+    def one_left(*args, **options):
+        monkeypatch.setattr(training, "WORTHWHILE", next(worthwhile))
+        return refined(*args, **options)
+
+    monkeypatch.setattr(one_block, "refine", one_left)
+    repair, changes = repaired(llama, "refine")
+    plain, closed = repaired(llama, "ridge", plan=plan_of(Checkpoint(llama)))
+    told = [steps["steps"]["refine"] for steps in repair.record]
+    assert repair.about["untrained"] == [1] and repair.about["epochs"] == 1
+    assert [step["after"] < step["losses"][0] for step in told] == [True, False, True]
+    assert [step["rate"] is None for step in told] == [False, True, False]
+    assert all(step["trials"] for step in told)
+    (warning,) = [w for w in repair.warnings if "Training" in w]
+    assert warning.startswith("Training did not pay on held-back text in 1 of 3 blocks; ")
+    assert "untrained" not in plain.about
+    assert not any(torch.equal(changes[0][n], closed[0][n]) for n in closed[0])
 
 
 def test_the_last_loss_is_the_divergence_that_the_written_model_has(
     any_family, equal_layout, tmp_path
 ):
     repair, changes = repaired(any_family, "refine")
-    all_losses = [block["steps"]["refine"]["losses"] for block in repair.record]
-    assert any(min(losses) < losses[0] for losses in all_losses)
-    losses = all_losses[-1]
+    told = [block["steps"]["refine"] for block in repair.record]
+    assert any(step["after"] < step["losses"][0] for step in told)
     checkpoint = Checkpoint(any_family)
     write(checkpoint, plan_of(checkpoint), tmp_path / "out", equal_layout, changes=changes)
     with torch.no_grad():
@@ -323,7 +348,7 @@ def test_the_last_loss_is_the_divergence_that_the_written_model_has(
     found = torch.distributions.kl_divergence(
         *(torch.distributions.Categorical(logits=x) for x in (theirs, ours))
     )
-    assert found.mean().item() == pytest.approx(min(losses), rel=1e-3)
+    assert found.mean().item() == pytest.approx(told[-1]["after"], rel=1e-3)
 
 
 def test_bad_input(llama, tmp_path, make_checkpoint):

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import prodigyopt
 import pytest
 import torch
 
@@ -138,7 +139,6 @@ def test_learning_lowers_the_error(open_block, ranked, llama):
 
 def test_parity_has_the_programs_formulas(open_block, ranked, llama):
     """Start, smoothing, optimizer, penalty and end, in a loop of its own in float64."""
-    prodigyopt = pytest.importorskip("prodigyopt")
     block, targets = open_block(llama, torch.float64, sequences=16)
     ranks = ranked(block)
     groups = Groups(block.weights, "row")
@@ -173,7 +173,6 @@ def test_parity_starts_at_zero_and_uses_the_published_settings():
     adamw = make_optimizer(theta.requires_grad_(), Learning(parity=True))
     assert adamw.param_groups[0]["lr"] == 1e-2
     assert PENALTY == 5
-    pytest.importorskip("prodigyopt")
     for sharing, coefficient in (("row", 5), ("layer", 50)):
         prodigy = make_optimizer(theta, Learning(sharing, True, "prodigy"))
         assert prodigy.param_groups[0]["lr"] == 1

@@ -183,7 +183,6 @@ def test_verification_notices_another_norm(written, llama):
 
 
 def test_parity_says_what_it_reached(llama, quick, tmp_path, capsys):
-    pytest.importorskip("prodigyopt")
     arguments = [*quick, "--sparsity", 0.5, "--besa-parity", "--no-verify", "--json"]
     assert compress(llama, tmp_path / "out", *arguments) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,0 +1,125 @@
+"""The config of a folder: what it says, what transformers makes of it, and whether it is of a generator.
+
+transformers' own class reads it first, so that a config it refuses is refused in its words, and what the
+file leaves out is what the class has in its place.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from compressor.errors import InputError
+from compressor.families import FAMILIES, Family
+from compressor.per_layer import open_config
+
+# Ends of the names of classes that predict the next token.
+GENERATORS = ("ForCausalLM", "LMHeadModel")
+# Settings under which a model is something else than a decoder of its own text.
+OTHER_TASKS = {
+    "use_bidirectional_attention": (True, "every token sees those behind it, as in text encoders"),
+    "is_causal": (False, "every token sees those behind it, as in text encoders"),
+    "is_encoder_decoder": (True, "it is a decoder that attends to an encoder"),
+}
+EMBEDDER = "modules.json"  # of sentence-transformers
+
+
+def read_object(file: Path, hint: str = "") -> dict:
+    """A JSON file that holds an object; `hint` ends the sentence where it does not."""
+    ending = f"; {hint}." if hint else "."
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file.parent} has no {file.name}{ending}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no JSON object but {str(found)[:40]}{ending}")
+    return found
+
+
+def check_task(path: Path, config: Mapping) -> None:
+    """Refuse a model that does not predict the next token, whatever its type is."""
+    named = config.get("architectures") or []
+    named = [named] if isinstance(named, str) else named
+    others = [name for name in named if not str(name).endswith(GENERATORS)]
+    if others and len(others) == len(named):
+        family = FAMILIES.get(config.get("model_type"))
+        usual = family.architecture if family else "...ForCausalLM"
+        raise InputError(
+            f"The config of {path} is of a {others[0]} (architectures), and only models that predict "
+            f"the next token ({usual}) are read. Give the language model itself; if this is one all the "
+            "same, name that class in a copy of config.json."
+        )
+    for key, (value, why) in OTHER_TASKS.items():
+        if config.get(key) is value:
+            raise InputError(
+                f"The config of {path} has {key} {json.dumps(value)}: {why}. Only models that predict "
+                "the next token are read; give one of these."
+            )
+    if (path / EMBEDDER).exists():
+        raise InputError(
+            f"{path / EMBEDDER} says that this is a text embedding model of sentence-transformers, and "
+            "only models that predict the next token are read. If it is meant as one all the same, "
+            f"give a copy of the folder without {EMBEDDER}."
+        )
+
+
+def load_config(path: Path, family: Family, written: Mapping, translated: bool):
+    """transformers' config of a folder; InputError with its own message where it refuses it.
+
+    written: what config.json says or, if it is `translated`, what stands for it.
+    """
+    try:
+        return made(written) if translated else open_config(path, family)
+    except Exception as error:  # whatever the class raises, it is the config that it cannot take
+        import transformers
+
+        raise InputError(
+            f"transformers {transformers.__version__} refuses the config of {path}: {in_a_line(error)}"
+            f"{way_out(written, family)}"
+        ) from error
+
+
+def made(written: Mapping):
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**written)
+
+
+def way_out(written: Mapping, family: Family) -> str:
+    """The type that has the same arithmetic, where that takes the config."""
+    biased = written.get("attention_bias") or written.get("mlp_bias")
+    if family.container is None or biased:
+        return ""
+    changes = {
+        "model_type": family.container,
+        "architectures": [FAMILIES[family.container].architecture],
+        **family.container_config,
+    }
+    try:
+        made({**written, **changes})
+    except Exception:  # it does not, either
+        return ""
+    shown = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in changes.items())
+    return f" As {family.container} the same tensors load: write {shown} in a copy of config.json."
+
+
+def in_a_line(error: Exception) -> str:
+    """An exception's own message as one sentence, without that of the validation around it."""
+    while type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"it lacks {text}" if isinstance(error, KeyError) else text
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def settings(family: Family, written: Mapping, loaded: Mapping) -> dict:
+    """The config under standard names (`Family.standard`); what the file does not say, the class does.
+
+    loaded: the values of transformers' config, which has the defaults of its class. What that has under
+    a name of its own is what it computes with, whichever names the file uses.
+    """
+    known = {key: value for key, value in loaded.items() if value is not None}
+    given = {key: value for key, value in written.items() if value is not None}
+    own = {key: known[key] for key in family.spellings.values() if key in known}
+    return family.standard({**known, **given, **own})
