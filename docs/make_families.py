@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from compressor.families import FAMILIES
 from compressor.choices import LAYOUTS
+from compressor.families import FAMILIES
 
 HEAD = """# Model families
 

@@ -7,10 +7,10 @@ from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.choices import default_selection
 from compressor.elimination import eliminate
 from compressor.errors import InputError
 from compressor.methods.statistics import Geometry
-from compressor.choices import default_selection
 from compressor.plan import Target
 from compressor.probing import loss_changes
 from compressor.scores import Scores

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from typer import Option
 
@@ -23,12 +22,7 @@ def generate(
     quiet: flags.Quiet = False,
 ) -> None:
     """Let a model write text to calibrate on, as a whole in memory; it goes to --calibration-also."""
-    from compressor.checkpoint import Checkpoint
-    from compressor.generation import written
-    from compressor.opening import compute_dtype
-    from compressor.progress import Lines
     from compressor.stages.cutting import check_folder
-    from compressor.whole_model import open_whole
 
     check_folder(out)
     if out.suffix != ".jsonl":
@@ -38,6 +32,14 @@ def generate(
     for name, value, least in (("--tokens", tokens, 1), ("--length", length, 2)):
         if value < least:
             raise InputError(f"{name} is {value}; it must be at least {least}.")
+    import torch
+
+    from compressor.checkpoint import Checkpoint
+    from compressor.generation import written
+    from compressor.opening import compute_dtype
+    from compressor.progress import Lines
+    from compressor.whole_model import open_whole
+
     checkpoint = Checkpoint(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = checkpoint.tokenizer()

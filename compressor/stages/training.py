@@ -36,8 +36,8 @@ def recover(
     recovery: Recovery,
 ) -> None:
     """Train a cut checkpoint; with torchrun on several GPUs."""
-    from compressor.progress import Lines
-    from compressor.recovery.alone import recover_folder
+    from compressor.asked import check_counts, check_source
+    from compressor.destination import check_dest
     from compressor.settings import Settings
 
     if recovery.method == "none":
@@ -62,5 +62,12 @@ def recover(
         overwrite=overwrite,
         verify=verify,
     )
+    recovery.check()
+    check_counts(settings)
+    check_source(settings)
+    check_dest(settings)
+    from compressor.progress import Lines
+    from compressor.recovery.alone import recover_folder
+
     if found := recover_folder(settings, source, Lines(quiet)):
         print(json.dumps(found, indent=1))

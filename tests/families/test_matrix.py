@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from compressor.allocation import allocate
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, tokenize
-from compressor.choices import LAYOUTS
 from compressor.checkpoint import Checkpoint
+from compressor.choices import LAYOUTS
 from compressor.errors import InputError
 from compressor.families import FAMILIES
 from compressor.methods import METHODS

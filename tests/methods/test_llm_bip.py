@@ -6,8 +6,8 @@ import torch
 from compressor.blocks import BlockStream, states_of
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.methods import METHODS
 from compressor.methods import BIP_MODES as MODES
+from compressor.methods import METHODS
 from compressor.methods.llm_bip import amplification
 from compressor.methods.statistics import Geometry, only_units
 from compressor.scoring import score
