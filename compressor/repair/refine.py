@@ -41,16 +41,11 @@ from compressor.blocks import BlockStream, states_of
 
 EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
-RATES = (
-    0.02,
-    0.005,
-    0.00125,
-    0.0003,
-)  # how far a step moves, as a share of a tensor's root mean square
+RATES = (0.02, 0.005, 0.00125, 0.0003)  # of a step, as shares of a tensor's root mean square
 TRIAL, TRIAL_STEPS = 1 / 8, 16  # of an epoch, and at least so many steps (or all)
 TRIED = (1, 0.5)  # shares of a trial's way that are judged
 SHARES = (1, 1.4, 0.7, 0.4)  # of the training's
-WORTHWHILE = 0.002  # of the loss
+WORTHWHILE = 0.0005  # of the loss, in a trial: the whole gains several times as much
 WIDTH = 512  # inputs, beyond which steps fall with the root of their number
 WARM_UP = 20  # steps, and at most a quarter of them
 LOGITS_ROWS = 128  # at a time; each of the float32 copies is 16 MB at a vocabulary of 32,000
