@@ -22,7 +22,7 @@ from compressor.settings import (
     DEFAULT_METHOD,
     Settings,
     chosen_grains,
-    open_lattice,
+    open_alignment,
     target_name,
     wanted_results,
 )
@@ -97,7 +97,6 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             "layout all are equal; add --layout per-layer (loads with code of its own) or padded "
             "(zeros, to evaluate it), or leave --allocate out."
         )
-    widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     check_protect(protect, settings.layout)
     if settings.quantization.wanted and settings.layout != "uniform":
@@ -112,6 +111,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
                 "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
                 "--keep-blocks or --target-params."
             )
+        widths = open_alignment(settings, checkpoint, target).lattice
         if ALLOCATIONS[settings.allocate].equal(own.layout == "uniform"):
             check_equal(target, checkpoint, widths, protect)
         chosen = solve(target, checkpoint, widths, protect)

@@ -19,7 +19,7 @@ from compressor.errors import InputError, QualityError
 from compressor.evaluation import perplexity
 from compressor.journal import Journal
 from compressor.opening import open_stream, position_notes, read_texts
-from compressor.planning import measure_cuts, plan_target
+from compressor.planning import facts_of_widths, measure_cuts, plan_target
 from compressor.progress import Lines, Meter
 from compressor.quantization import job as quantization
 from compressor.quantization.report import write_card as write_quantized_card
@@ -40,7 +40,7 @@ from compressor.settings import (
     Settings,
     chosen_grains,
     decisive,
-    open_lattice,
+    open_alignment,
     wanted_results,
 )
 from compressor.sparse.job import run as prune_weights
@@ -55,6 +55,9 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         )
     checkpoint = Checkpoint(settings.source)
     check_before_starting(settings, checkpoint)
+    if settings.cuts and not settings.weights.single:
+        for label, said in facts_of_widths(settings, checkpoint):
+            lines.fact(label, said)
     settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
     dest = settings.dest
     partial = dest.with_name(dest.name + ".partial")
@@ -220,9 +223,10 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
 def score_units(settings, checkpoint, calibration, stream, meter, lines) -> Scores:
     kept_units = None
     if settings.statistics == "pruned":
-        widths = open_lattice(settings, checkpoint)
+        target = settings.targets[0]
+        widths = open_alignment(settings, checkpoint, target).lattice
         protect = protected(settings.protect, checkpoint)
-        kept_units = solve(settings.targets[0], checkpoint, widths, protect)
+        kept_units = solve(target, checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score") as progress:
         scores = score(
             checkpoint,

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
-from compressor.allocation import ALLOCATIONS
+from compressor.allocation import ALLOCATIONS, alignment, protected
+from compressor.allocation.alignment import ANY, Alignment
 from compressor.allocation.curves import FORWARDS
+from compressor.allocation.reach import Reach, reach_of
 from compressor.budget import identity
 from compressor.checkpoint import Checkpoint
 from compressor.families import Family
-from compressor.lattice import Lattice, lattice
+from compressor.lattice import Lattice, Wanted
 from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.methods.hywia import Grains
 from compressor.per_layer import has_uniform
@@ -112,15 +114,34 @@ class Settings:
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
 
 
-def open_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
-    """The widths that the options allow."""
-    return lattice(
-        checkpoint,
-        settings.align,
-        settings.tp,
-        settings.container,
-        settings.quantization.columns,
-    )
+def wanted_widths(settings: Settings) -> Wanted:
+    """What the options say of widths."""
+    return Wanted(settings.align, settings.tp, settings.container, settings.quantization.columns)
+
+
+def open_alignment(settings: Settings, checkpoint: Checkpoint, target: Target) -> Alignment:
+    """The widths that a target may have with the options, and what others would have given."""
+    protect = protected(settings.protect, checkpoint)
+    return alignment(target, checkpoint, wanted_widths(settings), protect, settings.allocate)
+
+
+def open_reach(settings: Settings, checkpoint: Checkpoint) -> Reach:
+    """How small a model can become with the options."""
+    wanted, protect = wanted_widths(settings), protected(settings.protect, checkpoint)
+    finest = wanted.lattice(checkpoint, wanted.multiples(checkpoint.units["ffn"])[-1])
+    return reach_of(checkpoint, finest, protect)
+
+
+def measured_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+    """The widths whose errors are measured once for all targets: the finest that one of them gets.
+
+    Before there is a target, those in which any share between what can be reached and 1, of all
+    parameters or of the blocks, is met within half a point (`alignment.py`, the rule `compared`). A
+    target that then needs finer ones, a bound, gets the finest of these.
+    """
+    targets = settings.targets or [ANY]
+    each = (open_alignment(settings, checkpoint, target).lattice for target in targets)
+    return min(each, key=lambda widths: widths.align)
 
 
 def target_name(target: Target) -> str:

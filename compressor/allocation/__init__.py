@@ -12,13 +12,15 @@ Which units stay is the same in all: the best-scored of each group of each block
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from compressor.allocation.alignment import Alignment, alignment_of
 from compressor.allocation.exact import Widths
 from compressor.allocation.measured import solve_measured
 from compressor.allocation.ranking import solve_globally
+from compressor.allocation.told import described
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.lattice import lattice
+from compressor.lattice import Wanted
 from compressor.plan import Costs, Plan, Target, reached
 from compressor.scores import GROUPS, Scores, best
 
@@ -29,7 +31,7 @@ class Allocation:
 
     alike, unlike: whether it finds widths that are equal in all blocks, and that are not.
     measured: whether it compares measured errors of cuts, and is judged by held-back text.
-    probing: whether it needs the loss of the model with cuts.
+    probing: whether it needs the loss of the model with cuts. rule: of `alignment.py`.
     """
 
     solve: Callable[..., list[Widths]]
@@ -37,6 +39,7 @@ class Allocation:
     unlike: bool = True
     measured: bool = False
     probing: bool = False
+    rule: str = "compared"
 
     def equal(self, alike: bool) -> bool:
         """Whether all blocks get the same widths, if they may (alike) be asked to."""
@@ -44,8 +47,8 @@ class Allocation:
 
 
 ALLOCATIONS = {
-    "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False),
-    "global": Allocation(lambda *given: solve_globally(*given[:-1]), alike=False),
+    "uniform": Allocation(lambda scores, *given: solve(*given[:-1]), unlike=False, rule="solved"),
+    "global": Allocation(lambda *given: solve_globally(*given[:-1]), alike=False, rule="own"),
     "exact": Allocation(solve_measured, measured=True),
     "measured": Allocation(
         lambda *given: solve_measured(*given, in_nats=True), measured=True, probing=True
@@ -78,6 +81,20 @@ def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
         raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
 
 
+def alignment(
+    target: Target,
+    checkpoint: Checkpoint,
+    wanted: Wanted,
+    protect: Sequence[int] = (),
+    how: str = "uniform",
+    scores: Scores | None = None,
+) -> Alignment:
+    """The lattice that a target gets with the allocation `how`, of what was measured of the scores."""
+    landscape = scores and ALLOCATIONS[how].measured and scores.landscape
+    known = landscape.ffn if landscape else None
+    return alignment_of(target, checkpoint, wanted, protect, ALLOCATIONS[how].rule, known)
+
+
 def allocate(
     scores: Scores,
     checkpoint: Checkpoint,
@@ -92,14 +109,19 @@ def allocate(
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each.
 
-    alike: as many in every block; `global` gives every block its own number all the same.
+    align: what FFN widths are multiples of; by default the widest usual multiple that comes near
+    enough to the target. alike: as many units in every block; `global` gives every block its own
+    number all the same.
     """
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    widths = lattice(checkpoint, align, tp, container, columns)
-    chosen = ALLOCATIONS[how].solve(scores, target, checkpoint, widths, protect, alike)
-    return plan_of(scores, checkpoint, target, chosen, how, protect)
+    wanted = Wanted(align, tp, container, columns)
+    given = alignment(target, checkpoint, wanted, protect, how, scores)
+    chosen = ALLOCATIONS[how].solve(scores, target, checkpoint, given.lattice, protect, alike)
+    plan = plan_of(scores, checkpoint, target, chosen, how, protect)
+    plan.about |= described(given)
+    return plan
 
 
 def plan_of(

@@ -132,13 +132,14 @@ def plan(
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
-    from compressor.allocation import ALLOCATIONS, check_allocation, protected
+    from compressor.allocation import ALLOCATIONS, alignment, check_allocation, protected
     from compressor.allocation import allocate as run
+    from compressor.allocation.told import in_words, kernels, width_notes
     from compressor.allocation.uniform import check_equal
     from compressor.checkpoint import Checkpoint
     from compressor.checks import check_protect
     from compressor.containers import choose_container
-    from compressor.lattice import lattice
+    from compressor.lattice import Wanted
     from compressor.plan import Target
     from compressor.scores import Scores
     from compressor.writing import check_layout_name
@@ -159,10 +160,11 @@ def plan(
     alike = layout == "uniform"
     check_allocation(allocate)
     equal = ALLOCATIONS[allocate].equal(alike)
+    whole, wanted = protected(blocks, checkpoint), Wanted(align, tp, container)
+    given = alignment(targets[0], checkpoint, wanted, whole, allocate, loaded)
     if equal:
         check_protect(blocks, layout)
-        steps = lattice(checkpoint, align, tp, container)
-        check_equal(targets[0], checkpoint, steps, protected(blocks, checkpoint))
+        check_equal(targets[0], checkpoint, given.lattice, whole)
     made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
     if equal:
         choose_container(checkpoint, {w["attention"] for w in made.widths()}, container)
@@ -172,6 +174,12 @@ def plan(
         f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
         f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
+    for said in (
+        in_words(given),
+        *kernels([given]),
+        *width_notes(given, checkpoint, made.widths()),
+    ):
+        print(said)
 
 
 def report(
@@ -200,7 +208,7 @@ def report(
     checkpoint = Checkpoint(source or loaded.about["source"])
     blocks = parse_blocks(protect)
     made = run(loaded, checkpoint, Target("keep", keep), align, protect=blocks, how=allocate)
-    draw(out, loaded, made, checkpoint, lattice(checkpoint, align))
+    draw(out, loaded, made, checkpoint, lattice(checkpoint, made.about["align"]))
 
 
 def cut(
