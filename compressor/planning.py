@@ -14,7 +14,7 @@ from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge
 from compressor.allocation.landscape import measure_landscape
 from compressor.allocation.reach import outside_note
-from compressor.allocation.told import described, in_words, kernels
+from compressor.allocation.told import described, in_words, kernels, width_notes
 from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
@@ -41,6 +41,8 @@ def facts_of_widths(settings: Settings, checkpoint: Checkpoint) -> Iterator[tupl
     each = [open_alignment(settings, checkpoint, target) for target in settings.targets]
     for found in each:
         yield "widths", (f"{found.target.flag}: " if len(each) > 1 else "") + in_words(found)
+        for said in width_notes(found, checkpoint):
+            yield "widths", said
     for said in kernels(each):
         yield "widths", said
 

@@ -24,6 +24,7 @@ class Reach:
     parameters: int
     outside: int
     tied: bool  # one matrix is embedding and head
+    align: int  # what FFN widths are multiples of
     keep: float  # of all parameters
     keep_blocks: float  # of the blocks' weights
 
@@ -42,15 +43,16 @@ class Reach:
             counts = f"{self.outside:,} of {self.parameters:,}"
         else:
             counts = f"{self.outside / 1e6:.0f} of {self.parameters / 1e6:.0f} million"
-        whole = "The embedding is" if self.tied else "Embedding and head are"
-        never = "is" if self.tied else "are"
+        what, verb = ("The embedding", "is") if self.tied else ("Embedding and head", "are")
         share = f"{self.outside / self.parameters:.0%}"
-        return f"{whole} {counts} parameters ({share}) and {never} never cut"
+        return f"{what} {verb} {counts} parameters ({share}) and {verb} never cut"
 
-    def range(self) -> str:
+    def reachable(self) -> str:
         """In both units; rounded by less than a result may miss a share by."""
+        steps = f" with FFN widths in multiples of {self.align}" if self.align > 1 else ""
         return (
-            f"{self.keep:.2g} to 1 of all parameters ({self.keep_blocks:.2g} to 1 of the blocks')"
+            f"reachable{steps} are {self.keep:.2g} to 1 of all parameters ({self.keep_blocks:.2g} to 1 "
+            "of the blocks')"
         )
 
     def described(self) -> dict:
@@ -69,7 +71,7 @@ def reach_of(checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = 
     least = costs.size(least_widths(costs, lattice, protect), "params")
     outside = sum(checkpoint.tensors[name].numel for name in checkpoint.outer_tensors())
     shares = (reached(Target(kind, 1), costs, least) for kind in ("keep", "keep-blocks"))
-    return Reach(checkpoint.parameters, outside, checkpoint.tied, *shares)
+    return Reach(checkpoint.parameters, outside, checkpoint.tied, lattice.align, *shares)
 
 
 def least_widths(costs: Costs, lattice: Lattice, protect: Sequence[int] = ()) -> list[dict]:
@@ -84,23 +86,21 @@ def outside_note(reach: Reach, costs: Costs, targets: Sequence[Target] = ()) -> 
     """Where much is outside the blocks: what targets are in the other unit, and what can be reached."""
     if not reach.much or reach.nothing:
         return []
-    said = reach.embedding()
     shares = [
-        f"{target.flag} leaves {in_the_other_unit(target, costs)}"
+        f"{target.flag} is {in_the_other_unit(target, costs)}"
         for target in targets
         if target.measure in ("params", "bytes")
     ]
-    if shares:
-        said += f": {', '.join(shares)}"
-    return [f"{said}; reachable are {reach.range()}."]
+    said = ": ".join(filter(None, (reach.embedding(), ", ".join(shares))))
+    return [f"{said}; {reach.reachable()}."]
 
 
 def in_the_other_unit(target: Target, costs: Costs) -> str:
     """What a share of all parameters, or a bound, is of the blocks' weights, and the other way round."""
     size = aim_of(target, costs)[0] * costs.total["params"] / costs.total[target.measure]
     kind = "keep" if target.kind == "keep-blocks" else "keep-blocks"
-    share = max(0.0, reached(Target(kind, 1), costs, size))
-    return f"{share:.2f} of {SHARES[kind]}"
+    share = reached(Target(kind, 1), costs, size)
+    return f"{share:.2f} of {SHARES[kind]}" if share > 0 else "less than what is outside the blocks"
 
 
 def refusal(
@@ -113,19 +113,15 @@ def refusal(
     """Why a target cannot be reached on a lattice, and what can."""
     size = costs.size(least_widths(costs, lattice, protect), target.measure)
     reach = reach_of(checkpoint, lattice, protect)
-    # Of a table the share says all; parts of its whole are nobody's unit.
-    counted = "" if target.measure == "parts" else f" ({size:,} {target.measure})"
-    said = (
-        f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
-        f"{reached(target, costs, size):,.6g}{counted}"
-    )
+    value = target.number(target.value) if target.hard else f"{target.value:g}"
+    least = f"{size:,} {target.kind}" if target.hard else f"{reached(target, costs, size):.6g}"
+    if target.measure in ("params", "flops") and not target.hard:
+        least += f" ({size:,} {target.measure})"  # of a table the share says all
+    said = f"The target {target.kind} {value} cannot be reached: the smallest possible is {least}"
     if reach.nothing:
         return f"{said}, since nothing can be cut."
-    steps = f" with FFN widths in multiples of {lattice.align}" if lattice.align > 1 else ""
-    said += f". Reachable{steps} are {reach.range()}."
-    if reach.much:
-        said += f" {reach.embedding()}."
-    return said + heads_that_stay(checkpoint, lattice)
+    note = outside_note(reach, costs, [target]) or [f"{reach.reachable().capitalize()}."]
+    return f"{said}. {note[0]}{heads_that_stay(checkpoint, lattice)}"
 
 
 def heads_that_stay(checkpoint: Checkpoint, lattice: Lattice) -> str:
@@ -139,5 +135,5 @@ def heads_that_stay(checkpoint: Checkpoint, lattice: Lattice) -> str:
             f"hidden size / heads channels a head, {alone}"
         )
     if checkpoint.units["attention"] == 1:
-        return f" The heads of a block are one KV group, which goes as a whole or not, {alone}"
+        return f" A block has one KV group, which stays, {alone}"
     return f" With these options no KV group can go, {alone}"

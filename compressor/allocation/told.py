@@ -59,33 +59,45 @@ def points(share: float) -> str:
 
 
 def width_notes(
-    alignment: Alignment, checkpoint: Checkpoint, widths: Sequence[Widths]
+    alignment: Alignment, checkpoint: Checkpoint, widths: Sequence[Widths] | None = None
 ) -> list[str]:
-    """Of the widths of a result, sentences where their multiple is narrower than the usual ones, and
-    where the target is missed by more than half a point.
+    """Sentences where the multiple is narrower than the usual ones, and where a result of these widths
+    misses the target; without widths, of what is known before there are any.
     """
-    target, notes = alignment.target, []
-    if alignment.wanted.align is None and alignment.align % MULTIPLES[-1]:
-        usual = alignment.narrowest
-        notes.append(
-            f"FFN widths are multiples of {alignment.align}, which kernels are not made for: "
-            + (
-                f"multiples of {usual.align} would give {comes_to(alignment, usual)}. --align "
-                f"{usual.align} takes them all the same."
-                if usual
-                else "a block has not even 8 channels."
-            )
-        )
-    costs = Costs.of(checkpoint, target.budget)
-    size = costs.size(widths, target.measure)
-    miss = miss_of(target, costs, size)
-    if abs(miss) > CLOSE:
-        side = "above" if miss > 0 else "below"
-        notes.append(
-            f"What stays is {target.in_words(reached(target, costs, size))}, {points(abs(miss))} "
-            f"{side} {target.flag}: {what_comes_nearer(alignment, checkpoint)}."
-        )
-    return notes
+    target, taken = alignment.target, alignment.taken
+    size, miss = taken.reached, taken.miss
+    if widths is not None:
+        costs = Costs.of(checkpoint, target.budget)
+        counted = costs.size(widths, target.measure)
+        size, miss = reached(target, costs, counted), miss_of(target, costs, counted)
+    return narrow(alignment) + missed(alignment, checkpoint, size, miss)
+
+
+def narrow(alignment: Alignment) -> list[str]:
+    """A sentence where nobody asked for a multiple that no kernel is made for."""
+    if alignment.wanted.align is not None or alignment.align % MULTIPLES[-1] == 0:
+        return []
+    said = f"FFN widths are multiples of {alignment.align}, which kernels are not made for: "
+    usual = alignment.narrowest
+    if usual is None:
+        return [f"{said}a block has not even {MULTIPLES[-1]} channels."]
+    would = comes_to(alignment, usual)
+    return [
+        f"{said}multiples of {usual.align} would give {would}; --align {usual.align} takes them."
+    ]
+
+
+def missed(
+    alignment: Alignment, checkpoint: Checkpoint, size: float | None, miss: float | None
+) -> list[str]:
+    """A sentence where a size, in the target's unit, is more than half a point from it."""
+    if miss is None or abs(miss) <= CLOSE:
+        return []
+    side = "above" if miss > 0 else "below"
+    return [
+        f"What stays is {alignment.target.in_words(size)}, {points(abs(miss))} {side} "
+        f"{alignment.target.flag}: {what_comes_nearer(alignment, checkpoint)}."
+    ]
 
 
 def what_comes_nearer(alignment: Alignment, checkpoint: Checkpoint) -> str:
