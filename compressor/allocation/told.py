@@ -116,4 +116,4 @@ def what_comes_nearer(alignment: Alignment, checkpoint: Checkpoint) -> str:
         return f"--tp {wanted.tp} shares FFN channels in multiples of {wanted.least}"
     if wanted.columns > 1:
         return f"--quantize-group {wanted.columns} takes them in groups"
-    return "no other width comes nearer"
+    return "no other width comes nearer" if free.rule == "solved" else "steps are no finer"

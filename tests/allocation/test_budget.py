@@ -86,9 +86,11 @@ def test_plans_come_as_near_to_a_share_as_a_step_allows(llama, tmp_path, how, ki
         whole = costs.total[target.measure]
         part = whole if kind == "keep" else costs.movable(target.measure)
         assert reached[-1] == pytest.approx(1 - (whole - size) / part)
-        prices = costs.prices[target.measure]["ffn"]
-        channel = max(wide - narrow for narrow, wide in pairwise(prices[1:])) / part
-        step = channel * (checkpoint.blocks if how == "uniform" else plan.about["align"])
+        # Where all channels stay, single KV groups are the steps that are left.
+        all_stay = all(w["ffn"] == checkpoint.units["ffn"] for w in plan.widths())
+        prices = costs.prices[target.measure]["attention" if all_stay else "ffn"]
+        step = max(wide - narrow for narrow, wide in pairwise(prices[1:])) / part
+        step *= checkpoint.blocks if how == "uniform" else 1
         assert abs(reached[-1] - share) <= max(CLOSE, step / 2)
     assert reached == sorted(reached)
     assert reached[-1] > 0.75
