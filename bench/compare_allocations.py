@@ -24,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.allocation import allocate, plan_of
+from compressor.allocation import alignment, allocate, plan_of
+from compressor.allocation.alignment import ANY
 from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge, loss_after
 from compressor.allocation.landscape import measure_landscape
@@ -32,7 +33,7 @@ from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet, describe, tokenize
 from compressor.checkpoint import Checkpoint
-from compressor.lattice import lattice
+from compressor.lattice import Wanted
 from compressor.plan import Costs, Plan, Target
 from compressor.scores import Scores
 from compressor.scoring import score
@@ -47,15 +48,18 @@ def named(tokens: TokenSet) -> dict:
 
 
 def plans_of(scores: Scores, checkpoint: Checkpoint, target: Target) -> dict[str, Plan]:
+    steps = alignment(target, checkpoint, Wanted(), how="exact", scores=scores).lattice
     plans = {
-        how: allocate(scores, checkpoint, target, how=how) for how in ("besa", "exact", "uniform")
+        how: allocate(scores, checkpoint, target, steps.align, how=how)
+        for how in ("besa", "exact", "uniform")
     }
-    for split in constant_splits(target, checkpoint, lattice(checkpoint)):
+    for split in constant_splits(target, checkpoint, steps):
         widths = everywhere(split, checkpoint, [])
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, widths, "uniform", [])
     for how in ("besa", "exact"):
-        plans[f"{how}, own"] = allocate(scores, checkpoint, target, how=how, alike=False)
+        own = allocate(scores, checkpoint, target, steps.align, how=how, alike=False)
+        plans[f"{how}, own"] = own
     return plans
 
 
@@ -73,7 +77,7 @@ def measured_scores(
             scores.blocks,
             stream,
             fitted,
-            lattice(checkpoint),
+            alignment(ANY, checkpoint, Wanted(), how="exact").lattice,
             repair,
             None if learned else learning,
         )

@@ -3,6 +3,7 @@
 from compressor.allocation import protected
 from compressor.allocation.besa import check_activation
 from compressor.allocation.landscape import check_family
+from compressor.allocation.options import open_alignment
 from compressor.allocation.uniform import check_equal, solve
 from compressor.asked import check_asked
 from compressor.checkpoint import Checkpoint
@@ -14,7 +15,7 @@ from compressor.per_layer import has_uniform
 from compressor.plan import Costs
 from compressor.recovery.precision import check_memory
 from compressor.repair import check_repair
-from compressor.settings import Settings, open_lattice, wanted_results
+from compressor.settings import Settings, wanted_results
 from compressor.shards import check_space
 from compressor.sparse.settings import check_weights
 from compressor.writing import check_built, no_uniform
@@ -53,10 +54,10 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
     if settings.layout == "uniform" and not has_uniform(checkpoint.family):
         raise InputError(no_uniform(checkpoint.family))
     check_own_widths(settings, checkpoint)
-    widths = open_lattice(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
     needed = largest = 0
     for _, target, own in wanted_results(settings, checkpoint.family):
+        widths = open_alignment(own, checkpoint, target).lattice
         if ALLOCATIONS[settings.allocate].equal(own.layout == "uniform"):
             check_equal(target, checkpoint, widths, protect)
         chosen = solve(target, checkpoint, widths, protect)

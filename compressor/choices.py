@@ -24,13 +24,14 @@ class Allocation:
 
     alike, unlike: whether it finds widths that are equal in all blocks, and that are not.
     measured: whether it compares measured errors of cuts, and is judged by held-back text.
-    probing: whether it needs the loss of the model with cuts.
+    probing: whether it needs the loss of the model with cuts. rule: of `allocation/alignment.py`.
     """
 
     alike: bool = True
     unlike: bool = True
     measured: bool = False
     probing: bool = False
+    rule: str = "compared"
 
     def equal(self, alike: bool) -> bool:
         """Whether all blocks get the same widths, if they may (alike) be asked to."""
@@ -38,8 +39,8 @@ class Allocation:
 
 
 ALLOCATIONS = {
-    "uniform": Allocation(unlike=False),
-    "global": Allocation(alike=False),
+    "uniform": Allocation(unlike=False, rule="solved"),
+    "global": Allocation(alike=False, rule="own"),
     "exact": Allocation(measured=True),
     "measured": Allocation(measured=True, probing=True),
     "besa": Allocation(measured=True),

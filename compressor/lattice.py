@@ -8,7 +8,13 @@ from compressor.checkpoint import Checkpoint
 from compressor.containers import takes
 from compressor.errors import InputError
 
-WIDE, ALIGN_WIDE = 2048, 128
+# Usual multiples of FFN channels: which of them a target gets, `allocation/alignment.py` says. What
+# kernels and formats want: tensor cores read bf16 best in lines of 64; Marlin's 4-bit kernels take 128
+# input channels and 64 output channels; FP8 blocks are 128 x 128; GGUF's k-quants are rows of 256.
+MULTIPLES = (256, 128, 64, 32, 16, 8)
+FINER = (4, 2, 1)  # which no kernel wants, where those come too far from a target
+SHARED = 128  # of the part that each of several devices has
+CHOICE = 16  # widths to choose from, where no target says how fine they must be
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,11 @@ class Lattice:
 
     ffn: list[int]
     attention: list[int]
+
+    @property
+    def align(self) -> int:
+        """What all FFN widths but the whole one are multiples of."""
+        return self.ffn[0]
 
     def of_block(self, units: Mapping[str, int]) -> dict[str, list[int]]:
         """The widths of each group of a block that has so many units."""
@@ -31,14 +42,35 @@ def up_to(widths: Sequence[int], units: int) -> list[int]:
     return [*(width for width in widths if width < units), units]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the options say of widths, as `lattice` takes it."""
+
+    align: int | None = None
+    tp: int = 1
+    container: str = "auto"
+    columns: int = 1
+    served: bool = True
+
+    @property
+    def least(self) -> int:
+        """What FFN widths are a multiple of whatever the target is, --align apart."""
+        return math.lcm(self.columns, SHARED * self.tp if self.tp > 1 else 1)
+
+    def multiples(self, width: int) -> list[int]:
+        """The multiples to choose from up to a width, the widest first; with --align that alone."""
+        if self.align is not None:
+            return [self.align]
+        each = dict.fromkeys(math.lcm(m, self.least) for m in (*MULTIPLES, *FINER))
+        return [m for m in each if m <= width] or [self.least]
+
+    def lattice(self, checkpoint: Checkpoint, align: int) -> Lattice:
+        return lattice(checkpoint, align, self.tp, self.container, self.columns, self.served)
+
+
 def default_align(width: int) -> int:
-    """128 for real models; for small ones the largest power of two that divides, up to width/16."""
-    if width >= WIDE:
-        return ALIGN_WIDE
-    align = 4
-    while align * 2 <= width // 16 and width % (align * 2) == 0:
-        align *= 2
-    return align
+    """The widest usual multiple that leaves widths enough to choose from."""
+    return next((m for m in (*MULTIPLES, *FINER) if width // m >= CHOICE), 1)
 
 
 def lattice(
@@ -51,15 +83,16 @@ def lattice(
 ) -> Lattice:
     """Widths of the uniform layout that the container can express and `tp` devices can share.
 
-    columns: what the input channels of every projection are to be a multiple of. served: whether vLLM
-    is to load what is written, as it does the uniform layout.
+    align: what FFN widths are multiples of, by default `default_align`. columns: what the input
+    channels of every projection are to be a multiple of. served: whether vLLM is to load what is
+    written, as it does the uniform layout.
     """
     width = checkpoint.units["ffn"]
     if (align is not None and align < 1) or tp < 1:
         raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
     step = align or default_align(width)
     if tp > 1:
-        step = math.lcm(step, ALIGN_WIDE * tp)
+        step = math.lcm(step, SHARED * tp)
     step = math.lcm(step, columns)
     rep = checkpoint.queries_per_group
     refused = (

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.allocation import protected
+from compressor.allocation.options import open_alignment
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
 from compressor.checks import check_before_starting
@@ -20,7 +21,7 @@ from compressor.journal import count_blocks
 from compressor.judging import Judge
 from compressor.keeping import SCORES, keeping, open_work
 from compressor.opening import open_stream, read_texts, reading_notes
-from compressor.planning import measure_cuts, plan_target
+from compressor.planning import facts_of_widths, measure_cuts, plan_target
 from compressor.progress import Lines, Meter
 from compressor.quantization import job as quantization
 from compressor.quantization.report import write_card as write_quantized_card
@@ -41,7 +42,6 @@ from compressor.settings import (
     Settings,
     chosen_grains,
     decisive,
-    open_lattice,
     wanted_results,
 )
 from compressor.sparse.job import run as prune_weights
@@ -56,6 +56,9 @@ def compress(settings: Settings, lines: Lines) -> list[dict]:
         )
     checkpoint = Checkpoint(settings.source)
     check_before_starting(settings, checkpoint)
+    if settings.cuts and not settings.weights.single:
+        for label, said in facts_of_widths(settings, checkpoint):
+            lines.fact(label, said)
     settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
     dest = settings.dest
     partial = dest.with_name(dest.name + ".partial")
@@ -208,9 +211,10 @@ def rate(settings, checkpoint, calibration, stream, meter, lines, saved: Path) -
     """The scores of the method alone; finished blocks are kept in a folder."""
     kept_units = None
     if settings.statistics == "pruned":
-        widths = open_lattice(settings, checkpoint)
+        target = settings.targets[0]
+        widths = open_alignment(settings, checkpoint, target).lattice
         protect = protected(settings.protect, checkpoint)
-        kept_units = solve(settings.targets[0], checkpoint, widths, protect)
+        kept_units = solve(target, checkpoint, widths, protect)
     with meter.stage("score"), lines.stage("score", count_blocks(saved)) as progress:
         return score(
             checkpoint,

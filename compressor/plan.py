@@ -12,12 +12,15 @@ from compressor.groups import GROUPS
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.checkpoint import Checkpoint
 
+CLOSE = 0.005  # half a point: as near a result comes to its target wherever widths can
+
 
 @dataclass(frozen=True)
 class Target:
     """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit.
 
     budget: what keep and keep-blocks are shares of: params, flops, or the path of a table of costs.
+    A share is come near to, from below or above; params and bytes are bounds, never exceeded.
     """
 
     kind: str
@@ -37,6 +40,31 @@ class Target:
         if self.kind in ("params", "bytes"):
             return self.kind
         return self.budget if self.budget in ("params", "flops") else "parts"
+
+    @property
+    def hard(self) -> bool:
+        """Whether nothing above it will do."""
+        return self.kind in ("params", "bytes")
+
+    @property
+    def flag(self) -> str:
+        """As the command line has it: `--keep 0.8`."""
+        option = f"target-{self.kind}" if self.hard else self.kind
+        return f"--{option} {self.value:{',.0f' if self.hard else 'g'}}"
+
+    def number(self, value: float) -> str:
+        return f"{value:,.0f}" if self.hard else f"{value:.4f}"
+
+    def in_words(self, value: float) -> str:
+        """A value in this target's unit: `0.8011 of all parameters`."""
+        if self.hard:
+            return f"{self.number(value)} {'bytes' if self.kind == 'bytes' else 'parameters'}"
+        every, blocks = {
+            "params": ("all parameters", "the blocks' weights"),
+            "flops": ("all FLOPs", "the blocks' FLOPs"),
+            "parts": ("all costs", "the blocks' costs"),
+        }[self.measure]
+        return f"{self.number(value)} of {blocks if self.kind == 'keep-blocks' else every}"
 
 
 @dataclass
@@ -159,23 +187,43 @@ class Costs:
         return self.total[measure] - self.rest[measure]
 
 
-def limit_of(target: Target, costs: Costs) -> tuple[float, int]:
-    """The largest allowed size and the present size, in the target's measure."""
-    if target.kind in ("keep", "keep-blocks") and not 0 < target.value < 1:
+def aim_of(target: Target, costs: Costs) -> tuple[float, int]:
+    """The size that is asked for and the present size, in the target's measure."""
+    if not target.hard and not 0 < target.value < 1:
         raise InputError(f"--{target.kind} must lie between 0 and 1, not {target.value:g}.")
     whole = costs.total[target.measure]
     if target.kind == "keep":
-        limit = target.value * whole
+        aim = target.value * whole
     elif target.kind == "keep-blocks":
-        limit = whole - (1 - target.value) * costs.movable(target.measure)
+        aim = whole - (1 - target.value) * costs.movable(target.measure)
     else:
-        limit = target.value - costs.added[target.kind]
+        aim = target.value - costs.added[target.kind]
         if not 0 < target.value < whole:
             raise InputError(
                 f"--target-{target.kind} is {target.value:,.0f}, but must lie between 0 and the model's "
                 f"{whole:,}."
             )
-    return limit, whole
+    return aim, whole
+
+
+def unit_of(target: Target, costs: Costs) -> int:
+    """What a size is a share of where it is held against the target, in its measure."""
+    if target.kind == "keep-blocks":
+        return costs.movable(target.measure)
+    return costs.total[target.measure]
+
+
+def miss_of(target: Target, costs: Costs, size: float) -> float:
+    """By what share of its unit a size is above the target; negative where it is below."""
+    return (size - aim_of(target, costs)[0]) / unit_of(target, costs)
+
+
+def meets(target: Target, costs: Costs, size: float) -> bool:
+    """Whether a model of this size may be the result: cut, and no more than half a point above a share,
+    nor above a bound at all.
+    """
+    aim, whole = aim_of(target, costs)
+    return size < whole and size <= aim + (0 if target.hard else CLOSE * unit_of(target, costs))
 
 
 def reached(target: Target, costs: Costs, size: int) -> float:

@@ -5,6 +5,7 @@ the held-back losses, one after the other.
 """
 
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from compressor.allocation import protected as protected_blocks
 from compressor.allocation.besa import learn_block
 from compressor.allocation.guard import held_back, judge
 from compressor.allocation.landscape import measure_landscape
+from compressor.allocation.options import measured_lattice, open_alignment, open_reach
+from compressor.allocation.reach import outside_note
+from compressor.allocation.told import described, in_words, kernels, width_notes
 from compressor.allocation.uniform import constant_splits, everywhere
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
@@ -20,10 +24,25 @@ from compressor.checkpoint import Checkpoint
 from compressor.choices import ALLOCATIONS
 from compressor.journal import Journal, count_blocks
 from compressor.keeping import SCORES
-from compressor.plan import Costs, Plan, Target
+from compressor.plan import CLOSE, Costs, Plan, Target, miss_of
 from compressor.repair import closed_form
 from compressor.scores import Scores
-from compressor.settings import Settings, open_lattice, target_name
+from compressor.settings import Settings, target_name
+
+
+def facts_of_widths(settings: Settings, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """What is known of the result's size before the work begins, from headers alone: label, sentence."""
+    for said in outside_note(
+        open_reach(settings, checkpoint), Costs.of(checkpoint), settings.targets
+    ):
+        yield "embedding", said
+    each = [open_alignment(settings, checkpoint, target) for target in settings.targets]
+    for found in each:
+        yield "widths", (f"{found.target.flag}: " if len(each) > 1 else "") + in_words(found)
+        for said in width_notes(found, checkpoint):
+            yield "widths", said
+    for said in kernels(each):
+        yield "widths", said
 
 
 def measure_cuts(
@@ -40,7 +59,7 @@ def measure_cuts(
     """
     if not ALLOCATIONS[settings.allocate].measured or scores.landscape is not None:
         return
-    widths = open_lattice(settings, stream.checkpoint)
+    widths = measured_lattice(settings, stream.checkpoint)
     fitted, _ = held_back(calibration)
     learning = None
     if settings.allocate == "besa":
@@ -87,21 +106,23 @@ def plan_target(
     token), which one was taken, and on how much text.
     """
     how, alike = settings.allocate, settings.layout == "uniform"
-    given = (settings.align, settings.tp, settings.protect, settings.container)
+    widths = open_alignment(settings, checkpoint, target)
+    given = (widths.align, settings.tp, settings.protect, settings.container)
     columns = settings.quantization.columns
     plan = allocate(scores, checkpoint, target, *given, how, alike, columns)
+    plan.about |= described(widths)
     if not ALLOCATIONS[how].measured:
         return plan
-    widths = open_lattice(settings, checkpoint)
     protect = protected_blocks(settings.protect, checkpoint)
     plans = {how: plan}
     for other in ("exact", "uniform"):
         if other not in plans:
             plans[other] = allocate(scores, checkpoint, target, *given, other, alike, columns)
-    for split in constant_splits(target, checkpoint, widths, protect):
+    for split in constant_splits(target, checkpoint, widths.lattice, protect):
         same = everywhere(split, checkpoint, protect)
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, same, how, protect)
+    plans = about_as_large(plans, how, target, checkpoint)
     shared = f"{target_name(target)} held back"
     entry = shared if alike else f"{shared}, own widths"
     # Of the uniform layout of the same job all is known but what differs with widths of their own.
@@ -122,6 +143,7 @@ def plan_target(
     _, judged = held_back(calibration)
     plans[taken].about |= {
         "allocate": how,
+        **described(widths),
         "held_back": {
             "taken": taken,
             "rows": [
@@ -138,6 +160,20 @@ def plan_target(
         },
     }
     return plans[taken]
+
+
+def about_as_large(
+    plans: dict[str, Plan], how: str, target: Target, checkpoint: Checkpoint
+) -> dict[str, Plan]:
+    """The plans that are fairly compared with that of `how`, since a larger one would win for nothing:
+    those no farther from the target than half a point, or than that one is.
+    """
+    costs = Costs.of(checkpoint, target.budget)
+    misses = {
+        name: abs(miss_of(target, costs, costs.size(plan.widths(), target.measure)))
+        for name, plan in plans.items()
+    }
+    return {n: plan for n, plan in plans.items() if misses[n] <= max(CLOSE, misses[how])}
 
 
 def comparison_note(plan: Plan) -> list[str]:

@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 
 from compressor import __version__
+from compressor.allocation.options import open_alignment, open_reach, wanted_widths
+from compressor.allocation.reach import outside_note
+from compressor.allocation.told import width_notes
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
@@ -22,13 +25,13 @@ from compressor.keeping import keeping, open_work
 from compressor.memory import trim_heap
 from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.per_layer import code_of
-from compressor.plan import Plan
+from compressor.plan import Costs, Plan
 from compressor.planning import comparison_note
 from compressor.progress import Lines, Meter
 from compressor.repair import check_repair
 from compressor.repair.streaming import Repair
 from compressor.report import versions, write_card, write_record
-from compressor.settings import Settings, decisive, open_lattice
+from compressor.settings import Settings, decisive
 from compressor.shards import publish
 from compressor.side_files import left_behind
 from compressor.verify import verify
@@ -60,6 +63,7 @@ def cut_one(
     """Write one result, verify it and measure it; what to say of it and its compression.json."""
     layout = layout_of(plan, settings.layout, checkpoint.family)
     kept = count_blocks(repair.saved) if repair else 0
+    reach = open_reach(settings, checkpoint)
     with meter.stage("write"), lines.stage("repair" if repair else "write", kept) as progress:
         container = write(
             checkpoint,
@@ -87,6 +91,8 @@ def cut_one(
         "budget_reached": plan.about["budget_reached"],
         "keep_reached": plan.about["keep_reached"],
         "keep_blocks_reached": plan.about["keep_blocks_reached"],
+        "align": plan.about["align"],
+        "align_wider": plan.about["align_wider"],
         "parameters_before": checkpoint.parameters,
         "bytes_before": checkpoint.bytes,
         "perplexity_before": before and before["perplexity"],
@@ -95,7 +101,10 @@ def cut_one(
         "seed": settings.seed,
         "recovery": None,
         "quantization": None,
+        "outside_blocks": reach.described(),
         "warnings": left_behind(checkpoint)
+        + outside_note(reach, Costs.of(checkpoint), [target])
+        + width_notes(open_alignment(settings, checkpoint, target), checkpoint, plan.widths())
         + comparison_note(plan)
         + (repair.warnings if repair else []),
         "verified": "no",
@@ -123,7 +132,7 @@ def cut_one(
     result["warnings"] += container_notes(checkpoint, written, layout)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
-        widths = open_lattice(settings, checkpoint)
+        widths = wanted_widths(settings).lattice(checkpoint, plan.about["align"])
         try:
             draw(folder / PICTURE, scores, plan, checkpoint, widths)
         except MachineError as missing:
@@ -142,7 +151,7 @@ def conclude(settings, folder: Path, result: dict, record: dict, write_card=writ
     kept = ("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after")
     perplexities = ("perplexity_before", "perplexity_pruned", "perplexity_after")
     perplexities += ("perplexity_unquantized", "kl", "agreement")
-    names = (*kept, *perplexities, "verified")
+    names = (*kept, "align", "align_wider", "outside_blocks", *perplexities, "verified")
     record |= {name: result[name] for name in names if name in result}
     write_record(folder, record)
     write_card(folder, result, record)

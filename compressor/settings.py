@@ -17,7 +17,6 @@ from compressor.sparse.settings import Weights
 if TYPE_CHECKING:  # options are judged before torch is imported, which takes seconds
     from compressor.checkpoint import Checkpoint
     from compressor.families import Family
-    from compressor.lattice import Lattice
 
 DEFAULT_CALIBRATION = "stdlib"
 
@@ -110,20 +109,6 @@ class Settings:
             if ALLOCATIONS[self.allocate].probing:
                 states += 2 * FORWARDS  # cuts pass half of the blocks, and all are kept
         return states if METHODS[self.method].observe is None else max(states, blocks + 3)
-
-
-def open_lattice(settings: Settings, checkpoint: "Checkpoint") -> "Lattice":
-    """The widths that the options allow."""
-    from compressor.lattice import lattice
-
-    return lattice(
-        checkpoint,
-        settings.align,
-        settings.tp,
-        settings.container,
-        settings.quantization.columns,
-        settings.layout in ("uniform", "all"),
-    )
 
 
 def target_name(target: Target) -> str:

@@ -10,6 +10,7 @@ from jobs import compress, said, stage
 
 from compressor.checkpoint import Checkpoint
 from compressor.methods import METHODS
+from compressor.plan import CLOSE
 from compressor.repair import KINDS
 from compressor.scores import Scores
 from compressor.tensors import SINGLE
@@ -18,7 +19,7 @@ JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",
     "keep_reached", "keep_blocks_reached", "parameters_before", "parameters_after", "bytes_before",
     "bytes_after", "perplexity_before", "perplexity_after", "seconds", "peak_rss_bytes",
-    "peak_gpu_bytes", "seed", "warnings",
+    "peak_gpu_bytes", "seed", "warnings", "align", "align_wider", "outside_blocks",
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert code == 0
     assert found.keys() >= JSON_KEYS
-    assert 0.6 < found["keep_reached"] <= 0.7
+    assert found["keep_reached"] == pytest.approx(0.7, abs=CLOSE)
     assert found["parameters_after"] == Checkpoint(dest).parameters
     assert found["perplexity_before"] > 1 and found["perplexity_after"] > 1
     assert found["peak_rss_bytes"] > 10**8
@@ -196,7 +197,9 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     whole = [*options, "--layout", "padded", "--keep", 0.7, "--method", "hywia", *quick[:-1]]
     assert compress(llama, tmp_path / "whole", *whole, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["allocate"] == "global" and found["keep_reached"] <= 0.7
+    assert found["allocate"] == "global"
+    step = 2 * 3 * 32 / found["parameters_before"]  # two channels in one block
+    assert found["keep_reached"] == pytest.approx(0.7, abs=step / 2)
     assert found["verified"].startswith("logits within")
     record = json.loads((tmp_path / "whole" / "compression.json").read_text())
     widths = [len(block["ffn"]) for block in record["plan"]["blocks"]]

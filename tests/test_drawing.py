@@ -52,7 +52,7 @@ def planned(scores: Scores, llama, how: str = "global", **options) -> tuple:
     """The arguments of a drawing: scores, plan, checkpoint, lattice."""
     checkpoint = Checkpoint(llama)
     plan = allocate(scores, checkpoint, Target("keep-blocks", 0.6), how=how, **options)
-    return scores, plan, checkpoint, lattice(checkpoint)
+    return scores, plan, checkpoint, lattice(checkpoint, plan.about["align"])
 
 
 def test_shares_of_what_stays():
@@ -95,13 +95,13 @@ def test_sparsities_average_to_what_was_reached(fused, llama, how):
 
 @pytest.mark.parametrize("how", ["uniform", "global"])
 def test_sparsity_by_each_part_is_that_of_a_global_plan(fused, llama, how):
-    arguments = planned(fused, llama, how, protect=[-1])
+    arguments = planned(fused, llama, how, align=4, protect=[-1])
     _, plan, checkpoint, _ = arguments
     found = ranked_sparsity(*arguments)
     assert found.keys() == {"coarse", "fine", "fused"}
     for name in found:
         blocks = fused.parts.get(name, fused.blocks)
-        alone = planned(Scores(blocks), llama, protect=[-1])[1]
+        alone = planned(Scores(blocks), llama, align=4, protect=[-1])[1]
         expected = block_sparsity(alone.widths(), checkpoint.block_units, Costs.of(checkpoint))
         assert found[name].tolist() == expected.tolist()
         assert found[name][-1] == 0
@@ -171,7 +171,8 @@ def no_matplotlib(monkeypatch):
 
 
 def compressed(llama, dest) -> int:
-    options = ["--method", "random", "--keep", 0.9, "--no-verify", "--json", "--length", 64]
+    options = ["--method", "random", "--keep", 0.9, "--align", 1, "--no-verify", "--json"]
+    options += ["--length", 64]
     return compress(llama, dest, *options)
 
 

@@ -13,6 +13,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.estimate import estimate
 from compressor.methods import METHODS
 from compressor.per_layer import CODE
+from compressor.plan import Costs
 from compressor.scoring import score
 from compressor.tensors import SINGLE
 from compressor.texts import read_text
@@ -106,7 +107,10 @@ def test_it_is_cut_again(unequal, quick, tmp_path, capsys, monkeypatch, how):
     assert compress(unequal, dest, *asked, "--no-verify", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert verify_here(dest, unequal)["logits_difference"] <= 1e-3
-    assert found["keep_reached"] <= keep
+    # A step of 4 channels in one block, or in all, is more than a point.
+    step = 4 * Costs.of(Checkpoint(unequal)).unit["ffn"]["params"] / found["parameters_before"]
+    step *= 1 if "--layout" in CUTS[how] else 3
+    assert abs(found["keep_reached"] - keep) <= step / 2
     checkpoint, before = Checkpoint(dest), Checkpoint(unequal).block_units
     if how != "protected":
         assert checkpoint.parameters == round(

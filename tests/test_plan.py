@@ -9,13 +9,14 @@ from compressor.checkpoint import Checkpoint
 from compressor.cut import cut_block
 from compressor.errors import InputError
 from compressor.lattice import default_align, lattice
-from compressor.plan import Costs, Plan, Target
+from compressor.plan import CLOSE, Costs, Plan, Target
 from compressor.scores import Scores, best
 from compressor.scoring import score
 
 
 @pytest.mark.parametrize(
-    ("width", "align"), [(11008, 128), (5632, 128), (2048, 128), (768, 32), (172, 4), (352, 16)]
+    ("width", "align"),
+    [(11008, 256), (5632, 256), (2048, 128), (768, 32), (352, 16), (172, 8), (48, 2), (15, 1)],
 )
 def test_default_align(width, align):
     assert default_align(width) == align
@@ -23,7 +24,7 @@ def test_default_align(width, align):
 
 @pytest.mark.parametrize("kind", ["keep", "keep-blocks", "params", "bytes"])
 @pytest.mark.parametrize("share", [0.9, 0.75, 0.5])
-def test_largest_size_not_above_the_target(any_family, kind, share):
+def test_nearest_size_and_never_above_a_bound(any_family, kind, share):
     checkpoint = Checkpoint(any_family)
     whole = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}.get(kind, 1)
     target = Target(kind, share * whole)
@@ -35,22 +36,31 @@ def test_largest_size_not_above_the_target(any_family, kind, share):
         for tensor in cut_block(checkpoint.read_block(b), checkpoint, plan.blocks[b]).values()
     ) + sum(t.numel for n, t in checkpoint.tensors.items() if n in outer)
     assert counted == plan.about["parameters"]
-    reached = {
-        "keep": plan.about["keep_reached"],
-        "keep-blocks": plan.about["keep_blocks_reached"],
-        "params": counted,
-        "bytes": plan.about["bytes"],
-    }[kind]
-    assert reached <= target.value
-    costs, step = Costs.of(checkpoint), default_align(checkpoint.units["ffn"])
-    one_more = [{**width, "ffn": width["ffn"] + step}] * checkpoint.blocks
-    if width["ffn"] < checkpoint.units["ffn"]:
-        measure = "bytes" if kind == "bytes" else "params"
-        limit = {
-            "keep": share * checkpoint.parameters,
-            "keep-blocks": checkpoint.parameters - (1 - share) * costs.prunable,
-        }.get(kind, target.value)
-        assert costs.size(one_more, measure) > limit
+    costs = Costs.of(checkpoint)
+
+    def miss(channels: int) -> float:
+        """By how much of the unit the size with so many channels is above the target."""
+        widths = [{**width, "ffn": channels}] * checkpoint.blocks
+        if kind == "bytes":
+            return costs.size(widths, "bytes") / whole - share
+        size = costs.size(widths, "params")
+        if kind == "keep-blocks":
+            return 1 - (checkpoint.parameters - size) / costs.prunable - share
+        return size / checkpoint.parameters - share
+
+    found, steps = miss(width["ffn"]), lattice(checkpoint, plan.about["align"]).ffn
+    reached = {"keep": "keep_reached", "keep-blocks": "keep_blocks_reached"}.get(kind)
+    if reached is not None:
+        assert plan.about[reached] == pytest.approx(share + found)
+    at = steps.index(width["ffn"])
+    if target.hard:
+        assert found <= 0 and all(miss(wider) > 0 for wider in steps[at + 1 :])
+    else:
+        beside = steps[max(0, at - 1) : at + 2]
+        assert all(abs(found) <= abs(miss(channels)) for channels in beside)
+    # Half a point, or half of what one channel in every block is.
+    channel = found - miss(width["ffn"] - 1)
+    assert abs(found) <= max(CLOSE, channel if target.hard else channel / 2)
 
 
 def test_a_plan_is_for_blocks_of_its_widths(llama, make_checkpoint, tmp_path):
@@ -67,10 +77,17 @@ def test_unreachable_target_names_the_smallest(llama):
     with pytest.raises(InputError, match=r"smallest possible is (0\.\d+)") as caught:
         solve(Target("keep", 0.05), checkpoint, lattice(checkpoint))
     smallest = float(str(caught.value).split("smallest possible is ")[1].split()[0])
-    assert solve(Target("keep", smallest + 1e-4), checkpoint, lattice(checkpoint))[0] == {
-        "attention": 1,
-        "ffn": 4,
+    least = {
+        group: widths[0] for group, widths in lattice(checkpoint).of_block(checkpoint.units).items()
     }
+    for near in (1e-4, -CLOSE + 1e-4):
+        found = solve(Target("keep", smallest + near), checkpoint, lattice(checkpoint))
+        assert found[0] == least
+    with pytest.raises(InputError, match="cannot be reached"):
+        solve(Target("keep", smallest - CLOSE - 1e-4), checkpoint, lattice(checkpoint))
+    bound = int(smallest * checkpoint.parameters) - 1
+    with pytest.raises(InputError, match=rf"target params {bound:,} cannot be reached"):
+        solve(Target("params", bound), checkpoint, lattice(checkpoint))
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, 1.5, float("nan")])

@@ -12,14 +12,16 @@ Which units stay is the same in all: the best-scored of each group of each block
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from compressor.allocation.alignment import Alignment, alignment_of
 from compressor.allocation.exact import Widths
 from compressor.allocation.measured import solve_measured
 from compressor.allocation.ranking import solve_globally
+from compressor.allocation.told import described
 from compressor.allocation.uniform import solve
 from compressor.checkpoint import Checkpoint
-from compressor.choices import check_allocation
+from compressor.choices import ALLOCATIONS, check_allocation
 from compressor.errors import InputError
-from compressor.lattice import lattice
+from compressor.lattice import Wanted
 from compressor.plan import Costs, Plan, Target, reached
 from compressor.scores import GROUPS, Scores, best
 
@@ -51,6 +53,20 @@ def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
         raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
 
 
+def alignment(
+    target: Target,
+    checkpoint: Checkpoint,
+    wanted: Wanted,
+    protect: Sequence[int] = (),
+    how: str = "uniform",
+    scores: Scores | None = None,
+) -> Alignment:
+    """The lattice that a target gets with the allocation `how`, of what was measured of the scores."""
+    landscape = scores and ALLOCATIONS[how].measured and scores.landscape
+    known = landscape.ffn if landscape else None
+    return alignment_of(target, checkpoint, wanted, protect, ALLOCATIONS[how].rule, known)
+
+
 def allocate(
     scores: Scores,
     checkpoint: Checkpoint,
@@ -65,14 +81,19 @@ def allocate(
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each.
 
-    alike: as many in every block; `global` gives every block its own number all the same.
+    align: what FFN widths are multiples of; by default the widest usual multiple that comes near
+    enough to the target. alike: as many units in every block; `global` gives every block its own
+    number all the same.
     """
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    widths = lattice(checkpoint, align, tp, container, columns, served=alike)
-    chosen = SOLVERS[how](scores, target, checkpoint, widths, protect, alike)
-    return plan_of(scores, checkpoint, target, chosen, how, protect)
+    wanted = Wanted(align, tp, container, columns, served=alike)
+    given = alignment(target, checkpoint, wanted, protect, how, scores)
+    chosen = SOLVERS[how](scores, target, checkpoint, given.lattice, protect, alike)
+    plan = plan_of(scores, checkpoint, target, chosen, how, protect)
+    plan.about |= described(given)
+    return plan
 
 
 def plan_of(

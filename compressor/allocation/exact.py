@@ -53,17 +53,32 @@ def knapsack(
     return chosen[::-1]
 
 
+def take_nearer(
+    widths: list[Widths], steps: Sequence[tuple[float, int, Widths]], room: float, rest: float
+) -> None:
+    """Take one step more than there is room for, where that comes nearer to the room than none does.
+
+    steps: what could be next, (cost, block, new widths), the best first; the cheapest is looked at.
+    rest: what everything that was left out costs, which is never taken: the model would be whole.
+    """
+    if steps:
+        cost, b, new = min(steps, key=lambda step: step[0])
+        if cost - room < room and cost < rest:
+            widths[b] = new
+
+
 def grown(
     widths: Sequence[Widths],
     errors: Sequence[torch.Tensor],
     lattices: Sequence[Mapping[str, Sequence[int]]],
     prices: Mapping[str, Sequence[int]],
     room: float,
+    near: bool = False,
 ) -> list[Widths]:
     """Take steps up the lattice while one fits, first those that lower the errors most.
 
     An optimum leaves room only where no step lowers its error; a unit more does no harm, and sizes
-    come as near to the target as they can.
+    come as near to the target as they can. near: at last a step above it, if that is nearer.
     """
     widths = [dict(width) for width in widths]
 
@@ -79,12 +94,21 @@ def grown(
                     continue
                 new = width | {group: lattice[group][wider]}
                 cost = prices[group][new[group]] - prices[group][width[group]]
-                if cost <= room:
-                    steps.append((error(b, new) - error(b, width), b, cost, new))
-        if not steps:
-            return widths
-        _, b, cost, widths[b] = min(steps, key=lambda step: step[:3])
+                steps.append((error(b, new) - error(b, width), b, cost, new))
+        fitting = [step for step in steps if step[2] <= room]
+        if not fitting:
+            break
+        _, b, cost, widths[b] = min(fitting, key=lambda step: step[:3])
         room -= cost
+    if near:
+        beyond = sorted(steps, key=lambda step: step[:3])
+        rest = sum(
+            prices[g][own[g][-1]] - prices[g][width[g]]
+            for width, own in zip(widths, lattices, strict=True)
+            for g in GROUPS
+        )
+        take_nearer(widths, [(cost, b, new) for _, b, cost, new in beyond], room, rest)
+    return widths
 
 
 def own_widths(
@@ -93,8 +117,10 @@ def own_widths(
     prices: Mapping[str, Sequence[int]],
     room: float,
     allowed: Sequence[Sequence[tuple[int, ...]]] | None = None,
+    near: bool = False,
 ) -> list[Widths]:
-    """Widths of every block, of the least sum of errors, whose units cost at most `room`.
+    """Widths of every block, of the least sum of errors, whose units cost at most `room`; or, if they
+    come nearer to it so (near), a step of one block more.
 
     errors: [numbers of groups, FFN widths] of each block, whose widths are those of `lattices`;
     prices: of 0, 1, .. units of each group. allowed: of each block, the places in `errors` to choose
@@ -112,7 +138,7 @@ def own_widths(
     chosen = knapsack(sizes, values, room)
     room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
     found = [own[c] for own, c in zip(choices, chosen, strict=True)]
-    return grown(found, errors, lattices, prices, room)
+    return grown(found, errors, lattices, prices, room, near)
 
 
 def best_split(

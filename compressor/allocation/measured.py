@@ -11,7 +11,7 @@ from compressor.allocation.uniform import constant_splits, everywhere, smallest
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import Lattice
-from compressor.plan import Costs, Target, limit_of
+from compressor.plan import Costs, Target, aim_of
 from compressor.scores import GROUPS, Scores
 
 
@@ -43,9 +43,9 @@ def solve_measured(
     errors = [errors[b] for b in free]
     costs = Costs.of(checkpoint, target.budget)
     prices = costs.prices[target.measure]
-    smallest(target, checkpoint, lattice, protect)
+    least = costs.size(smallest(target, checkpoint, lattice, protect), target.measure)
     nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
-    room = limit_of(target, costs)[0] - costs.size(nothing, target.measure)
+    room = max(aim_of(target, costs)[0], least) - costs.size(nothing, target.measure)
     paths = [landscape.learned[b] for b in free] if learned else []
     if alike:
         splits = constant_splits(target, checkpoint, lattice, protect)
@@ -63,7 +63,7 @@ def solve_measured(
     allowed = None
     if learned:
         allowed = [near_path(path, own) for path, own in zip(paths, steps, strict=True)]
-    found = own_widths(errors, steps, prices, room, allowed)
+    found = own_widths(errors, steps, prices, room, allowed, near=not target.hard)
     for b, width in zip(free, found, strict=True):
         widths[b] = width
     return widths

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import torch
 
-from compressor.allocation.exact import Widths
+from compressor.allocation.exact import Widths, take_nearer
 from compressor.allocation.uniform import smallest
 from compressor.checkpoint import Checkpoint
 from compressor.lattice import Lattice, up_to
-from compressor.plan import Costs, Target, limit_of
+from compressor.plan import Costs, Target, aim_of
 from compressor.scores import Scores
 
 TINY = torch.finfo(torch.float64).tiny
@@ -67,11 +67,13 @@ def grow(
     steps: Sequence[Step],
     prices: Mapping[str, Sequence[int]],
     room: float,
+    near: bool = False,
 ) -> list[Widths]:
     """Take the steps in their order as far as there is room, in the measure of `prices` (of n units).
 
     A step that no longer fits ends its group in its block, and the others go on: at the end no step
-    that could be next fits. With more room the size is never smaller.
+    that could be next fits. With more room the size is never smaller. near: one of these steps is
+    taken all the same, the smallest, where that comes nearer to the room than without it.
     """
     widths = [dict(width) for width in widths]
     full = set()
@@ -85,7 +87,27 @@ def grow(
             continue
         widths[step.block][step.group] = step.width
         room -= cost
+    if near:
+        beyond, rest = left_out(widths, steps, prices)
+        take_nearer(widths, beyond, room, rest)
     return widths
+
+
+def left_out(
+    widths: Sequence[Widths], steps: Sequence[Step], prices: Mapping[str, Sequence[int]]
+) -> tuple[list[tuple[int, int, Widths]], int]:
+    """The step that would be next of every group of every block, in order: cost, block, new widths.
+
+    And what all steps that were not taken cost.
+    """
+    found, costs = {}, {}
+    for step in steps:
+        own, place = widths[step.block], (step.block, step.group)
+        if step.width > own[step.group]:
+            cost = prices[step.group][step.width] - prices[step.group][own[step.group]]
+            found.setdefault(place, (cost, step.block, own | {step.group: step.width}))
+            costs[place] = max(cost, costs.get(place, 0))
+    return list(found.values()), sum(costs.values())
 
 
 def solve_globally(
@@ -95,7 +117,7 @@ def solve_globally(
     lattice: Lattice,
     protect: Sequence[int] = (),
 ) -> list[Widths]:
-    """Widths by one ranking of all units of the blocks that are not protected, not above the target.
+    """Widths by one ranking of all units of the blocks that are not protected, nearest to the target.
 
     It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
     """
@@ -103,5 +125,5 @@ def solve_globally(
     least = smallest(target, checkpoint, lattice, protect)
     steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
     free = [step for step in steps if step.block not in protect]
-    room = limit_of(target, costs)[0] - costs.size(least, target.measure)
-    return grow(least, free, costs.prices[target.measure], room)
+    room = aim_of(target, costs)[0] - costs.size(least, target.measure)
+    return grow(least, free, costs.prices[target.measure], room, near=not target.hard)

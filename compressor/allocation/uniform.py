@@ -1,13 +1,14 @@
 """Uniform allocation: the same widths in every block that is not protected."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from compressor.allocation.exact import Widths
+from compressor.allocation.reach import least_widths, refusal
 from compressor.checkpoint import Checkpoint
-from compressor.containers import why_heads_stay
 from compressor.errors import InputError
 from compressor.lattice import Lattice
-from compressor.plan import Costs, Target, limit_of, reached
+from compressor.plan import CLOSE, Costs, Target, aim_of, meets, miss_of, reached
 from compressor.scores import GROUPS
 
 
@@ -16,98 +17,140 @@ def smallest(
 ) -> list[Widths]:
     """The least widths of every block; `InputError` where even they are above the target."""
     costs = Costs.of(checkpoint, target.budget)
-    widths = [
-        dict(units)
-        if b in protect
-        else {g: steps[0] for g, steps in lattice.of_block(units).items()}
-        for b, units in enumerate(checkpoint.block_units)
-    ]
-    size = costs.size(widths, target.measure)
-    if size > limit_of(target, costs)[0]:
-        stay = why_heads_stay(checkpoint) if len(lattice.attention) == 1 else ""
-        # Of a table the share says all; parts of its whole are nobody's unit.
-        counted = "" if target.measure == "parts" else f" ({size:,} {target.measure})"
-        raise InputError(
-            f"The target {target.kind} {target.value:,g} cannot be reached: the smallest possible is "
-            f"{reached(target, costs, size):,.6g}{counted}. {stay}".rstrip()
-        )
+    widths = least_widths(costs, lattice, protect)
+    if not meets(target, costs, costs.size(widths, target.measure)):
+        raise InputError(refusal(target, checkpoint, costs, lattice, protect))
     return widths
 
 
-def constant_splits(
-    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+def free_blocks(costs: Costs, protect: Sequence[int]) -> list[Widths]:
+    """The units of the blocks that are not protected."""
+    return [units for b, units in enumerate(costs.block_units) if b not in protect]
+
+
+def nearest_splits(
+    target: Target, costs: Costs, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
-    """The widths that all blocks (that are not protected) can have: for every number of KV groups
-    that leaves room for FFN channels the most that fit, by ascending groups.
+    """Equal widths of all blocks that are not protected, one a number of KV groups, ascending.
+
+    To every number that leaves room for FFN channels (half a point of the target apart), the width
+    that comes nearest to the target, of a bound the widest within it.
     """
-    smallest(target, checkpoint, lattice, protect)
-    costs = Costs.of(checkpoint, target.budget)
-    limit = limit_of(target, costs)[0]
-    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    free = free_blocks(costs, protect)
+    if not free:
+        return []
+    prices = costs.prices[target.measure]
+    outside = costs.size(everywhere(dict.fromkeys(GROUPS, 0), costs, protect), target.measure)
     most = {group: min(units[group] for units in free) for group in GROUPS}
-
-    def size(split: Widths) -> int:
-        widths = everywhere(split, checkpoint, protect)
-        return costs.size(widths, target.measure)
-
+    channels = [n for n in lattice.ffn if n <= most["ffn"]]
+    aim, whole = aim_of(target, costs)
     found = []
     for groups in (n for n in lattice.attention if n <= most["attention"]):
-        channels = [n for n in lattice.ffn if n <= most["ffn"]]
-        splits = ({"attention": groups, "ffn": n} for n in channels)
-        fitting = [split for split in splits if size(split) <= limit]
-        found += fitting[-1:]
+
+        def size(ffn: int, groups: int = groups) -> int:
+            return outside + len(free) * (prices["attention"][groups] + prices["ffn"][ffn])
+
+        if not channels or not meets(target, costs, size(channels[0])):
+            continue
+        above = bisect_right(channels, aim, key=size)
+        beside = channels[max(0, above - 1) : above + 1]
+        fitting = [n for n in beside if size(n) < whole and (size(n) <= aim or not target.hard)]
+        ffn = min(fitting, key=lambda n: (abs(size(n) - aim), n))
+        found.append({"attention": groups, "ffn": ffn})
+    return found
+
+
+def taken_split(
+    target: Target,
+    costs: Costs,
+    lattice: Lattice,
+    splits: Sequence[Widths],
+    protect: Sequence[int] = (),
+) -> Widths:
+    """Of `nearest_splits` the one that is taken where nothing was measured.
+
+    The share of KV groups that stay is the one nearest above the blocks' share (whole groups are
+    few, and one too many costs more than channels do); FFN channels fill the rest. Fewer groups stay
+    only where the channels alone cannot make room for this many, or would come below half that share.
+    """
+    aim, whole = aim_of(target, costs)
+    free = free_blocks(costs, protect)
+    prices = costs.prices[target.measure]
+    movable = sum(prices[g][units[g]] for units in free for g in GROUPS)
+    share = max(0.0, 1 - (whole - aim) / movable)
+    wanted = {g: share * sum(units[g] for units in free) / len(free) for g in GROUPS}
+    wide = [g for g in lattice.attention if g >= wanted["attention"] - 1e-9]
+    most = [*wide, lattice.attention[-1]][0]
+    fitting = [s for s in splits if s["attention"] <= most] or splits[:1]
+    ample = [s for s in fitting if s["ffn"] >= wanted["ffn"] / 2]
+    return ample[-1] if ample else fitting[0]
+
+
+def feasible_splits(
+    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+) -> tuple[Costs, list[Widths]]:
+    """`nearest_splits`, and costs; `InputError` where there are none."""
+    smallest(target, checkpoint, lattice, protect)
+    costs = Costs.of(checkpoint, target.budget)
+    found = nearest_splits(target, costs, lattice, protect)
     if not found:
+        free = free_blocks(costs, protect)
+        most = {group: min(units[group] for units in free) for group in GROUPS}
         raise InputError(
             f"Equal widths of all blocks begin with {lattice.attention[0]} KV groups and "
             f"{lattice.ffn[0]} FFN channels, and a block has {most['attention']} and {most['ffn']}; "
             "give a smaller --align, or --layout per-layer --allocate exact."
         )
-    return found
+    return costs, found
+
+
+def constant_splits(
+    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+) -> list[Widths]:
+    """The `nearest_splits` that can fairly be compared: a larger model would win without being better.
+
+    Those within half a point of the target, or, where the one that is taken without measuring comes no
+    nearer than that, within half a point of this one.
+    """
+    costs, splits = feasible_splits(target, checkpoint, lattice, protect)
+
+    def miss(split: Widths) -> float:
+        size = costs.size(everywhere(split, costs, protect), target.measure)
+        return miss_of(target, costs, size)
+
+    middle = miss(taken_split(target, costs, lattice, splits, protect))
+    middle = 0.0 if abs(middle) <= CLOSE else middle
+    return [split for split in splits if abs(miss(split) - middle) <= CLOSE]
 
 
 def check_equal(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
 ) -> None:
     """Refuse a target that equal widths stay far below, since blocks differ: the narrowest sets them."""
-    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
+    costs = Costs.of(checkpoint, target.budget)
+    free = free_blocks(costs, protect)
     if all(units == free[0] for units in free):
         return
-    costs = Costs.of(checkpoint, target.budget)
-    splits = constant_splits(target, checkpoint, lattice, protect)
-    sizes = [costs.size(everywhere(s, checkpoint, protect), target.measure) for s in splits]
+    feasible_splits(target, checkpoint, lattice, protect)
     most = {g: max(n for n in getattr(lattice, g) if n <= min(u[g] for u in free)) for g in GROUPS}
-    if most in splits and max(sizes) < limit_of(target, costs)[0]:
+    size = costs.size(everywhere(most, costs, protect), target.measure)
+    if miss_of(target, costs, size) < -CLOSE:
         raise InputError(
             f"The target {target.kind} {target.value:,g} is more than equal widths leave: the blocks of "
             f"{checkpoint.path} differ, and with those of the narrowest everywhere it is "
-            f"{reached(target, costs, max(sizes)):,.6g}. Ask for no more than that, or add "
+            f"{reached(target, costs, size):,.6g}. Ask for no more than that, or add "
             "--layout per-layer --allocate global."
         )
 
 
-def everywhere(split: Widths, checkpoint: Checkpoint, protect: Sequence[int]) -> list[Widths]:
+def everywhere(split: Widths, model: Checkpoint | Costs, protect: Sequence[int]) -> list[Widths]:
     """The same widths in all blocks that are not protected."""
-    blocks = enumerate(checkpoint.block_units)
-    return [dict(units if b in protect else split) for b, units in blocks]
+    return [dict(units if b in protect else split) for b, units in enumerate(model.block_units)]
 
 
 def solve(
     target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
-    """Uniform widths: the largest size on the lattice that is not above the target.
-
-    The share of KV groups that stay is the one nearest above the blocks' share (whole groups are
-    few, and one too many costs more than channels do); FFN channels fill the rest exactly.
-    """
-    splits = constant_splits(target, checkpoint, lattice, protect)
-    costs = Costs.of(checkpoint, target.budget)
-    limit, whole = limit_of(target, costs)
-    free = [units for b, units in enumerate(checkpoint.block_units) if b not in protect]
-    prices = costs.prices[target.measure]
-    movable = sum(prices[g][units[g]] for units in free for g in GROUPS)
-    share = max(0.0, 1 - (whole - limit) / movable)
-    wanted = share * sum(units["attention"] for units in free) / len(free)
-    wide = [g for g in lattice.attention if g >= wanted - 1e-9]
-    enough = [*wide, lattice.attention[-1]][0]
-    # Fewer groups only where the channels alone cannot make room for this many.
-    return everywhere([s for s in splits if s["attention"] <= enough][-1], checkpoint, protect)
+    """Uniform widths: those on the lattice that come nearest to the target, and never above a bound."""
+    costs, splits = feasible_splits(target, checkpoint, lattice, protect)
+    return everywhere(taken_split(target, costs, lattice, splits, protect), checkpoint, protect)

@@ -16,6 +16,7 @@ from compressor.quantization.reading import open_model
 from compressor.widths import model_widths
 
 CONTEXT = 2048
+SHARES = (0.9, 0.8, 0.7)  # of all parameters: what they are of the blocks' weights is said
 SUMMED = (
     "parameters", "bytes", "flops_per_token", "kv_bytes_per_token", "kv_bytes", "decode_bytes",
     "decode_seconds", "prefill_flops", "prefill_bytes", "prefill_seconds",
@@ -33,10 +34,12 @@ def estimate(
 ) -> dict:
     """Costs of `folder`, and of `before`, at a batch of sequences and a context in tokens.
 
-    The result: `batch`, `context`, `device` and `models`, each with its ceilings, `parts` and
-    `total` (seconds are of a whole step: one token of each sequence, or a prompt of `context` tokens
-    each). With `clock`, each model also has `measured`. Errors: `InputError` for an unknown device
-    or a context beyond the positions of a model, `MachineError` for what this machine cannot run.
+    The result: `batch`, `context`, `device` and `models`, each with its ceilings, `parts`, `total`
+    (seconds are of a whole step: one token of each sequence, or a prompt of `context` tokens each), and
+    `outside_blocks`, what no cut touches and how small the model can become (None of packed weights,
+    which are not cut), with `notes` where it is much. With `clock`, each model also has `measured`.
+    Errors: `InputError` for an unknown device or a context beyond the positions of a model,
+    `MachineError` for what this machine cannot run.
     """
     device = checked_device(device, clock)
     opened = [open_model(path) for path in (before, folder) if path is not None]
@@ -55,6 +58,7 @@ def estimate(
         if is_here(device):
             roof, products = measured_device(device, widths, batch)
         model = described(checkpoint, found, roof, widths.dtype, batch)
+        model["outside_blocks"], model["notes"] = outside_blocks(checkpoint)
         if clock:
             model["measured"] = compared(checkpoint, model, found, products, batch, context)
         models.append(model)
@@ -127,6 +131,20 @@ def described(
         "parts": rows,
         "total": total | {"tokens_per_second": batch / total["decode_seconds"]},
     }
+
+
+def outside_blocks(checkpoint: Checkpoint) -> tuple[dict | None, list[str]]:
+    """How small a model can become, and a note where embedding and head are much of it."""
+    # Plans count costs with this package, so what plans know is imported when both are there.
+    from compressor.allocation.reach import outside_note, reach_of
+    from compressor.lattice import lattice
+    from compressor.plan import Costs, Target
+
+    if checkpoint.group:
+        return None, []
+    reach = reach_of(checkpoint, lattice(checkpoint, align=1))
+    targets = [Target("keep", share) for share in SHARES if share >= reach.keep]
+    return reach.described(), outside_note(reach, Costs.of(checkpoint), targets)
 
 
 def compared(

@@ -30,6 +30,11 @@ def tables(result: dict) -> Iterator[Table | str]:
     if "measured" in models[0]:
         yield clock_table(result)
         yield from clock_notes(result)
+    yield from (
+        f"{role}: {note}" if role else note
+        for role, model in zip(roles(result), models, strict=True)
+        for note in model["notes"]
+    )
     yield from dict.fromkeys(ceilings(model) for model in models)
     yield NOTE
     if any(model["group"] for model in models):

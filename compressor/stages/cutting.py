@@ -126,14 +126,15 @@ def plan(
     ] = "uniform",
 ) -> None:
     """Turn scores into the list of units that stay."""
+    from compressor.allocation import alignment, protected
     from compressor.allocation import allocate as run
-    from compressor.allocation import protected
+    from compressor.allocation.told import in_words, kernels, width_notes
     from compressor.allocation.uniform import check_equal
     from compressor.asked import check_protect
     from compressor.checkpoint import Checkpoint
     from compressor.choices import ALLOCATIONS, check_allocation, check_layout_name
     from compressor.containers import choose_container
-    from compressor.lattice import lattice
+    from compressor.lattice import Wanted
     from compressor.plan import Target
     from compressor.scores import Scores
 
@@ -153,10 +154,11 @@ def plan(
     alike = layout == "uniform"
     check_allocation(allocate)
     equal = ALLOCATIONS[allocate].equal(alike)
+    whole, wanted = protected(blocks, checkpoint), Wanted(align, tp, container, served=alike)
+    given = alignment(targets[0], checkpoint, wanted, whole, allocate, loaded)
     if equal:
         check_protect(blocks, layout)
-        steps = lattice(checkpoint, align, tp, container, served=alike)
-        check_equal(targets[0], checkpoint, steps, protected(blocks, checkpoint))
+        check_equal(targets[0], checkpoint, given.lattice, whole)
     made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
     if equal:
         choose_container(checkpoint, {w["attention"] for w in made.widths()}, container, alike)
@@ -166,6 +168,12 @@ def plan(
         f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
         f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
+    for said in (
+        in_words(given),
+        *kernels([given]),
+        *width_notes(given, checkpoint, made.widths()),
+    ):
+        print(said)
 
 
 def report(
@@ -194,7 +202,7 @@ def report(
     checkpoint = Checkpoint(source or loaded.about["source"])
     blocks = parse_blocks(protect)
     made = run(loaded, checkpoint, Target("keep", keep), align, protect=blocks, how=allocate)
-    draw(out, loaded, made, checkpoint, lattice(checkpoint, align))
+    draw(out, loaded, made, checkpoint, lattice(checkpoint, made.about["align"]))
 
 
 def cut(

@@ -1,7 +1,7 @@
 """Budgets in FLOPs and in a table of costs, against counters and against all plans."""
 
 import json
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from jobs import compress
 
 from compressor.allocation import allocate
 from compressor.allocation.uniform import solve
-from compressor.budget import PARTS, table_of
+from compressor.budget import PARTS, flops_of, table_of
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.estimate.costs import parts
 from compressor.lattice import lattice
-from compressor.plan import Costs, Target
+from compressor.plan import CLOSE, Costs, Target
 from compressor.scores import GROUPS, Landscape
 from compressor.scoring import score
 from compressor.verify import load
@@ -40,9 +40,9 @@ def quick(text_file):
     return [str(o) for o in (*options, "--method", "random")]
 
 
-def with_landscape(checkpoint):
+def with_landscape(checkpoint, align=1):
     """Scores, and errors of all cuts that fall with every unit."""
-    scores, widths = score(checkpoint, "magnitude"), lattice(checkpoint)
+    scores, widths = score(checkpoint, "magnitude"), lattice(checkpoint, align)
     torch.manual_seed(1)
     steps = torch.rand(checkpoint.blocks, len(widths.attention), len(widths.ffn)).double()
     errors = steps.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2)
@@ -63,14 +63,16 @@ def test_flops_are_those_of_the_cut_checkpoint(any_family, quick, tmp_path, caps
     )
     assert found["budget"] == "flops"
     assert found["budget_reached"] == pytest.approx(after / before, rel=1e-9)
-    assert after / before <= 0.8
+    blocks = Checkpoint(any_family).blocks
+    channel = flops_of(Checkpoint(any_family))[0]["ffn"] * blocks / before
+    assert abs(after / before - 0.8) <= max(CLOSE, channel / 2)
     load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("how", ["uniform", "global", "exact", "besa"])
 @pytest.mark.parametrize("kind", ["keep", "keep-blocks"])
 @pytest.mark.parametrize("budget", ["flops", "table"])
-def test_no_plan_costs_more_than_was_asked(llama, tmp_path, how, kind, budget):
+def test_plans_come_as_near_to_a_share_as_a_step_allows(llama, tmp_path, how, kind, budget):
     checkpoint = Checkpoint(llama)
     scores = with_landscape(checkpoint)
     budget = write_table(checkpoint, tmp_path) if budget == "table" else budget
@@ -84,31 +86,53 @@ def test_no_plan_costs_more_than_was_asked(llama, tmp_path, how, kind, budget):
         whole = costs.total[target.measure]
         part = whole if kind == "keep" else costs.movable(target.measure)
         assert reached[-1] == pytest.approx(1 - (whole - size) / part)
-        assert reached[-1] <= share
+        # Where all channels stay, single KV groups are the steps that are left.
+        all_stay = all(w["ffn"] == checkpoint.units["ffn"] for w in plan.widths())
+        prices = costs.prices[target.measure]["attention" if all_stay else "ffn"]
+        step = max(wide - narrow for narrow, wide in pairwise(prices[1:])) / part
+        step *= checkpoint.blocks if how == "uniform" else 1
+        assert abs(reached[-1] - share) <= max(CLOSE, step / 2)
     assert reached == sorted(reached)
     assert reached[-1] > 0.75
 
 
 @pytest.mark.parametrize("budget", ["params", "flops", "table"])
 def test_exact_is_the_best_of_all_plans_in_the_budget(llama, tmp_path, budget):
+    """Or a step more, where that comes nearer to the share."""
     checkpoint = Checkpoint(llama)
-    scores = with_landscape(checkpoint)
+    scores = with_landscape(checkpoint, align=8)
     budget = write_table(checkpoint, tmp_path) if budget == "table" else budget
     target = Target("keep", 0.85, budget)
     costs, landscape = Costs.of(checkpoint, budget), scores.landscape
-    pairs = list(product(landscape.attention, landscape.ffn))
-    best = torch.inf
-    for plan in product(range(len(pairs)), repeat=checkpoint.blocks):
-        widths = [dict(zip(GROUPS, pairs[c], strict=True)) for c in plan]
-        if costs.size(widths, target.measure) <= 0.85 * costs.total[target.measure]:
-            errors = zip(landscape.errors, plan, strict=True)
-            best = min(best, sum(e.flatten()[c].item() for e, c in errors))
-    found = allocate(scores, checkpoint, target, how="exact", alike=False).widths()
-    places = [
-        (landscape.attention.index(w["attention"]), landscape.ffn.index(w["ffn"])) for w in found
+    limit = 0.85 * costs.total[target.measure]
+    steps = {"attention": landscape.attention, "ffn": landscape.ffn}
+
+    def error(widths) -> float:
+        places = [tuple(steps[g].index(w[g]) for g in GROUPS) for w in widths]
+        return sum(e[p].item() for e, p in zip(landscape.errors, places, strict=True))
+
+    def size(widths) -> int:
+        return costs.size(widths, target.measure)
+
+    a_block = [{"attention": a, "ffn": f} for a, f in product(*steps.values())]
+    plans = product(a_block, repeat=checkpoint.blocks)
+    best = min(error(widths) for widths in plans if size(widths) <= limit)
+    found = allocate(scores, checkpoint, target, 8, how="exact", alike=False).widths()
+    without = [found]
+    if size(found) > limit:
+        assert size(found) - limit < limit - min(map(size, narrower(found, steps)))
+        without = [w for w in narrower(found, steps) if size(w) <= limit]
+    assert min(map(error, without)) == pytest.approx(best)
+
+
+def narrower(widths, steps) -> list:
+    """The same with a group of one block a step narrower, all that there are."""
+    return [
+        [*widths[:b], own | {g: steps[g][steps[g].index(own[g]) - 1]}, *widths[b + 1 :]]
+        for b, own in enumerate(widths)
+        for g in GROUPS
+        if own[g] > steps[g][0]
     ]
-    error = sum(e[p].item() for e, p in zip(landscape.errors, places, strict=True))
-    assert error == pytest.approx(best)
 
 
 def test_a_table_is_interpolated(llama, tmp_path):
@@ -169,13 +193,13 @@ def test_files_that_are_no_tables_are_named(llama, tmp_path, text, message):
         table_of(tmp_path, Checkpoint(llama))
 
 
-@pytest.mark.parametrize(("budget", "ends"), [("table", False), ("flops", True)])
-def test_an_unreachable_share_names_the_smallest(llama, tmp_path, budget, ends):
+@pytest.mark.parametrize(("budget", "counted"), [("table", False), ("flops", True)])
+def test_an_unreachable_share_names_the_smallest(llama, tmp_path, budget, counted):
     checkpoint = Checkpoint(llama)
     given = write_table(checkpoint, tmp_path) if budget == "table" else budget
     with pytest.raises(InputError, match=r"smallest possible is 0\.\d+") as caught:
         solve(Target("keep", 0.05, given), checkpoint, lattice(checkpoint))
-    assert str(caught.value).endswith(" flops).") == ends and "parts" not in str(caught.value)
+    assert (" flops). " in str(caught.value)) == counted and "parts" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

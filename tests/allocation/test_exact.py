@@ -14,7 +14,7 @@ from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.lattice import lattice
-from compressor.plan import Costs, Target
+from compressor.plan import CLOSE, Costs, Target
 from compressor.scores import GROUPS, Scores
 from compressor.scoring import score
 
@@ -101,16 +101,19 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
         place = [tuple(steps[g].index(w[g]) for g in GROUPS) for w in widths]
         return sum(e[p].item() for e, p in zip(landscape.errors, place, strict=True))
 
-    alike = allocate(measured, checkpoint, target, how="exact").widths()
-    splits = constant_splits(target, checkpoint, lattice(checkpoint))
+    plan = allocate(measured, checkpoint, target, how="exact")
+    alike, allowed = plan.widths(), lattice(checkpoint, plan.about["align"])
+    splits = constant_splits(target, checkpoint, allowed)
     assert alike[0] in splits and all(w == alike[0] for w in alike)
     assert error(alike) == min(error([s] * checkpoint.blocks) for s in splits)
     own = allocate(measured, checkpoint, target, how="exact", alike=False).widths()
     costs = Costs.of(checkpoint)
     limit = {"keep": share, "keep-blocks": 1 - (1 - share) * costs.prunable / checkpoint.parameters}
     room = limit.get(kind, share) * costs.total[target.measure] - costs.size(own, target.measure)
-    assert 0 <= room < 4 * costs.unit["ffn"][target.measure]
-    assert error(own) <= error(alike)
+    step = allowed.align * costs.unit["ffn"][target.measure]
+    assert 0 <= room < step if target.hard else abs(room) <= step / 2
+    sizes = [costs.size(widths, target.measure) for widths in (own, alike)]
+    assert error(own) <= error(alike) or sizes[0] < sizes[1]
 
 
 def test_protected_blocks_are_whole(llama, measured):
@@ -118,7 +121,7 @@ def test_protected_blocks_are_whole(llama, measured):
     plan = allocate(measured, Checkpoint(llama), target, protect=[0, -1], how="exact", alike=False)
     widths = plan.widths()
     assert widths[0] == widths[2] == Checkpoint(llama).units and widths[1] != widths[0]
-    assert plan.about["keep_reached"] <= 0.8
+    assert plan.about["keep_reached"] == pytest.approx(0.8, abs=CLOSE)
 
 
 def test_errors_are_kept_with_the_scores(llama, measured, tmp_path):
