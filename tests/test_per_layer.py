@@ -161,7 +161,7 @@ def test_transformers_saves_what_it_loaded(unequal, tmp_path):
         ({"0": {"sliding_window": 8}}, "gives block 0 the sliding_window 8; blocks can differ in"),
         ({"0": {"skip": ["mlp"]}}, r"gives block 0 the skip \['mlp'\]"),
         ({"1": {"intermediate_size": 0}}, "gives block 1 the intermediate_size 0"),
-        ({"0": {"intermediate_size": 24}}, r"\[20, 32\], but the config implies \[24, 32\]"),
+        ({"0": {"intermediate_size": 24}}, r"\[32, 20\], but the config implies \[32, 24\]"),
     ],
 )
 def test_entries_that_cannot_be(unequal, tmp_path, entries, words):

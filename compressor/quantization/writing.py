@@ -64,7 +64,8 @@ def write_quantized(
     head = checkpoint.family.head.removesuffix(".weight")
     ignored = sorted({head, "lm_head"})  # as the files call it, and the class
     config = checkpoint.written_config | {
-        "quantization_config": quantization_config(group, ignored)
+        "architectures": [checkpoint.family.architecture],  # the class that was read
+        "quantization_config": quantization_config(group, ignored),
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

@@ -50,8 +50,10 @@ def write_merged(
             progress(done, len(names))
     write_index(out, shards)
     copy_side_files(checkpoint, out)
-    config = json.dumps(checkpoint.written_config, indent=2, ensure_ascii=False) + "\n"
-    (out / "config.json").write_text(config, encoding="utf-8")
+    config, text = checkpoint.written_config, (folder / "config.json").read_text(encoding="utf-8")
+    if json.loads(text) != config:  # it was read as another
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (out / "config.json").write_text(text, encoding="utf-8")
     for name in SHIPPED:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)

@@ -157,7 +157,7 @@ def test_packed_tensors_in_shards(pair, tmp_path):
     files = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
     for file in {*files.values()}:
         save_file({n: t for n, t in tensors.items() if files[n] == file}, tmp_path / file)
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": files}))
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     found = next(BlockStream(Checkpoint(tmp_path)).logits([IDS]))
     assert torch.equal(found, logits(pair[1]))
 

@@ -1,9 +1,11 @@
 """Adapters sit on every projection of every family, begin as no change, and merge exactly."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from edits import edit_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -102,7 +104,8 @@ def test_several_shards_stay_several(make_checkpoint, tmp_path):
     model = adapted(folder)
     fill(model)
     write_merged(folder, tmp_path / "out", adapters(model), 5.0 / 3)
-    assert (tmp_path / "out" / INDEX).read_bytes() == (folder / INDEX).read_bytes()
+    one, other = (json.loads((f / INDEX).read_text()) for f in (folder, tmp_path / "out"))
+    assert one == other
     before, after = Checkpoint(folder), Checkpoint(tmp_path / "out")
     assert before.tensors.keys() == after.tensors.keys() and after.dtype == torch.bfloat16
     weights = after.read(after.tensors)
@@ -110,6 +113,24 @@ def test_several_shards_stay_several(make_checkpoint, tmp_path):
         change = module.get_delta_weight("default")
         expected = (module.weight.float() + change).to(torch.bfloat16)
         assert torch.equal(weights[f"{name}.weight"], expected), name
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_head_that_the_config_ties_and_the_files_hold(make_checkpoint, tmp_path, factor):
+    """A second copy is dropped, from the index too; another head is kept, and the config says so."""
+    folder = make_checkpoint(tmp_path / "in", max_shard_size="20KB")
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    copy = factor * load_file(folder / index[embedding])[embedding]
+    shard = folder / index[head]
+    save_file(load_file(shard) | {head: copy}, shard, metadata={"format": "pt"})
+    edit_config(folder, tie_word_embeddings=True)
+    write_merged(folder, tmp_path / "out", {}, 1.0)
+    model, found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(found.values())
+    assert torch.equal(model.lm_head.weight, copy)
+    assert Checkpoint(tmp_path / "out").tied == (factor == 1)
+    assert model.config.tie_word_embeddings == (factor == 1)
 
 
 def test_padded_units_stay_absent(llama, examples, tmp_path):
