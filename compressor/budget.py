@@ -12,7 +12,7 @@ Table: JSON, in any one unit, such as milliseconds measured on the machine that 
 the cost of a block's attention with so many KV groups, of its FFN with so many channels, and of all
 that lies outside the blocks. Between two entries costs lie on the line; below the first one they are
 the first one's (what is short of it is hardly quicker), and the last one is the whole block's. Costs
-are counted in parts of the whole, `PARTS` of them, rounded up: no plan costs more than was asked.
+are counted in parts of the whole, `PARTS` of them, rounded up: no plan costs more than is said.
 """
 
 import hashlib

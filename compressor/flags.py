@@ -36,7 +36,13 @@ Select = Annotated[
 KvCost = Annotated[str, Option(help="KV groups by score, or measured: the loss without each.")]
 
 # Which widths may come out.
-Align = Annotated[int | None, Option(help="FFN widths are multiples of this.")]
+Align = Annotated[
+    int | None,
+    Option(
+        help="FFN widths are multiples of this (by default of the widest of 256, 128, .. 8 that comes "
+        "within half a point of the target; where none does, of 4, 2 or 1)."
+    ),
+]
 Protect = Annotated[str, Option(help="Blocks left whole, such as 0,1,-1 (layout per-layer).")]
 TensorParallel = Annotated[
     int, Option("--tp", help="Tensor-parallel devices the widths must divide by.")

@@ -76,7 +76,11 @@ def test_the_table_says_what_was_asked_of_each_quantity(
     if row:
         reached, said = shown[row].split(" ", 1)
         assert said == asked
-        assert 0 < float(reached.replace(",", "")) <= float(asked[7:-1].replace(",", ""))
+        reached, wanted = (float(n.replace(",", "")) for n in (reached, asked[7:-1]))
+        if "--target" in target[0]:
+            assert 0.98 * wanted < reached <= wanted
+        else:
+            assert reached == pytest.approx(wanted, abs=0.0125 / 2)  # channels in all blocks
 
 
 def test_same_run_same_bytes(llama, quick, tmp_path):

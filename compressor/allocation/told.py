@@ -39,6 +39,14 @@ def in_words(alignment: Alignment) -> str:
     return f"FFN widths are multiples of {alignment.align} ({said})."
 
 
+def plan_in_words(
+    alignment: Alignment, checkpoint: Checkpoint, widths: Sequence[Widths]
+) -> list[str]:
+    """All that there is to say of a plan's widths."""
+    notes = width_notes(alignment, checkpoint, widths)
+    return [in_words(alignment), *kernels([alignment]), *notes]
+
+
 def kernels(alignments: Sequence[Alignment]) -> list[str]:
     """What kernels want, unless all have it."""
     return [KERNELS] if any(each.align % MULTIPLES[0] for each in alignments) else []

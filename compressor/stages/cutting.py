@@ -128,7 +128,7 @@ def plan(
     """Turn scores into the list of units that stay."""
     from compressor.allocation import alignment, protected
     from compressor.allocation import allocate as run
-    from compressor.allocation.told import in_words, kernels, width_notes
+    from compressor.allocation.told import plan_in_words
     from compressor.allocation.uniform import check_equal
     from compressor.asked import check_protect
     from compressor.checkpoint import Checkpoint
@@ -168,12 +168,7 @@ def plan(
         f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
         f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
-    for said in (
-        in_words(given),
-        *kernels([given]),
-        *width_notes(given, checkpoint, made.widths()),
-    ):
-        print(said)
+    print("\n".join(plan_in_words(given, checkpoint, made.widths())))
 
 
 def report(

@@ -196,7 +196,7 @@ def test_the_job_says_it_before_and_after(llama, text_file, tmp_path, capsys):
     after, before = (" ".join(shown.split()) for shown in capsys.readouterr())
     assert before.index("FFN widths are multiples of 16 (") < before.index("write 3/3")
     for shown in (before, after):
-        assert "4.9 points below --keep 0.9: --align 2 would give 0.8976." in shown
+        assert "4.9 points below --keep 0.9: --align 1 would give 0.8976." in shown
     record = json.loads((dest / "compression.json").read_text())
     assert record["align"] == record["plan"]["about"]["align"] == 16
     assert record["align_wider"] is None
