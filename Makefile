@@ -1,8 +1,10 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
-# make families  write docs/families.md from what the tests of the model families see
-# make test-all  every test: the slow ones, and every model family in every test
+# make counts     write tests/counts.json, below which `make test` fails: after tests were taken away
+# make families   write docs/families.md from what the tests of the model families see
+# make test-all   every test: the slow ones, and every model family in every test
 # make compat     load results in two versions of transformers
+# make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,12 +15,13 @@ export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-all test-slow compat families asan lint bench bench-whole clean
+.PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
+.PHONY: bench-whole clean
 .PHONY: gpu gpu-tests gpu-ops gpu-besa gpu-whole
 
 install: $(VENV)/.installed
 
-# Also when a source of the extension changed, came or went.
+# Also when a source of the extension changed, came or went. COMPRESSOR_NO_EXTENSION=1 leaves it out.
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt csrc/cpu csrc/cuda $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -34,6 +37,9 @@ compress: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal \
 	    -m "not slow and not breadth"
+
+counts: install
+	$(BIN)/python -m pytest -q --collect-only --write-counts -m "not slow and not breadth"
 
 test-all: install
 	$(BIN)/python -m pytest -q
@@ -57,6 +63,20 @@ compat: install
 	    $(BIN)/python -m pip install --quiet --upgrade --target build/$$package $$package && \
 	    PYTHONPATH=build/$$package $(BIN)/python tests/compat.py load build/compat || exit 1; \
 	done
+
+# pip has no way to choose the lowest versions; uv does. The package itself is installed, not linked, and
+# built by the lowest versions too.
+OLDEST = build/oldest
+oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints.txt uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
+	    -r pyproject.toml --all-extras
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal \
+	    -m "not slow and not breadth" tests/ops
+	$(OLDEST)/bin/compress examples/tiny-llama $(OLDEST)/tiny-llama-85 --keep 0.85 --samples 8 \
+	    --length 128 --recover lora --recover-steps 2 --quantize w4a16 --overwrite
 
 families: install
 	$(BIN)/python -m pytest -q tests/families/test_matrix.py -k "written or scored" \
@@ -103,10 +123,6 @@ gpu-whole: build/.gpu-installed
 	$(PYTHON) bench/run_whole.py --device cuda --results $(RESULTS) --repair refine \
 	    --samples 128 --length 512 --only-memory
 	$(PYTHON) bench/run_backward.py --device cuda --samples 16 --results $(RESULTS)
-
-# What a run must at least have run, by file; after tests were taken away on purpose, or to hold on to new ones.
-counts: install
-	$(BIN)/python -m pytest -q --collect-only --write-counts -m "not slow and not breadth"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis
