@@ -36,7 +36,7 @@ from compressor.per_layer import may_run_code, model_of
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.sparse.verification import check_sparse
-from compressor.tokenizer import PROMPTS, read_tokenizer
+from compressor.tokenizer import PROMPTS, check_vocabulary, read_tokenizer
 from compressor.weight_files import weight_files
 
 TOLERANCE = 1e-3  # of the logits' standard deviation
@@ -107,13 +107,12 @@ def verify(
 
 def check_opens(folder: Path) -> None:
     """Refuse what would be refused as a source: weights that loaders disagree about, a model that is no
-    generator, tensors that its config does not have, another's tokenizer. Of types without a table here
-    the first alone.
+    generator, tensors that its config does not have. Of types without a table here the first alone.
     """
     try:
         config = read_object(folder / "config.json")
         if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
-            Checkpoint(folder).tokenizer()
+            Checkpoint(folder)
         else:
             weight_files(folder, config)
     except InputError as error:
@@ -184,6 +183,7 @@ def verify_here(
     if quantization is not None:
         check_packed(folder, quantization)
     model, tokenizer = load(folder)
+    check_vocabulary(tokenizer, folder, model.get_input_embeddings().num_embeddings)
     report = {"folder": str(folder), "class": type(model).__name__, "loads": True, "error": None}
     report["parameters"] = model.num_parameters()
     if quantization is not None:

@@ -10,6 +10,7 @@ from jobs import compress, said
 from compressor import tokenizer as reading
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.verify import verify_here
 
 FILE = "tokenizer.json"
 PIECES = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"  # as sentencepiece writes them
@@ -111,6 +112,15 @@ def test_a_tokenizer_of_a_larger_model(copy):
     (copy / FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"gives 'e' the id 7000, .* 120 rows: it is of another"):
         Checkpoint(copy).tokenizer()
+
+
+def test_verification_says_so_too(copy):
+    """A prompt would look for rows that the embedding does not have."""
+    content = json.loads((copy / FILE).read_text())
+    content["model"]["vocab"]["e"] = 7000
+    (copy / FILE).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="gives 'e' the id 7000"):
+        verify_here(copy)
 
 
 def test_a_job_without_texts_needs_one_for_its_proof(copy, tmp_path, capsys):
