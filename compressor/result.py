@@ -27,6 +27,7 @@ from compressor.repair.streaming import Repair
 from compressor.report import versions, write_card, write_record
 from compressor.settings import Settings, open_lattice
 from compressor.shards import publish
+from compressor.tokenizer_class import class_notes
 from compressor.verify import verify
 from compressor.writing import layout_of, write
 
@@ -115,6 +116,7 @@ def cut_one(
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
     result["warnings"] += container_notes(checkpoint, written, layout)
+    result["warnings"] += class_notes(checkpoint.path, folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
         widths = open_lattice(settings, checkpoint)
@@ -191,7 +193,8 @@ def apply_plan(settings: Settings, plan: Plan) -> str:
         raise
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-    notes = container_notes(checkpoint, written, layout) + (repair.warnings if repair else [])
+    notes = container_notes(checkpoint, written, layout) + class_notes(checkpoint.path, dest)
+    notes += repair.warnings if repair else []
     return "\n".join([found, *notes])
 
 

@@ -23,6 +23,7 @@ from compressor.report import write_record
 from compressor.result import base_record, judge, measure, publish_results
 from compressor.settings import Settings, decisive
 from compressor.tensors import INDEX
+from compressor.tokenizer_class import class_notes
 from compressor.verify import prompt_ids, verify
 
 QUANTIZED = (
@@ -166,6 +167,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     source, stem = checkpoint.path, work / "source"
     done = {"result": result, "record": record}
     quantize(settings, source, partial, stem, done, calibration, perplexity_of, meter, lines)
+    result["warnings"] += class_notes(checkpoint.path, partial)
     judge(settings, partial, result, record, write_card)
     publish_results(settings, [result], partial, meter)
     return [result]

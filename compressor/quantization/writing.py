@@ -10,6 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.quantization.packing import packed, quantization_config
 from compressor.quantization.stream import Quantizing
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
+from compressor.tokenizer_class import name_class
 from compressor.writing import copy_side_files, empty
 
 Shards = list[dict[str, torch.Tensor]]
@@ -67,3 +68,4 @@ def write_quantized(
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+    name_class(checkpoint, folder)

@@ -20,6 +20,7 @@ from compressor.result import judge, measure, publish_results
 from compressor.settings import decisive
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
+from compressor.tokenizer_class import class_notes
 from compressor.verify import TOLERANCE, prompt_ids, verify
 from compressor.writing import write
 
@@ -77,6 +78,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
             ZEROS_ALONE,
             *zeros_before(sparsity),
             *position_notes(settings, checkpoint, calibration, evaluation),
+            *class_notes(checkpoint.path, partial),
         ],
         "verified": "no",
     }
