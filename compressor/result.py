@@ -34,6 +34,7 @@ from compressor.report import versions, write_card, write_record
 from compressor.settings import Settings, decisive
 from compressor.shards import publish
 from compressor.side_files import left_behind
+from compressor.tokenizer_class import class_notes
 from compressor.verify import verify
 from compressor.writing import layout_of, write
 
@@ -130,6 +131,7 @@ def cut_one(
         result["verified"] = f"logits within {found['logits_difference']:.1e}"
     written = Checkpoint(folder)
     result["warnings"] += container_notes(checkpoint, written, layout)
+    result["warnings"] += class_notes(checkpoint.path, folder)
     result["parameters_after"], result["bytes_after"] = written.parameters, written.bytes
     with meter.stage("draw"):
         widths = wanted_widths(settings).lattice(checkpoint, plan.about["align"])
@@ -211,7 +213,8 @@ def apply_plan(settings: Settings, plan: Plan, lines: Lines) -> str:
     proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
     found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
     notes = reading_notes(settings, checkpoint, calibration) + left_behind(checkpoint)
-    notes += container_notes(checkpoint, written, layout) + (repair.warnings if repair else [])
+    notes += container_notes(checkpoint, written, layout) + class_notes(checkpoint.path, dest)
+    notes += repair.warnings if repair else []
     return "\n".join([found, *notes])
 
 

@@ -59,6 +59,20 @@ def read_tensor(handle, entry: SimpleNamespace) -> torch.Tensor:
     return torch.nn.functional.normalize(tensor) if entry.normalised else tensor
 
 
+def equal_rows(one: SimpleNamespace, other: SimpleNamespace, rows: int = 4096) -> bool:
+    """Whether the matrices of two header entries (`file`, `key`, `shape`) are the same, so many rows at
+    a time.
+    """
+    if one.shape != other.shape:
+        return False
+    with safe_open(one.file, framework="pt") as a, safe_open(other.file, framework="pt") as b:
+        first, second = a.get_slice(one.key), b.get_slice(other.key)
+        return all(
+            torch.equal(first[i : i + rows], second[i : i + rows])
+            for i in range(0, one.shape[0], rows)
+        )
+
+
 def read_header(
     file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES, not_read: tuple[str, ...] = ()
 ) -> dict[str, SimpleNamespace]:

@@ -28,6 +28,7 @@ from compressor.per_layer import (
 from compressor.plan import Plan
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
 from compressor.side_files import copy_side_files
+from compressor.tokenizer_class import name_class
 
 
 def write(
@@ -88,6 +89,7 @@ def write(
             shutil.copyfile(own, folder / own.name)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+    name_class(checkpoint, folder, moved=chosen != family.model_type)
     return chosen
 
 

@@ -9,11 +9,14 @@ from safetensors.torch import load_file, save_file
 from compressor.tensors import SINGLE
 
 
+def edit_json(path: Path, **changes) -> None:
+    """Set these entries of a JSON object; `...` takes one out."""
+    found = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in found.items() if v is not ...}))
+
+
 def edit_config(folder: Path, **changes) -> None:
-    """Set these entries of config.json; `...` takes one out."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    edit_json(folder / "config.json", **changes)
 
 
 def edit_tensors(folder: Path, change: Callable) -> None:

@@ -1,4 +1,4 @@
-"""What a folder holds and what loads it, from its headers alone; works on what any tool left."""
+"""What a folder holds and what loads it, from its headers; works on what any tool left."""
 
 import json
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from compressor.inspection.folder import Folder, disagreements, open_folder
-from compressor.inspection.loadability import answers
+from compressor.inspection.disagreements import differing_head, disagreements, ids_outside
+from compressor.inspection.folder import Folder, open_folder
+from compressor.inspection.loaders import answers
+from compressor.inspection.loaders.answer import distinct
 from compressor.report import equal_runs
 from compressor.widths import BlockWidths
 
@@ -18,12 +20,23 @@ def inspect(path: Path) -> dict:
 
     `blocks` gives heads, KV heads and FFN channels by the shapes of the tensors, or, for a type
     without a table (`family` null), the shapes themselves. `loads` is a list of `target`, `loads`
-    (true, false, or null where it is not known here) and `because`. `problems` are sentences.
+    (true, false, or null where it is not known here), `because` and `how` that is known. `problems`
+    are sentences.
     `InputError` if there is no model in the folder at all.
     """
     folder = open_folder(path)
     widths = folder.widths()
-    wrong = disagreements(folder, widths)
+    wrong, own_head = disagreements(folder, widths), differing_head(folder)
+    others = [
+        f"{name} is {number}, outside the vocabulary of {folder.config['vocab_size']:,}."
+        for name, number in ids_outside(folder.config).items()
+    ]
+    if own_head:
+        others.append(
+            "The config ties the head to the embedding, and the files hold another: some loaders take "
+            "the one, some the other. Set tie_word_embeddings to false, or take "
+            f"{folder.family.head} away."
+        )
     config, family = folder.config, folder.family
     record = compression_record(folder)
     embedding = folder.tensors.get(family.embedding) if family else None
@@ -43,8 +56,8 @@ def inspect(path: Path) -> dict:
         "vocabulary": embedding.shape[0] if embedding else config.get("vocab_size"),
         "tied": family and family.head not in folder.tensors,
         "blocks": [block_row(i, block, widths) for i, block in enumerate(folder.blocks())],
-        "loads": [asdict(answer) for answer in answers(folder, widths, wrong)],
-        "problems": [*folder.problems, *wrong],
+        "loads": [asdict(answer) for answer in answers(folder, widths, wrong, own_head)],
+        "problems": [*folder.problems, *wrong, *others],
     }
 
 
@@ -61,7 +74,7 @@ def layout(folder: Folder, widths: list[BlockWidths] | None, record: dict) -> st
     """`uniform` or `per-layer` by the widths; `padded`, which widths do not show, by the record."""
     if widths is None:
         return None
-    if len(set(widths)) > 1:
+    if len(distinct(widths)) > 1:
         return "per-layer"
     return "padded" if record.get("layout") == "padded" else "uniform"
 
@@ -80,11 +93,11 @@ def tables(result: dict) -> Iterator[Table | str]:
     yield summary(result)
     yield blocks(result)
     loads = Table(title="loads in", title_justify="left")
-    for column in ("", "", "because"):
+    for column in ("", "", "because", "by"):
         loads.add_column(column)
     for row in result["loads"]:
         answer = {True: "yes", False: "no", None: "unknown"}[row["loads"]]
-        loads.add_row(row["target"], answer, row["because"])
+        loads.add_row(row["target"], answer, row["because"], row["how"])
     yield loads
     yield from (f"Problem: {sentence}" for sentence in result["problems"])
 

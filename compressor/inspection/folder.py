@@ -1,7 +1,7 @@
 """Reading a folder that anyone may have left: what can be said is said, the rest is a problem.
 
 `Checkpoint` refuses what cannot be cut; here nothing is refused but a folder without a model. Only
-headers and JSON are read: no tensor, no pickle, no code.
+headers and JSON are read: no pickle, no code.
 """
 
 import json
@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
-from compressor.per_layer import KEY, check, in_every_block
+from compressor.inspection.files import ambiguity
+from compressor.per_layer import KEY, check
 from compressor.quantization.packing import BITS
 from compressor.quantization.reading import dense_entries, weights_of
 from compressor.tensors import INDEX, SINGLE, completed, read_entries, turned
@@ -27,13 +28,17 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 class Folder:
     """A folder's config and headers, and sentences about what is wrong with them.
 
-    `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`,
-    `numel`, `bytes` and `dtype` (safetensors' name of it). `tensors` are the same, but for 4-bit
-    weights, which are there as the dense ones they stand for.
+    `written` is the config as the file has it, `config` with settings under their standard names.
+    `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`, `numel`,
+    `bytes` and `dtype` (safetensors' name of it), with its name (`key`) in `file`. `tensors` are the
+    same, but for 4-bit weights, which are there as the dense ones they stand for. `ambiguous` says what
+    loaders take from different files.
     """
 
     path: Path
     config: dict = field(default_factory=dict)
+    written: dict = field(default_factory=dict)
+    ambiguous: str | None = None
     index: dict[str, str] = field(default_factory=dict)
     stored: dict[str, SimpleNamespace] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -108,9 +113,12 @@ def open_folder(path: Path) -> Folder:
         raise InputError(f"There is no folder {str(path)!r}; give a checkpoint folder.")
     folder = Folder(path)
     if (path / "config.json").exists():
-        folder.config = read_json(folder, "config.json")
+        folder.config = folder.written = read_json(folder, "config.json")
     else:
         folder.problems.append("There is no config.json, so no loader knows what the tensors are.")
+    folder.ambiguous = ambiguity(path, folder.written)
+    if folder.ambiguous:
+        folder.problems.append(folder.ambiguous)
     files = weight_files(folder)
     if not files and not folder.config:
         raise InputError(
@@ -128,7 +136,12 @@ def open_folder(path: Path) -> Folder:
             for axis in entry["shape"]:
                 numel *= axis
             folder.stored[name] = SimpleNamespace(
-                shape=entry["shape"], numel=numel, bytes=end - begin, dtype=entry["dtype"]
+                shape=entry["shape"],
+                numel=numel,
+                bytes=end - begin,
+                dtype=entry["dtype"],
+                file=path / file,
+                key=name,
             )
     absent = [name for name in folder.index if name not in folder.stored]
     if absent:
@@ -153,16 +166,16 @@ def open_folder(path: Path) -> Folder:
 
 
 def weight_files(folder: Folder) -> list[str]:
-    """Names of the safetensors files, by the index if there is one."""
+    """Names of the safetensors files, as transformers looks for them."""
     path = folder.path
+    if (path / SINGLE).exists():
+        return [SINGLE]
     if (path / INDEX).exists():
         weight_map = read_json(folder, INDEX).get("weight_map")
         if isinstance(weight_map, dict):
             folder.index = weight_map
             return sorted({Path(str(file)).name for file in weight_map.values()})
         folder.problems.append(f"{INDEX} has no weight_map.")
-    if (path / SINGLE).exists():
-        return [SINGLE]
     files = sorted(p.name for p in path.glob("*.safetensors"))
     pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
     if pickles and not files:
@@ -188,54 +201,3 @@ def read_json(folder: Folder, name: str) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         folder.problems.append(f"{name} is not valid JSON: {error}.")
     return {}
-
-
-def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]:
-    """Where config and tensors differ. The tensors are believed: they are what is there."""
-    family, config = folder.family, folder.config
-    if family is None or not folder.tensors:
-        return []
-    blocks = len(folder.blocks())
-    said = {"num_hidden_layers": ([config.get("num_hidden_layers")], [blocks])}
-    embedding = folder.tensors.get(family.embedding)
-    if embedding and len(embedding.shape) == 2:
-        said["vocab_size"] = [config.get("vocab_size")], [embedding.shape[0]]
-        said["hidden_size"] = [config.get("hidden_size")], [embedding.shape[1]]
-    found = []
-    if widths:
-        channels, heads, groups = (
-            in_every_block(config, key, blocks)
-            for key in (family.ffn_width_key, family.heads_key, family.kv_heads_key)
-        )
-        said[family.ffn_width_key] = channels, [w.ffn for w in widths]
-        uneven = {n for w in widths for n in (w.query, w.key_value) if n % w.head_dim}
-        if uneven:
-            source = (
-                "head_dim" if config.get("head_dim") else "hidden_size / heads, without head_dim"
-            )
-            found.append(
-                f"{min(uneven)} channels of attention are not whole heads of {folder.head_dim} "
-                f"(the config's {source}); the tensors are believed."
-            )
-        else:
-            grouped = [own or count for own, count in zip(groups, heads, strict=True)]
-            said[family.heads_key] = heads, [w.heads for w in widths]
-            said[family.kv_heads_key] = grouped, [w.kv_heads for w in widths]
-    for key, (told, there) in said.items():
-        if told != there:
-            where = next(i for i, (a, b) in enumerate(zip(told, there, strict=True)) if a != b)
-            first = f" (block {where} first)" if len({*told}) > 1 else ""
-            found.append(
-                f"The config says {key} {span(told)}, the tensors {span(there)}{first}; the tensors "
-                "are believed."
-            )
-    if family.head not in folder.tensors and not config.get("tie_word_embeddings"):
-        found.append(f"{family.head} is missing, and the config does not tie it to the embedding.")
-    return found
-
-
-def span(values: list) -> str:
-    """`48`, or `20 to 48`."""
-    if None in values:
-        return "None"
-    return " to ".join(f"{n:,}" for n in sorted({min(values), max(values)}))

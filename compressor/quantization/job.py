@@ -26,6 +26,7 @@ from compressor.settings import Settings, decisive
 from compressor.shards import move_into
 from compressor.side_files import left_behind
 from compressor.tensors import INDEX
+from compressor.tokenizer_class import class_notes
 from compressor.verify import prompt_ids, verify
 
 QUANTIZED = (
@@ -171,6 +172,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     source, stem = checkpoint.path, work / "source"
     done = {"result": result, "record": record}
     quantize(settings, source, partial, stem, done, calibration, judge, meter, lines)
+    result["warnings"] += class_notes(checkpoint.path, partial)
     conclude(settings, partial, result, record, write_card)
     publish_results(settings, [result], partial, meter)
     return [result]

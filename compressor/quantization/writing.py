@@ -11,6 +11,7 @@ from compressor.quantization.packing import packed, quantization_config
 from compressor.quantization.stream import Quantizing
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
 from compressor.side_files import copy_side_files
+from compressor.tokenizer_class import name_class
 from compressor.writing import empty
 
 Shards = list[dict[str, torch.Tensor]]
@@ -69,3 +70,4 @@ def write_quantized(
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+    name_class(checkpoint, folder)

@@ -22,6 +22,7 @@ from compressor.settings import decisive
 from compressor.side_files import left_behind
 from compressor.sparse.report import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
+from compressor.tokenizer_class import class_notes
 from compressor.verify import TOLERANCE, prompt_ids, verify
 from compressor.writing import write
 
@@ -84,6 +85,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
             *reading_notes(settings, checkpoint, calibration, evaluation),
             *texts.notes,
             *left_behind(checkpoint),
+            *class_notes(checkpoint.path, partial),
         ],
         "verified": "no",
     }

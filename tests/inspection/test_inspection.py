@@ -5,19 +5,17 @@ import shutil
 
 import pytest
 import torch
-from edits import edit_config, edit_tensors
+from edits import edit_config, edit_json, edit_tensors
 from jobs import said, stage
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.checkpoint import Checkpoint
 from compressor.inspection import inspect
-from compressor.inspection.folder import Folder
-from compressor.inspection.loadability import Answer, four_bits, k_quants, older, tensor_parallel
 from compressor.tensors import INDEX, SINGLE
-from compressor.widths import BlockWidths
 
-YES = Answer("transformers", True, "")
+NO_TOKENIZER = "tokenizer: it has no class TokenizersBackend"
+OLDER_SAYS = {"gpt_neox": "it would read rotary_pct 0.25, the model's is 0.5"}
 
 
 def narrow_ffn(tensors, block, channels):
@@ -48,9 +46,14 @@ def test_every_family(any_family):
     for row in result["blocks"]:
         assert (row["heads"], row["kv_heads"]) == (checkpoint.heads, checkpoint.kv_heads)
         assert row["ffn"] == checkpoint.units["ffn"]
-    for target in ("(installed)", "4.57", "parallel 1", "parallel 2", "parallel 4"):
+    for target in ("(installed)", "parallel 1", "parallel 2", "parallel 4"):
         assert loads(result, target)[0], target
     assert loads(result, "parallel 8")[0] == (checkpoint.heads % 8 == 0)
+    assert loads(result, "4.57") == (False, OLDER_SAYS.get(result["family"], NO_TOKENIZER))
+    answer, because = loads(result, "k-quants")
+    assert answer is False
+    if checkpoint.family.model_type == "opt":
+        assert because == "llama.cpp's converter has no OPTForCausalLM"
 
 
 def test_blocks_of_different_widths(copy):
@@ -62,6 +65,7 @@ def test_blocks_of_different_widths(copy):
     assert answer is False and "is [32, 20], its config makes [32, 48]" in because
     for target in ("4.57", "parallel 1", "group 128", "k-quants"):
         assert loads(result, target)[0] is False, target
+    assert "2 different widths" in loads(result, "parallel 1")[1]
     assert result["problems"] == [
         "The config says intermediate_size 48, the tensors 20 to 48; the tensors are believed."
     ]
@@ -109,8 +113,15 @@ def test_heads_that_stock_llama_refuses(make_checkpoint, tmp_path):
     edit_config(folder, model_type="llama", architectures=["LlamaForCausalLM"])
     answer, because = loads(inspect(folder), "(installed)")
     assert answer is False and "hidden size (32)" in because and "(6)" in because
-    assert loads(inspect(folder), "parallel 1")[0] is False
+    answer, because = loads(inspect(folder), "parallel 1")
+    assert answer is False and because.startswith("it reads the config as transformers does")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     assert loads(inspect(folder), "4.57")[0]
+    edit_tensors(folder, lambda tensors: tensors.pop("model.norm.weight"))
+    assert loads(inspect(folder), "4.57") == (
+        False,
+        "1 tensor(s) would be random: model.norm.weight",
+    )
 
 
 def test_padded_layout_is_known_from_the_record(copy):
@@ -128,7 +139,7 @@ def test_another_type_is_shown_by_its_shapes(tmp_path):
     assert result["family"] is None and result["layout"] is None
     assert [row["shapes"]["mlp.fc_in.weight"] for row in result["blocks"]] == [[128, 32]] * 2
     assert "'gptj' has no table" in result["problems"][0]
-    assert loads(result, "(installed)")[0]
+    assert "the weights load, the tokenizer does not: there is none" in loads(result, "(ins")[1]
     assert loads(result, "4.57") == (None, "the widths are not known")
 
 
@@ -182,7 +193,7 @@ def test_broken_config(copy, content, problem):
 def test_files_of_another_name(copy):
     (copy / SINGLE).rename(copy / "weights.safetensors")
     result = inspect(copy)
-    assert "weights.safetensors is read here" in result["problems"][0]
+    assert "weights.safetensors is read here" in " ".join(result["problems"])
     assert result["blocks"][0]["ffn"] == 48 and loads(result, "(installed)")[0] is False
 
 
@@ -191,70 +202,6 @@ def test_missing_matrix(copy):
     result = inspect(copy)
     assert "lacks the matrix mlp.up_proj.weight" in " ".join(result["problems"])
     assert "would be random" in loads(result, "(installed)")[1]
-
-
-# -- the rules ------------------------------------------------------------------------------------
-
-
-def block(heads=32, kv_heads=8, ffn=14336, hidden=4096, head_dim=128) -> BlockWidths:
-    return BlockWidths(hidden, heads * head_dim, kv_heads * head_dim, head_dim, ffn, 2)
-
-
-@pytest.mark.parametrize(
-    ("widths", "devices", "answer", "because"),
-    [
-        (block(), 8, True, "32 heads, 8 KV heads, 14336 FFN channels"),
-        (block(kv_heads=2), 8, True, "2 KV heads"),  # repeated four times
-        (block(heads=28, kv_heads=7), 8, False, "28 heads mod 8 is 4"),
-        (block(heads=24, kv_heads=6), 4, False, "6 KV heads mod 4 is 2"),
-        (block(heads=24, kv_heads=6), 2, True, "24 heads"),
-        (block(ffn=14340), 8, False, "14340 FFN channels mod 8 is 4"),
-    ],
-)
-def test_tensor_parallel(widths, devices, answer, because):
-    found = tensor_parallel(Folder(None), [widths] * 2, YES, devices)
-    assert found.loads is answer and because in found.because
-
-
-def test_tensor_parallel_needs_silu_and_a_config_that_loads():
-    folder = Folder(None, config={"hidden_act": "gelu"})
-    assert "hidden_act is gelu" in tensor_parallel(folder, [block()], YES, 1).because
-    refused = Answer("transformers", False, "")
-    assert tensor_parallel(Folder(None), [block()], refused, 1).loads is False
-
-
-@pytest.mark.parametrize(
-    ("widths", "four", "k"),
-    [
-        (block(), "multiples of 128", "multiples of 256"),
-        (block(ffn=11008), "multiples of 128", "multiples of 256"),
-        (block(ffn=6784), "multiples of 128", "6784 mod 256 is 128"),
-        (block(ffn=205), "205 mod 128 is 77", "205 mod 256 is 205"),
-        (block(heads=9, kv_heads=3, hidden=1152, head_dim=64), "576 mod 128 is 64", "576 mod 256"),
-        # Three KV heads of 32 beside four query heads: 4 x 32 + 2 x 3 x 32 output channels.
-        (block(heads=4, kv_heads=3, hidden=256, ffn=256, head_dim=32), "4-bit", "128 mod 256"),
-    ],
-)
-def test_quantised_kernels(widths, four, k):
-    found = four_bits([widths]), k_quants([widths])
-    for answer, because in zip(found, (four, k), strict=True):
-        assert because in answer.because or because in answer.target
-        assert answer.loads is ("mod" not in answer.because)
-
-
-@pytest.mark.parametrize(
-    ("config", "answer", "because"),
-    [
-        ({}, True, "rope_theta 10000"),
-        ({"rope_parameters": {"rope_theta": 10000.0}}, True, "rope_theta 10000"),
-        ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}}, True, "500000"),
-        ({"rope_parameters": {"rope_theta": 5e5}}, False, "read rope_theta 10000, the model's is"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, False, "rope_type llama3 but no"),
-    ],
-)
-def test_what_older_transformers_read_of_the_config(config, answer, because):
-    found = older(Folder(None, config={"model_type": "llama"} | config), [block()], [])
-    assert found.loads is answer and because in found.because
 
 
 # -- the command ----------------------------------------------------------------------------------
