@@ -15,6 +15,7 @@ from compressor.errors import MachineError
 from compressor.estimate import estimate, measuring, timed_widths
 from compressor.estimate.by_width import table
 from compressor.lattice import lattice
+from compressor.plan import CLOSE
 from compressor.scores import GROUPS
 
 
@@ -45,7 +46,7 @@ def test_the_roofline_by_hand(llama):
     batch, context = 2, 40
     found = table(llama, "h200", batch, context)
     assert list(found["attention"]) == ["1", "2", "3", "4"]
-    assert list(found["ffn"]) == ["4", "8", "12", "16", "20", "28", "32", "36", "40", "48"]
+    assert list(found["ffn"]) == ["2", "6", "12", "16", "22", "26", "32", "36", "42", "48"]
     for n, ms in found["attention"].items():
         query, key_value = 8 * int(n), 4 * int(n)
         weights = 2 * 32 * (query + key_value) + 2 * 32
@@ -156,7 +157,7 @@ def test_a_cut_within_a_table(make_checkpoint, quick, tmp_path, capsys, given):
     assert compress(model, small, "--keep", "0.8", "--budget", path, *quick) == 0
     found = json.loads(path.read_text())
     before, after = (whole(found, Checkpoint(folder)) for folder in (model, small))
-    assert 0.5 * before < after <= 0.8 * before
+    assert after / before == pytest.approx(0.8, abs=CLOSE)
     assert found["about"]["blocks"] == 3 and found["about"]["dtype"] == "float32"
 
 
