@@ -137,7 +137,7 @@ def test_a_block_that_a_rate_breaks_is_trained_at_a_lower_one(block, rate):
         block, weights(block), examples(teacher), FITTED, HELD, rates=rates, epochs=12
     )
     assert outcome.trials[rate] > outcome.losses[0]
-    assert outcome.rate == min(outcome.trials, key=outcome.trials.get) < rate
+    assert min(outcome.trials, key=outcome.trials.get) < rate and outcome.rate < rate
     assert outcome.after < 0.5 * outcome.losses[0]
     assert found["linear.weight"].isfinite().all()
 
@@ -147,6 +147,30 @@ def test_trials_end_with_the_first_that_is_worse(block):
     rates = (0.05, 0.0001, 0.00001)
     _, outcome = refine(block, weights(block), example, FITTED, HELD, rates=rates)
     assert [*outcome.trials] == [0.05, 0.0001] and outcome.rate == 0.05
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs", "rate"),
+    [(16, 1, 0.001), (160, 1, 0.002), (16, 8, 0.002), (160, 64, 0.005)],
+)
+def test_a_long_training_goes_further_than_its_trial_but_not_beyond_the_first_rate(
+    block, monkeypatch, batches, epochs, rate
+):
+    tries = iter([0.5, 0.1, 0.2])
+    monkeypatch.setattr(Course, "tried", lambda *_: next(tries))
+    seen = []
+    monkeypatch.setattr(Course, "trained", lambda _, rate, orders: seen.append(rate) or [{}])
+    monkeypatch.setattr(Course, "held_back", lambda *_: 1.0)
+    refine(
+        block,
+        weights(block),
+        None,
+        range(batches),
+        HELD,
+        rates=(0.005, 0.001, 0.0002),
+        epochs=epochs,
+    )
+    assert seen == pytest.approx([rate])
 
 
 def test_of_too_long_a_way_a_part_is_taken(block, monkeypatch):
