@@ -5,9 +5,10 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from textwrap import shorten
 
-from compressor.checkpoint import TOKENIZERS, read_tokenizer
+from compressor.errors import InputError
 from compressor.inspection.folder import Folder
 from compressor.inspection.loaders.answer import RAN, Answer, Facts, Loading
+from compressor.tokenizer import check_files, read_tokenizer
 
 
 def installed(facts: Facts) -> Answer:
@@ -129,13 +130,14 @@ def load_tokenizer(
     """The tokenizer, or why there is none; config: what to go by where the folder's own is refused."""
     from transformers import AutoTokenizer
 
-    if not any((folder.path / name).exists() for name in TOKENIZERS):
-        return None, f"there is none in the folder ({', '.join(TOKENIZERS)})"
     coded = folder.family is not None and not folder.family.stock
     try:
+        check_files(folder.path, coded)
         if config is not None:
             return AutoTokenizer.from_pretrained(folder.path, config=config), None
         return read_tokenizer(folder.path, coded), None
+    except InputError as error:
+        return None, shorten(str(error), 240, placeholder=" ...")
     except Exception as error:  # whatever it raises, it does not load
         return None, in_a_line(error)
 
