@@ -88,20 +88,20 @@ def made(written: Mapping):
 
 def way_out(written: Mapping, family: Family) -> str:
     """The type that has the same arithmetic, where that takes the config."""
-    biased = written.get("attention_bias") or written.get("mlp_bias")
-    if family.container is None or biased:
+    other, biased = family.container, written.get("attention_bias") or written.get("mlp_bias")
+    if other is None or other.zeros or (biased and not other.biases):
         return ""
     changes = {
-        "model_type": family.container,
-        "architectures": [FAMILIES[family.container].architecture],
-        **family.container_config,
+        "model_type": other.model_type,
+        "architectures": [FAMILIES[other.model_type].architecture],
+        **other.settings,
     }
     try:
         made({**written, **changes})
     except Exception:  # it does not, either
         return ""
     shown = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in changes.items())
-    return f" As {family.container} the same tensors load: write {shown} in a copy of config.json."
+    return f" As {other.model_type} the same tensors load: write {shown} in a copy of config.json."
 
 
 def in_a_line(error: Exception) -> str:

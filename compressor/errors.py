@@ -11,6 +11,10 @@ class InputError(CompressorError):
     """A file, a folder or an option that cannot be used as it is."""
 
 
+class DamagedError(InputError):
+    """The source has to be another one: what was found out of this one is worth nothing."""
+
+
 class QualityError(CompressorError):
     """The result works but is worse than the user allowed; it is kept as DEST.rejected.
 

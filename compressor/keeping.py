@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import InputError
+from compressor.errors import DamagedError, InputError
 from compressor.interruption import ending
 from compressor.journal import Journal, count_blocks
 from compressor.pauses import STREAM
@@ -84,8 +84,8 @@ def keeping(
     """The work folder while a job goes on in it: gone when the job is done, kept when it breaks off.
 
     Then the exception gets the attributes `where`, what the job was at, and `kept`, a sentence. Where
-    nothing was done the folder goes too, and so does `partial`, the unfinished result, unless it is
-    `finished` in part.
+    nothing was done, or in vain (`DamagedError`), the folder goes too, and so does `partial`, the
+    unfinished result, unless it is `finished` in part.
     """
     try:
         yield
@@ -96,7 +96,7 @@ def keeping(
             shutil.rmtree(partial, ignore_errors=True)
         for stale in work.glob(ACTIVATIONS):
             shutil.rmtree(stale, ignore_errors=True)
-        if described(work):
+        if described(work) and not isinstance(error, DamagedError):
             error.kept = f"What is done is kept in {work}; add --resume to go on."
         else:
             shutil.rmtree(work, ignore_errors=True)

@@ -55,14 +55,15 @@ def read_texts(settings, checkpoint) -> Texts:
         span = settings.calibration_range
         return tokenize(text, tokenizer, limit, settings.samples, span, CALIBRATION_TOKENS)
 
-    training, calibration, end = divided(text, sequences, tokenizer, limit, wanted)
+    rest, calibration, end = divided(text, sequences, tokenizer, limit, wanted)
+    training = rest if by_default else text
     fewer = len(calibration.sequences) < wanted and calibration.tokens < CALIBRATION_TOKENS
     notes = []
     if by_default:
         evaluation = end or calibration.first(max(1, wanted // SHARE))
         notes = where_measured(text, calibration, end, wanted if fewer else None)
     elif fewer and end is not None:  # nothing has to be set aside
-        training, calibration = text, sequences(text)
+        calibration = sequences(text)
     for tokens in filter(None, (calibration, end)):
         check_ids(tokens.sequences, checkpoint.vocabulary)
     if not settings.reads_calibration:

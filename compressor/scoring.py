@@ -9,7 +9,7 @@ import torch
 from compressor.blocks import BlockStream
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError
+from compressor.errors import DamagedError
 from compressor.gradients import backward
 from compressor.journal import finished_block, keep_block
 from compressor.methods import METHODS, Method
@@ -243,4 +243,4 @@ def as_float32(block: Block) -> Block:
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuse NaN and infinity, by name."""
     if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
-        raise InputError(f"{name} holds NaN or infinite values; the checkpoint is damaged.")
+        raise DamagedError(f"{name} holds NaN or infinite values; the checkpoint is damaged.")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import compress, said, stage
+from jobs import compress, said, same_bytes, stage
 
 from compressor.checkpoint import Checkpoint
 from compressor.methods import METHODS
@@ -87,7 +87,7 @@ def test_same_run_same_bytes(llama, quick, tmp_path):
     for name in "ab":
         assert compress(llama, tmp_path / name, "--keep", 0.7, *quick) == 0
     for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+        assert same_bytes(file, tmp_path / "b" / file.name)
 
 
 def test_several_ratios_from_one_pass(llama, quick, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_several_ratios_from_one_pass(llama, quick, tmp_path, capsys):
     sizes = [Checkpoint(dest / f"keep-{k}").parameters for k in (0.9, 0.8, 0.7)]
     assert sizes == sorted(sizes, reverse=True)
     assert compress(llama, tmp_path / "one", "--keep", 0.8, *quick) == 0
-    assert (tmp_path / "one" / SINGLE).read_bytes() == (dest / "keep-0.8" / SINGLE).read_bytes()
+    assert same_bytes(tmp_path / "one" / SINGLE, dest / "keep-0.8" / SINGLE)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -169,7 +169,7 @@ def test_the_stages_alone_give_the_same(llama, quick, tmp_path, text_file, capsy
     assert stage("score", llama, "--out", scores, *quick[:-1]) == 0
     assert stage("plan", scores, "--keep", 0.7, "--out", plan) == 0
     assert stage("cut", llama, tmp_path / "cut", "--plan", plan, *quick[:-1]) == 0
-    assert (tmp_path / "cut" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
+    assert same_bytes(tmp_path / "cut" / SINGLE, tmp_path / "whole" / SINGLE)
     capsys.readouterr()
     assert stage("verify", tmp_path / "cut", "--source", llama) == 0
     assert json.loads(capsys.readouterr().out)["loads"]
@@ -218,7 +218,7 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     assert "use --layout per-layer" in said(capsys)
     padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
     assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
-    assert (dest / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
+    assert same_bytes(dest / SINGLE, tmp_path / "whole" / SINGLE)
 
 
 def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_path):
@@ -226,7 +226,7 @@ def test_memory_limit_sends_activations_to_files(llama, quick, text_file, tmp_pa
     assert compress(llama, tmp_path / "a", *options) == 0
     assert compress(llama, tmp_path / "b", *options, "--max-memory", "1KB") == 0
     for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+        assert same_bytes(file, tmp_path / "b" / file.name)
 
 
 def test_both_commands_start():

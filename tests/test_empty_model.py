@@ -45,7 +45,7 @@ def block_gone(tensors) -> None:
         ("llama", added(f"{BLOCK}.self_attn.q_proj.bias", 32), r"q_proj.bias \[32\], which"),
         ("llama", without("model.norm.weight"), r"lacks the tensor model.norm.weight \[32\]"),
         ("llama", block_gone, rf"lacks the tensor {BLOCK}\.\S+ \[.*\] and 8 more like it"),
-        ("qwen2", without(f"{BLOCK}.self_attn.k_proj.bias"), r"lacks .*k_proj.bias \[16\]"),
+        ("qwen2", without(f"{BLOCK}.self_attn.k_proj.bias"), r"lacks .*k_proj.bias \[24\]"),
         ("qwen3", without(f"{BLOCK}.self_attn.q_norm.weight"), r"lacks .*q_norm.weight \[4\]"),
         ("llama", added("model.norm.weight", 30), r"norm.weight in .* \[30\].*implies \[32\]"),
         (
@@ -55,8 +55,8 @@ def block_gone(tensors) -> None:
         ),
         (
             "qwen2",
-            added("lm_head.weight", 121, 32),
-            r"lm_head.weight in .* \[121, 32\], but the config implies \[120, 32\]",
+            added("lm_head.weight", 121, 48),
+            r"lm_head.weight in .* \[121, 48\], but the config implies \[120, 48\]",
         ),
         ("gpt2", added("wpe.weight", 95, 32), r"wpe.weight in .* \[95, 32\].*implies \[96, 32\]"),
         (

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import compress, said, stage
+from jobs import compress, said, same_bytes, stage
 from transformers import AutoModelForCausalLM
 
 from compressor.blocks import BlockStream
@@ -48,7 +48,7 @@ def test_the_whole_job_goes_on_where_it_was_killed(
     assert compress(llama, tmp_path / "again", *asked, "--resume") == 0
     for file in (SINGLE, "config.json", CODE.name):
         again, whole = (tmp_path / name / file for name in ("again", "whole"))
-        assert again.read_bytes() == whole.read_bytes()
+        assert same_bytes(again, whole)
 
 
 def test_all_layouts_of_one_scoring(llama, quick, text_file, tmp_path, capsys, monkeypatch):
@@ -161,7 +161,7 @@ def test_it_is_recovered(unequal, quick, tmp_path, capsys):
     asked = ["recover", unequal, dest, *quick[:4], *options]
     assert stage(*asked) in (0, 3)
     if dest.exists():
-        assert (dest / CODE.name).read_bytes() == CODE.read_bytes()
+        assert same_bytes(dest / CODE.name, CODE)
         assert Checkpoint(dest).block_units == Checkpoint(unequal).block_units
 
 

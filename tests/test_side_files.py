@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import compress
+from jobs import compress, same_bytes
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
@@ -33,7 +33,7 @@ def copied(source, tmp_path) -> set[str]:
     out.mkdir()
     copy_side_files(Checkpoint(source), out)
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    assert all((out / name).read_bytes() == (source / name).read_bytes() for name in found)
+    assert all(same_bytes(out / name, source / name) for name in found)
     return found
 
 
@@ -143,7 +143,7 @@ def test_every_job_has_them_and_says_what_stays(source, tmp_path, quick, capsys,
     assert compress(source, tmp_path / "out", *options, "--json", *quick) == 0
     result = json.loads(capsys.readouterr().out)
     assert any("other/ (weights)" in warning for warning in result["warnings"])
-    assert (tmp_path / "out" / TEMPLATE).read_bytes() == (source / TEMPLATE).read_bytes()
+    assert same_bytes(tmp_path / "out" / TEMPLATE, source / TEMPLATE)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     said = tokenizer.apply_chat_template(
         [{"role": "user", "content": "x"}], tokenize=False, chat_template="tool_use"

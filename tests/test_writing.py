@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from jobs import same_bytes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -163,7 +164,7 @@ def test_side_files_are_copied_and_other_weights_are_not(llama, tmp_path):
     checkpoint = Checkpoint(source)
     write(checkpoint, plan_for(checkpoint), tmp_path / "out")
     for name in ("LICENSE", "chat_template.jinja", "tokenizer.json", "generation_config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+        assert same_bytes(tmp_path / "out" / name, source / name)
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
 
 
@@ -172,7 +173,7 @@ def test_same_plan_same_bytes(llama, tmp_path):
     for name in "ab":
         write(checkpoint, plan_for(checkpoint), tmp_path / name)
     for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+        assert same_bytes(file, tmp_path / "b" / file.name)
 
 
 def test_full_disk_is_refused_before_writing(tmp_path):

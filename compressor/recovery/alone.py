@@ -15,7 +15,7 @@ from compressor.destination import check_dest
 from compressor.errors import InputError, QualityError
 from compressor.judging import Judge, said_of
 from compressor.keeping import keeping, open_work, work_folder
-from compressor.opening import open_stream, read_evaluation, reading_notes
+from compressor.opening import open_stream, read_texts, reading_notes
 from compressor.progress import Lines, Meter
 from compressor.recovery.job import STATE, agree_on_recovery, read_recovery, recover_one
 from compressor.recovery.precision import check_memory
@@ -61,8 +61,9 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
             f"--recover-accumulate {recovery.accumulate} parts cannot be divided among "
             f"{processes.num_processes} processes."
         )
-    evaluation = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
-    data = read_recovery(settings, checkpoint)
+    texts = read_texts(settings, checkpoint)
+    evaluation = texts.evaluation
+    data = read_recovery(settings, checkpoint, texts.training)
     partial = dest.with_name(dest.name + ".partial")
     if processes.is_main_process:
         work, journal = open_work(settings)
@@ -81,7 +82,8 @@ def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict
         if before is None:
             before = said_of(judge.after(settings.source))["perplexity_after"]
             journal.put("pruned", before)
-        warnings = reading_notes(settings, checkpoint, evaluation, data) + left_behind(checkpoint)
+        warnings = reading_notes(settings, checkpoint, evaluation, data) + texts.notes
+        warnings += left_behind(checkpoint)
         result = {"perplexity_pruned": before, "warnings": warnings, "verified": ""}
         done = {"result": result, "record": {}, "recovered": False}
         stem = work / NAME

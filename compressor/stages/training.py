@@ -47,6 +47,7 @@ def recover(
         dest=dest,
         targets=(),
         method="random",
+        repair="none",
         calibration=calibration,
         calibration_range=calibration_range,
         evaluation=evaluation,

@@ -207,6 +207,10 @@ def test_the_job_says_it_before_and_after(llama, text_file, tmp_path, capsys):
 
 
 def test_what_a_multiple_cannot_be(llama, tmp_path, capsys):
-    for align, words in ((0, "must be positive"), (-8, "must be positive"), (49, "do not exist")):
+    for align, words in (
+        (0, "at least 1, not 0"),
+        (-8, "at least 1, not -8"),
+        (49, "do not exist"),
+    ):
         assert compress(llama, tmp_path / "out", "--keep", 0.9, "--align", align) == 2
         assert words in said(capsys)

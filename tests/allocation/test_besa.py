@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from jobs import compress, said
+from jobs import compress, said, same_bytes
 
 from compressor.allocation import allocate
 from compressor.allocation.besa import (
@@ -242,7 +242,7 @@ def test_the_method_besa_compares_and_repeats(llama, text_file, tmp_path, capsys
     for keep in ("keep-0.8", "keep-0.7"):
         for file in (SINGLE, "compression.json"):
             one, other = (tmp_path / name / keep / file for name in ("a", "b"))
-            assert one.read_bytes() == other.read_bytes()
+            assert same_bytes(one, other)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from jobs import compress, said, stage
+from jobs import compress, said, same_bytes, stage
 
 from compressor.allocation import allocate
 from compressor.allocation.guard import JUDGED, held_back, judge, loss_after
@@ -115,7 +115,7 @@ def test_a_killed_comparison_goes_on(llama, quick, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("compressor.planning.measure_landscape", None)
     assert compress(llama, dest, *asked, "--resume") == 0
     for file in (SINGLE, "compression.json"):
-        assert (dest / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert same_bytes(dest / file, tmp_path / "whole" / file)
 
 
 @pytest.mark.parametrize("how", ["exact", "besa"])
@@ -139,7 +139,7 @@ def test_a_killed_landscape_goes_on_at_its_last_block(llama, quick, tmp_path, mo
     blocks = json.loads((llama / "config.json").read_text())["num_hidden_layers"]
     assert len(visited) == blocks + 1  # one of them twice: the killed one
     for file in (SINGLE, "compression.json"):
-        assert (dest / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert same_bytes(dest / file, tmp_path / "whole" / file)
 
 
 def test_scored_once_planned_many_times(llama, quick, tmp_path, capsys):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import compress, said, stage
+from jobs import compress, said, same_bytes, stage
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -96,7 +96,7 @@ def test_sizes_are_those_of_the_files(llama, quantised):
 def test_keeping_everything_is_no_cut(llama, quantised, tmp_path):
     assert quantize(llama, tmp_path / "q", "--keep", 1) == 0
     for name in (SINGLE, "config.json", "compression.json", "README.md"):
-        assert (tmp_path / "q" / name).read_bytes() == (quantised / name).read_bytes()
+        assert same_bytes(tmp_path / "q" / name, quantised / name)
 
 
 def check_result(result: dict, folder) -> None:

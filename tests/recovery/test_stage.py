@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import compress, left_over, said, same_files, stage
+from jobs import compress, left_over, said, same_bytes, same_files, stage
 from safetensors.torch import load_file
 
 from compressor.tensors import SINGLE
@@ -20,15 +20,16 @@ def test_the_stage_alone_gives_the_same(
     llama, options, unrecovered, alone, text_file, tmp_path, capsys, method
 ):
     whole, cut, dest = (tmp_path / n for n in ("whole", "cut", "dest"))
-    assert compress(llama, whole, "--keep", 0.7, *options, "--recover", method) == 0
+    measured = ("--evaluation", text_file)
+    assert compress(llama, whole, "--keep", 0.7, *options, *measured, "--recover", method) == 0
     assert compress(llama, cut, "--keep", 0.7, *unrecovered) == 0
     before = {p.name: p.read_bytes() for p in cut.iterdir()}
     capsys.readouterr()
-    options = [*alone, "--recover", method, "--source", llama, "--evaluation", text_file]
+    options = [*alone, "--recover", method, "--source", llama, *measured]
     assert stage("recover", cut, dest, *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["perplexity_after"] < found["perplexity_pruned"]
-    assert (dest / SINGLE).read_bytes() == (whole / SINGLE).read_bytes()
+    assert same_bytes(dest / SINGLE, whole / SINGLE)
     assert {p.name: p.read_bytes() for p in cut.iterdir()} == before
     record = json.loads((dest / "compression.json").read_text())
     assert record["recovery"]["kept"] and record["plan"]
