@@ -3,6 +3,7 @@
 What needs the source is in `checks.py`, which begins with this.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -45,7 +46,7 @@ def check_asked(settings: Settings) -> None:
 
 
 def check_method_asked(settings: Settings) -> None:
-    """The method and what all of them take: counts, the dtype."""
+    """The method and what all of them take: numbers, the dtype."""
     check_counts(settings)
     check_dtype(settings.dtype)
     if settings.weights.single:
@@ -65,6 +66,13 @@ def check_counts(settings: Settings) -> None:
             raise InputError(f"--{option} must be at least {least}, not {given}.")
     if settings.seed >= SEEDS:
         raise InputError(f"--seed must be below {SEEDS:,}, not {settings.seed:,}.")
+    memory, ratio = settings.max_memory, settings.max_perplexity_ratio
+    if memory is not None and not 1 <= memory < math.inf:
+        raise InputError(
+            f"--max-memory is a number of bytes from 1 up, such as 8GB, not {memory:,.10g}."
+        )
+    if ratio is not None and not ratio > 0:
+        raise InputError(f"--max-perplexity-ratio is a number above 0, or off, not {ratio:g}.")
 
 
 def check_cut(settings: Settings) -> None:
@@ -78,7 +86,8 @@ def check_cut(settings: Settings) -> None:
         check_layout_name(settings.layout)
     if settings.statistics == "pruned" and METHODS[settings.method].observe is not None:
         raise InputError(
-            f"--statistics pruned needs a forward pass; {settings.method} runs backward."
+            f"--statistics pruned needs a forward pass; {settings.method} runs backward. Leave "
+            f"--statistics out, or choose another --method, such as {DEFAULT_METHOD}."
         )
     if settings.statistics == "pruned" and len(settings.targets) > 1:
         raise InputError("--statistics pruned scores for one target; give one ratio.")
@@ -123,8 +132,10 @@ def check_targets(settings: Settings) -> None:
                 "--target-bytes counts unquantised bytes, and --quantize leaves fewer; give --keep, "
                 "--keep-blocks or --target-params."
             )
-    if len({target_name(t) for t in settings.targets}) < len(settings.targets):
-        raise InputError("The same target is given twice.")
+    names = [target_name(target) for target in settings.targets]
+    for target, name in zip(settings.targets, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"{target.flag} is given twice; leave one of them out.")
 
 
 def check_parents(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.choices import ALLOCATIONS
 from compressor.containers import choose_container
 from compressor.errors import InputError
+from compressor.forecast.room import disk
 from compressor.methods import METHODS
 from compressor.per_layer import has_uniform
 from compressor.plan import Costs
@@ -55,7 +56,6 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError(no_uniform(checkpoint.family))
     check_own_widths(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
-    needed = largest = 0
     for _, target, own in wanted_results(settings, checkpoint.family):
         widths = open_alignment(own, checkpoint, target).lattice
         if ALLOCATIONS[settings.allocate].equal(own.layout == "uniform"):
@@ -63,21 +63,12 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         chosen = solve(target, checkpoint, widths, protect)
         if own.layout == "uniform":
             choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
-        size = Costs.of(checkpoint).size(chosen, "bytes")
-        size = checkpoint.bytes if own.layout == "padded" else size
-        needed, largest = needed + size, max(largest, size)
         if settings.recovery.method != "none":
             left = Costs.of(checkpoint).size(chosen, "params")
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    if (
-        settings.repair != "none"
-        or settings.recovery.method != "none"
-        or settings.quantization.wanted
-    ):
-        needed += largest  # repaired blocks until the cut is complete; this until it is changed
-    check_space(settings.dest.parent, needed)
+    check_space(settings.dest.parent, disk(settings, checkpoint).at_most)
 
 
 def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:

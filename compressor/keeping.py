@@ -5,12 +5,12 @@ it found out of each (`journal.py`): `score`, `select`, `landscape`, `repair/RES
 weights, `quantize/RESULT`.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compressor.destination import work_folder
 from compressor.errors import DamagedError, InputError
 from compressor.interruption import ending
 from compressor.journal import Journal, count_blocks
@@ -23,15 +23,6 @@ WORDS = {"scored": "scores", "rated": "scores", "before": "the source's perplexi
 TEACHER = "teacher"  # what a training learns from
 PARTS = {STREAM, f"{TEACHER}.unfinished"}  # folders of numbered files that are no blocks
 ACTIVATIONS = "activations-*"  # of a pass that is over
-
-
-def work_folder(settings) -> Path:
-    """DEST.work, or a folder of DEST's own in --work-dir (which is the user's)."""
-    dest = settings.dest.absolute()
-    if settings.work_dir is None:
-        return dest.with_name(dest.name + ".work")
-    digest = hashlib.sha256(str(dest).encode()).hexdigest()[:12]
-    return settings.work_dir / f"{dest.name}.work-{digest}"
 
 
 def open_work(settings) -> tuple[Path, Journal]:

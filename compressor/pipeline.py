@@ -17,6 +17,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.checks import check_before_starting
 from compressor.choices import needs_text
 from compressor.errors import InputError, QualityError
+from compressor.forecast import forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge
 from compressor.keeping import SCORES, keeping, open_work
@@ -99,6 +100,8 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     lines.texts(calibration=calibration, evaluation=evaluation)
     if data is not None:
         lines.fact("recovery", describe_data(data.protocol))
+    foreseen = forecast(settings, checkpoint, stream, texts, data)
+    lines.forecast(foreseen)
     scores = score_units(settings, checkpoint, calibration, stream, meter, lines, work, journal)
     measure_cuts(settings, scores, stream, calibration, work, meter, lines)
     judge = Judge(settings, stream, evaluation, work, meter, lines)
@@ -171,7 +174,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
             final = partial / Path(result["dest"]).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-    publish_results(settings, results, partial, meter)
+    publish_results(settings, results, partial, meter, foreseen)
     for result in results:
         result["warnings"] = [
             *reading_notes(settings, checkpoint, calibration, evaluation, data),

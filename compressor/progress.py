@@ -19,7 +19,7 @@ from rich.text import Text
 from compressor.calibration import TokenSet, describe
 from compressor.console import console
 from compressor.interruption import check
-from compressor.schedule import Part, Schedule, words
+from compressor.schedule import Schedule, words
 
 SECONDS = 60  # between two lines of a stage
 UNITS = {"recover": "step", "compare": "plan", "verify": "part", "generate": "token"}
@@ -82,7 +82,7 @@ class Lines:
 
     On a terminal a bar a stage; elsewhere a line when a stage is done, and one a minute meanwhile,
     whether anything was finished in it or not. Both with the time left of the whole job, as far as
-    that is known (`expect`).
+    that is known (`forecast`).
     """
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic):
@@ -102,9 +102,10 @@ class Lines:
             if some is not None:
                 self.fact(label, describe(some.protocol))
 
-    def expect(self, parts: Sequence[Part]) -> None:
-        """What the rest of the job consists of."""
-        self.schedule = Schedule(parts, self.clock)
+    def forecast(self, found) -> None:
+        """What the job will take (a `Forecast`), by which the time left is told."""
+        self.fact("forecast", str(found))
+        self.schedule = Schedule(found.parts, self.clock)
 
     def each(self, wanted: Sequence[tuple]) -> Iterator[tuple]:
         """Results one after the other, (name, ...) each: meanwhile stages are those of one of them."""

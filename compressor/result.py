@@ -19,6 +19,7 @@ from compressor.containers import container_notes
 from compressor.destination import check_dest
 from compressor.drawing import PICTURE, draw
 from compressor.errors import MachineError
+from compressor.forecast import Forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge, said_of
 from compressor.keeping import keeping, open_work
@@ -159,8 +160,10 @@ def conclude(settings, folder: Path, result: dict, record: dict, write_card=writ
     write_card(folder, result, record)
 
 
-def publish_results(settings, results: list[dict], partial: Path, meter: Meter) -> None:
-    """Give the complete folder its name, and say in the results what the job took."""
+def publish_results(
+    settings, results: list[dict], partial: Path, meter: Meter, foreseen: Forecast
+) -> None:
+    """Give the complete folder its name, and say in the results what the job took, and was to."""
     final = settings.dest
     if len(results) == 1 and results[0]["verified"] == "rejected":
         final = settings.dest.with_name(settings.dest.name + ".rejected")
@@ -169,6 +172,7 @@ def publish_results(settings, results: list[dict], partial: Path, meter: Meter) 
     for result in results:
         result["seconds"] = dict(meter.seconds)
         result["peak_rss_bytes"] = meter.peak_rss
+        result["forecast"] = foreseen.told
         cuda = torch.cuda.is_available()
         result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
 

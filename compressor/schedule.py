@@ -104,7 +104,7 @@ class _Stage:
 
 def words(seconds: float) -> str:
     """`40 s`, `9 min`, `2 h 10 min`."""
-    if seconds < 100:
+    if round(seconds) < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 100:

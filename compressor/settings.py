@@ -112,7 +112,10 @@ class Settings:
 
 
 def target_name(target: Target) -> str:
-    return f"{target.kind}-{target.value:g}"
+    """`keep-0.7`, `params-7e+09`; a whole number of more than six digits with all of them."""
+    value, short = target.value, f"{target.value:g}"
+    exact = f"{value:.0f}" if value % 1 == 0 and float(short) != value else short
+    return f"{target.kind}-{exact}"
 
 
 def wanted_results(settings: Settings, family: "Family") -> list[tuple[str, Target, Settings]]:

@@ -23,7 +23,7 @@ from compressor.errors import InputError
 from compressor.plan import Target
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
-from compressor.settings import Settings
+from compressor.settings import Settings, target_name
 from compressor.sparse.settings import Weights
 
 KEEP = (Target("keep", 0.7),)
@@ -88,6 +88,12 @@ def test_a_share_of_80_is_refused_before_torch_is_imported(tmp_path, entry):
         (["--recover", "lora", "--lora-rank", 0], "--lora-rank must be at least 1, not 0"),
         (["--granularity", "weight"], "Say how many weights go"),
         (["--work-dir", "x"], "--work-dir x lies in the source"),
+        (
+            ["--max-memory", "-5GB"],
+            "--max-memory is a number of bytes from 1 up, such as 8GB, not -5,0",
+        ),
+        (["--max-memory", "inf"], "such as 8GB, not inf."),
+        (["--max-perplexity-ratio", -1], "is a number above 0, or off, not -1."),
     ],
 )
 def test_other_refusals_import_no_torch_either(tmp_path, monkeypatch, options, message):
@@ -162,6 +168,34 @@ def test_a_seed_has_32_bits(asked):
     assert SEEDS == 2**32
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (-5e9, "-5,000,000,000"),
+        (0, "0"),
+        (0.5, "0.5"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_memory_is_a_number_of_bytes(asked, given, shown):
+    message = f"--max-memory is a number of bytes from 1 up, such as 8GB, not {shown}."
+    assert refusal(check_asked, asked(max_memory=given)) == message
+
+
+@pytest.mark.parametrize("given", [1, 1000.0, 8e9])
+def test_little_memory_is_enough_since_files_take_the_rest(asked, given):
+    check_asked(asked(max_memory=given))
+
+
+@pytest.mark.parametrize(("given", "shown"), [(-1.0, "-1"), (0.0, "0"), (float("nan"), "nan")])
+def test_a_ratio_of_perplexities_is_above_0(asked, given, shown):
+    message = f"--max-perplexity-ratio is a number above 0, or off, not {shown}."
+    assert refusal(check_asked, asked(max_perplexity_ratio=given)) == message
+    for right in (None, 0.5, 3):
+        check_asked(asked(max_perplexity_ratio=right))
+
+
 # -- targets ----------------------------------------------------------------------------------------
 
 
@@ -191,7 +225,29 @@ def test_sizes_are_not_shares(asked):
 def test_no_target_is_given_twice(asked, target):
     others = [Target("keep", 0.8), Target("keep-blocks", 0.8), Target("params", 8e9)]
     check_targets(asked(targets=[target, *others]))
-    assert "given twice" in refusal(check_targets, asked(targets=[target, *others, target]))
+    told = refusal(check_targets, asked(targets=[*others, target, target]))
+    assert told == f"{target.flag} is given twice; leave one of them out."
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Target("keep", 0.7), "keep-0.7"),
+        (Target("keep", 0.12345678), "keep-0.123457"),
+        (Target("params", 7e9), "params-7e+09"),
+        (Target("params", 123456), "params-123456"),
+        (Target("params", 1234567.0), "params-1234567"),
+        (Target("bytes", 12345678901), "bytes-12345678901"),
+        (Target("params", float("nan")), "params-nan"),
+        (Target("params", float("inf")), "params-inf"),
+    ],
+)
+def test_results_are_named_by_their_targets(target, name):
+    assert target_name(target) == name
+
+
+def test_sizes_that_differ_by_one_are_two_targets(asked):
+    check_targets(asked(targets=[Target("params", 1234567), Target("params", 1234568)]))
 
 
 def test_what_is_quantised_has_fewer_bytes_than_a_target_counts(asked):
@@ -208,7 +264,10 @@ def test_what_is_quantised_has_fewer_bytes_than_a_target_counts(asked):
     ("given", "message"),
     [
         *(
-            ({"method": method, "statistics": "pruned"}, f"needs a forward pass; {method} runs")
+            (
+                {"method": method, "statistics": "pruned"},
+                f"needs a forward pass; {method} runs backward. Leave --statistics out, or choose",
+            )
             for method in ("hywia", "taylor", "kfac", "mask-fisher")
         ),
         ({"statistics": "pruned", "allocate": "exact"}, "--allocate exact finds the widths when"),

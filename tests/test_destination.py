@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.destination import RECORD, check_dest, is_result
+from compressor.destination import RECORD, check_dest, is_result, work_folder
 from compressor.errors import InputError
 from compressor.settings import Settings
 
@@ -76,17 +76,43 @@ def test_what_holds_the_source_is_not_replaced(tmp_path, refusal, dest):
     source = "source" if dest == "source" else "models/deep/m"
     (tmp_path / source).mkdir(parents=True, exist_ok=True)
     (tmp_path / dest / RECORD).touch()
-    assert f"{tmp_path / dest} exists" in refusal(dest, source)
-    assert refusal(dest, source, overwrite=True) == (
-        f"{tmp_path / dest} holds the source {tmp_path / source}; choose another DEST."
+    assert refusal(dest, source) == refusal(dest, source, overwrite=True)
+    assert refusal(dest, source) == (
+        f"{tmp_path / dest} holds the source {tmp_path / source}, and the job makes or removes that "
+        "folder; choose another DEST."
     )
 
 
-def test_a_source_is_not_taken_for_a_rejected_result(tmp_path, refusal, result):
-    result("m.rejected/inner")
-    for source in ("m.rejected", "m.rejected/inner"):
-        told = refusal("m", source, overwrite=True)
-        assert told.startswith(f"{tmp_path / 'm.rejected'} holds the source {tmp_path / source};")
+@pytest.mark.parametrize("end", [".partial", ".work", ".old", ".rejected", ".rejected.old"])
+def test_nor_does_a_folder_that_a_job_makes_or_removes_hold_it(tmp_path, refusal, result, end):
+    own = result(f"m{end}/inner").parent
+    (tmp_path / "link").symlink_to(own)
+    for source in (f"m{end}", f"m{end}/inner", "link", "link/inner"):
+        told = refusal("m", source)
+        assert told == refusal("m", source, overwrite=True) == refusal("m", source, resume=True)
+        assert told.startswith(f"{own} holds the source {(tmp_path / source).resolve()}, and")
+
+
+def test_nor_does_the_folder_that_the_job_has_in_the_work_dir(tmp_path, judged, refusal, result):
+    result("m.work")
+    judged("m", "m.work", work="work")  # which is nothing to this job
+    work = work_folder(Settings(tmp_path, tmp_path / "m", (), work_dir=tmp_path / "work"))
+    result(f"work/{work.name}/inner")
+    for source in (f"work/{work.name}", f"work/{work.name}/inner"):
+        told = refusal("m", source, work="work")
+        assert told.startswith(f"{work} holds the source {tmp_path / source}, and the job")
+    judged("m", f"work/{work.name}", work="elsewhere")
+
+
+@pytest.mark.parametrize("source", ["m.partial2", "m.olds", "n.partial", "a/m.partial"])
+def test_other_names_beside_a_result_are_sources(judged, result, source):
+    result(source)
+    judged("m", source)
+
+
+def test_a_link_beside_a_result_leads_to_no_source(tmp_path, refusal):
+    (tmp_path / "m.partial").symlink_to(tmp_path / "source")
+    assert refusal("m").startswith(f"{tmp_path / 'm.partial'} holds the source {tmp_path}/source,")
 
 
 # -- other results, and what no run has written -----------------------------------------------------
@@ -131,7 +157,7 @@ def test_what_no_run_has_written_is_not_replaced(tmp_path, refusal, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "precious").touch()
     told = refusal("out", overwrite=True)
-    assert told.startswith(f"{tmp_path / name} holds no compression.json")
+    assert told.startswith(f"{tmp_path / name} holds no compression.json, nor is it a folder of")
     assert told.endswith("choose another DEST, or remove it.")
     assert (tmp_path / name / "precious").exists()
 
@@ -148,7 +174,8 @@ def test_a_file_is_not_replaced(tmp_path, refusal, name):
 @pytest.mark.parametrize("name", ["out", "out.rejected"])
 def test_a_link_is_not_replaced_wherever_it_leads(tmp_path, refusal, result, name):
     result("small")
-    for target in ("small", "source", "missing"):
+    (tmp_path / "file").touch()
+    for target in ("small", "file", "missing", name):
         (tmp_path / name).symlink_to(tmp_path / target)
         told = refusal("out", overwrite=True)
         assert told.startswith(f"{tmp_path / name} is not a folder and is not replaced")
@@ -186,6 +213,16 @@ def test_a_parent_is_no_file(tmp_path, refusal, dest):
     assert refusal(dest) == f"DEST would lie in {parent}, which is a file; choose another."
 
 
+@pytest.mark.parametrize("target", ["missing", "link", "file/below"])
+@pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+def test_a_parent_is_no_link_that_leads_nowhere(tmp_path, refusal, target, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    leads = f"would lie in {tmp_path / 'link'}, which is a link that leads nowhere; choose another."
+    assert refusal(f"link{below}/out") == f"DEST {leads}"
+    assert refusal("out", work=f"link{below}") == f"--work-dir {leads}"
+
+
 def test_a_relative_dest_is_where_one_stands(tmp_path, monkeypatch, judged):
     monkeypatch.chdir(tmp_path)
     check_dest(Settings(Path("source"), Path("small"), ()))
@@ -217,8 +254,27 @@ def test_nor_in_what_is_to_be_made(tmp_path, refusal, result, work, exists):
     if exists:
         result("out")
     told = refusal("out", work=work, overwrite=exists)
-    assert told.startswith(f"--work-dir {tmp_path / work} lies in DEST {tmp_path / 'out'},")
-    assert told.endswith("choose a folder outside.")
+    assert told == (
+        f"--work-dir {tmp_path / work} lies in the job's own folder {tmp_path / 'out'}, which it makes "
+        "or removes; choose a folder outside."
+    )
+
+
+@pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+@pytest.mark.parametrize("end", [".partial", ".old", ".rejected", ".rejected.old"])
+def test_nor_in_another_folder_of_the_job(tmp_path, refusal, end, below):
+    told = refusal("out", work=f"out{end}{below}")
+    own = f"lies in the job's own folder {tmp_path / 'out'}{end}, which it makes or removes;"
+    assert told.startswith(f"--work-dir {tmp_path / 'out'}{end}{below} {own}")
+
+
+@pytest.mark.parametrize("work", ["small", "small/a/b", "link/a"])
+def test_nor_in_another_result(tmp_path, refusal, result, work):
+    small = result("small")
+    (tmp_path / "link").symlink_to(small)
+    assert refusal("out", work=work).startswith(
+        f"--work-dir {tmp_path / work} lies in {small}, which is a result itself"
+    )
 
 
 @pytest.mark.parametrize("work", ["file", "file/work", "file/a/b"])
@@ -253,7 +309,17 @@ def test_one_result(tmp_path, result):
 def test_several_results(tmp_path, result):
     for name in ("keep-0.8", "keep-0.6"):
         result(f"several/{name}")
+    (tmp_path / "several" / ".DS_Store").touch()
     assert is_result(tmp_path / "several")
+
+
+@pytest.mark.parametrize("other", ["precious/x", "x", ".git/config"])
+def test_a_result_among_other_things_makes_none_of_them(tmp_path, refusal, result, other):
+    result("models/small")
+    (tmp_path / "models" / other).parent.mkdir(exist_ok=True)
+    (tmp_path / "models" / other).touch()
+    assert not is_result(tmp_path / "models")
+    assert "not the result of a former run" in refusal("models", overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,8 @@ def test_steps_and_ends_of_no_stage_change_nothing(clock, schedule):
         (0.6, "1 s"),
         (60, "60 s"),
         (99.4, "99 s"),
+        (99.5, "2 min"),
+        (99.99, "2 min"),
         (100, "2 min"),
         (149, "2 min"),
         (151, "3 min"),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.forecast import forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
@@ -136,6 +137,8 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     lines.texts(calibration=calibration, evaluation=evaluation)
     stream = open_stream(settings, checkpoint, work, evaluation)
+    foreseen = forecast(settings, checkpoint, stream, texts)
+    lines.forecast(foreseen)
     judge = Judge(settings, stream, evaluation, work, meter, lines)
     before = judge.before(journal)
     dense = before and before["perplexity"]
@@ -174,5 +177,5 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     quantize(settings, source, partial, stem, done, calibration, judge, meter, lines)
     result["warnings"] += class_notes(checkpoint.path, partial)
     conclude(settings, partial, result, record, write_card)
-    publish_results(settings, [result], partial, meter)
+    publish_results(settings, [result], partial, meter, foreseen)
     return [result]

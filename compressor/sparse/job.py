@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from compressor import __version__
 from compressor.checkpoint import Checkpoint
+from compressor.forecast import forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
@@ -38,6 +39,8 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     stream = open_stream(settings, checkpoint, work, calibration, evaluation)
     lines.texts(calibration=calibration, evaluation=evaluation)
+    foreseen = forecast(settings, checkpoint, stream, texts)
+    lines.forecast(foreseen)
     judge = Judge(settings, stream, evaluation, work, meter, lines)
     before = judge.before(journal)
     pruning = open_pruning(settings, checkpoint, stream, calibration, work)
@@ -114,7 +117,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
         quantization.adopt(partial, done["files"])
         card = write_quantized_card
     conclude(settings, partial, result, record, card)
-    publish_results(settings, [result], partial, meter)
+    publish_results(settings, [result], partial, meter, foreseen)
     return [result]
 
 

@@ -55,7 +55,7 @@ def recover(
         length=length,
         device=device,
         dtype=dtype,
-        max_memory=int(parse_amount(max_memory, SIZES)) if max_memory else None,
+        max_memory=parse_amount(max_memory, SIZES) if max_memory else None,
         work_dir=work_dir,
         seed=seed,
         recovery=recovery,
