@@ -53,7 +53,7 @@ class Settings:
     tp: int = 1
     device: str | None = None
     dtype: str = "auto"
-    max_memory: int | None = None
+    max_memory: float | None = None
     work_dir: Path | None = None
     seed: int = 0
     weights: Weights = field(default_factory=Weights)

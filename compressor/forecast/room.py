@@ -65,7 +65,7 @@ def disk(settings: Settings, checkpoint: Checkpoint, wanted: list | None = None)
 
 
 def memory(job: Job, dtype: torch.dtype, in_files: bool) -> int:
-    """Bytes of host memory at most, from what this process has now; activations lie in files or in it."""
+    """Bytes of host memory at most, from what this process has now; in_files: as activations are."""
     checkpoint, settings = job.checkpoint, job.settings
     here = psutil.Process().memory_info().rss
     hidden, blocks = checkpoint.hidden_size, checkpoint.blocks

@@ -1,6 +1,7 @@
 """Seconds of single steps on this machine, each timed once or twice on one block of the model."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from compressor.scoring import check_block
 from compressor.selection import FINE_CHANNELS
 from compressor.verify import wide_linear
 
-CHANNELS = 768  # of the matrices whose algebra is timed; what larger ones take grows with the cube
+CHANNELS = (
+    1024  # of the matrices whose algebra is timed; how what larger ones take grows is told by
+)
+HALF = CHANNELS // 2  # half as many: at least as the square, and at most as the cube
 AGAIN = 0.5  # seconds: what took less the first time is timed once more, warm
 WIDENED = 16  # tokens of a prompt
 
@@ -35,6 +39,19 @@ def seconds_of(work: Callable[[], object]) -> float:
         if spent > AGAIN:
             break
     return spent
+
+
+def grown(seconds: Callable[[int], float], channels: int, width: int = 1) -> float:
+    """What matrices of so many channels take, to judge from `seconds` of small ones; all are multiples
+    of a width.
+    """
+    some = max(width, min(channels, CHANNELS) // width * width)
+    found = seconds(some)
+    if some == channels:
+        return found
+    less = max(width, HALF // width * width)
+    power = math.log(found / seconds(less), some / less) if less < some else 3
+    return found * (channels / some) ** min(3, max(2, power))
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,9 @@ class Bench:
             return self.observed(chosen)
         wanted = chosen.wants(chosen.check_mode(mode))
         with BlockStatistics(self.layer, self.geometry, wanted) as statistics:
-            statistics.mask = torch.ones(1, self.tokens, dtype=torch.bool, device=self.hidden.device)
+            statistics.mask = torch.ones(
+                1, self.tokens, dtype=torch.bool, device=self.hidden.device
+            )
             return self.forward()
 
     def observed(self, method) -> float:
@@ -95,9 +114,8 @@ class Bench:
         weights = {n: self.layer.get_parameter(n).detach() for n in names}
         example = Example(self.hidden, self.args, self.keywords, self.hidden, None)
         course = Course(self.layer, weights, lambda _: example, range(1), relative_distance)
-        steps = course.trained(1e-6, [[0], [0]])
-        next(steps)
-        return seconds_of(lambda: next(steps, None)) / self.tokens
+        steps = course.trained(1e-6, [[0]] * 2)
+        return seconds_of(lambda: next(steps)) / self.tokens
 
     def summed(self, channels: int, outputs: int, dtype: torch.dtype = torch.float32) -> float:
         """The sums of a regression over what a projection is fed."""
@@ -119,22 +137,28 @@ class Bench:
         """The order of elimination of all units of a projection."""
         dtype = torch.float64 if channels <= FINE_CHANNELS else torch.float32
         width = channels // units
-        some = max(1, min(units, CHANNELS // width))
-        gram = self.positive(some * width, dtype)
-        weight = self.numbers(self.hidden.shape[2], some * width).to(dtype)
-        scores = torch.ones(some, dtype=dtype, device=weight.device)
-        return seconds_of(lambda: eliminate(gram, weight, scores)) * (units / some) ** 3
+
+        def seconds(some: int) -> float:
+            gram = self.positive(some, dtype)
+            weight = self.numbers(self.hidden.shape[2], some).to(dtype)
+            scores = torch.ones(some // width, dtype=dtype, device=weight.device)
+            return seconds_of(lambda: eliminate(gram, weight, scores))
+
+        return grown(seconds, channels, width)
 
     def regressed(self, channels: int) -> float:
         """A ridge regression of a projection, with all lambdas."""
-        some = min(channels, CHANNELS)
-        gram, cross = self.positive(some), self.numbers(min(self.hidden.shape[2], some), some)
-        weight, held = torch.zeros_like(cross), gram.clone()
 
-        def solve() -> None:
-            ridge(gram.clone(), cross.clone(), weight, held, cross.clone(), 1e9, GRID)
+        def seconds(some: int) -> float:
+            gram, cross = self.positive(some), self.numbers(self.hidden.shape[2], some)
+            weight, held = torch.zeros_like(cross), gram.clone()
 
-        return seconds_of(solve) * (channels / some) ** 3
+            def solve() -> None:
+                ridge(gram.clone(), cross.clone(), weight, held, cross.clone(), 1e9, GRID)
+
+            return seconds_of(solve)
+
+        return grown(seconds, channels)
 
     def widened(self) -> float:
         """A weight of a projection in a verification, which computes in float32."""

@@ -20,7 +20,7 @@ def computed_dtype(on_cpu: bool, asked: str) -> torch.dtype:
 
 
 def check_memory(
-    parameters: int, stored: torch.dtype, device: str, asked: str, limit: int | None
+    parameters: int, stored: torch.dtype, device: str, asked: str, limit: float | None
 ) -> None:
     """Refuse a model of so many parameters whose weights alone do not fit: training, unlike all else,
     holds the whole cut model. limit: bytes, in place of the memory that is free.
