@@ -5,6 +5,7 @@ take them (`stages.py`); memory and disk are counted (`room.py`). Of stages that
 that is said. While the job runs, what its stages really take corrects the time (`schedule.py`).
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,14 @@ class Forecast:
         more = f" and what {', '.join(unknown)} takes" if unknown else ""
         return (
             f"about {words(sum(known.values()))}{more} ({each or 'nothing long'}); "
-            f"{self.memory / 1e9:.2f} GB of memory; {self.at_most / 1e9:.2f} GB of disk, of which "
-            f"{self.stays / 1e9:.2f} GB stay"
+            f"{size(self.memory)} of memory; {size(self.at_most)} of disk, of which "
+            f"{size(self.stays)} stay"
         )
+
+
+def size(count: int) -> str:
+    """`2.50 GB`, `8 MB`."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{math.ceil(count / 1e6)} MB"
 
 
 def forecast(settings, checkpoint, stream: BlockStream, texts, data=None) -> Forecast:

@@ -8,7 +8,7 @@ import torch
 
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.forecast import Forecast
+from compressor.forecast import Forecast, size
 from compressor.forecast.room import results
 from compressor.forecast.stages import DRAWN, FRESH, WRITTEN, Job, stages, stages_of_weights
 from compressor.plan import Target
@@ -167,3 +167,11 @@ def test_it_is_said_in_a_sentence():
         "3.00 GB of disk, of which 1.00 GB stay"
     )
     assert found.told["seconds"] == {"score": 30.0, "repair": 450.0, "quantize": None, "write": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(1, "1 MB"), (8_200_000, "9 MB"), (99_999_999, "100 MB"), (10**8, "0.10 GB")],
+)
+def test_sizes(count, words):
+    assert size(count) == words

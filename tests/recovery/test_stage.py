@@ -36,6 +36,19 @@ def test_the_stage_alone_gives_the_same(
     assert left_over(dest) == ["dest"]
 
 
+def test_without_a_text_it_measures_on_what_is_set_aside(
+    llama, unrecovered, alone, tmp_path, capsys
+):
+    cut, dest = tmp_path / "cut", tmp_path / "dest"
+    assert compress(llama, cut, "--keep", 0.7, *unrecovered) == 0
+    capsys.readouterr()
+    assert stage("recover", cut, dest, *alone, "--recover", "lora") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 1 < found["perplexity_after"] != found["perplexity_pruned"] > 1
+    assert stage("recover", cut, tmp_path / "none", *alone, "--evaluation", "none") == 0
+    assert json.loads(capsys.readouterr().out)["perplexity_after"] is None
+
+
 def test_the_stage_that_makes_it_worse_writes_nothing(alone, tmp_path, capsys):
     dest = tmp_path / "dest"
     assert stage("recover", TRAINED, dest, *alone, "--learning-rate", 1.0) == 3

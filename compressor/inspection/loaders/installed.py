@@ -5,6 +5,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from textwrap import shorten
 
+from compressor.configs import in_a_line as sentence_of
 from compressor.errors import InputError
 from compressor.inspection.folder import Folder
 from compressor.inspection.loaders.answer import RAN, Answer, Facts, Loading
@@ -143,4 +144,4 @@ def load_tokenizer(
 
 
 def in_a_line(error: Exception) -> str:
-    return shorten(f"{type(error).__name__}: {error}", 240, placeholder=" ...")
+    return shorten(sentence_of(error), 240, placeholder=" ...")
