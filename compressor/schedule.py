@@ -9,11 +9,15 @@ TRUST = 0.1  # of a forecast's weight beside what is measured
 
 @dataclass(frozen=True)
 class Part:
-    """One stage of a job, of one result if it has such (`of`); seconds None where nobody knows."""
+    """One stage of a job, of one result if it has such (`of`); seconds None where nobody knows.
+
+    more: how many of them the last of its steps takes beyond what the others do.
+    """
 
     stage: str
     seconds: float | None
     of: str = ""
+    more: float = 0.0
 
 
 class Schedule:
@@ -38,11 +42,11 @@ class Schedule:
     def begin(self, stage: str, of: str = "", kept: int = 0) -> None:
         """kept: how many of its steps are known from an interrupted job."""
         places = [i for i, p in enumerate(self.ahead) if (p.stage, p.of) == (stage, of)]
-        seconds = None
+        part = Part(stage, None, of)
         if places:
-            seconds = self.ahead[places[0]].seconds
+            part = self.ahead[places[0]]
             del self.ahead[: places[0] + 1]
-        self.now = _Stage(seconds, kept, self.clock())
+        self.now = _Stage(part.seconds, kept, self.clock(), part.more)
 
     def advance(self, done: int, total: int) -> None:
         if self.now:
@@ -71,8 +75,8 @@ class Schedule:
 class _Stage:
     """The stage that goes on: so many of its steps are done, the last of them at a time."""
 
-    def __init__(self, seconds: float | None, kept: int, begun: float):
-        self.seconds, self.kept, self.begun = seconds, kept, begun
+    def __init__(self, seconds: float | None, kept: int, begun: float, more: float = 0.0):
+        self.seconds, self.kept, self.begun, self.more = seconds, kept, begun, more
         self.done = self.total = 0
         self.since = self.last = begun  # when the first new step began, and the last one ended
 
@@ -85,12 +89,14 @@ class _Stage:
         foreseen = None if self.seconds is None else self.seconds * slowness
         if not self.total:
             return None if foreseen is None else max(0.0, foreseen - (now - self.begun))
-        step = self.step(foreseen)
+        more = self.more * slowness if self.done < self.total else 0.0
+        step = self.step(None if foreseen is None else foreseen - more)
         if step is None:
             return None
         steps = self.total - self.done
-        # A step that takes longer than the others ends at any moment.
-        return max(steps * step - (now - self.last), max(0, steps - 1) * step)
+        # A step that takes longer than it should ends at any moment.
+        over = max(0, steps - 1) * step + (more if steps > 1 else 0.0)
+        return max(steps * step + more - (now - self.last), over)
 
     def step(self, foreseen: float | None) -> float | None:
         """Seconds of a step: measured, and as far as few were measured forecast."""

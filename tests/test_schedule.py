@@ -164,6 +164,23 @@ def test_a_step_that_takes_long_ends_at_any_moment(clock, schedule):
         assert of_parts.left == pytest.approx(left)
 
 
+def test_the_last_step_may_take_longer_by_what_was_foreseen(clock, schedule):
+    """Ten steps of 5 s, and the last one 50 s more."""
+    of_parts = schedule(("repair", 100, "", 50.0), ("verify", 7))
+    of_parts.begin("repair")
+    assert of_parts.left == 107
+    for done in range(1, 10):
+        clock.now = 5.0 * done
+        of_parts.advance(done, 10)
+        assert of_parts.left == pytest.approx(5 * (10 - done) + 50 + 7)
+    clock.now += 30
+    assert of_parts.left == pytest.approx(25 + 7)
+    clock.now += 100
+    assert of_parts.left == 7
+    of_parts.advance(10, 10)
+    assert of_parts.left == 7
+
+
 def test_after_the_last_step_the_rest_is_left(clock, schedule):
     of_parts = schedule(("score", 100), ("repair", 40))
     of_parts.begin("score")

@@ -87,7 +87,7 @@ def memory(job: Job, dtype: torch.dtype, in_files: bool) -> int:
         needs.append(streamed + FLOAT * (4 * widest**2 + 3 * widest * hidden))
     if kind and kind.refined:
         step = min(STEP_TOKENS, tokens) * STATES * max(hidden, widest // 3) * FLOAT
-        logits = outer + 2 * COPIES * FLOAT * LOGITS_ROWS * checkpoint.vocabulary
+        logits = outer + COPIES * FLOAT * LOGITS_ROWS * checkpoint.vocabulary
         needs.append(streamed + TRAINED * weights + step + logits)
     if settings.verify:  # in a process of its own
         needs.append(FRESH + outer + ROWS * FLOAT * max(hidden, widest) + streamed - states)

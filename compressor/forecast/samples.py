@@ -14,7 +14,13 @@ from compressor.calibration import TokenSet
 from compressor.elimination import eliminate
 from compressor.methods import METHODS
 from compressor.methods.statistics import BlockStatistics, Geometry
-from compressor.repair.refine import STEP_TOKENS, Course, Example, relative_distance
+from compressor.repair.refine import (
+    STEP_TOKENS,
+    Course,
+    Example,
+    predictions,
+    relative_distance,
+)
 from compressor.repair.ridge import GRID, Moments, ridge
 from compressor.scoring import check_block
 from compressor.selection import FINE_CHANNELS
@@ -130,6 +136,17 @@ class Bench:
         with self.stream.outer(head=True) as model:
             rows = self.hidden[0, :64]
             return seconds_of(lambda: self.stream.head(model, rows)) / len(rows)
+
+    def told_apart(self) -> float:
+        """How far the predictions from a stream are from another's, and the gradient: of a token."""
+        with self.stream.outer(head=True) as model:
+            loss, rows = predictions(self.stream, model), self.hidden[0, :32].float()
+
+            def step() -> None:
+                with torch.enable_grad():
+                    loss(rows.clone().requires_grad_(), rows).sum().backward()
+
+            return seconds_of(step) / len(rows)
 
     # -- once a block -----------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def stages(job: Job, bench: Bench) -> Iterator[Part]:
     if job.measuring:
         yield Part("evaluate", measured)
     widened = bench.widened() * job.checkpoint.parameters * len(PROMPTS)
-    repaired: dict[tuple, float] = {}  # seconds by widths and kind: layouts share them
+    repaired: dict[tuple, Part] = {}  # by widths and kind: layouts share them
     for name, _, settings, widths in job.wanted:
         share = shares(job.checkpoint, widths)
         key = (settings.repair, tuple(sorted(widths[0].items())))
@@ -77,8 +77,9 @@ def stages(job: Job, bench: Bench) -> Iterator[Part]:
             yield Part("write", written, name)
         else:
             if key not in repaired:
-                repaired[key] = repair(job, bench, forward, predicted, widths)
-            yield Part("repair", repaired[key] + written, name)
+                repaired[key] = repair(job, bench, forward, widths)
+            alone = repaired[key]
+            yield Part("repair", alone.seconds + written, name, alone.more)
         if settings.verify:
             yield Part("verify", FRESH + (1 + share) * widened, name)
         if job.measuring:
@@ -152,8 +153,10 @@ def inputs(bench: Bench, units: Mapping[str, int]) -> dict[str, int]:
     return {group: n * bench.geometry.channels(group) for group, n in units.items()}
 
 
-def repair(job: Job, bench: Bench, forward: float, predicted: float, widths: Widths) -> float:
-    """Two paths through every block, four regressions, and the training."""
+def repair(job: Job, bench: Bench, forward: float, widths: Widths) -> Part:
+    """Two paths through every block, four regressions, and the training: toward the dense stream, and in
+    the last block toward its predictions.
+    """
     kind, hidden = KINDS[job.settings.repair], job.checkpoint.hidden_size
     dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
     each = list(inputs(bench, widths[len(widths) // 2]).values())
@@ -166,11 +169,12 @@ def repair(job: Job, bench: Bench, forward: float, predicted: float, widths: Wid
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)
         a_block += sum(bench.regressed(n) for n in each)
     seconds = job.checkpoint.blocks * (job.calibrating * a_token + a_block)
+    last = 0.0
     if kind.refined:
         tokens = trained_tokens(job)
         seconds += tokens * share * bench.trained() * job.checkpoint.blocks
-        seconds += tokens * 2 * BACKWARD * predicted  # of the last block
-    return seconds
+        last = tokens * bench.told_apart()
+    return Part("repair", seconds + last, more=last)
 
 
 def trained_tokens(job: Job) -> float:

@@ -51,6 +51,7 @@ def test_every_step_of_every_family(any_family):
     def measure(bench: Bench) -> list[float]:
         assert bench.block == checkpoint.blocks // 2 and bench.tokens == 30  # the longest
         found = [bench.forward(), bench.trained(), bench.predicted(), bench.widened()]
+        found.append(bench.told_apart())
         found += [bench.scored(name, None) for name in ("llm-bip", "wanda-sp")]
         if not checkpoint.family.parallel(checkpoint.config):
             found.append(bench.scored("hywia", None))

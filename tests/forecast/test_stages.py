@@ -32,6 +32,7 @@ class Bench:
     scored = staticmethod(lambda method, mode: SCORED)
     trained = staticmethod(lambda: TRAINED)
     predicted = staticmethod(lambda: PREDICTED)
+    told_apart = staticmethod(lambda: 0.002)
     widened = staticmethod(lambda: WIDENED)
     summed = staticmethod(lambda *_: 0.0)
     eliminated = staticmethod(lambda channels, units: 1.0)
@@ -104,6 +105,16 @@ def test_a_training_takes_longer_with_every_epoch(make):
     assert (
         0.5 < (thrice - once) / (2 * fitted * BLOCKS * TRAINED) <= 1.3
     )  # narrower, and the last head
+
+
+def test_the_last_block_is_trained_toward_predictions(make):
+    once, thrice = (
+        next(p for p in stages(make(64, refine_epochs=n), Bench()) if p.stage == "repair")
+        for n in (1, 3)
+    )
+    assert thrice.more - once.more == pytest.approx(2 * 60 * 64 * 0.002)
+    ridge = next(p for p in stages(make(64, repair="ridge"), Bench()) if p.stage == "repair")
+    assert ridge.more == 0 and once.seconds > ridge.seconds + once.more
 
 
 @pytest.mark.parametrize("method", ["hywia", "taylor"])
