@@ -1,9 +1,11 @@
 """`make compat`: results written here, loaded by another version of transformers.
 
-compat.py write FOLDER      uniform and per-layer results of every family that has them, and their logits
+compat.py write FOLDER      uniform and per-layer results of every family that has them, their logits,
+                            the ids of strings, and what `inspect` answers for transformers 4.57
 compat.py load FOLDER       load them; needs nothing but torch, safetensors and transformers
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 IDS = torch.arange(3, 23)[None]
 PROMPT = 6
+TEXTS = ("a house", " two  spaces", "x = 1\n", "né ¿?")
+OLDER = "4.57"
 VARIANTS = {
     "llama": {"tie_word_embeddings": True, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "mistral": {"sliding_window": 5},
@@ -37,15 +41,16 @@ def write_all(folder: Path) -> None:
     from compressor.checkpoint import Checkpoint
     from compressor.errors import InputError
     from compressor.families import FAMILIES
+    from compressor.inspection import inspect
     from compressor.plan import Plan
     from compressor.writing import write
 
     shutil.rmtree(folder, ignore_errors=True)
-    for name, family in FAMILIES.items():
-        if not family.stock:
-            continue
-        place = folder / "sources" / name
-        source = Checkpoint(make_family(name, place, **VARIANTS.get(name, {})))
+    kinds = {name: (name, VARIANTS.get(name, {})) for name, f in FAMILIES.items() if f.stock}
+    kinds["qwen2-plain"] = ("qwen2", {})  # without windows its cut heads go out as llama
+    for name, (model_type, sizes) in kinds.items():
+        family, place = FAMILIES[model_type], folder / "sources" / name
+        source = Checkpoint(make_family(model_type, place, **sizes))
         for layout, kept in KEPT.items():
             if family.heads_fixed and family.own_widths is False:
                 kept = [block | {"attention": [*range(source.heads)]} for block in kept]
@@ -56,6 +61,10 @@ def write_all(folder: Path) -> None:
             except InputError as sentence:
                 print(f"{result.name}: {sentence}")
                 continue
+            answer = next(a for a in inspect(result)["loads"] if OLDER in a["target"])
+            ids = [source.tokenizer()(text)["input_ids"] for text in TEXTS]
+            told = {"ids": ids, "loads": answer["loads"], "because": answer["because"]}
+            (folder / f"{result.name}.json").write_text(json.dumps(told))
             write(source, Plan(kept), padded, "padded")
             model = AutoModelForCausalLM.from_pretrained(padded).eval()
             with torch.no_grad():
@@ -70,10 +79,18 @@ def load_all(folder: Path) -> None:
     print(f"transformers {transformers.__version__}")
     wrong = 0
     for result in sorted((folder / "results").iterdir()):
+        told = json.loads((folder / f"{result.name}.json").read_text())
+        said = told["loads"] if transformers.__version__.startswith(OLDER) else True
         try:
             found = load_one(result, load_file(folder / f"{result.name}.safetensors")["logits"])
+            check_ids(result, told["ids"])
+            if not said and not result.name.endswith(
+                "per-layer"
+            ):  # inspect speaks of it without code
+                found, wrong = f"WRONG: inspect says no ({told['because']})", wrong + 1
         except Exception as error:  # whatever transformers raises, it does not load
-            found, wrong = f"WRONG: {error}", wrong + 1
+            found = f"{'WRONG' if said else 'no, as inspect says'}: {error}"
+            wrong += said
         print(f"{result.name:<24} {found}")
     if wrong:
         raise SystemExit(f"{wrong} results are wrong in transformers {transformers.__version__}")
@@ -109,6 +126,20 @@ def load_one(result: Path, expected: torch.Tensor) -> str:
         ):
             raise Mismatch(f"generation with a {cache} cache differs from that without")
     return f"{type(model).__name__:<28} logits within {difference:.1e}"
+
+
+def check_ids(result: Path, expected: list[list[int]]) -> None:
+    """The tokenizer gives what the source's did, and nothing that a causal model does not take."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(result)
+    given = [tokenizer(text) for text in TEXTS]
+    if [g["input_ids"] for g in given] != expected:
+        raise Mismatch("the tokenizer gives other ids")
+    if more := set(given[0]) - {"input_ids", "attention_mask"}:
+        raise Mismatch(
+            f"the tokenizer gives {', '.join(sorted(more))}, which causal models do not take"
+        )
 
 
 def check_refused(result: Path) -> None:
