@@ -31,17 +31,19 @@ def test_units_stay_whole():
     assert grown(lambda channels: channels, 6000, 3000) == 24_000  # of one unit: 3000 x 2^3
 
 
-@pytest.mark.parametrize(("spent", "runs"), [(0.1, 2), (0.6, 1)])
-def test_what_is_short_is_timed_warm(monkeypatch, spent, runs):
-    clock, done = [0.0], []
+@pytest.mark.parametrize(
+    ("first", "second", "found", "runs"),
+    [(0.2, 0.1, 0.1, 2), (0.1, 0.2, 0.1, 2), (2.1, 0.1, 2.1, 1)],
+)
+def test_what_is_short_is_timed_twice(monkeypatch, first, second, found, runs):
+    clock, left = [0.0], [second, first]
     monkeypatch.setattr(samples.time, "perf_counter", lambda: clock[0])
 
     def work() -> None:
-        done.append(1)
-        clock[0] += spent * (2 if len(done) == 1 else 1)
+        clock[0] += left.pop()
 
-    assert seconds_of(work) == pytest.approx(spent if 2 * spent < 0.5 else 2 * spent)
-    assert len(done) == (runs if spent == 0.1 else 1)
+    assert seconds_of(work) == pytest.approx(found)
+    assert len(left) == 2 - runs
 
 
 def test_every_step_of_every_family(any_family):
