@@ -132,6 +132,14 @@ def where_measured(
     ]
 
 
+def tell_texts(lines, settings, checkpoint, **tokens: TokenSet | None) -> None:
+    """Say before the work begins what each text is, by its label, and where it was cut."""
+    lines.texts(**tokens)
+    protocols = [t.protocol for t in tokens.values() if t is not None]
+    for note in position_notes(settings, checkpoint, protocols):
+        lines.fact("length", note)
+
+
 def reading_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
     """Sentences about what was read otherwise than it stands there, or than it was asked for."""
     protocols = [t.protocol for t in tokens if t is not None]

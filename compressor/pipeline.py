@@ -21,7 +21,7 @@ from compressor.forecast import forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge
 from compressor.keeping import SCORES, keeping, open_work
-from compressor.opening import open_stream, read_texts, reading_notes
+from compressor.opening import open_stream, read_texts, reading_notes, tell_texts
 from compressor.planning import facts_of_widths, measure_cuts, plan_target
 from compressor.progress import Lines, Meter
 from compressor.quantization import job as quantization
@@ -97,7 +97,7 @@ def _run(settings, checkpoint, partial, work, journal, meter, lines) -> list[dic
     agree_on_recovery(settings, data, work, journal)
     taught = data if settings.recovery.method == "distill" else None
     stream = open_stream(settings, checkpoint, work, calibration, evaluation, taught)
-    lines.texts(calibration=calibration, evaluation=evaluation)
+    tell_texts(lines, settings, checkpoint, calibration=calibration, evaluation=evaluation)
     if data is not None:
         lines.fact("recovery", describe_data(data.protocol))
     foreseen = forecast(settings, checkpoint, stream, texts, data)

@@ -21,8 +21,16 @@ how many. A Baichuan 7B is read and written as `llama`; the row `baichuan` is th
 [How a family is added](adding-a-family.md).
 
 `make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families
-but Baichuan, whatever layouts they have, with the same logits. (4.57 computes Gemma 2 by an attention
-without its soft caps unless it is loaded with `attn_implementation="eager"`, uncut models too.)
+but Baichuan, whatever layouts they have, with the same logits and, where `inspect` answers yes for 4.57,
+the same ids. (4.57 computes Gemma 2 by an attention without its soft caps unless it is loaded with
+`attn_implementation="eager"`, uncut models too.)
+
+vLLM's class of Qwen2 has hidden size / heads channels a head, whatever the config says, so a Qwen2
+that lost KV groups is written as `llama` with biases, that of `o_proj` being zeros. Where that
+computes something else (sliding windows), the heads stay, or `--container qwen2` writes what
+transformers alone loads. Tried by hand in vLLM 0.32.0 on a CPU, in float32: a Qwen2 of 135 M parameters
+cut to 0.7 of them (6 of 9 heads) and its source give the greedy tokens that transformers 5.23 gives, 24
+for each of three prompts.
 
 | `model_type` | scored by | FFN | heads | uniform | per-layer | padded |
 | --- | --- | --- | --- | --- | --- | --- |

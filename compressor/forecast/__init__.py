@@ -20,13 +20,14 @@ from compressor.schedule import Part, words
 @dataclass(frozen=True)
 class Forecast:
     """parts: the job's stages in order; memory: bytes of the host at most; stays, at_most: bytes of disk
-    in the end, and meanwhile.
+    in the end, and meanwhile; limit: --max-memory.
     """
 
     parts: list[Part]
     memory: int
     stays: int
     at_most: int
+    limit: float | None = None
 
     @property
     def told(self) -> dict:
@@ -52,7 +53,17 @@ class Forecast:
         return (
             f"about {words(sum(known.values()))}{more} ({each or 'nothing long'}); "
             f"{size(self.memory)} of memory; {size(self.at_most)} of disk, of which "
-            f"{size(self.stays)} stay"
+            f"{size(self.stays)} stay{self.beyond}"
+        )
+
+    @property
+    def beyond(self) -> str:
+        """What to say of a limit that cannot be kept."""
+        if self.limit is None or self.limit >= self.memory:
+            return ""
+        return (
+            f". --max-memory {self.limit:,.0f} is less than that, though activations lie in files: what "
+            "else a block takes is needed at once"
         )
 
 
@@ -77,4 +88,4 @@ def forecast(settings, checkpoint, stream: BlockStream, texts, data=None) -> For
         parts = on_a_block(stream, tokens, lambda bench: list(parts_of(job, bench)))
     room = disk(settings, checkpoint, wanted)
     needed = memory(job, stream.dtype, isinstance(stream.place, Path))
-    return Forecast(parts, needed, room.stays, room.at_most)
+    return Forecast(parts, needed, room.stays, room.at_most, settings.max_memory)

@@ -14,7 +14,7 @@ from compressor.forecast import forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, read_texts, reading_notes
+from compressor.opening import open_stream, read_texts, reading_notes, tell_texts
 from compressor.progress import Lines, Meter
 from compressor.quantization.packing import FORMAT, SCALE
 from compressor.quantization.reading import PackedCheckpoint
@@ -135,7 +135,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     texts = read_texts(settings, checkpoint)
     calibration, evaluation = texts.calibration, texts.evaluation
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
-    lines.texts(calibration=calibration, evaluation=evaluation)
+    tell_texts(lines, settings, checkpoint, calibration=calibration, evaluation=evaluation)
     stream = open_stream(settings, checkpoint, work, evaluation)
     foreseen = forecast(settings, checkpoint, stream, texts)
     lines.forecast(foreseen)

@@ -13,7 +13,7 @@ from compressor.forecast import forecast
 from compressor.journal import count_blocks
 from compressor.judging import Judge, said_of
 from compressor.memory import trim_heap
-from compressor.opening import open_stream, read_texts, reading_notes
+from compressor.opening import open_stream, read_texts, reading_notes, tell_texts
 from compressor.plan import Plan
 from compressor.quantization import job as quantization
 from compressor.quantization.report import write_card as write_quantized_card
@@ -38,7 +38,7 @@ def run(settings, checkpoint: Checkpoint, partial: Path, work: Path, journal, me
     calibration, evaluation = texts.calibration, texts.evaluation
     journal.agree("settings", decisive(settings, checkpoint, calibration, evaluation))
     stream = open_stream(settings, checkpoint, work, calibration, evaluation)
-    lines.texts(calibration=calibration, evaluation=evaluation)
+    tell_texts(lines, settings, checkpoint, calibration=calibration, evaluation=evaluation)
     foreseen = forecast(settings, checkpoint, stream, texts)
     lines.forecast(foreseen)
     judge = Judge(settings, stream, evaluation, work, meter, lines)

@@ -9,6 +9,7 @@ from jobs import compress
 
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
+from compressor.forecast import Forecast
 from compressor.forecast.room import disk, memory, results
 from compressor.forecast.stages import Job
 from compressor.plan import Target
@@ -84,3 +85,16 @@ def test_other_jobs_say_it_too(llama, text_file, tmp_path, capsys, options, stag
     given = ("--calibration", text_file, "--length", 32, "--samples", 8, "--no-verify", "--json")
     assert compress(llama, tmp_path / "out", *options, *given) == 0
     assert set(json.loads(capsys.readouterr().out)["forecast"]["seconds"]) >= stages
+
+
+@pytest.mark.parametrize(("limit", "said"), [(None, False), (1.0, True), (10.0**12, False)])
+def test_a_limit_that_cannot_be_kept_is_said(limit, said):
+    assert ("--max-memory 1 is less" in str(Forecast([], 10**9, 1, 1, limit))) is said
+
+
+def test_cut_texts_are_said_before_the_work(llama, text_file, tmp_path, capsys):
+    options = ("--calibration", text_file, "--length", 4000, "--keep", 0.8, "--repair", "none")
+    assert compress(llama, tmp_path / "out", *options, "--no-verify") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    told = "length The model has 64 positions, so texts were cut at 64 tokens and not at --length 4000."
+    assert shown.index(told) < shown.index("forecast")
