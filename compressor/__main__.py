@@ -1,8 +1,6 @@
 """`python -m compressor STAGE`."""
 
-import sys
-
-from compressor.cli import run
+from compressor.cli import main
 from compressor.stages import stages
 
-sys.exit(run(stages, sys.argv[1:]))
+main(stages)

@@ -1,6 +1,7 @@
 """Amounts, ratios and block numbers as people write them on a command line; groups of options."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated
@@ -22,11 +23,19 @@ def parse_amount(text: str, units: dict[str, int]) -> float:
     """`5.4B` or `11GB` as a number."""
     number = text.rstrip("".join({c for unit in units for c in unit}))
     try:
-        return float(number) * units[text[len(number) :]]
+        found = float(number) * units[text[len(number) :]]
     except (ValueError, KeyError):
+        found = math.nan
+    if math.isnan(found):
         raise InputError(
             f"{text!r} is not an amount; write a number and one of {', '.join(filter(None, units))}."
-        ) from None
+        )
+    return found
+
+
+def size(count: int) -> str:
+    """`2.50 GB`, `8 MB`."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{math.ceil(count / 1e6)} MB"
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:

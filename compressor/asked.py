@@ -6,6 +6,7 @@ What needs the source is in `checks.py`, which begins with this.
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from compressor.choices import (
     ALLOCATIONS,
@@ -33,6 +34,7 @@ def check_asked(settings: Settings) -> None:
     check_method_asked(settings)
     check_source(settings)
     check_dest(settings)
+    check_texts(settings)
     settings.quantization.check()
     check_parents(settings)
     if settings.weights.single:
@@ -163,6 +165,15 @@ def check_nothing_cut(settings: Settings) -> None:
         raise InputError(
             f"{others[0]} is for cuts, and nothing is cut; leave it out, or give --keep below 1."
         )
+
+
+def check_texts(settings: Settings) -> None:
+    """Refuse the name of a file that is not there; what else it may be is found out on reading."""
+    for name in ("calibration", "calibration_also", "evaluation"):
+        given = getattr(settings, name)
+        is_file = given and Path(given).suffix.lower() in (".txt", ".json", ".jsonl")
+        if is_file and not Path(given).exists():
+            raise InputError(f"There is no file {given!r} (--{name.replace('_', '-')}).")
 
 
 def check_source(settings: Settings) -> None:

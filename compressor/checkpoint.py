@@ -15,7 +15,14 @@ from types import SimpleNamespace
 
 import torch
 
-from compressor.configs import check_task, load_config, made, read_object, settings
+from compressor.configs import (
+    check_task,
+    load_config,
+    made,
+    read_as_given,
+    read_object,
+    settings,
+)
 from compressor.empty_model import empty_model, misfits
 from compressor.errors import InputError
 from compressor.families import family_of
@@ -51,7 +58,8 @@ class Checkpoint(Geometry):
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
         check_adapters(self.path)
-        self._open_config()
+        with read_as_given():
+            self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
         held = {}
         for file in weight_files(self.path, self.written_config):
@@ -70,6 +78,7 @@ class Checkpoint(Geometry):
         for sentence in misfits(self.tensors, model, self.family, self.ties, self.path):
             raise InputError(sentence)
         self._check_units()
+        self._compare_dtypes()
 
     # -- what the files hold ----------------------------------------------------------------------
 
@@ -88,6 +97,14 @@ class Checkpoint(Geometry):
     @property
     def bytes(self) -> int:
         return sum(t.end - t.begin for t in self.tensors.values())
+
+    @property
+    def header_bytes(self) -> int:
+        """What files have before their first tensor."""
+        begins: dict[Path, int] = {}
+        for entry in self.tensors.values():
+            begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
+        return sum(begins.values())
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -223,6 +240,24 @@ class Checkpoint(Geometry):
                 f"({head}) of other values. It is used here, as transformers 5 does; transformers 4.57 "
                 "and vLLM would use the embedding. What is written says tie_word_embeddings false, so "
                 "that all use the head."
+            )
+
+    def _compare_dtypes(self) -> None:
+        """Say where transformers would load the weights in another dtype than they are read in here."""
+        said, stored = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
+        if said in stored or (said is None and len(stored) == 1):
+            return
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, said)]
+        kept = f"They are read, computed with and written as {names[0]}"
+        if said is None:
+            self.notes.append(
+                f"The weights of {self.path} are of several dtypes, and its config names none. {kept}, "
+                "as most of them are; transformers' dtype='auto' takes that of the first tensor."
+            )
+        else:
+            self.notes.append(
+                f"The config of {self.path} says {names[1]}, and no weight is stored so. {kept}; "
+                f"transformers' dtype='auto' would round them to {names[1]}."
             )
 
     def _equal(self, name: str, other: str) -> bool:

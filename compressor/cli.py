@@ -1,6 +1,7 @@
 """`compress SOURCE DEST --keep 0.7`: the whole job."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from compressor.arguments import (
 )
 from compressor.console import console
 from compressor.errors import CompressorError, InputError, MachineError, QualityError
-from compressor.interruption import Interrupted, ending, interruptible
+from compressor.interruption import SIGNALS, Interrupted, ending, interruptible
 from compressor.quantization.settings import Quantization
 from compressor.recovery.settings import Recovery
 from compressor.sparse.settings import DEFAULT_METHOD as DEFAULT_WEIGHT_METHOD
@@ -245,6 +246,9 @@ def as_error(error: BaseException) -> CompressorError | None:
     return None
 
 
-def main() -> None:
-    """`compress`."""
-    sys.exit(run(job, sys.argv[1:]))
+def main(app: Callable = job) -> None:
+    """`compress`, or another app, to the end of the process."""
+    code = run(app, sys.argv[1:])
+    for number in SIGNALS:  # what comes now would only tear what ends anyway
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

@@ -6,9 +6,10 @@ file leaves out is what the class has in its place.
 
 import json
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import InputError
+from compressor.errors import NOT_JSON, CompressorError, InputError
 from compressor.families import FAMILIES, Family
 from compressor.per_layer import open_config
 
@@ -20,6 +21,9 @@ OTHER_TASKS = {
     "is_causal": (False, "every token sees those behind it, as in text encoders"),
     "is_encoder_decoder": (True, "it is a decoder that attends to an encoder"),
 }
+YES = ("true", "1")
+# How what no UTF-8 holds (lone surrogates) is written: as JSON escapes it.
+ESCAPED = "backslashreplace"
 EMBEDDER = "modules.json"  # of sentence-transformers
 
 
@@ -30,11 +34,24 @@ def read_object(file: Path, hint: str = "") -> dict:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file.parent} has no {file.name}{ending}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is no JSON object but {str(found)[:40]}{ending}")
     return found
+
+
+@contextmanager
+def read_as_given():
+    """While open, whatever a folder of somebody else's raises by its contents is a sentence about it."""
+    try:
+        yield
+    except (CompressorError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"This folder cannot be read as a checkpoint: {in_a_line(error)} Look at its config.json."
+        ) from error
 
 
 def check_task(path: Path, config: Mapping) -> None:
@@ -51,7 +68,8 @@ def check_task(path: Path, config: Mapping) -> None:
             "same, name that class in a copy of config.json."
         )
     for key, (value, why) in OTHER_TASKS.items():
-        if config.get(key) is value:
+        given = config.get(key)
+        if given is not None and (str(given).lower() in YES) is value:
             raise InputError(
                 f"The config of {path} has {key} {json.dumps(value)}: {why}. Only models that predict "
                 "the next token are read; give one of these."

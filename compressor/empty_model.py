@@ -69,9 +69,11 @@ def misfits(
     found = []
     missing = [n for n in model.needed if n not in tensors and not (tied and n == family.head)]
     if missing:
-        found.append(
-            f"{path} lacks the tensor {missing[0]} {model.needed[missing[0]]}{rest(missing)}."
-        )
+        name = missing[0]
+        said = f"{path} lacks the tensor {name} {model.needed[name]}{rest(missing)}"
+        if missing == [family.head]:
+            said += ", and its config does not tie it to the embedding (tie_word_embeddings)"
+        found.append(f"{said}; loaders would make it up. Give a folder that has it.")
     stored = {name: stored_shape(entry) for name, entry in tensors.items()}
     wrong = [n for n, shape in stored.items() if shape != model.known.get(n, shape)]
     if wrong:

@@ -1,5 +1,8 @@
 """The failures a user can act on. Each is one sentence and carries the exit code of `compress`."""
 
+# What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
+NOT_JSON = (ValueError, RecursionError)
+
 
 class CompressorError(Exception):
     """Base of every error this package raises on purpose."""

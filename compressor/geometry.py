@@ -35,7 +35,8 @@ class Geometry:
     @property
     def positions(self) -> int | None:
         """How many tokens a sequence can have, where the config says so."""
-        return self.config.get("max_position_embeddings")
+        given = self.config.get("max_position_embeddings")
+        return given if given and given > 0 else None
 
     @property
     def queries_per_group(self) -> int:

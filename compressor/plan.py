@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.errors import InputError
+from compressor.errors import NOT_JSON, InputError
 from compressor.groups import GROUPS
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.checkpoint import Checkpoint
 
+HEADER_ENTRY = 150  # bytes of a tensor in the header of a file, at most
 CLOSE = 0.005  # half a point: as near a result comes to its target wherever widths can
 
 
@@ -90,8 +91,9 @@ class Plan:
     def load(cls, path: Path) -> "Plan":
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(value["blocks"], value["about"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            blocks = [{g: list(kept) for g, kept in b.items()} for b in value["blocks"]]
+            return cls(blocks, dict(value["about"]))
+        except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
     def check(self, checkpoint: "Checkpoint") -> None:
@@ -132,7 +134,8 @@ class Costs:
     total: dict[str, int]  # of the model
     prunable: int  # weights of the blocks' projections, in parameters
     block_units: list[dict[str, int]]
-    # The most that biases take which only the type that is written has (`Container.zeros`).
+    # The most that is written besides: biases that only the type that is written has
+    # (`Container.zeros`), and the headers of the files.
     added: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -172,7 +175,8 @@ class Costs:
             prices["parts"], rest["parts"], total["parts"] = table_of(budget, checkpoint)
         other, hidden = checkpoint.family.container, checkpoint.hidden_size
         biases = checkpoint.blocks * hidden * len(other.zeros) if other else 0
-        added = {"params": biases, "bytes": biases * checkpoint.dtype.itemsize}
+        headers = checkpoint.header_bytes + bool(biases) * checkpoint.blocks * HEADER_ENTRY
+        added = {"params": biases, "bytes": biases * checkpoint.dtype.itemsize + headers}
         return cls(unit, prices, rest, total, prunable, checkpoint.block_units, added)
 
     def size(self, widths: Sequence[dict[str, int]], measure: str) -> int:

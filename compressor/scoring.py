@@ -56,8 +56,7 @@ def score(
             "One calibration sequence has no variance to attend to, so coarse and fine importance "
             "were weighed equally (fixed:0.5); give more --samples."
         )
-    for name in checkpoint.outer_tensors():
-        check_finite(name, checkpoint.read([name])[name])
+    check_outer(checkpoint)
     parts: dict[str, list[Block]] = {}
     if chosen.observe is not None:
         blocks = observe_backward(checkpoint, chosen, grains, tokens, stream, progress, saved)
@@ -227,6 +226,19 @@ def calibrated_shares(
 def check_block(checkpoint: Checkpoint, index: int, weights: Block) -> None:
     for name, tensor in weights.items():
         check_finite(checkpoint.block_name(index, name), tensor)
+
+
+def check_outer(checkpoint: Checkpoint) -> None:
+    """Of embedding, last norm and head."""
+    for name in checkpoint.outer_tensors():
+        check_finite(name, checkpoint.read([name])[name])
+
+
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint with NaN or infinity anywhere, by the tensor's name; reads all of it."""
+    check_outer(checkpoint)
+    for index in range(checkpoint.blocks):
+        check_block(checkpoint, index, checkpoint.read_block(index))
 
 
 def finished(block: Block, method: str, index: int) -> Block:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from compressor.arguments import size
 from compressor.errors import MachineError
 from compressor.tensors import DTYPES, INDEX, SINGLE
 
@@ -23,7 +24,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed * 1.02 + (1 << 24):
         raise MachineError(
-            f"{existing} has {free / 1e9:.2f} GB free, and the result needs {needed / 1e9:.2f} GB; "
+            f"{existing} has {size(free)} free, and the result needs {size(needed)}; "
             "free some space or choose another DEST."
         )
 
@@ -89,7 +90,7 @@ class ShardFile:
             dtype = DTYPE_NAMES[tensor.dtype]
             shape = list(tensor.shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
+        text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self.header, self.begin = header, 8 + len(text)
         self.file = path.open("wb")

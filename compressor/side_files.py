@@ -76,6 +76,8 @@ def left_behind(checkpoint: Checkpoint) -> list[str]:
 
 def reason(path: Path) -> str | None:
     """Why a file or a subfolder does not go along."""
+    if path.is_symlink() and path.is_file() and not leads_inside(path, path.parent):
+        return "a link out of the folder"
     if path.is_file():
         if is_weights(path):
             return "weights"

@@ -1,6 +1,8 @@
 """Tensors in safetensors files: their headers, what a family makes of them, and how they are read."""
 
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,11 +11,12 @@ from types import SimpleNamespace
 import torch
 from safetensors import safe_open
 
-from compressor.errors import InputError
+from compressor.errors import NOT_JSON, InputError
 from compressor.families import Family
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+POINTER = b"version https://git-lfs"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -113,14 +116,55 @@ def read_entries(file: Path) -> tuple[dict[str, dict], int]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
+            stream.seek(0)
+            if stream.read(len(POINTER)) == POINTER:
+                raise InputError(
+                    f"{file} is a pointer of git-lfs and no weights; run `git lfs pull`."
+                )
             raise InputError(f"{file} is truncated or not safetensors ({size} bytes).")
         try:
             header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise InputError(f"{file} is not a safetensors file: {error}.") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{file} is not a safetensors file: its header is no JSON object.")
     header.pop("__metadata__", None)
     begin = 8 + length
-    end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    end = begin + checked_length(file, header)
     if size < end:
         raise InputError(f"{file} is truncated: {size} bytes, and its header needs {end}.")
+    if size > end:
+        raise InputError(
+            f"{file} has {size - end} bytes behind its last tensor, and loaders refuse it; download it "
+            "again."
+        )
     return header, begin
+
+
+def checked_length(file: Path, header: Mapping[str, dict]) -> int:
+    """Bytes of all tensors, which have to lie one behind the other, each as long as its shape says."""
+    spans = {}
+    for name, entry in header.items():
+        try:
+            begin, end = entry["data_offsets"]
+            count = math.prod(entry["shape"])
+            each = (end - begin) / count if count else 0
+            whole = all(isinstance(n, int) and n >= 0 for n in (begin, end, *entry["shape"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} is damaged: its header does not place {name}.") from error
+        bits = re.search(r"\d+", str(entry.get("dtype")))
+        if not whole or (bits and 8 * each != (int(bits[0]) if count else 0)):
+            raise InputError(
+                f"{file} is damaged: {name} of shape {entry['shape']} is not what {end - begin} bytes "
+                "hold; download it again."
+            )
+        spans[name] = begin, end
+    place = 0
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != place:
+            raise InputError(
+                f"{file} is damaged: {name} begins at byte {begin} of the data and not at {place}; "
+                "download it again."
+            )
+        place = end
+    return place

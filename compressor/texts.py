@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.errors import InputError
+from compressor.errors import NOT_JSON, InputError
 from compressor.stdlib_text import stdlib_documents
 
 STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
@@ -48,7 +48,7 @@ def read_text(source: str) -> Text:
     path = Path(source)
     if not path.exists():
         return _read_hub(source)
-    if path.suffix in ROWS:
+    if path.suffix.lower() in ROWS:
         rows, replaced = mended(read_rows(path))
         return Text(source, "documents", [_string(*row) for row in rows], replaced)
     content = _content(path)
@@ -58,7 +58,7 @@ def read_text(source: str) -> Text:
 def read_rows(path: Path) -> list[tuple[str, object]]:
     """Each value of a JSON list or of the lines of a JSONL file, behind a name of where it stands."""
     content = _content(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         values = _parsed(content, str(path))
         if not isinstance(values, list):
             raise InputError(f"{path} is not a JSON list but {type(values).__name__}.")
@@ -73,7 +73,10 @@ def mended(
     """Rows whose strings can be encoded, and how many characters were replaced and where the first."""
     found, count, first = [], 0, None
     for where, value in rows:
-        value, replaced = mend(value)
+        try:
+            value, replaced = mend(value)
+        except RecursionError as error:
+            raise InputError(f"{where} is nested too deeply to be read.") from error
         if replaced and first is None:
             first = where
         count += replaced
@@ -104,7 +107,7 @@ def _content(path: Path) -> str:
 def _parsed(content: str, where: str) -> object:
     try:
         return json.loads(content)
-    except json.JSONDecodeError as error:
+    except NOT_JSON as error:
         raise InputError(f"{where} is not JSON: {error}.") from error
 
 
@@ -116,7 +119,7 @@ def _string(where: str, value: object) -> str:
 
 
 def _read_hub(source: str) -> Text:
-    if Path(source).suffix in (".txt", *ROWS):
+    if Path(source).suffix.lower() in (".txt", *ROWS):
         raise InputError(f"There is no file {source!r}.")
     name, *rest = source.split(":")
     split = rest[-1] if rest else "train"

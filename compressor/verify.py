@@ -33,6 +33,7 @@ from compressor.families import FAMILIES
 from compressor.masking import masked_plan
 from compressor.memory import drop_pages
 from compressor.per_layer import may_run_code, model_of
+from compressor.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.verification import check_packed, rows_of, stay_packed
 from compressor.sparse.verification import check_sparse
@@ -263,7 +264,15 @@ def masked_logits(
     for own, ids in zip(prompt_ids(tokenizer, checkpoint.positions), prompts, strict=True):
         if not torch.equal(own, ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
-    plan = masked_plan(masked, checkpoint, Checkpoint(folder), read_record(folder))
+    record = read_record(folder)
+    try:
+        Plan(record["plan"]["blocks"]).check(checkpoint)
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise VerificationError(
+            f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "
+            "model it was cut from?"
+        ) from error
+    plan = masked_plan(masked, checkpoint, Checkpoint(folder), record)
     with plan, passed.of(masked):
         return [logits(masked, ids) for ids in prompts]
 
@@ -283,7 +292,7 @@ def built(checkpoint: Checkpoint):
 def read_record(folder: Path) -> dict:
     """What compression.json says; nothing where there is none."""
     file = folder / "compression.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_object(file) if file.exists() else {}
 
 
 @torch.no_grad()

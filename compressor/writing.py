@@ -14,6 +14,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.choices import check_layout_name
+from compressor.configs import ESCAPED
 from compressor.containers import choose_container, patched_config, zeros_of
 from compressor.cut import Padding, cut_block, heads_left, paddings, widest
 from compressor.errors import InputError
@@ -88,7 +89,7 @@ def write(
         for own in code_of(built_by):
             shutil.copyfile(own, folder / own.name)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)
     name_class(checkpoint, folder, moved=chosen != family.model_type)
     return chosen
 

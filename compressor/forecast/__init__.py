@@ -5,11 +5,11 @@ take them (`stages.py`); memory and disk are counted (`room.py`). Of stages that
 that is said. While the job runs, what its stages really take corrects the time (`schedule.py`).
 """
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.arguments import size
 from compressor.blocks import BlockStream
 from compressor.forecast.room import disk, memory, results
 from compressor.forecast.samples import on_a_block
@@ -65,11 +65,6 @@ class Forecast:
             f". --max-memory {self.limit:,.0f} is less than that, though activations lie in files: what "
             "else a block takes is needed at once"
         )
-
-
-def size(count: int) -> str:
-    """`2.50 GB`, `8 MB`."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{math.ceil(count / 1e6)} MB"
 
 
 def forecast(settings, checkpoint, stream: BlockStream, texts, data=None) -> Forecast:

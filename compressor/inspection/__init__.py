@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from compressor.configs import read_as_given
 from compressor.inspection.disagreements import differing_head, disagreements, ids_outside
 from compressor.inspection.folder import Folder, open_folder
 from compressor.inspection.loaders import answers
@@ -24,8 +25,12 @@ def inspect(path: Path) -> dict:
     are sentences.
     `InputError` if there is no model in the folder at all.
     """
-    folder = open_folder(path)
-    widths = folder.widths()
+    with read_as_given():
+        return described(open_folder(path))
+
+
+def described(folder: Folder) -> dict:
+    path, widths = folder.path, folder.widths()
     wrong, own_head = disagreements(folder, widths), differing_head(folder)
     others = [
         f"{name} is {number}, outside the vocabulary of {folder.config['vocab_size']:,}."

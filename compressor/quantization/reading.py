@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError
+from compressor.errors import NOT_JSON, InputError
 from compressor.quantization.packing import BITS, FORMAT, PACKED, SCALE, SHAPE, unpacked
 from compressor.tensors import DTYPES, read_tensors
 
@@ -111,6 +111,6 @@ def open_model(path: str | Path) -> Checkpoint:
     try:
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         quantized = bool(config.get("quantization_config"))
-    except (OSError, ValueError, AttributeError):  # which a Checkpoint says in a sentence
+    except (OSError, *NOT_JSON, AttributeError):  # which a Checkpoint says in a sentence
         quantized = False
     return PackedCheckpoint(path) if quantized else Checkpoint(path)

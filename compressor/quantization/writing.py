@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import Checkpoint
+from compressor.configs import ESCAPED
 from compressor.quantization.packing import packed, quantization_config
 from compressor.quantization.stream import Quantizing
 from compressor.shards import SHARD_BYTES, check_space, divided, opened, write_index
@@ -69,5 +70,5 @@ def write_quantized(
         "quantization_config": quantization_config(group, ignored),
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)
     name_class(checkpoint, folder)

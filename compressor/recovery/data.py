@@ -101,7 +101,7 @@ def rows_of(source: str) -> tuple[list[tuple[str, dict]] | None, dict | None]:
     was replaced in them (`texts.mended`).
     """
     path = Path(source)
-    if path.suffix not in ROWS or not path.exists():
+    if path.suffix.lower() not in ROWS or not path.exists():
         return None, None
     rows, replaced = mended(read_rows(path))
     if all(isinstance(v, str) or (isinstance(v, dict) and "text" in v) for _, v in rows):

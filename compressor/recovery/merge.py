@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import Checkpoint
+from compressor.configs import ESCAPED
 from compressor.per_layer import SHIPPED
 from compressor.recovery.lora import Adapters
 from compressor.shards import check_space, opened, write_index
@@ -53,7 +54,7 @@ def write_merged(
     config, text = checkpoint.written_config, (folder / "config.json").read_text(encoding="utf-8")
     if json.loads(text) != config:  # it was read as another
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (out / "config.json").write_text(text, encoding="utf-8")
+    (out / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)
     for name in SHIPPED:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)

@@ -38,6 +38,7 @@ def generate(
     from compressor.generation import written
     from compressor.opening import compute_dtype
     from compressor.progress import Lines
+    from compressor.scoring import check_finite
     from compressor.whole_model import open_whole
 
     checkpoint = Checkpoint(source)
@@ -45,6 +46,8 @@ def generate(
     tokenizer = checkpoint.tokenizer()
     precision = compute_dtype(dtype, checkpoint.dtype, device)
     model = open_whole(checkpoint, device, precision, "calibrate on a text")
+    for name, weight in model.named_parameters():
+        check_finite(name, weight)
     length = min(length, checkpoint.positions or length)
     made, partial = 0, out.with_name(out.name + ".partial")
     try:

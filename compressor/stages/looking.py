@@ -1,6 +1,7 @@
 """Stages that look at a folder: does it load, how well does it predict, what would it cost."""
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,7 @@ def evaluate(
     from compressor.evaluation import perplexity
     from compressor.opening import check_counts, open_stream, read_evaluation, reading_notes
     from compressor.quantization.reading import open_model
+    from compressor.scoring import check_weights
     from compressor.settings import Settings
 
     settings = Settings(
@@ -59,6 +61,12 @@ def evaluate(
     tokens = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
     stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
     found = perplexity(stream, tokens)
+    if not math.isfinite(found["perplexity"]):
+        check_weights(checkpoint)
+        raise InputError(
+            f"The perplexity of {folder} is {found['perplexity']}, though its weights are finite: it "
+            "computes numbers that are too large or none; try --dtype float32."
+        )
     notes = reading_notes(settings, checkpoint, tokens)
     if as_json:
         print(json.dumps(found | {"warnings": notes}, indent=1))

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from compressor.arguments import size
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
-from compressor.forecast import Forecast, size
+from compressor.forecast import Forecast
 from compressor.forecast.room import results
 from compressor.forecast.stages import DRAWN, FRESH, WRITTEN, Job, stages, stages_of_weights
 from compressor.plan import Target
