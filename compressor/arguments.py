@@ -34,8 +34,10 @@ def parse_amount(text: str, units: dict[str, int]) -> float:
 
 
 def size(count: int) -> str:
-    """`2.50 GB`, `8 MB`."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{math.ceil(count / 1e6)} MB"
+    """`2.50 GB`, `8 MB`, `312 KB`."""
+    if count >= 1e8:
+        return f"{count / 1e9:.2f} GB"
+    return f"{math.ceil(count / 1e6)} MB" if count >= 1e6 else f"{math.ceil(count / 1e3)} KB"
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:

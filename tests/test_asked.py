@@ -117,7 +117,7 @@ def test_other_refusals_import_no_torch_either(tmp_path, monkeypatch, options, m
         {"allocate": "besa", "weights": Weights(sampling="categorical")},
         {"statistics": "pruned"},
         {"recovery": Recovery(method="lora", rank=4)},
-        {"evaluation": "a.txt", "evaluation_range": "0:5"},
+        {"evaluation": "stdlib", "evaluation_range": "0:5"},
         ZEROS,
     ],
 )

@@ -78,7 +78,7 @@ def test_the_table_says_what_was_asked_of_each_quantity(
         assert said == asked
         reached, wanted = (float(n.replace(",", "")) for n in (reached, asked[7:-1]))
         if "--target" in target[0]:
-            assert 0.98 * wanted < reached <= wanted
+            assert 0.96 * wanted < reached <= wanted  # headers count
         else:
             assert reached == pytest.approx(wanted, abs=0.0125 / 2)  # channels in all blocks
 

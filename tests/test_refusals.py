@@ -167,7 +167,7 @@ def test_full_disk_is_said_before_starting(llama, quick, tmp_path, capsys, monke
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 4
-    assert "GB free" in capsys.readouterr().err
+    assert "has 1 KB free, and the result needs" in capsys.readouterr().err
     assert left_over(tmp_path / "out") == []
 
 

@@ -115,7 +115,8 @@ def test_the_job_says_it_before_and_after(wide, text_file, tmp_path, capsys):
     "given", [["--keep", 0.5], ["--keep-blocks", 0.05], ["--target-params", 32_000]]
 )
 def test_out_of_reach_is_refused_before_a_text_is_read(wide, tmp_path, capsys, given):
-    options = ["--calibration", tmp_path / "nowhere.txt"]
+    (tmp_path / "empty.txt").touch()
+    options = ["--calibration", tmp_path / "empty.txt"]
     assert compress(wide, tmp_path / "out", *given, *options) == 2
     message = said(capsys)
     _, known = reach(wide)

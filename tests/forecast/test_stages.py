@@ -183,7 +183,7 @@ def test_it_is_said_in_a_sentence():
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(1, "1 MB"), (8_200_000, "9 MB"), (99_999_999, "100 MB"), (10**8, "0.10 GB")],
+    [(1, "1 KB"), (8_200_000, "9 MB"), (99_999_999, "100 MB"), (10**8, "0.10 GB")],
 )
 def test_sizes(count, words):
     assert size(count) == words
