@@ -21,6 +21,7 @@ from compressor.settings import Settings, wanted_results
 from compressor.verify import ROWS
 
 FLOAT = 4  # bytes
+HELD = 1.25  # of what is needed at once: allocators keep some of what was freed
 FRESH = 330 << 20  # of a process that has imported torch and transformers
 TRAINED = 4 + 4 + 4 + 8  # bytes of a weight in training: start, now, gradient, and AdamW's two
 COPIES = 7  # of logits that are compared: both, their logarithms, probabilities, products
@@ -98,4 +99,4 @@ def memory(job: Job, dtype: torch.dtype, in_files: bool) -> int:
         a_part *= job.data.tokens / len(job.data.train)
         kept = a_part * (blocks * STATES * max(hidden, widest // 3) + 3 * checkpoint.vocabulary)
         needs.append(int(checkpoint.parameters * held + kept * FLOAT))
-    return here + max(needs)
+    return here + int(HELD * max(needs))

@@ -10,7 +10,7 @@ from jobs import compress
 from compressor.calibration import TokenSet
 from compressor.checkpoint import Checkpoint
 from compressor.forecast import Forecast
-from compressor.forecast.room import disk, memory, results
+from compressor.forecast.room import HELD, disk, memory, results
 from compressor.forecast.stages import Job
 from compressor.plan import Target
 from compressor.settings import Settings
@@ -48,7 +48,7 @@ def test_memory_grows_with_what_is_kept(settings):
         return memory(Job(own, checkpoint, text, None, None, wanted), torch.float32, in_files)
 
     few, many, files = needed(10_000), needed(20_000), needed(20_000, in_files=True)
-    kept = settings.kept_states(checkpoint.blocks) * 5_000_000 * 32 * 4
+    kept = HELD * settings.kept_states(checkpoint.blocks) * 5_000_000 * 32 * 4
     assert many - few == pytest.approx(kept, rel=0.02)
     assert files < few - kept / 2
     assert needed(20_000, repair="none") < many
