@@ -56,11 +56,13 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
         raise InputError(no_uniform(checkpoint.family))
     check_own_widths(settings, checkpoint)
     protect = protected(settings.protect, checkpoint)
-    for _, target, own in wanted_results(settings, checkpoint.family):
+    wanted = []
+    for name, target, own in wanted_results(settings, checkpoint.family):
         widths = open_alignment(own, checkpoint, target).lattice
         if ALLOCATIONS[settings.allocate].equal(own.layout == "uniform"):
             check_equal(target, checkpoint, widths, protect)
         chosen = solve(target, checkpoint, widths, protect)
+        wanted.append((name, target, own, chosen))
         if own.layout == "uniform":
             choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
         if settings.recovery.method != "none":
@@ -68,7 +70,7 @@ def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
             check_memory(
                 left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
             )
-    check_space(settings.dest.parent, disk(settings, checkpoint).at_most)
+    check_space(settings.dest.parent, disk(settings, checkpoint, wanted).at_most)
 
 
 def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:

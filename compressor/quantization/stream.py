@@ -22,7 +22,7 @@ from compressor.quantization.packing import packed
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
 from compressor.repair import digest
 from compressor.repair.streaming import HELD_BACK
-from compressor.scoring import check_finite
+from compressor.scoring import check_block
 from compressor.seeding import of_block
 from compressor.sparse.block import Block
 
@@ -90,8 +90,7 @@ class Quantizing:
         matrices = checkpoint.family.projections()
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
-            for name, tensor in weights.items():
-                check_finite(checkpoint.block_name(index, name), tensor)
+            check_block(checkpoint, index, weights)
             dense = {name: weights[name] for name in matrices}
             entry, gammas = {}, {}
             if path:

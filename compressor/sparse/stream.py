@@ -15,7 +15,7 @@ from compressor.memory import trim_heap
 from compressor.quantization.packing import SCALE
 from compressor.quantization.scheme import dequantized, integers, stored_scales
 from compressor.repair import digest
-from compressor.scoring import check_finite
+from compressor.scoring import check_block, check_outer
 from compressor.sparse.block import Block, relative_error
 from compressor.sparse.methods import METHODS, UNROUNDED
 from compressor.sparse.settings import Recipe
@@ -51,13 +51,11 @@ class Sparsification:
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         """Of every block in order its projections' weights, as they are to be stored."""
         stream, checkpoint = self.stream, self.stream.checkpoint
-        for name in checkpoint.outer_tensors():
-            check_finite(name, checkpoint.read([name])[name])
+        check_outer(checkpoint)
         self.states, calls = stream.record(self.batches)
         dense = self.states if self.recipe.wants_dense_path else None
         for index, weights in stream.weights():
-            for name, tensor in weights.items():
-                check_finite(checkpoint.block_name(index, name), tensor)
+            check_block(checkpoint, index, weights)
             readers = checkpoint.family.readers()
             with loaded(stream.layers[index], weights) as layer:
                 del weights
