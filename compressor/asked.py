@@ -23,6 +23,7 @@ from compressor.methods import DEFAULT_METHOD, METHODS
 from compressor.repair import check_kind
 from compressor.settings import Settings, chosen_grains, target_name
 from compressor.sparse.settings import channel_options, check_alone
+from compressor.texts import names_a_file
 
 SEEDS = 2**32
 LEAST = {"samples": 1, "length": 2, "align": 1, "tp": 1, "refine_epochs": 1, "seed": 0}
@@ -171,8 +172,7 @@ def check_texts(settings: Settings) -> None:
     """Refuse the name of a file that is not there; what else it may be is found out on reading."""
     for name in ("calibration", "calibration_also", "evaluation"):
         given = getattr(settings, name)
-        is_file = given and Path(given).suffix.lower() in (".txt", ".json", ".jsonl")
-        if is_file and not Path(given).exists():
+        if given and names_a_file(given) and not Path(given).exists():
             raise InputError(f"There is no file {given!r} (--{name.replace('_', '-')}).")
 
 

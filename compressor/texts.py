@@ -55,6 +55,11 @@ def read_text(source: str) -> Text:
     return Text(source, "windows", [content] if content.strip() else [])
 
 
+def names_a_file(source: str) -> bool:
+    """Whether a source that is not there can only be a file, and no data set."""
+    return Path(source).suffix.lower() in (".txt", *ROWS)
+
+
 def read_rows(path: Path) -> list[tuple[str, object]]:
     """Each value of a JSON list or of the lines of a JSONL file, behind a name of where it stands."""
     content = _content(path)
@@ -119,7 +124,7 @@ def _string(where: str, value: object) -> str:
 
 
 def _read_hub(source: str) -> Text:
-    if Path(source).suffix.lower() in (".txt", *ROWS):
+    if names_a_file(source):
         raise InputError(f"There is no file {source!r}.")
     name, *rest = source.split(":")
     split = rest[-1] if rest else "train"
