@@ -79,7 +79,7 @@ oldest:
 	    --length 128 --recover lora --recover-steps 2 --quantize w4a16 --overwrite
 
 families: install
-	$(BIN)/python -m pytest -q tests/families/test_matrix.py -k "written or scored" \
+	$(BIN)/python -m pytest -q tests/model/families/test_matrix.py -k "written or scored" \
 	    -o junit_family=xunit1 --junitxml build/families.xml
 	$(BIN)/python docs/make_families.py build/families.xml
 

@@ -14,7 +14,7 @@ import torch
 from case import Case
 from cases import CASES
 
-from compressor.estimate.machine import seconds
+from compressor.analysis.estimate.machine import seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 5

@@ -27,11 +27,11 @@ from rich.table import Table
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from compressor.blocks import Activations
+from compressor.config.sparse import Learning
 from compressor.kernels.rank import rank
+from compressor.model.activations import Activations
+from compressor.model.block import Block, observe, relative_error, squares
 from compressor.sparse.besa import PENALTY, Groups, Objective, begin, make_optimizer
-from compressor.sparse.block import Block, observe, relative_error, squares
-from compressor.sparse.settings import Learning
 
 RESULTS = Path(__file__).parent / "results"
 FILE = Path(__file__).with_name("published_besa.py")

@@ -24,20 +24,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.allocation import alignment, allocate, plan_of
-from compressor.allocation.alignment import ANY
-from compressor.allocation.besa import learn_block
-from compressor.allocation.guard import held_back, judge, loss_after
-from compressor.allocation.landscape import measure_landscape
-from compressor.allocation.uniform import constant_splits, everywhere
-from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.lattice import Wanted
-from compressor.plan import Costs, Plan, Target
-from compressor.scores import Scores
-from compressor.scoring import score
-from compressor.texts import read_text
+from compressor.measuring.besa import learn_block
+from compressor.measuring.guard import held_back, judge, loss_after
+from compressor.measuring.landscape import measure_landscape
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
+from compressor.planning.alignment import ANY
+from compressor.planning.allocation import alignment, allocate, plan_of
+from compressor.planning.costs import Costs
+from compressor.planning.lattice import Wanted
+from compressor.planning.plan import Plan
+from compressor.planning.target import Target
+from compressor.planning.uniform import constant_splits, everywhere
+from compressor.scoring.score import score
+from compressor.scoring.scores import Scores
+from compressor.text.texts import read_text
+from compressor.text.tokens import TokenSet, describe, tokenize
 
 RESULTS = Path(__file__).parent / "results/allocations"
 

@@ -25,21 +25,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.allocation import allocate
-from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
-from compressor.plan import Plan, Target
-from compressor.probing import loss_changes, sample_probes, spearman, state_bytes
+from compressor.config.recovery import Recovery
+from compressor.evaluation.reference import perplexity
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
+from compressor.planning.allocation import allocate
+from compressor.planning.plan import Plan
+from compressor.planning.target import Target
 from compressor.recovery.data import RecoveryData, read_data
-from compressor.recovery.settings import Recovery
 from compressor.recovery.stage import recover
-from compressor.scores import Scores
-from compressor.scoring import score
-from compressor.settings import Settings
-from compressor.texts import read_text
-from compressor.writing import write
+from compressor.recovery.training import Training
+from compressor.scoring.probing import loss_changes, sample_probes, spearman, state_bytes
+from compressor.scoring.score import score
+from compressor.scoring.scores import Scores
+from compressor.text.texts import read_text
+from compressor.text.tokens import TokenSet, describe, tokenize
+from compressor.writing.write import write
 
 DEFAULT = [
     *("random", "magnitude", "wanda-sp", "llm-bip"),
@@ -120,9 +121,8 @@ def perplexity_after(
         folder = Path(place) / "out"
         write(stream.checkpoint, plan, folder)
         if data is not None:
-            settings = Settings(stream.checkpoint.path, folder, (), recovery=recovery)
             cut, folder = folder, Path(place) / "recovered"
-            history = recover(settings, data, cut, folder, Path(place) / "state", stream)
+            history = recover(Training(recovery, data), cut, folder, Path(place) / "state", stream)
             if history.stopped:
                 return float("inf")
         return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"]

@@ -24,13 +24,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.checkpoint import Checkpoint
-from compressor.pipeline import compress
-from compressor.plan import Target
-from compressor.progress import Lines
-from compressor.quantization.settings import Quantization
-from compressor.settings import Settings
-from compressor.sparse.settings import Weights
+from compressor.config.quantization import Quantization
+from compressor.config.sparse import Weights
+from compressor.job.compress import compress
+from compressor.job.progress import Lines
+from compressor.job.settings import Settings
+from compressor.model.checkpoint import Checkpoint
+from compressor.planning.target import Target
 
 RESULTS = Path(__file__).parent / "results/quantization"
 KEEP, SPARSITY = 0.8, 0.5

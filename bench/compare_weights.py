@@ -23,15 +23,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, describe, tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
-from compressor.sparse.job import whole
-from compressor.sparse.settings import Weights
+from compressor.config.sparse import Weights
+from compressor.evaluation.reference import perplexity
+from compressor.job.sparsify import whole
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.sparse.stream import Sparsification
-from compressor.texts import read_text
-from compressor.writing import write
+from compressor.text.texts import read_text
+from compressor.text.tokens import TokenSet, describe, tokenize
+from compressor.writing.write import write
 
 RESULTS = Path(__file__).parent / "results/compare_weights"
 BESA = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.shards import SHARD_BYTES, ShardFile, shard_names, write_index
+from compressor.writing.shards import SHARD_BYTES, ShardFile, shard_names, write_index
 
 BUNDLED = Path(__file__).parent.parent / "examples/tiny-llama"
 COMMON = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from compressor.estimate.machine import copy_bandwidth, multiply_rate
-from compressor.report import versions
+from compressor.analysis.estimate.machine import copy_bandwidth, multiply_rate
+from compressor.writing.record import versions
 
 
 def machine(device: str) -> dict:

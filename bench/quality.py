@@ -28,23 +28,25 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from compressor.blocks import BlockStream
-from compressor.calibration import TokenSet, joined, tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
-from compressor.journal import Journal
-from compressor.opening import CALIBRATION_TOKENS
-from compressor.plan import Costs, Plan, Target
-from compressor.planning import measure_cuts, plan_target
-from compressor.progress import Lines, Meter
-from compressor.repair import closed_form
+from compressor.config.repair import closed_form
+from compressor.evaluation.reference import perplexity
+from compressor.job.journal import Journal
+from compressor.job.planning import measure_cuts, plan_target
+from compressor.job.progress import Lines, Meter
+from compressor.job.reading import CALIBRATION_TOKENS
+from compressor.job.settings import Settings
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
+from compressor.planning.costs import Costs
+from compressor.planning.plan import Plan
+from compressor.planning.target import Target
 from compressor.repair.streaming import Repair
-from compressor.scores import Scores
-from compressor.scoring import score
-from compressor.selection import refined
-from compressor.settings import Settings
-from compressor.texts import read_text
-from compressor.writing import write
+from compressor.scoring.score import score
+from compressor.scoring.scores import Scores
+from compressor.scoring.selection import refined
+from compressor.text.texts import read_text
+from compressor.text.tokens import TokenSet, joined, tokenize
+from compressor.writing.write import write
 
 RESULTS = Path(__file__).parent / "results/quality"
 PEERS = Path(__file__).with_name("peers.csv")

@@ -25,16 +25,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.report import versions
+from compressor.writing.record import versions
 
 RESULTS = Path(__file__).parent / "results"
 GOAL = 1.7
 COMMON = """
 import json, sys, time, torch
-from compressor.calibration import tokenize
-from compressor.texts import read_text
-from compressor.checkpoint import Checkpoint
-from compressor.progress import Meter
+from compressor.job.progress import Meter
+from compressor.model.checkpoint import Checkpoint
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
 source, samples, length, device, method = sys.argv[1:]
 checkpoint = Checkpoint(source)
 tokens = tokenize(read_text("stdlib"), checkpoint.tokenizer(), int(length), int(samples))
@@ -46,8 +46,8 @@ def now():
 """
 STREAMED = """
 from dataclasses import replace
-from compressor.blocks import BlockStream
-from compressor.scoring import score
+from compressor.model.stream import BlockStream
+from compressor.scoring.score import score
 with Meter() as meter:
     for ids in few:
         first = replace(tokens, sequences=[ids])

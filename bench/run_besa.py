@@ -22,16 +22,16 @@ from unittest.mock import patch
 import torch
 import typer
 
-from compressor.blocks import BlockStream
-from compressor.calibration import tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
+from compressor.config.sparse import Weights
+from compressor.evaluation.reference import perplexity
+from compressor.job.sparsify import whole
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.sparse import besa
-from compressor.sparse.job import whole
-from compressor.sparse.settings import Weights
 from compressor.sparse.stream import Sparsification
-from compressor.texts import read_text
-from compressor.writing import write
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
+from compressor.writing.write import write
 
 RESULTS = Path(__file__).parent / "results"
 FILE = Path(__file__).with_name("published_besa.py")

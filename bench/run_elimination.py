@@ -9,7 +9,7 @@ import time
 import torch
 import typer
 
-from compressor.elimination import eliminate
+from compressor.solvers.elimination import eliminate
 
 
 def main(width: int = 11008, outputs: int = 4096, tokens: int = 16384, device: str = "cpu") -> None:

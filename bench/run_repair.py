@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import typer
 
-from compressor.repair.ridge import GRID, Moments, ridge
+from compressor.solvers.ridge import GRID, Moments, ridge
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.calibration import tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.methods import DEFAULT_METHOD, METHODS
-from compressor.repair import KINDS
-from compressor.report import versions
-from compressor.texts import read_text
+from compressor.config.repair import KINDS
+from compressor.model.checkpoint import Checkpoint
+from compressor.scoring.methods import DEFAULT_METHOD, METHODS
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
+from compressor.writing.record import versions
 
 KEEP = 0.7
 BASE = 700e6  # interpreter, torch, transformers and allocator slack

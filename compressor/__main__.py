@@ -1,6 +1,5 @@
 """`python -m compressor STAGE`."""
 
-from compressor.cli import main
-from compressor.stages import stages
+from compressor.cli.stages import main
 
-main(stages)
+main()

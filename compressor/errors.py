@@ -41,3 +41,12 @@ class VerificationError(CompressorError):
     """The written checkpoint does not load, or does not compute what it should."""
 
     exit_code = 5
+
+
+def in_a_line(error: Exception) -> str:
+    """An exception's own message as one sentence, without that of the validation around it."""
+    while type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"it lacks {text}" if isinstance(error, KeyError) else text
+    return text if text.endswith((".", "!", "?")) else text + "."

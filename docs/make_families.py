@@ -1,6 +1,6 @@
 """docs/families.md from what the tests of the families have seen (`make families`).
 
-python docs/make_families.py RESULTS.xml     of tests/families/test_matrix.py, by pytest --junitxml
+python docs/make_families.py RESULTS.xml     of tests/model/families/test_matrix.py, by pytest --junitxml
 """
 
 import sys
@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from compressor.choices import LAYOUTS
-from compressor.families import FAMILIES
+from compressor.config.choices import LAYOUTS
+from compressor.model.families import FAMILIES
 
 HEAD = """# Model families
 

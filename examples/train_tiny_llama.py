@@ -20,7 +20,7 @@ import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compressor.stdlib_text import stdlib_documents
+from compressor.text.stdlib_text import stdlib_documents
 
 BOS, EOS = "<s>", "</s>"
 

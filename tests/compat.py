@@ -38,12 +38,12 @@ def write_all(folder: Path) -> None:
     from conftest import make_family
     from transformers import AutoModelForCausalLM
 
-    from compressor.checkpoint import Checkpoint
+    from compressor.analysis.inspection import inspect
     from compressor.errors import InputError
-    from compressor.families import FAMILIES
-    from compressor.inspection import inspect
-    from compressor.plan import Plan
-    from compressor.writing import write
+    from compressor.model.checkpoint import Checkpoint
+    from compressor.model.families import FAMILIES
+    from compressor.planning.plan import Plan
+    from compressor.writing.write import write
 
     shutil.rmtree(folder, ignore_errors=True)
     kinds = {name: (name, VARIANTS.get(name, {})) for name, f in FAMILIES.items() if f.stock}

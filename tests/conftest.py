@@ -30,10 +30,10 @@ from transformers import (
 )
 from unequal import written
 
-from compressor.checkpoint import Checkpoint
-from compressor.families import FAMILIES, Family, modeling_alibi
 from compressor.kernels import native, triton_support
-from compressor.per_layer import class_of, config_name, has_uniform
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import FAMILIES, Family, modeling_alibi
+from compressor.model.per_layer import class_of, config_name, has_uniform
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {

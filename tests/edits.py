@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from compressor.tensors import SINGLE
+from compressor.model.tensors import SINGLE
 
 
 def edit_json(path: Path, **changes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compressor.tensors import SINGLE
+from compressor.model.tensors import SINGLE
 
 SHAPES = {  # vocabulary, hidden, FFN, blocks, heads, KV heads, head_dim, tied
     "SmolLM2-135M": ("llama", 49152, 576, 1536, 30, 9, 3, 64, True),

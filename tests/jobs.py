@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from compressor.cli import job, run
-from compressor.stages import stages
+from compressor.cli.compress import app
+from compressor.cli.running import run
+from compressor.cli.stages import stages
 
 
 def compress(*arguments) -> int:
     """The exit code of `compress`."""
-    return run(job, [str(a) for a in arguments])
+    return run(app, [str(a) for a in arguments])
 
 
 def stage(*arguments) -> int:

@@ -21,20 +21,20 @@ from pathlib import Path
 import pytest
 
 from compressor import _C
-from compressor.blocks import BlockStream
-from compressor.calibration import tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
-from compressor.texts import read_text
+from compressor.evaluation.reference import perplexity
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
 
 BENCH = Path(__file__).parent.parent / "bench"
 SPANS = "--calibration-range 0:8 --evaluation-range 8:12"
 # What a measurement of any script passes through.
 MEASURING = (
-    "compressor.allocation.guard.loss_after",
-    "compressor.pipeline.compress",
-    "compressor.scoring.score",
-    "compressor.writing.write",
+    "compressor.measuring.guard.loss_after",
+    "compressor.job.compress.compress",
+    "compressor.scoring.score.score",
+    "compressor.writing.write.write",
 )
 
 

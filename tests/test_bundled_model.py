@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.blocks import BlockStream
-from compressor.calibration import tokenize
-from compressor.checkpoint import Checkpoint
-from compressor.evaluation import perplexity
-from compressor.texts import read_text
+from compressor.evaluation.reference import perplexity
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
 
 FOLDER = Path(__file__).parent.parent / "examples/tiny-llama"
 
@@ -39,7 +39,7 @@ def test_bits_per_byte_beat_xz():
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from compressor.stdlib_text import stdlib_documents
+    from compressor.text.stdlib_text import stdlib_documents
 
     path = FOLDER.parent / "train_tiny_llama.py"
     spec = importlib.util.spec_from_file_location("train_tiny_llama", path)

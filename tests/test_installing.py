@@ -87,7 +87,7 @@ def test_the_references_run_where_nothing_compiles(without, tmp_path):
 
 
 def test_a_whole_job_runs_where_nothing_compiles(without, tmp_path, llama, text_file):
-    run = "from compressor.cli import main; main()"
+    run = "from compressor.cli.compress import main; main()"
     arguments = [llama, tmp_path / "out", "--keep", "0.7", "--calibration", text_file]
     arguments += ["--samples", 4, "--length", 32, "--no-verify"]
     done = python("-c", ONLY_THE_PATH + run, *arguments, path=without, cwd=tmp_path)

@@ -84,7 +84,7 @@ def test_kernels_package_is_a_docstring():
 @pytest.mark.parametrize("folder", ["compressor", "kernels"])
 def test_imports_are_absolute(folder):
     beside = {
-        ROOT / "compressor/families/modeling_alibi.py"
+        ROOT / "compressor/model/families/modeling_alibi.py"
     }  # it imports another file of the folder that it is shipped in
     for path in {*(ROOT / folder).rglob("*.py")} - beside:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -99,5 +99,5 @@ def test_kernels_know_tensors_only():
 
 
 def test_importing_the_package_is_light():
-    code = "import compressor, compressor.cli, sys; assert 'torch' not in sys.modules"
+    code = "import compressor, compressor.cli.stages, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -45,7 +45,7 @@ def test_commands_and_python(clone):
 
 
 def test_every_method_and_mode_is_in_the_table():
-    from compressor.methods import METHODS
+    from compressor.scoring.methods import METHODS
 
     for method in METHODS.values():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{method.name}`"))
@@ -53,6 +53,6 @@ def test_every_method_and_mode_is_in_the_table():
 
 
 def test_families_are_named():
-    from compressor.families import FAMILIES
+    from compressor.model.families import FAMILIES
 
     assert all(f"`{name}`" in README for name in FAMILIES)

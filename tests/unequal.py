@@ -1,10 +1,10 @@
 """Checkpoints of blocks of different widths."""
 
-from compressor.checkpoint import Checkpoint
-from compressor.plan import Plan
-from compressor.report import write_record
-from compressor.result import make_record
-from compressor.writing import write
+from compressor.job.result import make_record
+from compressor.model.checkpoint import Checkpoint
+from compressor.planning.plan import Plan
+from compressor.writing.record import write_record
+from compressor.writing.write import write
 
 # Of 4 KV groups and 48 channels; in the second no block has all of either.
 WIDTHS = {

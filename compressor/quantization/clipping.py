@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.optim.lr_scheduler import LinearLR
 
-from compressor.blocks import Activations
 from compressor.errors import InputError
+from compressor.model.activations import Activations
+from compressor.model.block import Block, relative_error
 from compressor.quantization.scheme import LEAST, MOST, dequantized, integers, scales, stored_scales
-from compressor.sparse.block import Block, relative_error
 
 EPOCHS = 2
 RATE = 0.01  # of the first step; linearly down to none

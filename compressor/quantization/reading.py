@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import torch
 
-from compressor.checkpoint import Checkpoint
 from compressor.errors import NOT_JSON, InputError
-from compressor.quantization.packing import BITS, FORMAT, PACKED, SCALE, SHAPE, unpacked
-from compressor.tensors import DTYPES, read_tensors
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.tensors import DTYPES, read_tensors
+from compressor.writing.packing import BITS, FORMAT, PACKED, SCALE, SHAPE, unpacked
 
 
 class PackedCheckpoint(Checkpoint):

@@ -11,20 +11,22 @@ from pathlib import Path
 
 import torch
 
-from compressor.blocks import Activations, BlockStream, loaded, states_of
-from compressor.calibration import held_back
-from compressor.checkpoint import Checkpoint
+from compressor.config.seeding import of_block
 from compressor.errors import InputError
-from compressor.journal import finished_block, keep_block, told_of_block
-from compressor.memory import trim_heap
+from compressor.model.activations import Activations, states_of
+from compressor.model.block import Block
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.digest import digest
+from compressor.model.finite import check_block
+from compressor.model.memory import trim_heap
+from compressor.model.modules import loaded
+from compressor.model.saved_blocks import finished_block, keep_block, told_of_block
+from compressor.model.stream import BlockStream
 from compressor.quantization.clipping import learn
-from compressor.quantization.packing import packed
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
-from compressor.repair import digest
 from compressor.repair.streaming import HELD_BACK
-from compressor.scoring import check_block
-from compressor.seeding import of_block
-from compressor.sparse.block import Block
+from compressor.text.tokens import held_back
+from compressor.writing.packing import packed
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from compressor.calibration import STRINGS, parse_range, tokenize
-from compressor.encoding import encode_openings
 from compressor.errors import InputError
 from compressor.recovery.instructions import Conversation, conversation
-from compressor.texts import ROWS, Text, mended, read_rows, read_text
+from compressor.text.encoding import encode_openings
+from compressor.text.texts import ROWS, Text, mended, read_rows, read_text
+from compressor.text.tokens import STRINGS, parse_range, tokenize
 
 IGNORED = -100
 HELD_SHARE, HELD_MOST = 0.05, 64  # sequences held back from training to judge it by

@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.config.recovery import Recovery
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.loading import load
 from compressor.recovery.precision import held_dtype
-from compressor.recovery.settings import Recovery
-from compressor.verify import load
 
 Adapters = dict[str, tuple[torch.Tensor, torch.Tensor]]
 NAME = "default"  # peft's name of an adapter that is not named

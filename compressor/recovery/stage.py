@@ -12,23 +12,20 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from compressor.blocks import BlockStream
-from compressor.checkpoint import Checkpoint
 from compressor.errors import MachineError
-from compressor.memory import trim_heap
-from compressor.recovery.data import RecoveryData
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.exact_logits import logits
+from compressor.model.loading import prompt_ids
+from compressor.model.memory import trim_heap
+from compressor.model.stream import BlockStream
 from compressor.recovery.lora import adapters, layers, load_adapted
 from compressor.recovery.merge import write_merged
-from compressor.recovery.precision import computed_dtype
 from compressor.recovery.teacher import Teacher, teach
-from compressor.recovery.training import History, train
-from compressor.settings import Settings
-from compressor.verify import logits, prompt_ids
+from compressor.recovery.training import History, Training, train
 
 
 def recover(
-    settings: Settings,
-    data: RecoveryData,
+    training: Training,
     folder: Path,
     out: Path,
     state: Path,
@@ -42,28 +39,18 @@ def recover(
     from `source`, the stream of the uncut model on the device to train on. Where the history says
     that the training stopped, nothing is written. `MachineError` when memory runs out.
     """
-    recovery, device = settings.recovery, source.device
+    recovery, device = training.recovery, source.device
     processes = PartialState(cpu=device.type == "cpu")
     teacher = None
     if recovery.method == "distill":
         kept = state.with_name("teacher")  # for every target: it knows the source alone
         if processes.is_main_process:
-            teach(source, data.train, recovery.teacher_top, kept, progress)
+            teach(source, training.data.train, recovery.teacher_top, kept, progress)
         processes.wait_for_everyone()
         teacher = Teacher(kept)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_errors():
-        model = load_adapted(folder, recovery, device, settings.dtype, settings.seed)
-        history = train(
-            model,
-            data.train,
-            data.held_back,
-            recovery,
-            settings.seed,
-            state,
-            computed_dtype(device.type == "cpu", settings.dtype),
-            teacher,
-            progress,
-        )
+        model = load_adapted(folder, recovery, device, training.dtype, training.seed)
+        history = train(model, training, state, teacher, progress)
         if not history.stopped and processes.is_main_process:
             trained = adapters(model)
             save_expected(model, folder, expected_of(state))

@@ -8,7 +8,7 @@ Under torchrun every process takes its share of a step's sequences, and gradient
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor.recovery.data import Example
+from compressor.config.recovery import Recovery
+from compressor.recovery.data import RecoveryData
 from compressor.recovery.losses import differentiate, mean_loss
-from compressor.recovery.settings import Recovery
+from compressor.recovery.precision import computed_dtype
 from compressor.recovery.teacher import Teacher
 
 STRIDE = 1_000_003  # steps of one seed share no stream with steps of the next
@@ -60,14 +61,22 @@ def learning_rate(step: int, recovery: Recovery) -> float:
     return recovery.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained on, and how. dtype: `auto`, or what weights are held and products computed in
+    (`precision.py`).
+    """
+
+    recovery: Recovery
+    data: RecoveryData
+    seed: int = 0
+    dtype: str = "auto"
+
+
 def train(
     model: nn.Module,
-    examples: Sequence[Example],
-    held_back: Sequence[Example],
-    recovery: Recovery,
-    seed: int,
+    training: Training,
     state: Path,
-    computed: torch.dtype = torch.float32,
     teacher: Teacher | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> History:
@@ -76,6 +85,7 @@ def train(
     Goes on where the file `state` ends, if there is one. Stops at the first loss or gradient that is
     not finite, and says so in the history.
     """
+    recovery, seed, examples = training.recovery, training.seed, training.data.train
     base = model.get_base_model()
     device = base.get_output_embeddings().weight.device
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -84,12 +94,13 @@ def train(
     )
     processes = PartialState(cpu=device.type == "cpu")
     at_a_time = recovery.batch // recovery.accumulate
+    computed = computed_dtype(device.type == "cpu", training.dtype)
     narrow = torch.autocast(device.type, computed) if computed != torch.float32 else nullcontext()
 
     def judge() -> float:
         model.eval()
         with narrow:
-            return mean_loss(base, held_back, at_a_time)
+            return mean_loss(base, training.data.held_back, at_a_time)
 
     history = restore(state, parameters, optimizer) or History(held_back=[[0, judge()]])
     for step in range(len(history.losses), recovery.steps):

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compressor.blocks import Activations, BlockStream, assign, states_of
-from compressor.calibration import Batch
-from compressor.layers import captured, given_by, passed
-from compressor.memory import drop_pages
-from compressor.methods.statistics import Geometry
-from compressor.repair import Kind
+from compressor.config.repair import Kind
+from compressor.model.activations import Activations, states_of
+from compressor.model.layers import captured, given_by, passed
+from compressor.model.memory import drop_pages
+from compressor.model.modules import assign
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry
 from compressor.repair.refine import Example, predictions, refine, relative_distance
-from compressor.repair.regression import Pairs, regress
-from compressor.repair.ridge import GRID
-from compressor.weighing import rates
+from compressor.solvers.regression import Pairs, regress
+from compressor.solvers.ridge import GRID
+from compressor.solvers.weighing import rates
+from compressor.text.tokens import Batch
 
 BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
 
@@ -27,7 +29,7 @@ class Task:
     """
 
     stream: BlockStream
-    geometry: Geometry
+    geometry: BlockGeometry
     kind: Kind
     batches: list[Batch]
     fitted: int

@@ -38,7 +38,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from compressor.blocks import BlockStream, states_of
+from compressor.model.activations import states_of
+from compressor.model.stream import BlockStream
 
 EPOCHS = 1
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer

@@ -24,17 +24,20 @@ from pathlib import Path
 
 import torch
 
-from compressor.blocks import BlockStream, loaded
-from compressor.calibration import TokenSet
-from compressor.cut import cut_block
-from compressor.journal import finished_block, keep_block, told_of_block
-from compressor.layers import narrowed, passed
-from compressor.memory import drop_pages, trim_heap
-from compressor.methods.statistics import Geometry
-from compressor.plan import Plan
-from compressor.repair import KINDS, check_repair, check_text, digest
+from compressor.config.repair import KINDS
+from compressor.cutting.cut import cut_block
+from compressor.model.digest import digest
+from compressor.model.layers import narrowed, passed
+from compressor.model.memory import drop_pages, trim_heap
+from compressor.model.modules import loaded
+from compressor.model.saved_blocks import finished_block, keep_block, told_of_block
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry
+from compressor.planning.plan import Plan
 from compressor.repair.block import BlockRepair, Task
+from compressor.repair.checks import check_repair, check_text
 from compressor.repair.refine import EPOCHS, STEP_TOKENS
+from compressor.text.tokens import TokenSet
 
 HELD_BACK = 16
 
@@ -73,7 +76,7 @@ class Repair:
         batches = fitted.batches(*sizes)
         self.task = Task(
             stream,
-            Geometry.of(self.checkpoint),
+            BlockGeometry.of(self.checkpoint),
             kind,
             [*batches, *held.batches(*sizes)],
             len(batches),

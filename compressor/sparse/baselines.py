@@ -14,9 +14,9 @@ import torch
 
 from compressor.kernels.besa_mask import besa_mask
 from compressor.kernels.rank import rank
-from compressor.sparse.block import Block, gram, observe, squares
+from compressor.model.block import Block, gram, observe, squares
+from compressor.solvers.obs import cheapest_of_piece, correct, inverse_factor
 from compressor.sparse.budget import budget
-from compressor.sparse.obs import cheapest_of_piece, correct, inverse_factor
 
 
 def magnitude(block: Block, sparsity: float) -> dict[str, torch.Tensor]:

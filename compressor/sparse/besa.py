@@ -23,14 +23,14 @@ the program has that as an option). With `parity`, smoothing, start, optimizer a
 import torch
 from torch.optim.lr_scheduler import LinearLR
 
-from compressor.blocks import Activations
+from compressor.config.sparse import Learning
 from compressor.errors import InputError
 from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.besa_mask import besa_mask_many
+from compressor.model.activations import Activations
+from compressor.model.block import Block, relative_error
 from compressor.quantization.clipping import Clipping
-from compressor.sparse.block import Block, relative_error
 from compressor.sparse.budget import candidates, exact_cuts, tilted
-from compressor.sparse.settings import Learning
 
 CANDIDATES = 101
 PENALTY = 5.0  # lambda in every published script

@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 import torch
 
-from compressor.blocks import Activations
+from compressor.config.seeding import of_block
+from compressor.config.sparse import Recipe
 from compressor.kernels.besa_mask import besa_mask
 from compressor.kernels.rank import rank
+from compressor.model.activations import Activations
+from compressor.model.block import Block, gram, observe, squares
 from compressor.quantization.clipping import Clipping
-from compressor.quantization.packing import SCALE
-from compressor.seeding import of_block
+from compressor.solvers.obs import cheapest_of_rows, correct, inverse_factor
 from compressor.sparse import baselines
 from compressor.sparse.besa import learn
-from compressor.sparse.block import Block, gram, observe, squares
 from compressor.sparse.budget import budget
-from compressor.sparse.obs import cheapest_of_rows, correct, inverse_factor
-from compressor.sparse.settings import Recipe
+from compressor.writing.packing import SCALE
 
 UNROUNDED = "_unrounded"  # behind the name of a weight
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import torch
 
-from compressor.blocks import Activations, BlockStream, loaded
-from compressor.journal import finished_block, keep_block
-from compressor.memory import trim_heap
-from compressor.quantization.packing import SCALE
+from compressor.config.sparse import Recipe
+from compressor.model.activations import Activations
+from compressor.model.block import Block, relative_error
+from compressor.model.digest import digest
+from compressor.model.finite import check_block, check_outer
+from compressor.model.memory import trim_heap
+from compressor.model.modules import loaded
+from compressor.model.saved_blocks import finished_block, keep_block
+from compressor.model.stream import BlockStream
 from compressor.quantization.scheme import dequantized, integers, stored_scales
-from compressor.repair import digest
-from compressor.scoring import check_block, check_outer
-from compressor.sparse.block import Block, relative_error
 from compressor.sparse.methods import METHODS, UNROUNDED
-from compressor.sparse.settings import Recipe
+from compressor.writing.packing import SCALE
 
 
 class Sparsification:

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from compressor.blocks import BlockStream
-from compressor.calibration import tokenize
-from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.quantization.clipping import Clipping, straight_through
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
 from compressor.quantization.stream import Calibration, Quantizing
-from compressor.texts import read_text
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
 
 GROUP = 16
 

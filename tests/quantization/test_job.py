@@ -10,16 +10,18 @@ from jobs import compress, said, same_bytes, stage
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.checkpoint import Checkpoint
+from compressor.analysis.inspection import inspect
 from compressor.errors import VerificationError
-from compressor.inspection import inspect
-from compressor.quantization.job import adopt
+from compressor.job.quantize import adopt
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.loading import prompt_ids
+from compressor.model.tensors import INDEX, SINGLE
 from compressor.quantization.reading import PackedCheckpoint, open_model
 from compressor.quantization.stream import Quantizing
-from compressor.quantization.writing import quantized_bytes, write_quantized
-from compressor.sparse.report import table
-from compressor.tensors import INDEX, SINGLE
-from compressor.verify import PROMPTS, prompt_ids, verify_here
+from compressor.report.sparse import table
+from compressor.text.tokenizer import PROMPTS
+from compressor.verification.child import verify_here
+from compressor.writing.packed import quantized_bytes, write_quantized
 
 GROUP = 16
 
@@ -169,7 +171,8 @@ def test_the_stages_read_it(llama, quantised, text_file, capsys):
 
 def test_several_shards(llama, tmp_path):
     checkpoint = Checkpoint(llama)
-    write_quantized(Quantizing(checkpoint, GROUP), tmp_path / "q", shard_bytes=12_000)
+    blocks = Quantizing(checkpoint, GROUP).blocks()
+    write_quantized(checkpoint, GROUP, blocks, tmp_path / "q", shard_bytes=12_000)
     assert len(list((tmp_path / "q").glob("*.safetensors"))) > 1
     model, found = AutoModelForCausalLM.from_pretrained(tmp_path / "q", output_loading_info=True)
     assert not any(found.values())

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from jobs import compress, said
 
-from compressor.checkpoint import Checkpoint
+from compressor.config import quantization as options
 from compressor.errors import InputError
-from compressor.quantization import settings as options
+from compressor.model.checkpoint import Checkpoint
 from compressor.quantization.reading import open_model
 from compressor.quantization.stream import check_columns
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-from compressor.quantization.packing import packed, quantization_config, scheme_of, unpacked
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
+from compressor.writing.packing import packed, quantization_config, scheme_of, unpacked
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

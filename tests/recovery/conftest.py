@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from compressor.config.recovery import Recovery
 from compressor.recovery import training
 from compressor.recovery.data import Example
-from compressor.recovery.settings import Recovery
 
 
 @pytest.fixture(scope="session")

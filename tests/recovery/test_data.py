@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.data import IGNORED, Example, read_data
 
 CHAT = (

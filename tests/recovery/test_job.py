@@ -10,10 +10,11 @@ import torch
 from jobs import compress, left_over, said, same_bytes, same_files
 from safetensors.torch import load_file, save_file
 
-from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, VerificationError
-from compressor.tensors import SINGLE
-from compressor.verify import verify, verify_here
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.tensors import SINGLE
+from compressor.verification.child import verify_here
+from compressor.verification.verify import verify
 
 TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"
 
@@ -100,8 +101,8 @@ def test_a_recovery_that_makes_it_worse_keeps_the_cut(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_verification_notices_another_tensor(make_checkpoint, tmp_path, dtype):
     """A file of expected logits is held against the folder."""
+    from compressor.config.recovery import Recovery
     from compressor.recovery.lora import load_adapted
-    from compressor.recovery.settings import Recovery
     from compressor.recovery.stage import save_expected
 
     source = make_checkpoint(tmp_path / "model", dtype=dtype)
@@ -135,9 +136,9 @@ def test_bad_options_leave_nothing(llama, options, tmp_path, capsys, arguments, 
 
 
 def test_bad_rows_are_said_before_the_work(llama, options, tmp_path, capsys, monkeypatch):
-    import compressor.pipeline
+    import compressor.job.score_units
 
-    monkeypatch.setattr(compressor.pipeline, "score", None)
+    monkeypatch.setattr(compressor.job.score_units, "score", None)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *options, "--recover-data", rows) == 2

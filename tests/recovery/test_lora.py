@@ -10,16 +10,16 @@ from jobs import same_bytes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.allocation import allocate
-from compressor.checkpoint import Checkpoint
-from compressor.plan import Target
+from compressor.config.recovery import Recovery
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.tensors import INDEX, SINGLE
+from compressor.planning.allocation import allocate
+from compressor.planning.target import Target
 from compressor.recovery.lora import adapters, layers, load_adapted, target_modules
 from compressor.recovery.merge import merged, write_merged
 from compressor.recovery.precision import computed_dtype, held_dtype
-from compressor.recovery.settings import Recovery
-from compressor.scoring import score
-from compressor.tensors import INDEX, SINGLE
-from compressor.writing import write
+from compressor.scoring.score import score
+from compressor.writing.write import write
 
 CPU = torch.device("cpu")
 RECOVERY = Recovery("lora", rank=3, alpha=5.0)
@@ -136,14 +136,16 @@ def test_a_head_that_the_config_ties_and_the_files_hold(make_checkpoint, tmp_pat
 
 def test_padded_units_stay_absent(llama, examples, tmp_path):
     """Trained for real: columns of zeros get no change, and rows whose output nobody reads neither."""
-    from compressor.recovery.training import train
+    from compressor.recovery.data import RecoveryData
+    from compressor.recovery.training import Training, train
 
     checkpoint = Checkpoint(llama)
     plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), protect=[0])
     write(checkpoint, plan, tmp_path / "padded", layout="padded")
     recovery = Recovery("lora", steps=4, batch=4, learning_rate=1e-2)
     model = load_adapted(tmp_path / "padded", recovery, CPU, "auto", 0)
-    train(model, examples, examples[:1], recovery, 0, tmp_path / "state")
+    data = RecoveryData(examples, examples[:1])
+    train(model, Training(recovery, data), tmp_path / "state")
     write_merged(tmp_path / "padded", tmp_path / "out", adapters(model), 2.0)
     before, after = (load_file(tmp_path / d / SINGLE) for d in ("padded", "out"))
     zeros = {name: t == 0 for name, t in before.items() if (t == 0).any()}

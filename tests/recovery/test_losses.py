@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from compressor.blocks import BlockStream
-from compressor.checkpoint import Checkpoint
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.recovery import losses
 from compressor.recovery.data import IGNORED
 from compressor.recovery.losses import Soft, differentiate, divergence, mean_loss, padded

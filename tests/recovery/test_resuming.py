@@ -16,7 +16,7 @@ def test_an_interrupted_job_is_resumed(
     llama, options, tmp_path, dies_after_a_save, monkeypatch, capsys
 ):
     """Nothing that was done is done again, and the end is the same, of two ratios."""
-    import compressor.pipeline
+    import compressor.job.score_units
 
     targets = ["--keep", 0.8, 0.7]
     assert compress(llama, tmp_path / "dest", *targets, *options) == 130
@@ -31,7 +31,7 @@ def test_an_interrupted_job_is_resumed(
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "restore", restore)
-        patched.setattr(compressor.pipeline, "score", None)
+        patched.setattr(compressor.job.score_units, "score", None)
         assert compress(llama, tmp_path / "dest", *targets, *options, "--resume") == 0
     assert begun == [("keep-0.8.training.safetensors", 4), ("keep-0.7.training.safetensors", None)]
     assert left_over(tmp_path / "dest") == ["dest"]
@@ -45,13 +45,13 @@ def test_an_interrupted_job_is_resumed(
 def test_an_interruption_after_the_training_is_resumed(
     llama, options, tmp_path, monkeypatch, moment
 ):
-    import compressor.pipeline
-    import compressor.recovery.job
+    import compressor.job.compress
+    import compressor.job.recover
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    module = compressor.recovery.job if moment == "verdict" else compressor.pipeline
+    module = compressor.job.recover if moment == "verdict" else compressor.job.compress
     assert compress(llama, tmp_path / "whole", "--keep", 0.7, *options) == 0
     with monkeypatch.context() as patched:
         patched.setattr(module, moment, stop)

@@ -10,7 +10,7 @@ import torch
 from jobs import compress, left_over, said, same_bytes, same_files, stage
 from safetensors.torch import load_file
 
-from compressor.tensors import SINGLE
+from compressor.model.tensors import SINGLE
 
 TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"
 

@@ -5,21 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compressor.blocks import BlockStream
-from compressor.checkpoint import Checkpoint
+from compressor.config.recovery import Recovery, usual_rate
 from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.recovery import training
+from compressor.recovery.data import RecoveryData
 from compressor.recovery.lora import adapters, load_adapted
-from compressor.recovery.settings import Recovery, usual_rate
 from compressor.recovery.teacher import teach
-from compressor.recovery.training import learning_rate, order, train
+from compressor.recovery.training import Training, learning_rate, order, train
 
 CPU = torch.device("cpu")
 
 
 def trained(folder, recovery, examples, state, seed=0, **options):
     model = load_adapted(folder, recovery, CPU, "auto", seed)
-    history = train(model, examples[2:], examples[:2], recovery, seed, state, **options)
+    data = RecoveryData(examples[2:], examples[:2])
+    history = train(model, Training(recovery, data, seed), state, **options)
     return history, adapters(model)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.blocks import BlockStream
-from compressor.checkpoint import Checkpoint
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.repair import refine as module
 from compressor.repair.refine import (
     RATES,

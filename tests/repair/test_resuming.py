@@ -63,7 +63,8 @@ def test_of_several_results_the_finished_ones_keep_no_blocks(llama, quick, tmp_p
 
 KILLED = """
 import os, signal, sys
-from compressor.cli import job, run
+from compressor.cli.compress import app
+from compressor.cli.running import run
 from compressor.repair import streaming
 keep = streaming.keep_block
 def killed(folder, index, *given):
@@ -71,7 +72,7 @@ def killed(folder, index, *given):
         os.kill(os.getpid(), signal.SIGKILL)
     keep(folder, index, *given)
 streaming.keep_block = killed
-run(job, sys.argv[1:])
+run(app, sys.argv[1:])
 """
 
 

@@ -7,18 +7,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.blocks import BlockStream, make_linear, states_of
-from compressor.calibration import TokenSet
-from compressor.checkpoint import Checkpoint
-from compressor.cut import channels_of, cut_block
+from compressor.config.repair import KINDS
+from compressor.cutting.cut import channels_of, cut_block
 from compressor.errors import InputError
-from compressor.methods.statistics import Geometry, only_units
-from compressor.plan import Plan
-from compressor.repair import KINDS
+from compressor.model.activations import states_of
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.modules import make_linear
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry, only_units
+from compressor.planning.plan import Plan
 from compressor.repair import block as one_block
 from compressor.repair import refine as training
 from compressor.repair.streaming import HELD_BACK, Repair
-from compressor.writing import write
+from compressor.text.tokens import TokenSet
+from compressor.writing.write import write
 
 STEPS = ("attention inputs", "attention", "ffn inputs", "ffn")
 PLAN = {"attention": [0, 2, 3], "ffn": [*range(0, 40, 2), 41]}
@@ -59,7 +61,7 @@ class Whole:
             make_linear(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)).eval()
             for _ in range(2)
         )
-        geometry = Geometry.of(Checkpoint(folder))
+        geometry = BlockGeometry.of(Checkpoint(folder))
         self.family = geometry.family
         for layer, kept in zip(self.layers(self.cut), plan.blocks, strict=True):
             masks.enter_context(only_units(layer, geometry, kept))
@@ -134,7 +136,7 @@ class Whole:
 def run_beside(folder, kind):
     """Repair a model by streaming and as a whole, and compare every step."""
     checkpoint = Checkpoint(folder)
-    plan, geometry = plan_of(checkpoint), Geometry.of(checkpoint)
+    plan, geometry = plan_of(checkpoint), BlockGeometry.of(checkpoint)
     repair, changes = repaired(folder, kind)
     with ExitStack() as masks:
         whole = Whole(folder, plan, masks)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from compressor.blocks import Activations, BlockStream, loaded
-from compressor.checkpoint import Checkpoint
 from compressor.kernels.rank import rank
-from compressor.sparse.block import Block, observe, squares
+from compressor.model.activations import Activations
+from compressor.model.block import Block, observe, squares
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.modules import loaded
+from compressor.model.stream import BlockStream
 
 TOKENS = 24
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from compressor.errors import InputError
+from compressor.model.block import gram, observe
+from compressor.solvers.obs import cheapest_of_piece, cheapest_of_rows, correct, inverse_factor
 from compressor.sparse.baselines import magnitude, sparsegpt, wanda
-from compressor.sparse.block import gram, observe
 from compressor.sparse.methods import corrected
-from compressor.sparse.obs import cheapest_of_piece, cheapest_of_rows, correct, inverse_factor
 
 
 def inputs_of(block) -> dict[str, torch.Tensor]:

@@ -7,9 +7,11 @@ import prodigyopt
 import pytest
 import torch
 
-from compressor.blocks import Activations
+from compressor.config.sparse import Learning
 from compressor.errors import InputError
 from compressor.kernels.besa_cut import besa_cut
+from compressor.model.activations import Activations
+from compressor.model.block import relative_error
 from compressor.sparse.besa import (
     CANDIDATES,
     PENALTY,
@@ -21,9 +23,7 @@ from compressor.sparse.besa import (
     make_optimizer,
     shuffled,
 )
-from compressor.sparse.block import relative_error
 from compressor.sparse.budget import budget, candidates
-from compressor.sparse.settings import Learning
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("published", ROOT / "bench/published_besa.py")

@@ -7,13 +7,14 @@ import torch
 from edits import edit_tensors
 from jobs import compress
 
-from compressor.blocks import BlockStream, make_linear
-from compressor.checkpoint import Checkpoint
+from compressor.config.sparse import METHODS, Learning, Recipe
 from compressor.errors import VerificationError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.modules import make_linear
+from compressor.model.stream import BlockStream
 from compressor.sparse import stream as stream_module
-from compressor.sparse.settings import METHODS, Learning, Recipe
 from compressor.sparse.stream import Sparsification
-from compressor.verify import verify_here
+from compressor.verification.child import verify_here
 
 
 def sequences(count: int = 6) -> list[torch.Tensor]:

@@ -45,7 +45,7 @@ def test_channels_take_no_options_of_weights(llama, tmp_path, capsys, arguments)
 
 
 def test_prodigy_must_be_installed(llama, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("compressor.sparse.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("compressor.config.sparse.find_spec", lambda name: None)
     arguments = [*quick, "--sparsity", 0.5, "--besa-parity"]
     assert compress(llama, tmp_path / "out", *arguments) == 2
     assert "needs the package prodigyopt" in said(capsys)

@@ -35,7 +35,8 @@ def test_an_interrupted_job_goes_on_with_the_next_block(
 
 KILLED = """
 import os, signal, sys
-from compressor.cli import job, run
+from compressor.cli.compress import app
+from compressor.cli.running import run
 from compressor.sparse import stream
 method = stream.METHODS["besa"]
 def killed(block, recipe, targets):
@@ -43,7 +44,7 @@ def killed(block, recipe, targets):
         os.kill(os.getpid(), signal.SIGKILL)
     return method(block, recipe, targets)
 stream.METHODS["besa"] = killed
-run(job, sys.argv[1:])
+run(app, sys.argv[1:])
 """
 
 

@@ -3,9 +3,9 @@
 import torch
 from sparse.conftest import token_ids
 
-from compressor.blocks import BlockStream
-from compressor.checkpoint import Checkpoint
-from compressor.sparse.settings import Recipe
+from compressor.config.sparse import Recipe
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
 from compressor.sparse.stream import Sparsification
 
 

@@ -1,0 +1,1 @@
+"""Looking at folders: what they hold and load with (`inspect`), what they cost to run (`estimate`)."""

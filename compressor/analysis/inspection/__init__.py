@@ -1,0 +1,146 @@
+"""What a folder holds and what loads it, from its headers; works on what any tool left."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from compressor.analysis.inspection.disagreements import differing_head, disagreements, ids_outside
+from compressor.analysis.inspection.folder import Folder, open_folder
+from compressor.analysis.inspection.loaders import answers
+from compressor.analysis.inspection.loaders.answer import distinct
+from compressor.model.configs import read_as_given
+from compressor.model.widths import BlockWidths
+from compressor.report.table import equal_runs
+
+
+def inspect(path: Path) -> dict:
+    """Family, widths of every block, sizes, layout, container, loadability and problems.
+
+    `blocks` gives heads, KV heads and FFN channels by the shapes of the tensors, or, for a type
+    without a table (`family` null), the shapes themselves. `loads` is a list of `target`, `loads`
+    (true, false, or null where it is not known here), `because` and `how` that is known. `problems`
+    are sentences.
+    `InputError` if there is no model in the folder at all.
+    """
+    with read_as_given():
+        return described(open_folder(path))
+
+
+def described(folder: Folder) -> dict:
+    path, widths = folder.path, folder.widths()
+    wrong, own_head = disagreements(folder, widths), differing_head(folder)
+    others = [
+        f"{name} is {number}, outside the vocabulary of {folder.config['vocab_size']:,}."
+        for name, number in ids_outside(folder.config).items()
+    ]
+    if own_head:
+        others.append(
+            "The config ties the head to the embedding, and the files hold another: some loaders take "
+            "the one, some the other. Set tie_word_embeddings to false, or take "
+            f"{folder.family.head} away."
+        )
+    config, family = folder.config, folder.family
+    record = compression_record(folder)
+    embedding = folder.tensors.get(family.embedding) if family else None
+    return {
+        "path": str(path),
+        "model_type": config.get("model_type"),
+        "family": family and family.model_type,
+        "container": (config.get("architectures") or [None])[0],
+        "layout": layout(folder, widths, record),
+        "parameters": folder.parameters,
+        "bytes": sum(t.bytes for t in folder.stored.values()),
+        "dtypes": folder.dtypes,
+        "group": folder.group,
+        "quantization": (config.get("quantization_config") or {}).get("quant_method"),
+        "hidden_size": widths[0].hidden if widths else config.get("hidden_size"),
+        "head_dim": folder.head_dim,
+        "vocabulary": embedding.shape[0] if embedding else config.get("vocab_size"),
+        "tied": family and family.head not in folder.tensors,
+        "blocks": [block_row(i, block, widths) for i, block in enumerate(folder.blocks())],
+        "loads": [asdict(answer) for answer in answers(folder, widths, wrong, own_head)],
+        "problems": [*folder.problems, *wrong, *others],
+    }
+
+
+def compression_record(folder: Folder) -> dict:
+    """compression.json, where this package wrote the folder."""
+    try:
+        record = json.loads((folder.path / "compression.json").read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def layout(folder: Folder, widths: list[BlockWidths] | None, record: dict) -> str | None:
+    """`uniform` or `per-layer` by the widths; `padded`, which widths do not show, by the record."""
+    if widths is None:
+        return None
+    if len(distinct(widths)) > 1:
+        return "per-layer"
+    return "padded" if record.get("layout") == "padded" else "uniform"
+
+
+def block_row(index: int, tensors: dict, widths: list[BlockWidths] | None) -> dict:
+    row = {"block": index, "parameters": sum(t.numel for t in tensors.values())}
+    if widths is None:
+        matrices = {n: t.shape for n, t in tensors.items() if len(t.shape) > 1}
+        return row | {"shapes": matrices}
+    block = widths[index]
+    return row | {"heads": block.heads, "kv_heads": block.kv_heads, "ffn": block.ffn}
+
+
+def tables(result: dict) -> Iterator[Table | str]:
+    """What a terminal shows."""
+    yield summary(result)
+    yield blocks(result)
+    loads = Table(title="loads in", title_justify="left")
+    for column in ("", "", "because", "by"):
+        loads.add_column(column)
+    for row in result["loads"]:
+        answer = {True: "yes", False: "no", None: "unknown"}[row["loads"]]
+        loads.add_row(row["target"], answer, row["because"], row["how"])
+    yield loads
+    yield from (f"Problem: {sentence}" for sentence in result["problems"])
+
+
+def summary(result: dict) -> str:
+    dtypes = ", ".join(f"{name} {count:,}" for name, count in result["dtypes"].items())
+    tied = {True: "tied head", False: "own head", None: ""}[result["tied"]]
+    lines = [
+        f"{result['path']}: type {result['model_type']}, container {result['container']}, layout "
+        f"{result['layout'] or 'unknown'}",
+        f"{result['parameters']:,} parameters, {result['bytes']:,} bytes ({dtypes or 'no tensors'})",
+        f"{len(result['blocks'])} blocks, hidden size {result['hidden_size']}, heads of "
+        f"{result['head_dim']}, vocabulary {result['vocabulary']}, {tied}".rstrip(", "),
+    ]
+    if result["group"]:
+        size = result["bytes"] / result["parameters"]
+        lines.append(
+            f"4-bit weights in groups of {result['group']}, by {result['quantization']}: {size:.3f} "
+            "bytes a parameter, embedding and head included"
+        )
+    elif result["quantization"]:
+        lines.append(f"quantised by {result['quantization']}: shapes are of packed weights")
+    return "\n".join(lines)
+
+
+def blocks(result: dict) -> Table:
+    """A row for every run of equal blocks."""
+    known = not any("shapes" in row for row in result["blocks"])
+    table = Table(
+        "block", *(("heads", "KV heads", "FFN", "parameters") if known else ("matrices",))
+    )
+    for column in table.columns[1:] if known else ():
+        column.justify = "right"
+    for name, row in equal_runs(result["blocks"]):
+        if known:
+            columns = ("heads", "kv_heads", "ffn", "parameters")
+            table.add_row(name, *(f"{row[column]:,}" for column in columns))
+        else:
+            shapes = (f"{n} {' x '.join(map(str, s))}" for n, s in row["shapes"].items())
+            table.add_row(name, "\n".join(shapes))
+    return table

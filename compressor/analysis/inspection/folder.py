@@ -1,0 +1,203 @@
+"""Reading a folder that anyone may have left: what can be said is said, the rest is a problem.
+
+`Checkpoint` refuses what cannot be cut; here nothing is refused but a folder without a model. Only
+headers and JSON are read: no pickle, no code.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+from compressor.analysis.inspection.files import ambiguity
+from compressor.errors import InputError
+from compressor.model.families import FAMILIES, Family
+from compressor.model.per_layer import KEY, check
+from compressor.model.tensors import INDEX, SINGLE, completed, read_entries, turned
+from compressor.model.widths import BlockWidths, block_widths
+from compressor.quantization.reading import dense_entries, weights_of
+from compressor.writing.packing import BITS
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+@dataclass
+class Folder:
+    """A folder's config and headers, and sentences about what is wrong with them.
+
+    `written` is the config as the file has it, `config` with settings under their standard names.
+    `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`, `numel`,
+    `bytes` and `dtype` (safetensors' name of it), with its name (`key`) in `file`. `tensors` are the
+    same, but for 4-bit weights, which are there as the dense ones they stand for. `ambiguous` says what
+    loaders take from different files.
+    """
+
+    path: Path
+    config: dict = field(default_factory=dict)
+    written: dict = field(default_factory=dict)
+    ambiguous: str | None = None
+    index: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, SimpleNamespace] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def family(self) -> Family | None:
+        return FAMILIES.get(self.config.get("model_type"))
+
+    @property
+    def group(self) -> int | None:
+        """Input channels that share a scale, of 4-bit weights packed by compressed-tensors."""
+        weights = weights_of(self.config)
+        return weights.get("group_size") if weights.get("num_bits") == BITS else None
+
+    @property
+    def tensors(self) -> dict[str, SimpleNamespace]:
+        return dense_entries(self.stored, self.group) if self.group else self.stored
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all floating-point tensors; other packed weights are integers."""
+        return sum(t.numel for t in self.tensors.values() if t.dtype in FLOATS)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Elements by dtype, the most frequent first."""
+        found = Counter()
+        for tensor in self.stored.values():
+            found[tensor.dtype] += tensor.numel
+        return dict(found.most_common())
+
+    @property
+    def head_dim(self) -> int | None:
+        config, family = self.config, self.family
+        heads = config.get(family.heads_key) if family else None
+        hidden = config.get("hidden_size")
+        return config.get("head_dim") or (hidden // heads if heads and hidden else None)
+
+    def blocks(self) -> list[dict[str, SimpleNamespace]]:
+        """Tensors of every block, by their name inside it, in the order of the blocks' numbers.
+
+        Without a family's table, blocks are what the most tensors with a number in their name have
+        in front of it.
+        """
+        numbered = re.compile(r"(.+?)\.(\d+)\.(.+)")
+        found: dict[str, dict[int, dict]] = defaultdict(lambda: defaultdict(dict))
+        for name, tensor in self.tensors.items():
+            if match := numbered.fullmatch(name):
+                prefix, number, inner = match.groups()
+                found[prefix][int(number)][inner] = tensor
+        if not found:
+            return []
+        most = max(found, key=lambda prefix: sum(map(len, found[prefix].values())))
+        chosen = found.get(self.family.layers, {}) if self.family else found[most]
+        return [chosen[number] for number in sorted(chosen)]
+
+    def widths(self) -> list[BlockWidths] | None:
+        """Widths of every block from the tensors' shapes; None where no table says how."""
+        opaque = self.config.get("quantization_config") and not self.group
+        if self.family is None or not self.head_dim or opaque:
+            return None
+        try:
+            return [block_widths(block, self.family, self.head_dim) for block in self.blocks()]
+        except InputError as error:
+            self.problems.append(str(error))
+            return None
+
+
+def open_folder(path: Path) -> Folder:
+    """Whatever the folder holds. `InputError` if that is no model at all."""
+    if not path.is_dir():
+        raise InputError(f"There is no folder {str(path)!r}; give a checkpoint folder.")
+    folder = Folder(path)
+    if (path / "config.json").exists():
+        folder.config = folder.written = read_json(folder, "config.json")
+    else:
+        folder.problems.append("There is no config.json, so no loader knows what the tensors are.")
+    folder.ambiguous = ambiguity(path, folder.written)
+    if folder.ambiguous:
+        folder.problems.append(folder.ambiguous)
+    files = weight_files(folder)
+    if not files and not folder.config:
+        raise InputError(
+            f"{path} holds neither a config.json nor safetensors: it is no checkpoint."
+        )
+    for file in files:
+        try:
+            entries, _ = read_entries(path / file)
+        except InputError as error:
+            folder.problems.append(str(error))
+            continue
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            numel = 1
+            for axis in entry["shape"]:
+                numel *= axis
+            folder.stored[name] = SimpleNamespace(
+                shape=entry["shape"],
+                numel=numel,
+                bytes=end - begin,
+                dtype=entry["dtype"],
+                file=path / file,
+                key=name,
+            )
+    absent = [name for name in folder.index if name not in folder.stored]
+    if absent:
+        folder.problems.append(
+            f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
+        )
+    if folder.family is not None:
+        folder.config = folder.family.standard(folder.config)
+        read = {n: t for n, t in folder.stored.items() if not n.endswith(folder.family.not_read)}
+        folder.stored = turned(completed(read, folder.family), folder.family)
+        try:
+            check(folder.config, folder.family)
+        except InputError as error:
+            folder.problems.append(str(error))
+            del folder.config[KEY]
+    if folder.config and folder.family is None:
+        folder.problems.append(
+            f"The model type {folder.config.get('model_type')!r} has no table here (there are "
+            f"{', '.join(sorted(FAMILIES))}), so its widths are shown as shapes."
+        )
+    return folder
+
+
+def weight_files(folder: Folder) -> list[str]:
+    """Names of the safetensors files, as transformers looks for them."""
+    path = folder.path
+    if (path / SINGLE).exists():
+        return [SINGLE]
+    if (path / INDEX).exists():
+        weight_map = read_json(folder, INDEX).get("weight_map")
+        if isinstance(weight_map, dict):
+            folder.index = weight_map
+            return sorted({Path(str(file)).name for file in weight_map.values()})
+        folder.problems.append(f"{INDEX} has no weight_map.")
+    files = sorted(p.name for p in path.glob("*.safetensors"))
+    pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
+    if pickles and not files:
+        folder.problems.append(
+            f"The weights are pickles ({pickles[0]}), which can run code and are not opened; "
+            "convert them to safetensors."
+        )
+    elif not files:
+        folder.problems.append(f"There are no weights: neither {SINGLE} nor {INDEX}.")
+    else:
+        folder.problems.append(
+            f"Loaders look for {SINGLE} or {INDEX} and find neither; {files[0]} is read here."
+        )
+    return files
+
+
+def read_json(folder: Folder, name: str) -> dict:
+    try:
+        value = json.loads((folder.path / name).read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        folder.problems.append(f"{name} is not a JSON object.")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        folder.problems.append(f"{name} is not valid JSON: {error}.")
+    return {}

@@ -1,0 +1,95 @@
+"""What is asked of every loader, and what all of them look at."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from compressor.analysis.inspection.folder import Folder
+from compressor.model.widths import BlockWidths
+
+UNKNOWN = "the widths are not known"
+RAN, RULES = "ran", "its rules"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Does `target` take the folder: yes, no, or not known here (None); what decides; how it is known.
+
+    how: `ran` (it loaded the folder here), `its rules, seen in VERSION` (they were compared with what
+    that version did with folders of this package and broken ones) or `its rules`.
+    """
+
+    target: str
+    loads: bool | None
+    because: str
+    how: str = RULES
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the installed transformers made of a folder.
+
+    refused: what its config, its class or its files raise. tensors: which are missing, left over or of
+    another shape; of a config that is refused, by the nearest that is not. tokenizer: what it loaded.
+    """
+
+    refused: str | None
+    tensors: str | None
+    padding: bool = False  # whether the padding id alone was refused
+    config_refused: bool = False  # whether it was the config, of which no model was made
+    tokenizer: object | None = None
+    no_tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A folder, its widths, where config and tensors disagree, and what the installed transformers said.
+
+    coded: the same with the folder's own code, where that is this package's. differing_head: whether the
+    files hold another head than the embedding that the config ties it to.
+    """
+
+    folder: Folder
+    widths: list[BlockWidths] | None
+    wrong: list[str]
+    here: Loading
+    coded: Loading | None = None
+    differing_head: bool = False
+
+    @property
+    def equal(self) -> bool:
+        return len(distinct(self.widths or [])) <= 1
+
+
+Check = Callable[[Facts], str | None]
+
+
+def first_of(checks: Iterable[Check], facts: Facts) -> str | None:
+    """What the first check that finds something says."""
+    return next((reason for check in checks if (reason := check(facts))), None)
+
+
+def architecture(facts: Facts) -> str | None:
+    """The class that the config names first, by which other loaders look for theirs."""
+    named = facts.folder.written.get("architectures")
+    return named[0] if isinstance(named, list) and named else None
+
+
+def unequal(facts: Facts) -> str | None:
+    return None if facts.equal else different(facts.widths)
+
+
+def files(facts: Facts) -> str | None:
+    return facts.folder.ambiguous
+
+
+def tensors(facts: Facts) -> str | None:
+    return facts.here.tensors
+
+
+def distinct(widths: list[BlockWidths]) -> set[tuple]:
+    """The shapes of the blocks' matrices, of blocks that differ in them."""
+    return {tuple(block.matrices) for block in widths}
+
+
+def different(widths: list[BlockWidths]) -> str:
+    return f"the blocks have {len(distinct(widths))} different widths, and one config says one"

@@ -1,0 +1,147 @@
+"""The transformers that is installed: its own loaders run, for weights on the meta device."""
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from textwrap import shorten
+
+from compressor.analysis.inspection.folder import Folder
+from compressor.analysis.inspection.loaders.answer import RAN, Answer, Facts, Loading
+from compressor.errors import InputError
+from compressor.errors import in_a_line as sentence_of
+from compressor.text.tokenizer import check_files, read_tokenizer
+
+
+def installed(facts: Facts) -> Answer:
+    """The class that transformers has, and the tokenizer."""
+    return answer(facts, "installed", facts.here)
+
+
+def with_its_code(facts: Facts) -> Answer:
+    """The same with the folder's own code, which is run only where it is this package's."""
+    if facts.coded:
+        return answer(facts, "trust_remote_code", facts.coded)
+    return Answer(
+        "transformers, trust_remote_code", None, "the folder has code of its own, which is not run"
+    )
+
+
+def answer(facts: Facts, how: str, found: Loading) -> Answer:
+    import transformers
+
+    target = f"transformers {transformers.__version__} ({how})"
+    reason = found.refused or found.tensors or facts.folder.ambiguous
+    if reason is None and found.tokenizer is None:
+        reason = f"the weights load, the tokenizer does not: {found.no_tokenizer}"
+    if reason is not None:
+        return Answer(target, False, reason, RAN)
+    fits = "no tensor is missing, left over or of another shape, and the tokenizer loads"
+    return Answer(target, True, fits, RAN)
+
+
+def load_here(folder: Folder, code: bool = False) -> Loading:
+    """Weights by their names and shapes, and the tokenizer.
+
+    code: run the folder's own, which must be this package's.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer, no_tokenizer = load_tokenizer(folder)
+    refused, tensors = load_weights(folder.path, code)
+    padding = config_refused = False
+    if refused and not code:
+        config = read_config(folder.path)
+        config_refused = config is None
+        nearest = config or as_its_container(folder)
+        if nearest is not None:
+            if tokenizer is None and config_refused:
+                tokenizer, no_tokenizer = load_tokenizer(folder, nearest)
+            nearest.pad_token_id = None
+            still, tensors = load_weights(folder.path, config=nearest)
+            padding = config is not None and still is None
+            tensors = still or tensors
+        else:
+            tensors = refused
+    return Loading(refused, tensors, padding, config_refused, tokenizer, no_tokenizer)
+
+
+def load_weights(
+    path: Path, code: bool = False, config: object | None = None
+) -> tuple[str | None, str | None]:
+    """What is raised; what of the tensors does not fit."""
+    import transformers
+
+    given = {} if config is None else {"config": config}
+    try:
+        with redirect_stderr(io.StringIO()):  # progress bars of compressed-tensors
+            _, found = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                device_map="meta",
+                use_safetensors=True,
+                trust_remote_code=code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **given,
+            )
+    except Exception as error:  # whatever it raises, it does not load
+        return in_a_line(error), None
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, stored, made = mismatched[0]
+        shapes = f"{name} is {list(stored)}, its config makes {list(made)}"
+        return None, f"{len(mismatched)} tensor(s) do not fit: {shapes}"
+    if missing := sorted(found["missing_keys"]):
+        return None, f"{len(missing)} tensor(s) would be random: {missing[0]}"
+    if unexpected := sorted(found["unexpected_keys"]):
+        return None, f"{len(unexpected)} tensor(s) are left out: {unexpected[0]}"
+    return None, None
+
+
+def read_config(path: Path) -> object | None:
+    """The config by its class; None where that refuses it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except Exception:  # `load_weights` has said what
+        return None
+
+
+def as_its_container(folder: Folder) -> object | None:
+    """A config of the same tensors by the type that takes what the family's own refuses."""
+    from transformers import AutoConfig
+
+    family = folder.family
+    if family is None or family.container is None:
+        return None
+    named = ("model_type", "architectures", "transformers_version")
+    settings = {k: v for k, v in folder.written.items() if k not in named}
+    try:
+        return AutoConfig.for_model(
+            family.container.model_type, **settings | dict(family.container.settings)
+        )
+    except Exception:  # it does not take them either
+        return None
+
+
+def load_tokenizer(
+    folder: Folder, config: object | None = None
+) -> tuple[object | None, str | None]:
+    """The tokenizer, or why there is none; config: what to go by where the folder's own is refused."""
+    from transformers import AutoTokenizer
+
+    coded = folder.family is not None and not folder.family.stock
+    try:
+        check_files(folder.path, coded)
+        if config is not None:
+            return AutoTokenizer.from_pretrained(folder.path, config=config), None
+        return read_tokenizer(folder.path, coded), None
+    except InputError as error:
+        return None, shorten(str(error), 240, placeholder=" ...")
+    except Exception as error:  # whatever it raises, it does not load
+        return None, in_a_line(error)
+
+
+def in_a_line(error: Exception) -> str:
+    return shorten(sentence_of(error), 240, placeholder=" ...")

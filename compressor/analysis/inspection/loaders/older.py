@@ -1,0 +1,159 @@
+"""transformers 4.57 by its rules, as they stand in 4.57.6: it keeps settings and classes elsewhere.
+
+`make compat` gives it the results of every family and broken folders, and compares what it did.
+"""
+
+from dataclasses import replace
+
+from compressor.analysis.inspection.loaders.answer import (
+    RULES,
+    UNKNOWN,
+    Answer,
+    Check,
+    Facts,
+    different,
+    files,
+    first_of,
+    tensors,
+)
+from compressor.model.per_layer import CODE, KEY
+from compressor.writing.tokenizer_class import (
+    FILE,
+    STRINGS,
+    config_of,
+    ids_of,
+    known_to_older,
+    older_ids,
+    strings,
+)
+
+OLDER = "transformers 4.57"
+SEEN = f"{RULES}, seen in 4.57.6"
+DEFAULT_THETA, DEFAULT_LOCAL_THETA = 10_000.0, 10_000.0  # of the rotary embedding
+DEFAULT_SHARES = {"gpt_neox": 0.25}  # of a head's channels that are turned; all of them elsewhere
+# The class of the tokenizer where neither the tokenizer's config nor the model's names one.
+TOKENIZERS = {
+    "bloom": "BloomTokenizer",
+    "gemma2": "GemmaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "gpt_neox": "GPTNeoXTokenizer",
+    "llama": "LlamaTokenizer",
+    "mistral": "LlamaTokenizer",
+    "opt": "GPT2Tokenizer",
+    "phi3": "LlamaTokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+}
+
+
+def older(facts: Facts) -> Answer:
+    folder, widths = facts.folder, facts.widths
+    if not widths:
+        return Answer(OLDER, None, UNKNOWN)
+    if folder.group:
+        return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
+    shipped = facts.coded is not None
+    target = f"{OLDER}, trust_remote_code" if shipped else OLDER
+    facts = replace(facts, here=facts.coded or facts.here)
+    if reason := first_of(CHECKS, facts):
+        return Answer(OLDER, False, reason, SEEN)
+    if not facts.equal and not (folder.config.get(KEY) and shipped):
+        return Answer(OLDER, False, different(widths), SEEN)
+    if folder.config.get("auto_map") and (folder.family.alibi or not shipped):
+        return Answer(f"{OLDER}, trust_remote_code", None, "its code was not tried with it")
+    if not (folder.path / FILE).exists():
+        return Answer(target, None, f"its tokenizer has no {FILE}, and was not tried with it")
+    by = f"by {CODE.name}" if shipped else "its class has these widths"
+    return Answer(target, True, f"{by}, and it reads the config and the tokenizer alike", SEEN)
+
+
+def disagreement(facts: Facts) -> str | None:
+    return next(iter(facts.wrong), None)
+
+
+def padding(facts: Facts) -> str | None:
+    """Its embedding refuses what the installed one does."""
+    if not facts.here.padding:
+        return None
+    config = facts.folder.config
+    return (
+        f"pad_token_id {config.get('pad_token_id')} is outside the vocabulary of "
+        f"{config.get('vocab_size')}"
+    )
+
+
+def rotation(facts: Facts) -> str | None:
+    """It reads the rotary embedding's settings at the top of the config and nowhere else."""
+    config, family = facts.folder.written, facts.folder.family
+    if family.alibi:
+        return None
+    rope = config.get("rope_parameters") or {}
+    whole, local = rope.get("full_attention", rope), rope.get("sliding_attention") or {}
+
+    def named(setting: str) -> str:
+        return family.spellings.get(setting, setting)
+
+    theta, share = named("rope_theta"), named("partial_rotary_factor")
+    defaults = {
+        theta: family.constants.get("rope_theta", DEFAULT_THETA),
+        share: DEFAULT_SHARES.get(family.model_type, 1.0),
+        "rope_local_base_freq": DEFAULT_LOCAL_THETA,
+    }
+    meant = {
+        theta: whole.get("rope_theta"),
+        share: whole.get("partial_rotary_factor"),
+        "rope_local_base_freq": local.get("rope_theta"),
+    }
+    for name, value in meant.items():
+        read = config.get(name, defaults[name])
+        if value is not None and value != read:
+            return f"it would read {name} {read:g}, the model's is {value:g}"
+    kind = whole.get("rope_type", "default")
+    if kind == "default":
+        return None
+    scaling = config.get("rope_scaling")
+    if not scaling:
+        return f"the config has rope_type {kind} but no rope_scaling"
+    for name, value in whole.items():
+        if name in scaling and scaling[name] != value:
+            return f"it would read {name} {scaling[name]} of rope_scaling, the model's is {value}"
+    return None
+
+
+def head(facts: Facts) -> str | None:
+    if not facts.differing_head:
+        return None
+    name = facts.folder.family.head
+    return f"it ties the head to the embedding, and the files' own {name} is another"
+
+
+def tokenizer(facts: Facts) -> str | None:
+    folder, found = facts.folder, facts.here.tokenizer
+    if found is None:
+        return f"tokenizer: {facts.here.no_tokenizer}"
+    config = config_of(folder.path)
+    by_type = TOKENIZERS.get(folder.family.model_type, "")
+    name = config.get("tokenizer_class") or folder.written.get("tokenizer_class") or by_type
+    if name and not known_to_older(name):
+        return f"tokenizer: it has no class {name}"
+    if isinstance(config.get("extra_special_tokens"), list):
+        return "tokenizer: it takes a dictionary of extra_special_tokens, and they are a list"
+    if not (folder.path / FILE).exists():
+        return None
+    texts = strings(found.all_special_tokens)
+    pairs = zip(ids_of(found, texts), older_ids(folder.path, texts, name), strict=True)
+    if differing := sum(here != there for here, there in pairs):
+        return f"tokenizer: by {name} {differing // 2 or 1} of {STRINGS} strings get other ids"
+    return None
+
+
+CHECKS: tuple[Check, ...] = (
+    files,
+    disagreement,
+    tensors,
+    padding,
+    rotation,
+    head,
+    tokenizer,
+)

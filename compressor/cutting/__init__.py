@@ -1,0 +1,1 @@
+"""A plan on tensors: what stays is gathered."""

@@ -1,0 +1,1 @@
+"""How good a model is: perplexity, and the distance from another one."""

@@ -1,0 +1,113 @@
+"""How well a streamed model predicts a text, and how far its predictions are from its source's."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from compressor.model.activations import Activations
+from compressor.model.stream import BlockStream
+from compressor.repair.refine import divergence
+from compressor.text.tokens import Batch, TokenSet
+
+BATCH = 1024  # tokens that pass through the blocks at once
+LOGITS = 1 << 23  # at once: 32 MB in float32
+Progress = Callable[[int, int], None]
+
+
+def perplexity(
+    stream: BlockStream, tokens: TokenSet, progress: Progress = lambda done, total: None
+) -> dict:
+    """exp(total nll / predicted tokens), in nats, over every token but each sequence's first."""
+    return Reference(stream, tokens).measured(progress)
+
+
+class Reference:
+    """A source and a text, by which results are measured. The source's blocks run once."""
+
+    def __init__(self, source: BlockStream, tokens: TokenSet):
+        self.source, self.tokens = source, tokens
+        self.batches = tokens.batches(BATCH)
+        self.states: Activations | None = None
+
+    @torch.no_grad()
+    def measured(self, progress: Progress = lambda done, total: None) -> dict:
+        """The source's `perplexity` and `nll`, on how many `tokens` (predicted) of how many `documents`,
+        by which `protocol`.
+        """
+        nll, count = 0.0, 0
+        states = self.known(progress)
+        with self.source.outer(head=True) as model:
+            for i in range(len(self.batches)):
+                targets, rows = self.targets(i), self.predicting(states, i)
+                for part, token in self.parts(rows, targets):
+                    nll += losses(self.source.head(model, part), token).sum().item()
+                count += len(targets)
+        return self.about(nll, count)
+
+    @torch.no_grad()
+    def compared(self, stream: BlockStream, progress: Progress = lambda done, total: None) -> dict:
+        """The same of another stream; also `kl`, how far its distribution of the next token is from the
+        source's (Kullback-Leibler divergence, nats a token), and `agreement`, the share of tokens where
+        both hold the same one for the likeliest.
+        """
+        nll = kl = 0.0
+        agreed = count = 0
+        known, states = self.known(), run(stream, self.batches, progress)
+        with self.source.outer(head=True) as dense, stream.outer(head=True) as model:
+            for i in range(len(self.batches)):
+                targets = self.targets(i)
+                theirs, ours = self.predicting(known, i), self.predicting(states, i)
+                for their, our, token in self.parts(theirs, ours, targets):
+                    expected, found = self.source.head(dense, their), stream.head(model, our)
+                    nll += losses(found, token).sum().item()
+                    kl += divergence(found, expected).double().sum().item()
+                    agreed += (found.argmax(-1) == expected.argmax(-1)).sum().item()
+                count += len(targets)
+        states.discard()
+        return self.about(nll, count) | {"kl": kl / count, "agreement": agreed / count}
+
+    def known(self, progress: Progress = lambda done, total: None) -> Activations:
+        """What leaves the source's last block."""
+        if self.states is None:
+            self.states = run(self.source, self.batches, progress)
+        return self.states
+
+    def targets(self, i: int) -> torch.Tensor:
+        """The ids to predict of a batch: [tokens]."""
+        batch = self.batches[i]
+        return batch.ids[:, 1:][batch.mask[:, 1:]].to(self.source.device)
+
+    def predicting(self, states: Activations, i: int) -> torch.Tensor:
+        """What the head makes the predictions of these of: [tokens, hidden]."""
+        real = self.batches[i].mask[:, 1:].to(self.source.device)
+        return states.get(i, self.source.device)[:, :-1][real]
+
+    def parts(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The tensors [tokens, ...] in rows whose logits are few enough to have them at once."""
+        rows = max(1, LOGITS // self.source.checkpoint.vocabulary)
+        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+    def about(self, nll: float, count: int) -> dict:
+        return {
+            "perplexity": torch.tensor(nll / count, dtype=torch.float64).exp().item(),
+            "nll": nll / count,
+            "tokens": count,
+            "documents": len(self.tokens.sequences),
+            "protocol": self.tokens.protocol,
+        }
+
+
+def run(stream: BlockStream, batches: list[Batch], progress: Progress) -> Activations:
+    """What leaves the last block of every batch."""
+
+    def visit(index: int, layer, forward) -> None:
+        for _ in forward():
+            pass
+        progress(index + 1, stream.checkpoint.blocks)
+
+    return stream.run([batch.ids for batch in batches], visit)
+
+
+def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Nats of every target, float64 [tokens]."""
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()

@@ -1,0 +1,1 @@
+"""Jobs from their options to a folder: read, work, verify, publish, and go on after an interruption."""

@@ -1,0 +1,60 @@
+"""What an unfinished job has done already: a JSON file in its work folder, and tensors beside it."""
+
+import json
+import os
+from pathlib import Path
+
+from compressor.errors import InputError
+
+NAME = "journal.json"
+
+
+class Journal:
+    """Results of finished parts by name, written at once and whole, so a kill loses none of them."""
+
+    def __init__(self, folder: Path, entries: dict):
+        self.path, self.entries = folder / NAME, entries
+
+    @classmethod
+    def resume(cls, folder: Path) -> "Journal":
+        """The journal that an interrupted job left in `folder`; `InputError` if there is none."""
+        try:
+            return cls(folder, json.loads((folder / NAME).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise InputError(
+                f"There is nothing to resume: {folder / NAME} does not exist; leave out --resume."
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                f"{folder / NAME} is damaged: {error}; remove it to begin anew."
+            ) from error
+
+    @staticmethod
+    def left_in(folder: Path) -> bool:
+        return (folder / NAME).exists()
+
+    def get(self, name: str):
+        return self.entries.get(name)
+
+    def put(self, name: str, value) -> None:
+        self.entries[name] = value
+        unfinished = self.path.with_suffix(".unfinished")
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(self.entries, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.path)
+
+    def agree(self, name: str, given: dict) -> None:
+        """Store what a part depends on, or refuse a value other than the stored one, by its name."""
+        begun = self.get(name)
+        if begun is None:
+            self.put(name, given)
+            return
+        for option in sorted(begun.keys() | given.keys()):
+            if begun.get(option) != given.get(option):
+                raise InputError(
+                    f"The interrupted job had {option} {begun.get(option)}, and this one has "
+                    f"{given.get(option)}; give the same, or remove {self.path.parent} to begin anew "
+                    "without --resume."
+                )

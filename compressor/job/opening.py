@@ -1,0 +1,46 @@
+"""The stream of a job: on which device, in which dtype, with its activations where there is room."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from compressor.config.choices import check_dtype
+from compressor.errors import MachineError
+from compressor.model.stream import BlockStream
+from compressor.recovery.data import RecoveryData
+from compressor.text.tokens import TokenSet
+
+ROOM = 0.25  # of the free memory of a device or the host, for activations
+
+
+def open_stream(
+    settings, checkpoint, offload: Path, *tokens: TokenSet | RecoveryData | None
+) -> BlockStream:
+    """A stream on the chosen device and dtype, whose activations are where there is room for them."""
+    device = settings.on_device
+    dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
+    memory = settings.max_memory or psutil.virtual_memory().available
+    count = max((t.tokens for t in tokens if t is not None), default=0)
+    states = settings.kept_states(checkpoint.blocks)
+    needed = states * count * checkpoint.hidden_size * dtype.itemsize
+    try:
+        return BlockStream(checkpoint, device, dtype, place(needed, device, memory, offload))
+    except (RuntimeError, AssertionError) as error:
+        raise MachineError(f"The device {device!r} cannot be used: {error}") from error
+
+
+def place(needed: int, device: str, memory: int, folder: Path) -> torch.device | Path | None:
+    """Where so many bytes of activations are kept: on the GPU, in host memory (None) or in files."""
+    if device.startswith("cuda") and needed <= ROOM * torch.cuda.mem_get_info(device)[0]:
+        return torch.device(device)
+    return folder if needed > ROOM * memory else None
+
+
+def compute_dtype(asked: str, stored: torch.dtype, device: str) -> torch.dtype:
+    """`auto` is the stored dtype, but float32 for float16 on a CPU, which has no such units."""
+    check_dtype(asked)
+    if asked == "auto":
+        half_on_cpu = stored == torch.float16 and device == "cpu"
+        return torch.float32 if half_on_cpu else stored
+    return getattr(torch, asked)

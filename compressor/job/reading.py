@@ -1,0 +1,176 @@
+"""What a job reads before it works: its texts as tokens, and the stream they are fed to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from compressor.config.choices import NO_EVALUATION
+from compressor.errors import InputError
+from compressor.job.asked import check_counts
+from compressor.measuring.guard import held_back
+from compressor.recovery.data import RecoveryData
+from compressor.repair.checks import check_text
+from compressor.text.set_aside import SHARE, set_aside
+from compressor.text.texts import Text, read_text
+from compressor.text.tokens import TokenSet, check_ids, joined, tokenize
+
+CALIBRATION_TOKENS = 65_536  # where --samples does not say how many sequences
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a job reads: sequences to score, repair and train on, others to measure results on, and the
+    text that recovery may train on. notes: what a user should know of them.
+    """
+
+    calibration: TokenSet | None = None
+    evaluation: TokenSet | None = None
+    training: Text | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_texts(settings, checkpoint) -> Texts:
+    """Calibration, if anything looks at activations, and what results are measured on: the evaluation
+    text, or by default the end of the calibration text, which is then read by nothing else.
+    """
+    check_counts(settings)
+    by_default = settings.evaluation is None
+    if not settings.reads_calibration and settings.evaluation == NO_EVALUATION:
+        if settings.verify:  # its proof will need one
+            checkpoint.tokenizer()
+        return Texts()
+    tokenizer, limit = checkpoint.tokenizer(), longest(settings, checkpoint)
+    evaluation = read_evaluation(settings, checkpoint, tokenizer)
+    if not settings.reads_calibration and not by_default:
+        return Texts(evaluation=evaluation)
+    text = read_text(settings.calibration)
+    wanted = settings.samples or max(1, CALIBRATION_TOKENS // limit)
+
+    def sequences(text: Text) -> TokenSet:
+        span = settings.calibration_range
+        return tokenize(text, tokenizer, limit, settings.samples, span, CALIBRATION_TOKENS)
+
+    rest, calibration, end = divided(text, sequences, tokenizer, limit, wanted)
+    training = rest if by_default else text
+    fewer = len(calibration.sequences) < wanted and calibration.tokens < CALIBRATION_TOKENS
+    notes = []
+    if by_default:
+        evaluation = end or calibration.first(max(1, wanted // SHARE))
+        notes = where_measured(text, calibration, end, wanted if fewer else None)
+    elif fewer and end is not None:  # nothing has to be set aside
+        calibration = sequences(text)
+    for tokens in filter(None, (calibration, end)):
+        check_ids(tokens.sequences, checkpoint.vocabulary)
+    if not settings.reads_calibration:
+        return Texts(None, evaluation, training, notes)
+    if settings.calibration_also is not None:
+        other = read_text(settings.calibration_also)
+        also = tokenize(other, tokenizer, limit, budget=calibration.tokens)
+        check_ids(also.sequences, checkpoint.vocabulary)
+        calibration = joined(calibration, also)
+    if settings.cuts and not settings.weights.single:
+        check_text(settings.repair, calibration)
+    if settings.judged:
+        held_back(calibration)
+    return Texts(calibration, evaluation, training, notes)
+
+
+def read_evaluation(settings, checkpoint, tokenizer) -> TokenSet | None:
+    """The text of --evaluation; None where none is given, or the word `none`."""
+    if settings.evaluation in (None, NO_EVALUATION):
+        return None
+    text, limit = read_text(settings.evaluation), longest(settings, checkpoint)
+    tokens = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
+    check_ids(tokens.sequences, checkpoint.vocabulary)
+    return tokens
+
+
+def longest(settings, checkpoint) -> int:
+    """Tokens of a sequence, at most."""
+    return min(settings.length, checkpoint.positions or settings.length)
+
+
+def divided(
+    text: Text, sequences: Callable[[Text], TokenSet], tokenizer, limit: int, wanted: int
+) -> tuple[Text, TokenSet, TokenSet | None]:
+    """What of a text may be trained on, its sequences, and those of the end that is set aside; None
+    where the text is too short for both.
+    """
+    training, end = set_aside(text, tokenizer, limit, wanted)
+    if end is not None:
+        try:
+            return training, sequences(training), tokenize(end, tokenizer, limit)
+        except InputError:  # one of the two is too short, or outside of the range
+            pass
+    return text, sequences(text), None
+
+
+def where_measured(
+    text: Text, calibration: TokenSet, end: TokenSet | None, wanted: int | None
+) -> list[str]:
+    """A sentence if what results are measured on was not free to be taken.
+
+    wanted: how many sequences were to calibrate, if there are fewer.
+    """
+    if end is None:
+        return [
+            f"The text {text.source!r} is too short to set a part of it aside, so perplexity is "
+            "measured on sequences that were calibrated on, where a repaired model looks better than "
+            "it is; give more text, or --evaluation TEXT."
+        ]
+    if wanted is None:
+        return []
+    taken, left = len(end.sequences), len(calibration.sequences)
+    return [
+        f"The text {text.source!r} has no sequences beside the {wanted} to calibrate on: {taken} of its "
+        f"{taken + left} measure perplexity and do not calibrate; give more text, or --evaluation TEXT."
+    ]
+
+
+def tell_texts(lines, settings, checkpoint, **tokens: TokenSet | None) -> None:
+    """Say before the work begins what each text is, by its label, and where it was cut."""
+    lines.texts(**tokens)
+    protocols = [t.protocol for t in tokens.values() if t is not None]
+    for note in position_notes(settings, checkpoint, protocols):
+        lines.fact("length", note)
+
+
+def reading_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
+    """Sentences about what was read otherwise than it stands there, or than it was asked for."""
+    protocols = [t.protocol for t in tokens if t is not None]
+    protocols += [p["also"] for p in protocols if "also" in p]
+    notes = [*checkpoint.notes, *position_notes(settings, checkpoint, protocols)]
+    for protocol in protocols:
+        notes += count_notes(settings, protocol) + replacement_notes(protocol)
+    return list(dict.fromkeys(notes))
+
+
+def position_notes(settings, checkpoint, protocols: list[dict]) -> list[str]:
+    """Texts were cut because the model has fewer positions than --length."""
+    positions = checkpoint.positions
+    if not positions or settings.length <= positions or not protocols:
+        return []
+    return [
+        f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
+        f"--length {settings.length}."
+    ]
+
+
+def count_notes(settings, protocol: dict) -> list[str]:
+    """A text has fewer sequences than --samples asks for."""
+    asked, given = settings.samples, protocol["sequences"]
+    if asked is None or protocol.get("asked") != asked or given >= asked:
+        return []
+    return [
+        f"--samples asks for {asked} sequences, and {protocol['source']} gives {given}: these were used."
+    ]
+
+
+def replacement_notes(protocol: dict) -> list[str]:
+    """A text holds what no text can."""
+    replaced = protocol.get("replaced")
+    if not replaced:
+        return []
+    return [
+        f"{protocol['source']} holds halves of characters (lone surrogates), which no tokenizer reads: "
+        f"{replaced['characters']} were read as U+FFFD ({replaced['first']} has the first)."
+    ]

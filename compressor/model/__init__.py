@@ -1,0 +1,1 @@
+"""A checkpoint, and the model in it block by block."""

@@ -1,0 +1,290 @@
+"""Reading a checkpoint folder: config, tokenizer and lazily mapped safetensors.
+
+What is read is what transformers' `from_pretrained` would read. Whatever else it may be is refused when
+the folder is opened, from JSON and headers alone: no tensor is read (but a head, where one is stored
+beside the embedding that the config ties it to), nothing is executed, no pickle is touched.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from compressor.config.json_files import read_object
+from compressor.errors import InputError
+from compressor.model.configs import check_task, load_config, made, read_as_given, settings
+from compressor.model.empty_model import empty_model, misfits
+from compressor.model.families import family_of
+from compressor.model.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
+from compressor.model.geometry import Geometry
+from compressor.model.per_layer import check as check_per_layer
+from compressor.model.per_layer import open_config
+from compressor.model.tensors import DTYPES, completed, read_header, read_tensors, turned
+from compressor.model.weight_files import check_adapters, check_index, weight_files
+from compressor.text.tokenizer import open_tokenizer
+
+FINGERPRINT_BYTES = 1 << 20
+COMPARED_ROWS = 4096
+
+
+class Checkpoint(Geometry):
+    """A Hugging Face folder, opened read-only.
+
+    `config` has settings under their standard names; `written_config` is the file's. Where no class of
+    transformers has the model's names, but one computes the same (`translated`), all is as that one has
+    it. `tensors` maps a name to its header entry: `shape`, `dtype`, `key`, its name in `file`, and
+    `begin`, `end`, in bytes from the start of it; `rows` if it is a part of what is stored, `normalised`
+    if each row is divided by its norm, `transposed` if files hold it as [in, out]. Shards are opened
+    anew on every read: a kept handle would keep every page ever touched in resident memory.
+    """
+
+    dtypes = DTYPES
+    group: int | None = None  # input channels that share a scale, where weights are packed
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.notes: list[str] = []  # what a user should know of how the folder is read
+        if not self.path.is_dir():
+            raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
+        check_adapters(self.path)
+        with read_as_given():
+            self._open_config()
+        self.tensors: dict[str, SimpleNamespace] = {}
+        held = {}
+        for file in weight_files(self.path, self.written_config):
+            header = read_header(self.path / file, self.dtypes, self.family.not_read)
+            held[file] = list(header)
+            self.tensors |= header
+        check_index(self.path, held, self.family.not_read)
+        self.written_config.pop(
+            "transformers_weights", None
+        )  # what is written may have other files
+        self._find_weights()
+        self.tensors = turned(completed(self.tensors, self.family), self.family)
+        self._settle_head()
+        self._check_count()
+        model = empty_model(self.model_config(), self.family, self.path)
+        for sentence in misfits(self.tensors, model, self.family, self.ties, self.path):
+            raise InputError(sentence)
+        self._check_units()
+        self._compare_dtypes()
+
+    # -- what the files hold ----------------------------------------------------------------------
+
+    @property
+    def tied(self) -> bool:
+        return self.family.head not in self.tensors
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tensors[self.family.embedding].shape[0]
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.numel for t in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.end - t.begin for t in self.tensors.values())
+
+    @property
+    def header_bytes(self) -> int:
+        """What files have before their first tensor."""
+        begins: dict[Path, int] = {}
+        for entry in self.tensors.values():
+            begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
+        return sum(begins.values())
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype to compute in and to name: what the config says, if anything is stored so, and
+        otherwise that of the most weights."""
+        stored = Counter()
+        for entry in self.tensors.values():
+            stored[entry.dtype] += entry.numel
+        said = self.model_config().dtype
+        return said if said in stored else stored.most_common(1)[0][0]
+
+    def block_name(self, block: int, name: str) -> str:
+        return f"{self.family.layers}.{block}.{name}"
+
+    def block_tensors(self, block: int) -> list[str]:
+        """Names inside one block that the files hold, e.g. `mlp.up_proj.weight`."""
+        prefix = self.block_name(block, "")
+        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+
+    def outer_tensors(self) -> list[str]:
+        """Names outside the blocks: embedding, last norm, head."""
+        return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, mapped from the files on the CPU; not to be written to."""
+        return read_tensors(self.tensors, names)
+
+    def read_block(self, block: int) -> dict[str, torch.Tensor]:
+        """All tensors of one block, by their name inside it."""
+        names = self.block_tensors(block)
+        tensors = self.read(self.block_name(block, name) for name in names)
+        return {name: tensors[self.block_name(block, name)] for name in names}
+
+    def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of this whole name as files hold it: what `read` gives, turned back."""
+        return tensor.t() if self.tensors[name].transposed else tensor
+
+    def will_need_block(self, block: int) -> None:
+        """Have the system read a block's bytes ahead, into its cache and not into our memory."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        entries = [self.tensors[self.block_name(block, name)] for name in self.block_tensors(block)]
+        for file in {t.file for t in entries}:
+            begin = min(t.begin for t in entries if t.file == file)
+            end = max(t.end for t in entries if t.file == file)
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    @property
+    def coded(self) -> bool:
+        """Whether transformers runs the folder's model by code in it alone, which is not run here."""
+        return self.translated or not self.family.stock
+
+    def model_config(self):
+        """transformers' config of the model."""
+        if self.translated:
+            return made(self.written_config)
+        return open_config(self.path, self.family)
+
+    def tokenizer(self):
+        """transformers' tokenizer of the folder; InputError where it cannot be had, or is another's."""
+        return open_tokenizer(self.path, self.coded, self.vocabulary)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in sorted({t.file for t in self.tensors.values()}):
+            with file.open("rb") as stream:
+                begin = 8 + int.from_bytes(stream.read(8), "little")
+                stream.seek(0)
+                digest.update(stream.read(begin + FINGERPRINT_BYTES))
+                stream.seek(max(begin, file.stat().st_size - FINGERPRINT_BYTES))
+                digest.update(stream.read())
+        return digest.hexdigest()
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def _open_config(self) -> None:
+        """The config as it is written, as transformers has it, and under standard names."""
+        hint = "a Hugging Face checkpoint has one"
+        self.written_config = read_object(self.path / "config.json", hint)
+        self.translated = is_rotary(self.written_config)
+        own = self.written_config
+        if self.translated:
+            self.written_config = llama_config(own)
+        self.family = family_of(self.written_config.get("model_type"))
+        check_task(self.path, own)
+        self.config = self.family.standard(self.written_config)
+        if reason := self.family.unlike(self.config):
+            raise InputError(f"{self.path} cannot be cut: {reason}")
+        self._check_format()
+        check_per_layer(self.config, self.family)
+        loaded = load_config(self.path, self.family, self.written_config, self.translated)
+        self.config = settings(self.family, self.written_config, loaded.to_dict())
+
+    def _check_format(self) -> None:
+        """Quantised weights are not for cutting; `quantization/reading.py` opens them to run them."""
+        if self.config.get("quantization_config"):
+            raise InputError(
+                f"{self.path} holds quantised weights (its config has quantization_config); "
+                "give the original, unquantised checkpoint."
+            )
+
+    def _find_weights(self) -> None:
+        """Make `tensors` those of the model, where they are stored otherwise."""
+        if self.translated:
+            self.tensors = llama_tensors(self.tensors, self.config.get("vocab_size"))
+
+    @property
+    def ties(self) -> bool:
+        """Whether the config says that the head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings"))
+
+    def _settle_head(self) -> None:
+        """Of a head and an embedding that the config ties, one is enough, as transformers 5 has it.
+
+        A second copy is forgotten. A head of other values is used, and the config is made to say so.
+        """
+        head, embedding = self.family.head, self.family.embedding
+        if not self.ties or head not in self.tensors:
+            return
+        if embedding not in self.tensors:
+            self.tensors[embedding] = self.tensors.pop(head)
+        elif self._equal(head, embedding):
+            del self.tensors[head]
+        else:
+            self.config["tie_word_embeddings"] = self.written_config["tie_word_embeddings"] = False
+            self.notes.append(
+                f"The config of {self.path} ties the head to the embedding, but the files hold a head "
+                f"({head}) of other values. It is used here, as transformers 5 does; transformers 4.57 "
+                "and vLLM would use the embedding. What is written says tie_word_embeddings false, so "
+                "that all use the head."
+            )
+
+    def _compare_dtypes(self) -> None:
+        """Say where transformers would load the weights in another dtype than they are read in here."""
+        said, stored = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
+        if said in stored or (said is None and len(stored) == 1):
+            return
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, said)]
+        kept = f"They are read, computed with and written as {names[0]}"
+        if said is None:
+            self.notes.append(
+                f"The weights of {self.path} are of several dtypes, and its config names none. {kept}, "
+                "as most of them are; transformers' dtype='auto' takes that of the first tensor."
+            )
+        else:
+            self.notes.append(
+                f"The config of {self.path} says {names[1]}, and no weight is stored so. {kept}; "
+                f"transformers' dtype='auto' would round them to {names[1]}."
+            )
+
+    def _equal(self, name: str, other: str) -> bool:
+        pair = self.read([name, other])
+        parts = zip(*(pair[n].split(COMPARED_ROWS) for n in (name, other)), strict=False)
+        same_shape = pair[name].shape == pair[other].shape
+        return same_shape and all(torch.equal(a.float(), b.float()) for a, b in parts)
+
+    def _check_count(self) -> None:
+        """No block is there beyond those that the config counts."""
+        if self.blocks < 1:
+            raise InputError(f"The config of {self.path} counts {self.blocks} blocks.")
+        prefix = self.family.layers + "."
+        for name in self.tensors:
+            number = name.removeprefix(prefix).partition(".")[0]
+            if name.startswith(prefix) and number.isdecimal() and int(number) >= self.blocks:
+                raise InputError(
+                    f"{self.path} holds {name}, but its config counts {self.blocks} blocks, the last "
+                    f"of which is {self.blocks - 1}; give a folder whose config is of these weights."
+                )
+
+    def _check_units(self) -> None:
+        """Every tensor that a cut touches is as wide as the units that it is cut by."""
+        for block, units in enumerate(self.block_units):
+            for group, slices in self.family.groups().items():
+                for part in slices:
+                    name = self.block_name(block, part.tensor)
+                    if name not in self.tensors:
+                        continue
+                    width = units[group] * part.size(self.channel_sizes)
+                    found = self.tensors[name].shape[part.axis]
+                    if found != width:
+                        raise InputError(
+                            f"{name} in {self.path} has {found} channels, but the config implies "
+                            f"{units[group]} units of {part.size(self.channel_sizes)}."
+                        )

@@ -1,0 +1,118 @@
+"""The config of a folder: what it says, what transformers makes of it, and whether it is of a generator.
+
+transformers' own class reads it first, so that a config it refuses is refused in its words, and what the
+file leaves out is what the class has in its place.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from compressor.errors import CompressorError, InputError, in_a_line
+from compressor.model.families import FAMILIES, Family
+from compressor.model.per_layer import open_config
+
+# Ends of the names of classes that predict the next token.
+GENERATORS = ("ForCausalLM", "LMHeadModel")
+# Settings under which a model is something else than a decoder of its own text.
+OTHER_TASKS = {
+    "use_bidirectional_attention": (True, "every token sees those behind it, as in text encoders"),
+    "is_causal": (False, "every token sees those behind it, as in text encoders"),
+    "is_encoder_decoder": (True, "it is a decoder that attends to an encoder"),
+}
+YES = ("true", "1")
+EMBEDDER = "modules.json"  # of sentence-transformers
+
+
+@contextmanager
+def read_as_given():
+    """While open, whatever a folder of somebody else's raises by its contents is a sentence about it."""
+    try:
+        yield
+    except (CompressorError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"This folder cannot be read as a checkpoint: {in_a_line(error)} Look at its config.json."
+        ) from error
+
+
+def check_task(path: Path, config: Mapping) -> None:
+    """Refuse a model that does not predict the next token, whatever its type is."""
+    named = config.get("architectures") or []
+    named = [named] if isinstance(named, str) else named
+    others = [name for name in named if not str(name).endswith(GENERATORS)]
+    if others and len(others) == len(named):
+        family = FAMILIES.get(config.get("model_type"))
+        usual = family.architecture if family else "...ForCausalLM"
+        raise InputError(
+            f"The config of {path} is of a {others[0]} (architectures), and only models that predict "
+            f"the next token ({usual}) are read. Give the language model itself; if this is one all the "
+            "same, name that class in a copy of config.json."
+        )
+    for key, (value, why) in OTHER_TASKS.items():
+        given = config.get(key)
+        if given is not None and (str(given).lower() in YES) is value:
+            raise InputError(
+                f"The config of {path} has {key} {json.dumps(value)}: {why}. Only models that predict "
+                "the next token are read; give one of these."
+            )
+    if (path / EMBEDDER).exists():
+        raise InputError(
+            f"{path / EMBEDDER} says that this is a text embedding model of sentence-transformers, and "
+            "only models that predict the next token are read. If it is meant as one all the same, "
+            f"give a copy of the folder without {EMBEDDER}."
+        )
+
+
+def load_config(path: Path, family: Family, written: Mapping, translated: bool):
+    """transformers' config of a folder; InputError with its own message where it refuses it.
+
+    written: what config.json says or, if it is `translated`, what stands for it.
+    """
+    try:
+        return made(written) if translated else open_config(path, family)
+    except Exception as error:  # whatever the class raises, it is the config that it cannot take
+        import transformers
+
+        raise InputError(
+            f"transformers {transformers.__version__} refuses the config of {path}: {in_a_line(error)}"
+            f"{way_out(written, family)}"
+        ) from error
+
+
+def made(written: Mapping):
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**written)
+
+
+def way_out(written: Mapping, family: Family) -> str:
+    """The type that has the same arithmetic, where that takes the config."""
+    other, biased = family.container, written.get("attention_bias") or written.get("mlp_bias")
+    if other is None or other.zeros or (biased and not other.biases):
+        return ""
+    changes = {
+        "model_type": other.model_type,
+        "architectures": [FAMILIES[other.model_type].architecture],
+        **other.settings,
+    }
+    try:
+        made({**written, **changes})
+    except Exception:  # it does not, either
+        return ""
+    shown = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in changes.items())
+    return f" As {other.model_type} the same tensors load: write {shown} in a copy of config.json."
+
+
+def settings(family: Family, written: Mapping, loaded: Mapping) -> dict:
+    """The config under standard names (`Family.standard`); what the file does not say, the class does.
+
+    loaded: the values of transformers' config, which has the defaults of its class. What that has under
+    a name of its own is what it computes with, whichever names the file uses.
+    """
+    known = {key: value for key, value in loaded.items() if value is not None}
+    given = {key: value for key, value in written.items() if value is not None}
+    own = {key: known[key] for key in family.spellings.values() if key in known}
+    return family.standard({**known, **given, **own})

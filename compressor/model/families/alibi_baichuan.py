@@ -1,0 +1,31 @@
+"""Baichuan-13B and Baichuan2-13B: q, k and v in one matrix, a gated FFN, ALiBi.
+
+transformers has no class for them, and their own code is not run: the package's runs them, and goes out
+with whatever is cut from them. The 7B, which have rotary embeddings, are Llama (`rotary_baichuan.py`).
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from compressor.model.families.table import GATED_FFN, Family, Slice
+
+
+def fit(layer: nn.Module, kept: Sequence[int]) -> None:
+    layer.keep_heads(kept)
+
+
+FAMILY = Family(
+    model_type="baichuan",
+    architecture="BaichuanForCausalLM",
+    ffn=GATED_FFN,
+    attention=(
+        Slice("self_attn.W_pack.weight", 0, "q k v"),
+        Slice("self_attn.o_proj.weight", 1, "q"),
+    ),
+    fit=fit,
+    spellings={"max_position_embeddings": "model_max_length"},
+    heads_fixed=True,
+    alibi=True,
+    stock=False,
+)

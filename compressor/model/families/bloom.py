@@ -1,0 +1,62 @@
+"""Bloom and Bloomz: q, k and v interleaved head by head, biases, ALiBi, 4 x hidden FFN channels.
+
+transformers' class knows no other widths, so a cut model goes out with the package's own code.
+Hub files name tensors from `h.` and `word_embeddings` on, and the settings in two ways.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from compressor.model.families.table import Family, Slice
+
+
+def feed_forward(layer: torch.nn.Module, normed: torch.Tensor) -> torch.Tensor:
+    return layer.mlp(normed, torch.zeros_like(normed))  # it adds the stream that it is given
+
+
+def unlike(config: Mapping) -> str | None:
+    if config.get("apply_residual_connection_post_layernorm"):
+        return (
+            "apply_residual_connection_post_layernorm adds the normed stream in place of the stream; "
+            "models without it can be cut."
+        )
+    return None
+
+
+def fit(layer: torch.nn.Module, kept: Sequence[int]) -> None:
+    layer.keep_heads(kept)
+
+
+FAMILY = Family(
+    model_type="bloom",
+    architecture="BloomForCausalLM",
+    ffn=(
+        Slice("mlp.dense_h_to_4h.weight", 0, "c"),
+        Slice("mlp.dense_h_to_4h.bias", 0, "c", optional=True),
+        Slice("mlp.dense_4h_to_h.weight", 1, "c"),
+    ),
+    attention=(
+        Slice("self_attention.query_key_value.weight", 0, "qkv"),
+        Slice("self_attention.query_key_value.bias", 0, "qkv", optional=True),
+        Slice("self_attention.dense.weight", 1, "q"),
+    ),
+    layers="transformer.h",
+    embedding="transformer.word_embeddings.weight",
+    up="mlp.dense_h_to_4h",
+    gate=None,
+    feed_forward=feed_forward,
+    in_a_tuple=True,
+    fit=fit,
+    unlike=unlike,
+    spellings={
+        "hidden_size": "n_embed",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    },
+    constants={"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    ffn_per_hidden=4,
+    heads_fixed=True,
+    ffn_fixed=True,
+    alibi=True,
+)

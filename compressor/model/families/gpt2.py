@@ -1,0 +1,63 @@
+"""GPT-2: weights stored as [in, out], q, k and v in one matrix, biases, learned positions, no gate.
+
+Its class has hidden / heads channels a head.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from compressor.model.families.table import Family, Slice
+
+
+def fit(layer: nn.Module, kept: Sequence[int]) -> None:
+    """Attention takes q, k and v apart by the hidden size that it was made with."""
+    layer.attn.split_size = layer.attn.c_proj.weight.shape[1]
+
+
+def unlike(config: Mapping) -> str | None:
+    if config.get("add_cross_attention"):
+        return (
+            "its blocks attend to an encoder, too (add_cross_attention is true); give a GPT-2 that is "
+            "a decoder alone."
+        )
+    return None
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    ffn=(
+        Slice("mlp.c_fc.weight", 0, "c"),
+        Slice("mlp.c_fc.bias", 0, "c", optional=True),
+        Slice("mlp.c_proj.weight", 1, "c"),
+    ),
+    attention=(
+        Slice("attn.c_attn.weight", 0, "q k v"),
+        Slice("attn.c_attn.bias", 0, "q k v", optional=True),
+        Slice("attn.c_proj.weight", 1, "q"),
+    ),
+    transposed=True,
+    layers="transformer.h",
+    embedding="transformer.wte.weight",
+    up="mlp.c_fc",
+    gate=None,
+    attention_norm="ln_1",
+    ffn_norm="ln_2",
+    fit=fit,
+    unlike=unlike,
+    spellings={
+        "hidden_size": "n_embd",
+        "hidden_act": "activation_function",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    constants={"hidden_act": "gelu_new", "tie_word_embeddings": True},
+    ffn_per_hidden=4,
+    # Masks that old files hold; `c_attn.bias` is none.
+    not_read=(".attn.bias", ".attn.masked_bias"),
+    heads_fixed=True,
+    own_widths=False,
+)

@@ -1,0 +1,75 @@
+"""Numbers of a model that follow from its config: widths, heads, and the units that can go."""
+
+from functools import cached_property
+
+from compressor.model.families import Family
+from compressor.model.per_layer import HEADS, in_every_block
+
+
+class Geometry:
+    """What `config`, settings under their standard names, and `family` say of every block."""
+
+    config: dict
+    family: Family
+
+    @property
+    def blocks(self) -> int:
+        return self.config["num_hidden_layers"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config["hidden_size"]
+
+    @property
+    def heads(self) -> int:
+        return self.config[self.family.heads_key]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.config.get(self.family.kv_heads_key) or self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.get("head_dim") or self.hidden_size // self.heads
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a sequence can have, where the config says so."""
+        given = self.config.get("max_position_embeddings")
+        return given if given and given > 0 else None
+
+    @property
+    def queries_per_group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def channel_sizes(self) -> dict[str, int]:
+        """Channels of a unit of each kind, as a `Slice` names them."""
+        queries = self.queries_per_group * self.head_dim
+        return {"q": queries, "k": self.head_dim, "v": self.head_dim, "c": 1}
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Prunable units of one block, KV groups and FFN channels: of the widest, if they differ."""
+        blocks = self.block_units
+        return {group: max(units[group] for units in blocks) for group in blocks[0]}
+
+    @cached_property
+    def block_units(self) -> list[dict[str, int]]:
+        """Prunable units of every block."""
+        family = self.family
+        groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
+        channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
+        return [
+            {"attention": own or self.heads, "ffn": ffn}
+            for own, ffn in zip(groups, channels, strict=True)
+        ]
+
+    @cached_property
+    def heads_left(self) -> list[list[int]]:
+        """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""
+        chosen = in_every_block(self.config, HEADS, self.blocks)
+        return [
+            own or [*range(units["attention"] * self.queries_per_group)]
+            for own, units in zip(chosen, self.block_units, strict=True)
+        ]

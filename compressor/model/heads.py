@@ -1,0 +1,130 @@
+"""Which numbers of heads can be written: what the family's class, its container and vLLM take."""
+
+from collections.abc import Mapping
+
+from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import FAMILIES, Family
+
+
+def choose_container(
+    checkpoint: Checkpoint, groups: set[int], container: str = "auto", served: bool = True
+) -> str:
+    """The model type to write: the family's own where what loads the result takes the heads.
+
+    groups: the numbers of KV groups that blocks have. container: what was asked for, or `auto`. served:
+    whether vLLM is to load it, as it does models of equal blocks.
+    """
+    family, other = checkpoint.family, checkpoint.family.container
+    own, counts = family.model_type, head_counts(checkpoint, groups)
+    against = {own: refusal_of_own(checkpoint, counts)}
+    if other:
+        against[other.model_type] = refusal_of_other(checkpoint, counts)
+    if container not in ("auto", *against):
+        raise InputError(f"A {own} model cannot be written as {container!r}.")
+    if container != "auto":
+        choices = [(container, against[container])]
+    else:
+        unserved = refusal_of_vllm(checkpoint, counts) if served else None
+        choices = [(own, against[own] or unserved), *list(against.items())[1:]]
+        if counts == [checkpoint.heads]:
+            choices.append((own, against[own]))  # as the source is
+    for name, reason in choices:
+        if reason is None:
+            return name
+    first, *others = dict.fromkeys(reason for _, reason in choices)
+    reasons = [first, *(reason[0].lower() + reason[1:] for reason in others)]
+    raise InputError(f"{'; '.join(reasons)}; {way_out(checkpoint, against, container)}.")
+
+
+def takes(checkpoint: Checkpoint, groups: set[int], container: str, served: bool) -> bool:
+    """Whether there is a type to write so many KV groups as."""
+    try:
+        choose_container(checkpoint, groups, container, served)
+    except InputError:
+        return False
+    return True
+
+
+def why_heads_stay(checkpoint: Checkpoint) -> str:
+    """What keeps all heads of a model, as a sentence; nothing if they can go."""
+    try:
+        choose_container(checkpoint, {1})
+    except InputError as reason:
+        return str(reason)
+    return ""
+
+
+def head_counts(checkpoint: Checkpoint, groups: set[int]) -> list[int]:
+    return sorted(n * checkpoint.queries_per_group for n in groups)
+
+
+def shown(counts: list[int]) -> str:
+    return f"{' or '.join(map(str, counts))} heads"
+
+
+def refusal_of_own(checkpoint: Checkpoint, counts: list[int]) -> str | None:
+    """Why the family's own class does not have these numbers of heads."""
+    family, cut = checkpoint.family, counts != [checkpoint.heads]
+    if cut and not family.cuts_heads:
+        return (
+            f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
+            "size / heads channels a head"
+        )
+    if cut and family.keeps_heads(checkpoint.config):
+        return (
+            f"The config class of {family.model_type} refuses {shown(counts)} with these rope "
+            "settings"
+        )
+    return undivided(family, checkpoint, counts)
+
+
+def refusal_of_other(checkpoint: Checkpoint, counts: list[int]) -> str | None:
+    """Why the family's container does not compute what the model does with these numbers of heads."""
+    other = checkpoint.family.container
+    if not other.biases and any("bias" in name for name in checkpoint.block_tensors(0)):
+        return f"The container {other.model_type} has no biases, and this model has"
+    if lacking := other.unlike(checkpoint.config):
+        return f"The container {other.model_type} {lacking}, and this model has"
+    return undivided(FAMILIES[other.model_type], checkpoint, counts)
+
+
+def undivided(family: Family, checkpoint: Checkpoint, counts: list[int]) -> str | None:
+    """Why a config class that wants a hidden size that the heads divide refuses these."""
+    divides = all(checkpoint.hidden_size % count == 0 for count in counts)
+    alike = len(counts) == 1 or bool(family.per_layer_settings)
+    if not family.heads_divide_hidden or (divides and alike):
+        return None
+    return (
+        f"The container {family.model_type} refuses {shown(counts)} at hidden size "
+        f"{checkpoint.hidden_size}"
+    )
+
+
+def refusal_of_vllm(checkpoint: Checkpoint, counts: list[int]) -> str | None:
+    """Why vLLM's class of the family does not load these numbers of heads."""
+    family, head_dim = checkpoint.family, checkpoint.head_dim
+    if family.serves_heads(checkpoint.hidden_size, counts, head_dim):
+        return None
+    return (
+        f"vLLM's class of {family.model_type} has hidden size / heads channels a head, so it does not "
+        f"load {shown(counts)} of {head_dim} at hidden size {checkpoint.hidden_size}"
+    )
+
+
+def way_out(checkpoint: Checkpoint, against: Mapping[str, str | None], container: str) -> str:
+    """What to do where no type takes the heads."""
+    family = checkpoint.family
+    accepting = next((name for name, reason in against.items() if reason is None), None)
+    if container == "auto" and accepting:
+        return (
+            f"keep all {checkpoint.heads} (FFN channels can go), or use --container {accepting}, which "
+            "transformers loads and vLLM does not"
+        )
+    if accepting:
+        return f"use --container {accepting}"
+    if not family.cuts_heads:
+        return "keep all of them, or use --layout padded (zeros, to evaluate it)"
+    if family.keeps_heads(checkpoint.config):
+        return f"keep all {checkpoint.heads} and cut FFN channels alone"
+    return "keep a number of heads that divides it"

@@ -1,0 +1,66 @@
+"""One block as a module: narrower than its class makes it, and looked into while it runs."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from compressor.model.activations import Activations, states_of
+from compressor.model.families import Family
+from compressor.model.modules import assign, replaced_forward
+from compressor.model.stream import BlockStream
+
+
+def narrowed(
+    layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family, groups: Sequence[int]
+) -> nn.Module:
+    """A copy of an empty layer with a cut block's tensors, those of these KV groups."""
+    copied = copy.deepcopy(layer)
+    assign(copied, tensors)
+    family.fit(copied, groups)
+    return copied
+
+
+def passed(
+    stream: BlockStream, layer: nn.Module, states: Activations, calls: Sequence[tuple]
+) -> Activations:
+    """The stream after a layer, in place of that before it; calls: the layer's own, of every batch."""
+    out = Activations(stream.place)
+    for i, (args, keywords) in enumerate(calls):
+        out.put(i, states_of(layer(states.get(i, stream.device), *args, **keywords)))
+    states.discard()
+    return out
+
+
+class Captured(Exception):
+    """Carries what a module was given out of the forward it stands in."""
+
+
+def captured(module: nn.Module, run: Callable[[], object]) -> torch.Tensor:
+    """What `module` is given while run() runs, which ends there."""
+
+    def take(_, x):
+        raise Captured(x)
+
+    with replaced_forward([module], take):
+        try:
+            run()
+        except Captured as found:
+            return found.args[0]
+    raise AssertionError(f"{type(module).__name__} was not called")
+
+
+def given_by(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, object]:
+    """What each of these modules returns while run() runs, by its name here."""
+    seen = {}
+    handles = [
+        module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out}))
+        for name, module in modules.items()
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

@@ -1,0 +1,57 @@
+"""One pass over the blocks that finds something out of each, and may be interrupted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from compressor.model.pauses import Pauses
+from compressor.model.saved_blocks import finished_block, keep_block
+from compressor.model.stream import BlockStream
+
+Block = dict[str, torch.Tensor]
+Progress = Callable[[int, int], None]
+Find = Callable[[int, torch.nn.Module, Callable], Block]
+
+
+def pass_over(
+    stream: BlockStream,
+    batches: list[torch.Tensor],
+    find: Find,
+    saved: Path | None = None,
+    progress: Progress = lambda done, total: None,
+    go_on: Callable[[int, torch.nn.Module, Callable, Block], None] | None = None,
+) -> list[Block]:
+    """What `find(index, layer, forward)` says of every block; tensors by name, on the CPU.
+
+    forward is as in `BlockStream.run`, and find has to go through it. saved: a folder where finished
+    blocks are kept, and taken from if they are there; of such a block only the output is computed
+    again, as far as not even that was kept. go_on(index, layer, forward, found) makes that output of
+    what is passed on, where it is not the dense block's.
+    """
+    blocks, found = stream.checkpoint.blocks, {}
+
+    def visit(index: int, layer, forward) -> None:
+        known = finished_block(saved, index)
+        if known is None:
+            known = on_cpu(find(index, layer, forward))
+            keep_block(saved, index, known)
+            if go_on is not None:
+                go_on(index, layer, forward, known)
+        elif go_on is not None:
+            go_on(index, layer, forward, known)
+        else:
+            for _ in forward():
+                pass
+        found[index] = known
+        progress(index + 1, blocks)
+
+    if any(finished_block(saved, index) is None for index in range(blocks)):
+        pauses = Pauses(saved)
+        stream.run(batches, visit, pauses=pauses).discard()
+        pauses.over()
+    return [found.get(i) or finished_block(saved, i) for i in range(blocks)]
+
+
+def on_cpu(block: Block) -> Block:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}

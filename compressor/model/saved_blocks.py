@@ -1,0 +1,38 @@
+"""What a pass over the blocks has found out, kept in a file a block, so that a kill loses none of it."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+def finished_block(folder: Path | None, index: int) -> dict[str, torch.Tensor] | None:
+    """What an interrupted pass left of a block in `folder`; None if it did not come so far."""
+    file = folder and folder / f"{index}.safetensors"
+    return load_file(file) if file and file.exists() else None
+
+
+def told_of_block(folder: Path, index: int) -> dict:
+    """What was kept beside the tensors of a finished block."""
+    with safe_open(folder / f"{index}.safetensors", "pt") as file:
+        return json.loads(file.metadata()["told"])
+
+
+def keep_block(
+    folder: Path | None, index: int, tensors: dict[str, torch.Tensor], told: dict | None = None
+) -> None:
+    """Save what a pass found out about a block; a kill leaves the whole file or none."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "unfinished"
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, unfinished, {"told": json.dumps(told)})
+    unfinished.replace(folder / f"{index}.safetensors")
+
+
+def count_blocks(folder: Path | None) -> int:
+    """How many blocks a pass has kept in `folder`."""
+    return sum(file.stem.isdigit() for file in folder.glob("*.safetensors")) if folder else 0

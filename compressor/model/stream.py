@@ -1,0 +1,207 @@
+"""The stream: a model run block by block, with the weights of one block in memory.
+
+The blocks, the embedding and the head are transformers' own modules on the meta device; weights
+are assigned to one block, used for every batch, and dropped. What a block is called with (masks,
+rotary embeddings, sliding windows) is recorded from the model's own forward, in which the blocks
+are replaced by recorders; the head is that same forward with the blocks replaced by their result.
+So a stream computes the very numbers of the ordinary model.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from compressor.model.activations import Activations, states_of
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.memory import trim_heap
+from compressor.model.modules import loaded, make_linear, move_buffers, replaced_forward
+from compressor.model.pauses import Pauses
+from compressor.model.per_layer import model_of
+
+
+class BlockStream:
+    """Runs a checkpoint on batches of token ids [sequences, tokens], padded on the right.
+
+    dtype: what weights and activations are computed in (the checkpoint's own by default).
+    place: where activations are kept, as `Activations` has it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        place: Path | torch.device | None = None,
+    ):
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self.dtype = dtype or checkpoint.dtype
+        self.place = place
+        config = checkpoint.model_config()
+        with init_empty_weights(include_buffers=False):
+            self.model = make_linear(model_of(config, checkpoint.family, self.dtype))
+        self.model.eval()
+        move_buffers(self.model, self.device)
+        self.layers = self.model.get_submodule(checkpoint.family.layers)
+
+    host = torch.device("cpu")
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: t.to(device=self.device, dtype=self.dtype) for n, t in tensors.items()}
+
+    @contextmanager
+    def outer(self, head: bool):
+        """Everything but the blocks: embedding and norms, and the head if asked for."""
+        family = self.checkpoint.family
+        names = [n for n in self.checkpoint.outer_tensors() if head or n != family.head]
+        tensors = self.cast(self.checkpoint.read(names))
+        if head and self.checkpoint.tied:
+            tensors[family.head] = tensors[family.embedding]
+        with ExitStack() as stack:
+            for name, tensor in tensors.items():
+                module, _, leaf = name.rpartition(".")
+                # Files of GPT-NeoX call the head otherwise than its class.
+                owner = (
+                    self.model.get_output_embeddings()
+                    if name == family.head
+                    else self.model.get_submodule(module)
+                )
+                stack.enter_context(loaded(owner, {leaf: tensor}, strict=False))
+            yield self.model
+
+    # -- running ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def record(
+        self, batches: list[torch.Tensor], **kwargs
+    ) -> tuple[Activations, list[list[tuple]]]:
+        """Inputs of the first block, and what each block is called with: calls[batch][block]."""
+        states, calls = Activations(self.place), []
+        with self.outer(head=False) as model:
+            for i, batch in enumerate(batches):
+                seen: list[tuple] = []
+
+                def recorder(_, hidden, *args, seen=seen, **call):
+                    seen.append((hidden, args, call))
+                    return self.as_returned(hidden)
+
+                with replaced_forward(self.layers, recorder):
+                    model.base_model(input_ids=batch.to(self.device), use_cache=False, **kwargs)
+                states.put(i, seen[0][0])
+                calls.append([(args, call) for _, args, call in seen])
+        return states, calls
+
+    @torch.no_grad()
+    def run(
+        self,
+        batches: list[torch.Tensor],
+        visit=None,
+        kept: list[tuple] | None = None,
+        pauses: Pauses | None = None,
+        blocks: int | None = None,
+    ) -> Activations:
+        """Feed all batches through all blocks; returns the hidden states after the last one.
+
+        visit(index, layer, forward), if given, is called once a block with its weights in place;
+        forward() is an iterator that runs the block on one batch after the other and yields each
+        batch's index, so statistics can be taken by hooks. It may be iterated more than once: the
+        last pass counts. With `kept`, what every block was called with is appended to it, not
+        dropped: (its inputs, [(args, keywords) of each batch]). With `pauses` the pass begins where an
+        interrupted one has come to: blocks before are not visited. blocks: the first so many alone.
+        """
+        states, calls = self.record(batches)
+        first = 0
+        if pauses is not None and (reached := pauses.latest()):
+            first, _, state = reached
+            for i in range(len(batches)):
+                states.put(i, state(i))
+        for index, weights in self.weights(range(first, blocks or self.checkpoint.blocks)):
+            with loaded(self.layers[index], weights) as layer:
+                del weights
+                following_states = Activations(self.place)
+
+                def forward(
+                    layer=layer, index=index, given=states, out=following_states
+                ) -> Iterator[int]:
+                    for i in range(len(batches)):
+                        args, call = calls[i][index]
+                        hidden = layer(given.get(i, self.device), *args, **call)
+                        out.put(i, states_of(hidden))
+                        yield i
+
+                if visit is None:
+                    for _ in forward():
+                        pass
+                else:
+                    visit(index, layer, forward)
+            if kept is None:
+                states.discard()
+            else:
+                kept.append((states, [call[index] for call in calls]))
+            states = following_states
+            if pauses is not None:
+                pauses.keep(index + 1, len(batches), lambda i, s=states: s.get(i, self.host))
+            trim_heap()
+        return states
+
+    def weights(self, blocks: range | None = None) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Index and weights of these blocks (all) in order, the next one being fetched meanwhile."""
+        blocks = range(self.checkpoint.blocks) if blocks is None else blocks
+        if not blocks:
+            return
+
+        def fetch(index: int) -> dict[str, torch.Tensor]:
+            self.checkpoint.will_need_block(index)
+            return self.cast(self.checkpoint.read_block(index))
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(fetch, blocks[0])
+            for index, following in zip(blocks, [*blocks[1:], None], strict=True):
+                weights = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(fetch, following)
+                yield index, weights
+
+    def as_returned(self, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
+        """Hidden states as the model takes them from a block."""
+        return (hidden,) if self.checkpoint.family.in_a_tuple else hidden
+
+    def returning(self, hidden: torch.Tensor):
+        """While open, every block gives the model these hidden states."""
+        return replaced_forward(self.layers, lambda *_, **__: self.as_returned(hidden))
+
+    def head(self, model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """Logits [tokens, vocabulary] of rows [tokens, hidden] that leave the last block.
+
+        model: what `outer(head=True)` yields; its own forward computes them.
+        """
+        rows = rows[:, None]  # each at the first position: there may be fewer positions than rows
+        with self.returning(rows):
+            logits = model(inputs_embeds=rows, use_cache=False).logits[:, 0]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @torch.no_grad()
+    def logits(
+        self,
+        batches: list[torch.Tensor],
+        states: Activations | None = None,
+        pauses: Pauses | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Logits [sequences, tokens, vocabulary] of every batch, in order, on the device.
+
+        states: what left the last block, where that is known already. pauses: as `run` has them.
+        """
+        states = states or self.run(batches, pauses=pauses)
+        with self.outer(head=True) as model:
+            for i, batch in enumerate(batches):
+                final = states.get(i, self.device)
+                with self.returning(final):
+                    yield model(input_ids=batch.to(self.device), use_cache=False).logits
+        states.discard()

@@ -1,0 +1,170 @@
+"""Tensors in safetensors files: their headers, what a family makes of them, and how they are read."""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors import safe_open
+
+from compressor.errors import NOT_JSON, InputError
+from compressor.model.families import Family
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+POINTER = b"version https://git-lfs"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
+    """Older files name tensors from the base model on, without its own name in front."""
+    base, _, rest = family.embedding.partition(".")
+    if rest not in tensors or family.embedding in tensors:
+        return tensors
+    return {name if name == family.head else f"{base}.{name}": t for name, t in tensors.items()}
+
+
+def turned(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
+    """Every matrix of the family's table as [out, in], whichever way files hold it."""
+    return {
+        name: SimpleNamespace(**vars(t) | {"shape": t.shape[::-1], "transposed": True})
+        if family.is_transposed(name, t.shape)
+        else t
+        for name, t in tensors.items()
+    }
+
+
+def read_tensors(
+    entries: Mapping[str, SimpleNamespace], names: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """The named tensors from the files that their header entries say."""
+    by_file = defaultdict(list)
+    for name in names:
+        by_file[entries[name].file].append(name)
+    found = {}
+    for file, members in by_file.items():
+        with safe_open(file, framework="pt") as handle:
+            found.update({name: read_tensor(handle, entries[name]) for name in members})
+    return found
+
+
+def read_tensor(handle, entry: SimpleNamespace) -> torch.Tensor:
+    """What a header entry stands for, from its open file."""
+    if entry.rows is not None:
+        return handle.get_slice(entry.key)[entry.rows]
+    tensor = handle.get_tensor(entry.key)
+    if entry.transposed:
+        return tensor.t()
+    return torch.nn.functional.normalize(tensor) if entry.normalised else tensor
+
+
+def equal_rows(one: SimpleNamespace, other: SimpleNamespace, rows: int = 4096) -> bool:
+    """Whether the matrices of two header entries (`file`, `key`, `shape`) are the same, so many rows at
+    a time.
+    """
+    if one.shape != other.shape:
+        return False
+    with safe_open(one.file, framework="pt") as a, safe_open(other.file, framework="pt") as b:
+        first, second = a.get_slice(one.key), b.get_slice(other.key)
+        return all(
+            torch.equal(first[i : i + rows], second[i : i + rows])
+            for i in range(0, one.shape[0], rows)
+        )
+
+
+def read_header(
+    file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES, not_read: tuple[str, ...] = ()
+) -> dict[str, SimpleNamespace]:
+    """The header of one safetensors file, checked against the file's length.
+
+    not_read: ends of names that are left out, whatever their dtype.
+    """
+    entries, begin = read_entries(file)
+    tensors = {}
+    for name, entry in entries.items():
+        if name.endswith(not_read):
+            continue
+        if entry["dtype"] not in dtypes:
+            raise InputError(
+                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(dtypes)} are read "
+                "(quantised weights cannot be cut: give the original checkpoint)."
+            )
+        tensors[name] = SimpleNamespace(
+            file=file,
+            key=name,
+            shape=entry["shape"],
+            dtype=dtypes[entry["dtype"]],
+            numel=torch.Size(entry["shape"]).numel(),
+            begin=begin + entry["data_offsets"][0],
+            end=begin + entry["data_offsets"][1],
+            rows=None,
+            normalised=False,
+            transposed=False,
+        )
+    return tensors
+
+
+def read_entries(file: Path) -> tuple[dict[str, dict], int]:
+    """The header as it is written (`dtype`, `shape`, `data_offsets`), and where the data begins."""
+    if not file.exists():
+        raise InputError(f"The shard {file} is missing; download the checkpoint again.")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            stream.seek(0)
+            if stream.read(len(POINTER)) == POINTER:
+                raise InputError(
+                    f"{file} is a pointer of git-lfs and no weights; run `git lfs pull`."
+                )
+            raise InputError(f"{file} is truncated or not safetensors ({size} bytes).")
+        try:
+            header = json.loads(stream.read(length))
+        except NOT_JSON as error:
+            raise InputError(f"{file} is not a safetensors file: {error}.") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{file} is not a safetensors file: its header is no JSON object.")
+    header.pop("__metadata__", None)
+    begin = 8 + length
+    end = begin + checked_length(file, header)
+    if size < end:
+        raise InputError(f"{file} is truncated: {size} bytes, and its header needs {end}.")
+    if size > end:
+        raise InputError(
+            f"{file} has {size - end} bytes behind its last tensor, and loaders refuse it; download it "
+            "again."
+        )
+    return header, begin
+
+
+def checked_length(file: Path, header: Mapping[str, dict]) -> int:
+    """Bytes of all tensors, which have to lie one behind the other, each as long as its shape says."""
+    spans = {}
+    for name, entry in header.items():
+        try:
+            begin, end = entry["data_offsets"]
+            count = math.prod(entry["shape"])
+            each = (end - begin) / count if count else 0
+            whole = all(isinstance(n, int) and n >= 0 for n in (begin, end, *entry["shape"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} is damaged: its header does not place {name}.") from error
+        bits = re.search(r"\d+", str(entry.get("dtype")))
+        if not whole or (bits and 8 * each != (int(bits[0]) if count else 0)):
+            raise InputError(
+                f"{file} is damaged: {name} of shape {entry['shape']} is not what {end - begin} bytes "
+                "hold; download it again."
+            )
+        spans[name] = begin, end
+    place = 0
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != place:
+            raise InputError(
+                f"{file} is damaged: {name} begins at byte {begin} of the data and not at {place}; "
+                "download it again."
+            )
+        place = end
+    return place

@@ -1,0 +1,66 @@
+"""The units of one block: what they own, and the block without some of them."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import Family
+
+
+@dataclass(frozen=True)
+class BlockGeometry:
+    """What a method needs to know of a block: sizes, and where things are."""
+
+    family: Family
+    units: dict[str, int]
+    sizes: dict[str, int]  # channels of a unit of each kind, as a `Slice` names them
+    parallel: bool  # whether the FFN reads what the attention reads
+    activation: str
+    norm_eps: float
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, block: int = 0) -> "BlockGeometry":
+        """Of one block: only `units` may differ between blocks."""
+        return cls(
+            family=checkpoint.family,
+            units=checkpoint.block_units[block],
+            sizes=checkpoint.channel_sizes,
+            parallel=checkpoint.family.parallel(checkpoint.config),
+            activation=checkpoint.config.get("hidden_act", "silu"),
+            norm_eps=checkpoint.config.get("rms_norm_eps", 1e-6),
+        )
+
+    def channels(self, group: str) -> int:
+        """Channels of the output projection's input that one unit owns."""
+        return self.sizes["q" if group == "attention" else "c"]
+
+    def output_module(self, group: str) -> str:
+        return self.family.output(group).removesuffix(".weight")
+
+
+@contextmanager
+def only_units(layer: nn.Module, geometry: BlockGeometry, kept: dict[str, list[int]]):
+    """While open, `layer` computes what it would with the units `kept[group]` alone.
+
+    A removed unit contributes nothing to its output projection, so zeroing its channels there is
+    exactly the cut.
+    """
+    handles = []
+    for group, units in kept.items():
+        width = geometry.channels(group)
+        lost = torch.tensor(sorted({*range(geometry.units[group])} - {*units}), dtype=torch.long)
+        dead = (lost[:, None] * width + torch.arange(width)).flatten()
+
+        def hook(_, args, dead=dead):
+            return (args[0].index_fill(-1, dead.to(args[0].device), 0.0), *args[1:])
+
+        module = layer.get_submodule(geometry.output_module(group))
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

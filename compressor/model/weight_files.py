@@ -1,0 +1,151 @@
+"""Which files of a folder hold its weights: those that `from_pretrained` reads, or none.
+
+transformers takes model.safetensors before an index, adds an adapter that lies beside, and can be sent
+elsewhere by the config; vLLM and others take whatever lies there. A folder where loaders would read
+different weights is refused, with the files to remove. What all of them leave alone may stay.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from compressor.config.json_files import read_object
+from compressor.errors import InputError
+from compressor.model.tensors import INDEX, SINGLE
+
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# What a distributed save of transformers leaves, which it then reads before all else.
+DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def weight_files(path: Path, config: Mapping) -> list[str]:
+    """Names of the safetensors files in `path` that hold the model, in the order they are read.
+
+    InputError if there are none, or if loaders would take others.
+    """
+    check_adapters(path)
+    check_redirection(path, config)
+    single, index = (path / SINGLE).is_file(), (path / INDEX).is_file()
+    if single and index:
+        check_agreement(path)
+    if single:
+        return [SINGLE]
+    if index:
+        return sorted(set(weight_map(path).values()))
+    raise InputError(no_weights(path))
+
+
+def check_adapters(path: Path) -> None:
+    found = [name for name in ADAPTERS if (path / name).is_file()]
+    if not found:
+        return
+    if not (path / "config.json").exists():
+        raise InputError(
+            f"{path} holds an adapter ({', '.join(found)}) and no model; merge it into its base model "
+            "(peft's merge_and_unload), and give that."
+        )
+    raise InputError(
+        f"{path} holds an adapter beside its weights ({', '.join(found)}): from_pretrained adds what "
+        f"{ADAPTERS[0]} is of, and other loaders do not. Merge it (peft's merge_and_unload), or move "
+        "these files out of the folder."
+    )
+
+
+def check_redirection(path: Path, config: Mapping) -> None:
+    """Refuse weights that transformers finds by other names, and other loaders do not."""
+    named = config.get("transformers_weights")
+    if named not in (None, SINGLE, INDEX):
+        raise InputError(
+            f"The config of {path} names its weights {named!r} (transformers_weights), which "
+            f"transformers reads and other loaders do not. Name the file {SINGLE} in a copy, and take "
+            "the entry out of config.json."
+        )
+    shards = sorted(p.name for p in path.iterdir() if DISTRIBUTED.fullmatch(p.name))
+    if shards:
+        raise InputError(
+            f"{path} holds a distributed save ({shards[0]}), which transformers reads before {SINGLE} "
+            "and other loaders do not. Remove it, or load the model with transformers and save it with "
+            "save_pretrained in another folder."
+        )
+
+
+def check_agreement(path: Path) -> None:
+    """Refuse an index beside a single file, unless it says the same."""
+    files = sorted(set(weight_map(path).values()))
+    if files == [SINGLE]:
+        return
+    raise InputError(
+        f"{path} holds two sets of weights, {SINGLE} and those of {INDEX} ({shown(files)}): "
+        f"transformers reads the first, and others may read the second. Keep one: remove {SINGLE}, or "
+        f"{INDEX} and its files."
+    )
+
+
+def weight_map(path: Path) -> dict[str, str]:
+    """The file of every tensor by the index; a file outside the folder is refused."""
+    index = read_object(path / INDEX)
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise InputError(f"{path / INDEX} has no weight_map of names of files.")
+    if not isinstance(index.get("metadata"), dict):
+        raise InputError(
+            f"{path / INDEX} has no metadata, without which transformers refuses it; add "
+            '"metadata": {} to it.'
+        )
+    for file in found.values():
+        if Path(file).name != file:
+            raise InputError(f"{path / INDEX} names {file!r}, outside the folder.")
+    return found
+
+
+def no_weights(path: Path) -> str:
+    """What is there in the place of weights."""
+    others = sorted(p.name for p in path.glob("*.safetensors"))
+    others += sorted(p.name for p in path.glob("*.safetensors.index*.json"))
+    if others:
+        return (
+            f"{path} has neither {SINGLE} nor {INDEX}, which loaders look for, but {shown(others)}; if "
+            f"that is the model, name it {SINGLE} (or its index {INDEX}) in a copy."
+        )
+    pickled = sorted(p.name for kind in PICKLES for p in path.glob(kind))
+    if pickled:
+        return (
+            f"{path} holds pickled weights only ({pickled[0]}); pickles can run code and are not "
+            "opened. Convert to safetensors first."
+        )
+    return f"{path} has neither {SINGLE} nor {INDEX}."
+
+
+def shown(names: list[str]) -> str:
+    """The first names, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def check_index(path: Path, held: Mapping[str, list[str]], not_read: tuple[str, ...]) -> None:
+    """The index and its files say the same: every tensor is in the one file that is named for it.
+
+    held: names of the tensors of each file. not_read: ends of names that do not matter.
+    """
+    if (path / SINGLE).is_file() or not (path / INDEX).is_file():
+        return
+    placed = weight_map(path)
+    where: dict[str, list[str]] = {}
+    for file, names in held.items():
+        for name in names:
+            where.setdefault(name, []).append(file)
+    for name, file in placed.items():
+        if file not in where.get(name, []) and not name.endswith(not_read):
+            raise InputError(f"{path / INDEX} places {name} in {file}, which lacks it.")
+    for name, files in where.items():
+        if len(files) > 1:
+            raise InputError(
+                f"{name} is in {files[0]} and in {files[1]} of {path}, so loaders may read either; "
+                "remove the shards that are not of this model."
+            )
+        if name not in placed and not name.endswith(not_read):
+            raise InputError(
+                f"{files[0]} in {path} holds {name}, which {INDEX} does not name, so some loaders read "
+                "it and others do not; download the index again."
+            )

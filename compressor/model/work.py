@@ -1,0 +1,134 @@
+"""What a model computes and moves: exact counts, from its widths alone.
+
+One step adds T tokens to each of B sequences, the last of them at position C. Decoding is T = 1, the
+prefill of a prompt T = C. Per block, with the widths of `BlockWidths` and e bytes an element:
+
+    FLOPs    2 B T weights + 4 B query S      S = sum over the T tokens of min(position, window)
+    bytes    e vectors + weight bytes                               read once a step, whatever B and T
+           + e B 2 key_value (R + T)                                cache: read R positions, write T
+           + e B T (4 hidden + 4 query + 2 key_value + (ffn_inputs + 1) ffn)       inputs and outputs
+
+A multiplication and an addition are two FLOPs; only matrix products count (norms, rotary embedding,
+softmax and activations do not). S is the causal half of attention, what a kernel that skips masked
+tiles computes: T (T + 1) / 2 in a prefill without window, where counters of dense products see T^2.
+R = min(C, window + T - 1) positions are seen by any of the tokens: all T in a prefill. Every product
+reads its input and writes its output once; what lies between two products is taken as fused.
+
+The embedding is a look-up: no FLOPs, T rows. The head multiplies the last token of each sequence, as
+generation does: 2 B vocabulary hidden FLOPs, and its matrix is read whole, tied or not; a tied one is
+held once. Everything is dense: a zero is stored, read and multiplied like any number, so sparsity
+without smaller tensors changes nothing here.
+
+A weight takes e bytes; of 4-bit matrices [out, in] in groups of g the bytes are those of the format,
+out (4 ceil(in / 8) + e in / g) + 16, read as they are stored: fused 4-bit kernels do so, transformers,
+which unpacks all weights before its first step, does not.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from compressor.model.widths import BlockWidths, ModelWidths
+
+
+@dataclass(frozen=True)
+class Step:
+    """`batch` sequences take `tokens` more tokens each, up to position `context`."""
+
+    batch: int
+    tokens: int
+    context: int
+
+
+class Work(NamedTuple):
+    """FLOPs and bytes that some step of some part takes."""
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block, or what lies before or after the blocks (`widths` None), and its work.
+
+    kv_bytes_per_token: cache of one token of one sequence. kv_bytes: of the whole batch at the
+    context.
+    """
+
+    name: str
+    widths: BlockWidths | None
+    parameters: int
+    bytes: int
+    kv_bytes_per_token: int
+    kv_bytes: int
+    decode: Work
+    prefill: Work
+
+
+def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
+    """Embedding, blocks and head, in order."""
+    size = model.dtype.itemsize
+    steps = Step(batch, 1, context), Step(batch, context, context)
+    embedded = model.vocabulary * model.hidden + model.positions
+    looked_up = (Work(0, 2 * size * batch * s.tokens * model.hidden) for s in steps)
+    found = [Part("embedding", None, embedded, size * embedded, 0, 0, *looked_up)]
+    for index, block in enumerate(model.blocks):
+        parameters = block.weights + block.vectors
+        found.append(
+            Part(
+                str(index),
+                block,
+                parameters,
+                weight_bytes(block, size, model.group) + size * block.vectors,
+                kv_bytes_per_token(block, size),
+                batch * seen(block, steps[0]) * kv_bytes_per_token(block, size),
+                *(Work(flops(block, s), moved(block, s, size, model.group)) for s in steps),
+            )
+        )
+    matrix = model.vocabulary * model.hidden
+    own = model.vectors + (0 if model.tied else matrix)
+    read = size * (matrix + model.vectors + batch * (model.hidden + model.vocabulary))
+    last = Work(2 * batch * matrix, read)
+    return [*found, Part("head", None, own, size * own, 0, 0, last, last)]
+
+
+def flops(block: BlockWidths, step: Step) -> int:
+    products = 2 * step.tokens * block.weights
+    return step.batch * (products + 4 * block.query * attended(step, block.window))
+
+
+def attended(step: Step, window: int | None) -> int:
+    """S: pairs of a new token and a position it attends to, of one sequence."""
+
+    def up_to(position: int) -> int:
+        full = min(position, window or position)
+        return full * (full + 1) // 2 + (position - full) * full
+
+    return up_to(step.context) - up_to(step.context - step.tokens)
+
+
+def seen(block: BlockWidths, step: Step) -> int:
+    """R: positions of one sequence's cache that the step reads, the new ones included."""
+    return min(step.context, (block.window or step.context) + step.tokens - 1)
+
+
+def moved(block: BlockWidths, step: Step, size: int, group: int | None = None) -> int:
+    """Bytes between memory and processor, `size` bytes an element; weights perhaps in 4 bits."""
+    cache = 2 * block.key_value * (seen(block, step) + step.tokens)
+    ends = 4 * block.hidden + 4 * block.query + 2 * block.key_value
+    ends += (block.ffn_inputs + 1) * block.ffn
+    others = size * (block.vectors + step.batch * (cache + step.tokens * ends))
+    return weight_bytes(block, size, group) + others
+
+
+def weight_bytes(block: BlockWidths, size: int, group: int | None) -> int:
+    """What the matrices of a block take, with `size` bytes an element of them or of their scales."""
+    if group is None:
+        return size * block.weights
+    return sum(
+        rows * (4 * -(-columns // 8) + size * (columns // group)) + 16
+        for rows, columns in block.matrices
+    )
+
+
+def kv_bytes_per_token(block: BlockWidths, size: int) -> int:
+    return 2 * block.key_value * size

@@ -1,0 +1,1 @@
+"""From scores to the units that stay: targets, widths that may be written, allocations."""

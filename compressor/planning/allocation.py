@@ -1,0 +1,132 @@
+"""Allocation: how many units of each group stay in each block, on the lattice of widths.
+
+    uniform   the same widths in every block, of attention and FFN about the same share
+    global    all units of the model ranked together; every block its own widths
+    exact     the widths whose measured errors add up to least (`solvers/exact.py`, `landscape.py`)
+    measured  the same of errors in nats: what they are worth to the model's loss (`landscape.py`)
+    besa      exact, of widths next to those that blocks learned (`learned.py`)
+
+Which units stay is the same in all: the best-scored of each group of each block.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from compressor.config.choices import ALLOCATIONS, check_allocation
+from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.groups import GROUPS
+from compressor.planning.alignment import Alignment, alignment_of
+from compressor.planning.costs import Costs, reached
+from compressor.planning.landscape import Landscape
+from compressor.planning.lattice import Wanted
+from compressor.planning.measured import solve_measured
+from compressor.planning.plan import Plan
+from compressor.planning.ranking import solve_globally
+from compressor.planning.target import Target
+from compressor.planning.told import described
+from compressor.planning.uniform import solve
+from compressor.scoring.scores import Scores, best
+from compressor.solvers.exact import Widths
+
+# solve(scores, target, checkpoint, lattice, protect, alike) of the names in `choices.ALLOCATIONS`
+SOLVERS: dict[str, Callable[..., list[Widths]]] = {
+    "uniform": lambda scores, *given: solve(*given[:-1]),
+    "global": lambda *given: solve_globally(*given[:-1]),
+    "exact": solve_measured,
+    "measured": lambda *given: solve_measured(*given, in_nats=True),
+    "besa": lambda *given: solve_measured(*given, learned=True),
+}
+
+
+def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
+    """Block numbers, negative ones counted from the end, as sorted non-negative ones."""
+    count = checkpoint.blocks
+    outside = [b for b in blocks if not -count <= b < count]
+    if outside:
+        raise InputError(f"--protect names the block {outside[0]}; the model has {count} blocks.")
+    return sorted({b % count for b in blocks})
+
+
+def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
+    if len(scores.blocks) != checkpoint.blocks or any(
+        len(block[g]) != units[g]
+        for block, units in zip(scores.blocks, checkpoint.block_units, strict=True)
+        for g in GROUPS
+    ):
+        raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
+
+
+def alignment(
+    target: Target,
+    checkpoint: Checkpoint,
+    wanted: Wanted,
+    protect: Sequence[int] = (),
+    how: str = "uniform",
+    scores: Scores | None = None,
+) -> Alignment:
+    """The lattice that a target gets with the allocation `how`, of what was measured of the scores."""
+    landscape = scores and ALLOCATIONS[how].measured and Landscape.of(scores)
+    known = landscape.ffn if landscape else None
+    return alignment_of(target, checkpoint, wanted, protect, ALLOCATIONS[how].rule, known)
+
+
+def allocate(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    target: Target,
+    align: int | None = None,
+    tp: int = 1,
+    protect: Sequence[int] = (),
+    container: str = "auto",
+    how: str = "uniform",
+    alike: bool = True,
+    columns: int = 1,
+) -> Plan:
+    """The best-scored units of every block, as many as the allocation `how` gives each.
+
+    align: what FFN widths are multiples of; by default the widest usual multiple that comes near
+    enough to the target. alike: as many units in every block; `global` gives every block its own
+    number all the same.
+    """
+    check_allocation(how)
+    check_scores(scores, checkpoint)
+    protect = protected(protect, checkpoint)
+    wanted = Wanted(align, tp, container, columns, served=alike)
+    given = alignment(target, checkpoint, wanted, protect, how, scores)
+    chosen = SOLVERS[how](scores, target, checkpoint, given.lattice, protect, alike)
+    plan = plan_of(scores, checkpoint, target, chosen, how, protect)
+    plan.about |= described(given)
+    return plan
+
+
+def plan_of(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    target: Target,
+    widths: Sequence[Widths],
+    how: str,
+    protect: Sequence[int],
+) -> Plan:
+    """The best-scored units of every block, as many as `widths` says."""
+    kept = [
+        {g: best(block[g], width[g]) for g in GROUPS}
+        for block, width in zip(scores.blocks, widths, strict=True)
+    ]
+    costs = Costs.of(checkpoint, target.budget)
+    params = costs.size(widths, "params")
+    return Plan(
+        kept,
+        {
+            "asked": asdict(target),
+            "keep_reached": params / costs.total["params"],
+            "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
+            "budget_reached": reached(target, costs, costs.size(widths, target.measure)),
+            "parameters": params,
+            "bytes": costs.size(widths, "bytes"),
+            "allocate": how,
+            "protect": list(protect),
+            "units": checkpoint.block_units,
+            "scores": scores.about,
+        },
+    )

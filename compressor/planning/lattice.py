@@ -1,0 +1,117 @@
+"""The widths that may be written: aligned, expressible in the container, shared by devices."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.heads import takes
+
+# Usual multiples of FFN channels: which of them a target gets, `alignment.py` says. What
+# kernels and formats want: tensor cores read bf16 best in lines of 64; Marlin's 4-bit kernels take 128
+# input channels and 64 output channels; FP8 blocks are 128 x 128; GGUF's k-quants are rows of 256.
+MULTIPLES = (256, 128, 64, 32, 16, 8)
+FINER = (4, 2, 1)  # which no kernel wants, where those come too far from a target
+SHARED = 128  # of the part that each of several devices has
+CHOICE = 16  # widths to choose from, where no target says how fine they must be
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending."""
+
+    ffn: list[int]
+    attention: list[int]
+
+    @property
+    def align(self) -> int:
+        """What all FFN widths but the whole one are multiples of."""
+        return self.ffn[0]
+
+    def of_block(self, units: Mapping[str, int]) -> dict[str, list[int]]:
+        """The widths of each group of a block that has so many units."""
+        steps = {"attention": self.attention, "ffn": self.ffn}
+        return {group: up_to(widths, units[group]) for group, widths in steps.items()}
+
+
+def up_to(widths: Sequence[int], units: int) -> list[int]:
+    """Those of the widths that a block with so many units can have; a narrow one can stay whole."""
+    if units >= widths[-1]:
+        return list(widths)
+    return [*(width for width in widths if width < units), units]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options say of widths, as `lattice` takes it."""
+
+    align: int | None = None
+    tp: int = 1
+    container: str = "auto"
+    columns: int = 1
+    served: bool = True
+
+    @property
+    def least(self) -> int:
+        """What FFN widths are a multiple of whatever the target is, --align apart."""
+        return math.lcm(self.columns, SHARED * self.tp if self.tp > 1 else 1)
+
+    def multiples(self, width: int) -> list[int]:
+        """The multiples to choose from up to a width, the widest first; with --align that alone."""
+        if self.align is not None:
+            return [self.align]
+        each = dict.fromkeys(math.lcm(m, self.least) for m in (*MULTIPLES, *FINER))
+        return [m for m in each if m <= width] or [self.least]
+
+    def lattice(self, checkpoint: Checkpoint, align: int) -> Lattice:
+        return lattice(checkpoint, align, self.tp, self.container, self.columns, self.served)
+
+
+def default_align(width: int) -> int:
+    """The widest usual multiple that leaves widths enough to choose from."""
+    return next((m for m in (*MULTIPLES, *FINER) if width // m >= CHOICE), 1)
+
+
+def lattice(
+    checkpoint: Checkpoint,
+    align: int | None = None,
+    tp: int = 1,
+    container: str = "auto",
+    columns: int = 1,
+    served: bool = True,
+) -> Lattice:
+    """Widths of the uniform layout that the container can express and `tp` devices can share.
+
+    align: what FFN widths are multiples of, by default `default_align`. columns: what the input
+    channels of every projection are to be a multiple of. served: whether vLLM is to load what is
+    written, as it does the uniform layout.
+    """
+    width = checkpoint.units["ffn"]
+    if (align is not None and align < 1) or tp < 1:
+        raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
+    step = align or default_align(width)
+    if tp > 1:
+        step = math.lcm(step, SHARED * tp)
+    step = math.lcm(step, columns)
+    rep = checkpoint.queries_per_group
+    refused = (
+        f"No cut of this model has input channels in whole groups of {columns} (--quantize-group): "
+        f"its hidden size is {checkpoint.hidden_size}, and its heads have {checkpoint.head_dim} "
+        f"channels, {rep} to a KV head."
+    )
+    if checkpoint.hidden_size % columns:
+        raise InputError(refused)
+    if step > width:
+        raise InputError(f"FFN widths in steps of {step} do not exist: the model's is {width}.")
+    groups = checkpoint.units["attention"]
+    whole = [g for g in range(1, groups + 1) if not g * rep * checkpoint.head_dim % columns]
+    counts = [
+        g
+        for g in whole
+        if g == groups or (g % tp == 0 and takes(checkpoint, {g}, container, served))
+    ]
+    if not counts:
+        raise InputError(refused)
+    widths = {*range(step, width + 1, step), *([] if width % columns else [width])}
+    return Lattice(sorted(widths), counts)

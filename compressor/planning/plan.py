@@ -1,0 +1,69 @@
+"""`Plan`: which units stay."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.errors import NOT_JSON, InputError
+
+if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
+    from compressor.model.checkpoint import Checkpoint
+
+
+@dataclass
+class Plan:
+    """`blocks[b][group]` is the sorted list of kept units; `about` reproduces it."""
+
+    blocks: list[dict[str, list[int]]]
+    about: dict = field(default_factory=dict)
+
+    def widths(self) -> list[dict[str, int]]:
+        return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
+
+    def widest(self) -> dict[str, int]:
+        """The largest number of units of each group in any block."""
+        widths = self.widths()
+        return {group: max(w[group] for w in widths) for group in widths[0]}
+
+    def width_range(self, group: str) -> str:
+        """`64`, or `32 to 96` where blocks differ."""
+        counts = [w[group] for w in self.widths()]
+        least, most = min(counts), max(counts)
+        return f"{least}" if least == most else f"{least} to {most}"
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            blocks = [{g: list(kept) for g, kept in b.items()} for b in value["blocks"]]
+            return cls(blocks, dict(value["about"]))
+        except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one."""
+        if len(self.blocks) != checkpoint.blocks:
+            raise InputError(
+                f"The plan is for {len(self.blocks)} blocks; {checkpoint.path} has "
+                f"{checkpoint.blocks}."
+            )
+        made_for = self.about.get("units", checkpoint.block_units)
+        for index, (block, own) in enumerate(zip(made_for, checkpoint.block_units, strict=True)):
+            for group, units in own.items():
+                if block[group] != units:
+                    raise InputError(
+                        f"The plan was made for {block[group]} units of {group} in block {index}, and "
+                        f"{checkpoint.path} has {units}; score it, and make a plan of its own."
+                    )
+        for index, block in enumerate(self.blocks):
+            for group, units in checkpoint.block_units[index].items():
+                kept = block.get(group) or []
+                if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
+                    raise InputError(
+                        f"The plan's {group} list of block {index} is not a sorted, non-empty "
+                        f"list of indices below {units}."
+                    )

@@ -1,0 +1,130 @@
+"""Global allocation: all units of the model ranked together, and every block its own widths."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from compressor.model.checkpoint import Checkpoint
+from compressor.planning.costs import Costs, aim_of
+from compressor.planning.lattice import Lattice, up_to
+from compressor.planning.target import Target
+from compressor.planning.uniform import smallest
+from compressor.scoring.scores import Scores
+from compressor.solvers.exact import Widths, take_nearer
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step up the lattice: a group of a block grows by `units`, to `width`."""
+
+    worth: float  # mean normalised score of the units added
+    block: int
+    group: str
+    width: int
+    units: int
+
+
+def normalised(blocks: Sequence[Mapping[str, torch.Tensor]], group: str) -> list[torch.Tensor]:
+    """A group's scores in every block, [units] float64, over their mean in the whole model.
+
+    One constant for the FFN channels and one for the KV groups. All units of a group cost the same,
+    so this is the score per parameter over the group's mean score per parameter: an average
+    parameter counts the same in both, whatever their scores are measured in and whatever a unit
+    costs, and what scores know between blocks is kept. Where scores are not comparable between
+    blocks, as norms of activations are not, neither are these.
+
+    That sizes are compared by score per parameter is usual (LLM-Pruner, arXiv 2305.11627); this
+    normalisation is ours.
+    """
+    mean = torch.cat([block[group] for block in blocks]).double().abs().mean()
+    return [block[group].double() / mean.clamp_min(TINY) for block in blocks]
+
+
+def ranked_steps(
+    blocks: Sequence[Mapping[str, torch.Tensor]], lattice: Mapping[str, Sequence[int]]
+) -> list[Step]:
+    """All steps of all blocks beyond the least widths, by `normalised` score, the best first.
+
+    A step is worth the mean of its units, and at most what the step before it is. Ties go to
+    attention, then to the lower block.
+    """
+    steps = []
+    for group, widths in lattice.items():
+        for b, values in enumerate(normalised(blocks, group)):
+            descending, worth = values.sort(descending=True).values, math.inf
+            for narrow, wide in pairwise(up_to(widths, len(values))):
+                worth = min(worth, descending[narrow:wide].mean().item())
+                steps.append(Step(worth, b, group, wide, wide - narrow))
+    return sorted(steps, key=lambda step: -step.worth)
+
+
+def grow(
+    widths: Sequence[Widths],
+    steps: Sequence[Step],
+    prices: Mapping[str, Sequence[int]],
+    room: float,
+    near: bool = False,
+) -> list[Widths]:
+    """Take the steps in their order as far as there is room, in the measure of `prices` (of n units).
+
+    A step that no longer fits ends its group in its block, and the others go on: at the end no step
+    that could be next fits. With more room the size is never smaller. near: one of these steps is
+    taken all the same, the smallest, where that comes nearer to the room than without it.
+    """
+    widths = [dict(width) for width in widths]
+    full = set()
+    for step in steps:
+        place, price = (step.block, step.group), prices[step.group]
+        cost = price[step.width] - price[step.width - step.units]
+        if place in full:
+            continue
+        if cost > room:
+            full.add(place)
+            continue
+        widths[step.block][step.group] = step.width
+        room -= cost
+    if near:
+        beyond, rest = left_out(widths, steps, prices)
+        take_nearer(widths, beyond, room, rest)
+    return widths
+
+
+def left_out(
+    widths: Sequence[Widths], steps: Sequence[Step], prices: Mapping[str, Sequence[int]]
+) -> tuple[list[tuple[int, int, Widths]], int]:
+    """The step that would be next of every group of every block, in order: cost, block, new widths.
+
+    And what all steps that were not taken cost.
+    """
+    found, costs = {}, {}
+    for step in steps:
+        own, place = widths[step.block], (step.block, step.group)
+        if step.width > own[step.group]:
+            cost = prices[step.group][step.width] - prices[step.group][own[step.group]]
+            found.setdefault(place, (cost, step.block, own | {step.group: step.width}))
+            costs[place] = max(cost, costs.get(place, 0))
+    return list(found.values()), sum(costs.values())
+
+
+def solve_globally(
+    scores: Scores,
+    target: Target,
+    checkpoint: Checkpoint,
+    lattice: Lattice,
+    protect: Sequence[int] = (),
+) -> list[Widths]:
+    """Widths by one ranking of all units of the blocks that are not protected, nearest to the target.
+
+    It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
+    """
+    costs = Costs.of(checkpoint, target.budget)
+    least = smallest(target, checkpoint, lattice, protect)
+    steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
+    free = [step for step in steps if step.block not in protect]
+    room = aim_of(target, costs)[0] - costs.size(least, target.measure)
+    return grow(least, free, costs.prices[target.measure], room, near=not target.hard)

@@ -1,0 +1,138 @@
+"""How small a model can become, and what of it no cut can touch: embedding and head.
+
+Shares of all parameters and of the blocks' weights differ by what is outside the blocks. In a model
+that is mostly embedding, 0.9 of all can be 0.7 of the blocks, and 0.7 of all impossible: so it is said
+where `MUCH` of the parameters or more are outside. From there on the 0.3 that `--keep 0.7` takes away
+are 0.4 of the blocks or more, which is another cut than its name says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.heads import why_heads_stay
+from compressor.planning.costs import Costs, aim_of, reached
+from compressor.planning.lattice import Lattice
+from compressor.planning.target import Target
+
+MUCH = 0.25
+SHARES = {"keep": "all parameters", "keep-blocks": "the blocks' weights"}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Parameters of a model and of what is outside its blocks, and the least shares that can stay."""
+
+    parameters: int
+    outside: int
+    tied: bool  # one matrix is embedding and head
+    align: int  # what FFN widths are multiples of
+    keep: float  # of all parameters
+    keep_blocks: float  # of the blocks' weights
+
+    @property
+    def much(self) -> bool:
+        return self.outside >= MUCH * self.parameters
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing can be cut."""
+        return self.keep >= 1
+
+    def embedding(self) -> str:
+        """What is outside, in a sentence without its end."""
+        if self.parameters < 1e7:
+            counts = f"{self.outside:,} of {self.parameters:,}"
+        else:
+            counts = f"{self.outside / 1e6:.0f} of {self.parameters / 1e6:.0f} million"
+        what, verb = ("The embedding", "is") if self.tied else ("Embedding and head", "are")
+        share = f"{self.outside / self.parameters:.0%}"
+        return f"{what} {verb} {counts} parameters ({share}) and {verb} never cut"
+
+    def reachable(self) -> str:
+        """In both units; rounded by less than a result may miss a share by."""
+        steps = f" with FFN widths in multiples of {self.align}" if self.align > 1 else ""
+        return (
+            f"reachable{steps} are {self.keep:.2g} to 1 of all parameters ({self.keep_blocks:.2g} to 1 "
+            "of the blocks')"
+        )
+
+    def described(self) -> dict:
+        """For a record: counts and shares."""
+        return {
+            "parameters": self.outside,
+            "share": self.outside / self.parameters,
+            "least_keep": self.keep,
+            "least_keep_blocks": self.keep_blocks,
+        }
+
+
+def reach_of(checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()) -> Reach:
+    """What can be reached on a lattice with these blocks protected, from the headers alone."""
+    costs = Costs.of(checkpoint)
+    least = costs.size(least_widths(costs, lattice, protect), "params")
+    outside = sum(checkpoint.tensors[name].numel for name in checkpoint.outer_tensors())
+    shares = (reached(Target(kind, 1), costs, least) for kind in ("keep", "keep-blocks"))
+    return Reach(checkpoint.parameters, outside, checkpoint.tied, lattice.align, *shares)
+
+
+def least_widths(costs: Costs, lattice: Lattice, protect: Sequence[int] = ()) -> list[dict]:
+    """The narrowest widths of every block."""
+    return [
+        dict(units) if b in protect else {g: w[0] for g, w in lattice.of_block(units).items()}
+        for b, units in enumerate(costs.block_units)
+    ]
+
+
+def outside_note(reach: Reach, costs: Costs, targets: Sequence[Target] = ()) -> list[str]:
+    """Where much is outside the blocks: what targets are in the other unit, and what can be reached."""
+    if not reach.much or reach.nothing:
+        return []
+    shares = [
+        f"{target.flag} is {in_the_other_unit(target, costs)}"
+        for target in targets
+        if target.measure in ("params", "bytes")
+    ]
+    said = ": ".join(filter(None, (reach.embedding(), ", ".join(shares))))
+    return [f"{said}; {reach.reachable()}."]
+
+
+def in_the_other_unit(target: Target, costs: Costs) -> str:
+    """What a share of all parameters, or a bound, is of the blocks' weights, and the other way round."""
+    size = aim_of(target, costs)[0] * costs.total["params"] / costs.total[target.measure]
+    kind = "keep" if target.kind == "keep-blocks" else "keep-blocks"
+    share = reached(Target(kind, 1), costs, size)
+    return f"{share:.2f} of {SHARES[kind]}" if share > 0 else "less than what is outside the blocks"
+
+
+def refusal(
+    target: Target,
+    checkpoint: Checkpoint,
+    costs: Costs,
+    lattice: Lattice,
+    protect: Sequence[int] = (),
+) -> str:
+    """Why a target cannot be reached on a lattice, and what can."""
+    size = costs.size(least_widths(costs, lattice, protect), target.measure)
+    reach = reach_of(checkpoint, lattice, protect)
+    value = target.number(target.value) if target.hard else f"{target.value:g}"
+    least = f"{size:,} {target.kind}" if target.hard else f"{reached(target, costs, size):.6g}"
+    if target.measure in ("params", "flops") and not target.hard:
+        least += f" ({size:,} {target.measure})"  # of a table the share says all
+    said = f"The target {target.kind} {value} cannot be reached: the smallest possible is {least}"
+    if reach.nothing:
+        return f"{said}, since nothing can be cut."
+    note = outside_note(reach, costs, [target]) or [f"{reach.reachable().capitalize()}."]
+    return f"{said}. {note[0]}{heads_that_stay(checkpoint, lattice)}"
+
+
+def heads_that_stay(checkpoint: Checkpoint, lattice: Lattice) -> str:
+    """A sentence where FFN channels alone can go, with the reason."""
+    if len(lattice.attention) > 1:
+        return ""
+    alone = "so FFN channels alone go: keep more."
+    if checkpoint.units["attention"] == 1:
+        return f" A block has one KV group, which stays, {alone}"
+    if reason := why_heads_stay(checkpoint):
+        return f" {reason}"
+    return f" With these options no KV group can go, {alone}"

@@ -1,0 +1,99 @@
+"""What a run says about itself: compression.json, the model card, the final table."""
+
+from pathlib import Path
+
+from compressor.model.families import FAMILIES, Family
+from compressor.model.per_layer import code_of, has_uniform, needs_code
+from compressor.report.drawing import PICTURE
+from compressor.text.tokens import describe
+
+
+def write_card(folder: Path, result: dict, record: dict) -> None:
+    """The model card: what this is, what it cost, how it was made."""
+    text = f"""---
+base_model: {Path(result["source"]).name}
+tags: [pruned]
+---
+# {Path(result["source"]).name}, compressed to {result["keep_reached"]:.1%}
+
+{result["parameters_after"]:,} of {result["parameters_before"]:,} parameters stay. A dense checkpoint
+of the type `{result["container"]}`{how_it_loads(FAMILIES[result["container"]], result["layout"])}
+
+{quality(result, record)}
+
+{how_made(folder, result, record)}"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def quality(result: dict, record: dict) -> str:
+    """What the compression cost, measured."""
+    before, after = result["perplexity_before"], result["perplexity_after"]
+    if after is None:
+        return "No perplexity was measured (`--evaluation none`)."
+    kl, share = result["kl"], result["agreement"]
+    return (
+        f"Perplexity {before:.3f} before, {after:.3f} after, on text that nothing was fitted to or "
+        f"chosen by: {describe(record['evaluation'])}. The next token's distribution is {kl:.3f} nats "
+        f"from the source's (KL divergence), and {share:.1%} of the tokens have the same likeliest one."
+    )
+
+
+def how_made(folder: Path, result: dict, record: dict) -> str:
+    """How units were chosen, how what is left was repaired and trained, and the picture."""
+    picture = ""
+    if (folder / PICTURE).exists():
+        picture = f"\n![Block by block: units kept, their scores and the cut]({PICTURE})\n"
+    trained = record.get("recovery")
+    training = "no recovery followed"
+    if trained and trained["kept"]:
+        settings, data = trained["settings"], trained["data"]
+        training = (
+            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
+            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
+        )
+        if result["perplexity_pruned"] is not None:
+            training += (
+                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
+            )
+    scored = record["plan"]["about"]["scores"]
+    units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
+    widths = f"widths by `{record['plan']['about']['allocate']}`"
+    return f"""{units}, {widths}; {how_repaired(record.get("repair"))}; {training}.
+`compression.json` holds the plan and all settings.
+{picture}"""
+
+
+def how_repaired(repair: dict | None) -> str:
+    """What of the blocks that stay was changed, and on which text."""
+    if repair is None:
+        return "what stays is unchanged"
+    trained = ""
+    if epochs := repair.get("epochs"):
+        times = "once" if epochs == 1 else f"{epochs} times"
+        trained = f"; then every block was trained toward the source's, {times} over that text"
+    text = describe(repair["calibration"])
+    return f"what stays was refitted (`--repair {repair['kind']}`) on {text}{trained}"
+
+
+def how_it_loads(family: Family, layout: str) -> str:
+    """The end of a sentence, and the lines of Python that load a result."""
+    imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
+    if not needs_code(family, layout):
+        return f"; it loads with plain `transformers`:\n\n{imports}{call})"
+    first, *others = [f"`{file.name}`" for file in code_of(family)]
+    files = f"{first} (with {', '.join(others)})" if others else first
+    what = "of which `transformers` has no class."
+    closing = ""
+    if layout == "per-layer":
+        what = "whose blocks have widths of their own."
+        closing = """, and what knows one width for all blocks (vLLM's
+classes, llama.cpp, 4-bit kernels) does not load it"""
+    if layout == "per-layer" and has_uniform(family):
+        closing += ". A `uniform` result loads everywhere"
+    return f""" {what} {files}, which is
+in this folder, builds them; `transformers` runs it only where it is told to:
+
+{imports}{call}, trust_remote_code=True)
+
+Without `trust_remote_code` loading ends with an error{closing}."""

@@ -1,0 +1,1 @@
+"""Scores: one number a unit, by any of the methods."""

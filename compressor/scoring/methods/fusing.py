@@ -1,0 +1,59 @@
+"""The end of HyWIA's scores: what was observed of all blocks is fused, at rates that may be fitted to
+measured loss changes (`calibrated`).
+"""
+
+import torch
+
+from compressor.model.stream import BlockStream
+from compressor.scoring.methods.combined import Blocks, Calibration, Combined
+from compressor.scoring.methods.hywia import PARTS, fitted_share, fuse, normalised
+from compressor.scoring.probing import loss_changes_in_parts, sample_probes, spearman
+from compressor.text.tokens import TokenSet
+
+PROBES, PROBE_SEQUENCES = 128, 8  # the work of a few forwards of 128 calibration sequences
+
+
+def combine(blocks: Blocks, mode: str, given: Calibration) -> Combined:
+    """The fused scores of all blocks, in any mode of `hywia` and of the methods of one part alone."""
+    shares, notes = {}, []
+    if mode == "attention" and len(given.tokens.sequences) == 1:
+        mode = "fixed:0.5"
+        notes.append(
+            "One calibration sequence has no variance to attend to, so coarse and fine importance "
+            "were weighed equally (fixed:0.5); give more --samples."
+        )
+    if mode == "calibrated":
+        shares, notes = calibrated_shares(blocks, given)
+    fused = fuse(blocks, mode, shares)
+    return Combined(fused.scores, mode, fused.parts, {PARTS[0]: fused.alpha}, notes)
+
+
+def calibrated_shares(blocks: Blocks, given: Calibration) -> tuple[dict[str, float], list[str]]:
+    """The coarse share of each group by `fitted_share` to measured loss changes, and how well
+    coarse, fine and fused rank them (Spearman), in sentences.
+
+    The loss changes of single units are far below the rounding of half precision, so they are
+    measured in float32, over a few calibration sequences and all blocks.
+    """
+    stream, tokens, saved = given.stream, given.tokens, given.saved
+    checkpoint = stream.checkpoint
+    probes = sample_probes(checkpoint.block_units, PROBES, given.seed)
+    texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
+    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
+    blocks = normalised(blocks)
+    changes = loss_changes_in_parts(wide, texts.batches(), probes, saved and saved / "probes")
+    shares, said = {}, []
+    for group in checkpoint.units:
+        mine = [i for i, probe in enumerate(probes) if probe[1] == group]
+        places = [(probes[i][0], probes[i][2]) for i in mine]
+        values = torch.stack([blocks[b][group][: len(PARTS), u] for b, u in places], 1)
+        true = changes[mine]
+        shares[group] = share = fitted_share(values, true)
+        fused = share * values[0] + (1 - share) * values[1]
+        found = {"coarse": values[0], "fine": values[1], "fused": fused}
+        ranks = ", ".join(f"{name} {spearman(v, true):.2f}" for name, v in found.items())
+        said.append(
+            f"Calibrated on {len(mine)} masked {group} units: {share:.2f} of the score is coarse; "
+            f"Spearman correlation with the loss change: {ranks}."
+        )
+    return shares, said

@@ -1,0 +1,100 @@
+"""What a block's output projections see of the loss: their inputs, and the gradients on both sides.
+
+No gradient of a weight is built: of each sequence there are, at o_proj and at down_proj, x [tokens,
+channels], dL/dx of the same shape and dL/dy [tokens, hidden], with y the projection's output, whose
+gradient is that of the residual stream it is added to.
+
+Each token's gradients are multiplied by the number of the sequence's predicted tokens, because the
+loss is their mean: long sequences weigh no less. A sequence's last token is left out. It predicts
+nothing and no other token attends to it, so that its gradients are zero.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from compressor.errors import InputError
+from compressor.model.units import BlockGeometry
+
+
+class OutputGradients(ABC):
+    """Context manager: while it is open, every backward of `layer` is observed.
+
+    After each sequence's backward `end_sequence` must be called; `reduced` gives the scores in the
+    end, with the weights still in place. `block` is the block's index, for messages; `groups` those
+    that are observed, all by default.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        geometry: BlockGeometry,
+        block: int,
+        groups: Collection[str] | None = None,
+    ):
+        self.layer, self.geometry, self.block = layer, geometry, block
+        self.groups = groups or geometry.units.keys()
+        self.seen: dict[str, dict[str, torch.Tensor]] = {}
+        self.tokens = 0
+        self.handles = []
+
+    def __enter__(self) -> "OutputGradients":
+        for group in self.groups:
+            self.handles.append(self.module(group).register_forward_hook(self._hook(group)))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        self.seen.clear()
+
+    def module(self, group: str) -> nn.Module:
+        return self.layer.get_submodule(self.geometry.output_module(group))
+
+    def end_sequence(self, predicted_tokens: int) -> None:
+        """Take in what the last backward showed; `InputError` if it is not finite."""
+        for group, seen in self.seen.items():
+            x, dx, dy = (
+                _rows(seen[name]) for name in ("input", "input's gradient", "output's gradient")
+            )
+            for name, gradient in (("output", dy), ("input", dx)):
+                if not gradient.isfinite().all():
+                    raise InputError(
+                        f"The gradient of the {name} of {self.geometry.output_module(group)} in "
+                        f"block {self.block} is not finite; try --dtype float32."
+                    )
+            self.add(group, x, dx * predicted_tokens, dy * predicted_tokens)
+        self.tokens += len(x)
+        self.seen.clear()
+
+    @abstractmethod
+    def add(self, group: str, x: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor) -> None:
+        """Accumulate one sequence: x, dx [tokens, channels] and dy [tokens, hidden], float32 or 64."""
+
+    @abstractmethod
+    def reduced(self) -> dict[str, torch.Tensor]:
+        """Scores of the block's units by group: [units], float64 on the CPU."""
+
+    def _hook(self, group: str):
+        def hook(_, args, output) -> None:
+            seen = self.seen[group] = {"input": args[0].detach()}
+
+            def keep(name: str):
+                def take(gradient: torch.Tensor) -> None:
+                    seen[name] = gradient
+
+                return take
+
+            args[0].register_hook(keep("input's gradient"))
+            output.register_hook(keep("output's gradient"))
+
+        return hook
+
+
+def _rows(states: torch.Tensor) -> torch.Tensor:
+    """Of one sequence [.., tokens, n] without the last token, one row a token, float32 or better."""
+    rows = states.flatten(0, -2)[:-1]
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -1,0 +1,110 @@
+"""What the methods see of a block: sums over the calibration tokens, taken by hooks.
+
+Statistics a method can ask for:
+    moments     of the inputs of both output projections (down_proj, o_proj)
+    gated       the factors of the gated FFN, or of one without a gate the mean of |phi'| and phi'^2
+                (`slopes`); and the mean of 1/rms before its norm, of 1/std if that is a LayerNorm
+    gram        X_u^T X_u of every KV group's input to o_proj
+Sums are kept in float64 on the device; padding is masked out, so neither the order nor the split of
+the batches matters beyond rounding.
+"""
+
+import torch
+from torch import nn
+
+from compressor.kernels.moments import moments, parts
+from compressor.kernels.swiglu_moments import gated_moments
+from compressor.model.units import BlockGeometry
+from compressor.scoring.methods.activations import slope
+
+
+class BlockStatistics:
+    """Context manager: while it is open, every forward of `layer` adds to the sums.
+
+    `mask` [sequences, tokens] must be set before each forward.
+    """
+
+    def __init__(self, layer: nn.Module, geometry: BlockGeometry, wanted: frozenset[str]):
+        self.layer, self.geometry, self.wanted = layer, geometry, wanted
+        self.mask: torch.Tensor | None = None
+        self.sums: dict[str, torch.Tensor] = {}
+        self.tokens = 0
+        self.handles = []
+        self.gate_output = None
+
+    def __enter__(self) -> "BlockStatistics":
+        family = self.geometry.family
+        for group in self.geometry.units:
+            module = self.layer.get_submodule(self.geometry.output_module(group))
+            hook = self._input_hook(group)
+            self.handles.append(module.register_forward_pre_hook(hook))
+        if "gated" in self.wanted:
+            find = self.layer.get_submodule
+            norm, up = find(family.ffn_norm), find(family.up)
+            self.handles.append(norm.register_forward_pre_hook(self._norm_hook))
+            if family.gate is None:
+                self.handles.append(up.register_forward_hook(self._plain_hook))
+            else:
+                self.handles += [
+                    find(family.gate).register_forward_hook(self._gate_hook),
+                    up.register_forward_hook(self._up_hook),
+                ]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        self.gate_output = None
+
+    def means(self, sequences: int) -> dict[str, torch.Tensor]:
+        """Every sum over the number of tokens, as float64; plus the counts themselves."""
+        found = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
+        return found | {"tokens": self.tokens, "sequences": sequences}
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _input_hook(self, group: str):
+        def hook(_, args) -> None:
+            x = self._in_sequences(args[0])
+            if group == "ffn":
+                self.tokens += int(self.mask.sum())
+            gated = self.geometry.family.gate is not None and "gated" in self.wanted
+            if group != "ffn" or not gated:
+                self._add(group, moments(x, self.mask))
+            if "gram" in self.wanted and group == "attention":
+                units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
+                units = units.transpose(0, 1)
+                self._add("gram", units.transpose(1, 2) @ units)
+
+        return hook
+
+    def _in_sequences(self, x: torch.Tensor) -> torch.Tensor:
+        """[sequences, tokens, channels] of what a block may have flattened (OPT does)."""
+        return x.view(*self.mask.shape, -1)
+
+    def _norm_hook(self, norm, args) -> None:
+        x = self._in_sequences(args[0])[self.mask].float()
+        if isinstance(norm, nn.LayerNorm):
+            rate = torch.rsqrt(x.var(-1, correction=0) + norm.eps)
+        else:
+            rate = torch.rsqrt(x.square().mean(-1) + self.geometry.norm_eps)
+        self._add("norm_rate", rate.double().sum())
+
+    def _plain_hook(self, _, args, output) -> None:
+        for part in parts(self._in_sequences(output), self.mask):
+            found = slope(part, self.geometry.activation).double()
+            self._add("slopes", torch.stack((found.abs().sum(0), found.square().sum(0))))
+
+    def _gate_hook(self, _, args, output) -> None:
+        self.gate_output = output
+
+    def _up_hook(self, _, args, output) -> None:
+        # The input of down_proj is not read again: its moments come with the factors.
+        gate, up = self.geometry.family.gate_and_up(self.gate_output, output)
+        inner, factors = gated_moments(gate, up, self.geometry.activation, self.mask)
+        self._add("ffn", inner)
+        self._add("gated", factors)
+        self.gate_output = None

@@ -1,0 +1,220 @@
+"""Probes: what the loss really does when units are switched off, in one pass over the blocks.
+
+A probe is the model without some units of one block. It is born where its block streams by, from the
+dense model's input to that block; from there on it is carried through the blocks beside the dense
+model, and in the end the head gives the loss of both. So the weights are read once for any number
+of probes, and what a probe costs is the hidden states of the probing text: `state_bytes`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from compressor.errors import InputError
+from compressor.model.activations import states_of
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.gradients import LOGITS_TOKENS
+from compressor.model.memory import trim_heap
+from compressor.model.modules import loaded
+from compressor.model.saved_blocks import finished_block, keep_block
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry, only_units
+from compressor.text.tokens import Batch
+
+STACKED_TOKENS = 4096  # of several variants, fed to a block as one batch
+PART = 10  # forward passes of one part, beside which the dense model's own is little
+
+# (block, group, unit): without this unit; (block, kept): with these alone, as `only_units` takes them.
+Probe = tuple[int, str, int] | tuple[int, Mapping[str, Sequence[int]]]
+
+
+@torch.no_grad()
+def loss_changes(
+    stream: BlockStream,
+    batches: list[Batch],
+    probes: Sequence[Probe],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> torch.Tensor:
+    """Loss of each probe minus the dense model's: float64 [probes], in nats a token.
+
+    The loss is total nll / predicted tokens over all batches, as in `evaluation/reference.py`.
+    Differences of single units are thousandths of a nat: give a stream in float32. progress(done,
+    total) counts blocks.
+
+    InputError when a probe names what the model has not, when nothing is predicted, and when a loss
+    is not finite.
+    """
+    for probe in probes:
+        check(probe, stream.checkpoint)
+    predicted = sum(int(batch.mask[:, 1:].sum()) for batch in batches)
+    if not predicted:
+        raise InputError(
+            "The probing text predicts no token; give sequences of two tokens or more."
+        )
+    ids = [batch.ids for batch in batches]
+    # Variant 0 is the dense model; variant v of batch i has the key v * batches + i.
+    states, _ = stream.record(ids)
+    _, calls = stream.record([i[:1] for i in ids])  # of one sequence: they broadcast to any number
+    alive = [0]
+    for index, weights in stream.weights():
+        geometry = BlockGeometry.of(stream.checkpoint, index)
+        with loaded(stream.layers[index], weights) as layer:
+            del weights
+            born = [v for v, probe in enumerate(probes, 1) if probe[0] == index]
+            for i, batch in enumerate(batches):
+                args, call = calls[i][index]
+
+                def run(hidden, layer=layer, args=args, call=call) -> torch.Tensor:
+                    output = layer(hidden, *args, **call)
+                    return states_of(output)
+
+                dense = states.get(i, stream.device)
+                for v in born:
+                    with only_units(layer, geometry, kept_units(probes[v - 1], geometry)):
+                        states.put(v * len(batches) + i, run(dense))
+                for stack in pieces(alive, max(1, STACKED_TOKENS // batch.ids.numel())):
+                    keys = [v * len(batches) + i for v in stack]
+                    hidden = torch.cat([states.get(key, stream.device) for key in keys])
+                    for key, state in zip(keys, run(hidden).chunk(len(keys)), strict=True):
+                        states.put(key, state)
+            alive += born
+        trim_heap()
+        progress(index + 1, stream.checkpoint.blocks)
+    nll = torch.zeros(1 + len(probes), dtype=torch.float64)
+    with stream.outer(head=True) as model:
+        for i, batch in enumerate(batches):
+            real = batch.mask[:, 1:].to(stream.device)
+            targets = batch.ids[:, 1:].to(stream.device)[real]
+            for v in range(len(nll)):
+                rows = states.get(v * len(batches) + i, stream.device)[:, :-1][real]
+                nll[v] += head_nll(stream, model, rows, targets).cpu()
+    states.discard()
+    for v in (~nll.isfinite()).nonzero().flatten().tolist():
+        where = f"with the probe {probes[v - 1]}" if v else "of the dense model"
+        raise InputError(f"The loss {where} is {nll[v].item()}; try --dtype float32.")
+    return (nll[1:] - nll[0]) / predicted
+
+
+def loss_changes_in_parts(
+    stream: BlockStream,
+    batches: list[Batch],
+    probes: Sequence[Probe],
+    saved: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> torch.Tensor:
+    """`loss_changes` of probes in the order of their blocks, measured in parts of so many blocks' probes
+    that the dense model's own passes do not count; finished parts are kept in the folder `saved`.
+    """
+    found, blocks = [], stream.checkpoint.blocks
+    parts = divided(probes, blocks)
+    for number, part in enumerate(parts):
+
+        def told(done: int, _: int, number=number) -> None:
+            progress(number * blocks + done, len(parts) * blocks)
+
+        known = finished_block(saved, number)
+        if known is None:
+            known = {"changes": loss_changes(stream, batches, part, told)}
+            keep_block(saved, number, known)
+        told(blocks, blocks)
+        found.append(known["changes"])
+    return torch.cat(found)
+
+
+def divided(probes: Sequence[Probe], blocks: int) -> list[list[Probe]]:
+    """Probes [block, ...] in parts worth `PART` forward passes or a little more; a block's together."""
+    parts: list[list[Probe]] = [[]]
+    passes = 0
+    for block, same in groupby(probes, key=lambda probe: probe[0]):
+        if passes >= PART * blocks:
+            parts.append([])
+            passes = 0
+        some = list(same)
+        parts[-1] += some
+        passes += len(some) * (blocks - block)
+    return parts
+
+
+def head_nll(
+    stream: BlockStream, model: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Summed cross-entropy, float64 [], of rows [tokens, hidden] that leave the last block.
+
+    Logits are computed of `LOGITS_TOKENS` rows at a time.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for part, wanted in zip(rows.split(LOGITS_TOKENS), targets.split(LOGITS_TOKENS), strict=True):
+        logits = stream.head(model, part)
+        total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").double()
+    return total
+
+
+def state_bytes(stream: BlockStream, batches: list[Batch], probes: int) -> int:
+    """What `loss_changes` keeps on the host (or in files): the states of all probes and the dense."""
+    tokens = sum(batch.ids.numel() for batch in batches)
+    return (1 + probes) * tokens * stream.checkpoint.hidden_size * stream.dtype.itemsize
+
+
+def sample_probes(
+    units: Sequence[Mapping[str, int]], count: int, seed: int = 0
+) -> list[tuple[int, str, int]]:
+    """`count` single units (or all, where there are fewer), in order, drawn evenly.
+
+    Every group of every block gives as many, as far as it has them: few KV groups are all taken, and
+    the FFN channels share the rest. `units` counts every block's units by group.
+    """
+    if count < 1:
+        raise InputError(f"The number of probes must be positive, not {count}.")
+    generator = torch.Generator().manual_seed(seed)
+    cells = [(block, group) for block in range(len(units)) for group in units[block]]
+    order = torch.randperm(len(cells), generator=generator).tolist()
+    cells = sorted((cells[i] for i in order), key=lambda cell: units[cell[0]][cell[1]])
+    probes = []
+    for done, (block, group) in enumerate(cells):
+        share = (count - len(probes)) // (len(cells) - done)
+        drawn = torch.randperm(units[block][group], generator=generator)[:share]
+        probes += [(block, group, unit) for unit in drawn.tolist()]
+    return sorted(probes)
+
+
+def spearman(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Rank correlation of two vectors of a length; ties share their mean rank, NaN if one is flat."""
+    return torch.corrcoef(torch.stack((ranks(one), ranks(other))))[0, 1].item()
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Mean ranks from 1, float64."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+
+
+def kept_units(probe: Probe, geometry: BlockGeometry) -> Mapping[str, Sequence[int]]:
+    if len(probe) == 2:
+        return probe[1]
+    _, group, lost = probe
+    return {group: [unit for unit in range(geometry.units[group]) if unit != lost]}
+
+
+def check(probe: Probe, checkpoint: Checkpoint) -> None:
+    """Refuse a block, group or unit that the model has not."""
+    block, *rest = probe
+    blocks = checkpoint.blocks
+    named = rest[0] if len(rest) == 1 else {rest[0]: [rest[1]]}
+    if not 0 <= block < blocks:
+        raise InputError(f"There is no block {block} to probe: the model has {blocks}.")
+    present = checkpoint.block_units[block]
+    for group, units in named.items():
+        if group not in present:
+            raise InputError(f"There is no group {group!r}; groups are {', '.join(present)}.")
+        for unit in units:
+            if not 0 <= unit < present[group]:
+                raise InputError(
+                    f"There is no unit {unit} in the {group} group of a block: it has "
+                    f"{present[group]}."
+                )
+
+
+def pieces(items: list[int], size: int) -> Iterator[list[int]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))

@@ -1,0 +1,190 @@
+"""The stage `score`: every unit of a checkpoint, by one pass over its blocks, or two."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from compressor.config.seeding import of_block
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.finite import check_block, check_finite, check_outer
+from compressor.model.gradients import backward
+from compressor.model.passes import on_cpu, pass_over
+from compressor.model.pauses import Pauses
+from compressor.model.saved_blocks import finished_block, keep_block
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry, only_units
+from compressor.scoring.methods import METHODS, Method
+from compressor.scoring.methods.combined import Calibration, Combined
+from compressor.scoring.methods.grains import Grains
+from compressor.scoring.methods.statistics import BlockStatistics
+from compressor.scoring.scores import Scores, best
+from compressor.text.tokens import TokenSet
+
+Progress = Callable[[int, int], None]
+Block = dict[str, torch.Tensor]
+
+
+def score(
+    checkpoint: Checkpoint,
+    method: str,
+    mode: str | None = None,
+    tokens: TokenSet | None = None,
+    stream: BlockStream | None = None,
+    seed: int = 0,
+    kept_units: list[dict[str, int]] | None = None,
+    progress: Progress = lambda done, total: None,
+    grains: Grains | None = None,
+    saved: Path | None = None,
+) -> Scores:
+    """Score every unit of a checkpoint.
+
+    Methods that look at activations need `tokens` and `stream`. With `kept_units` (units to keep,
+    per block and group) each block passes on what it computes after being cut to them by its own scores
+    (`--statistics pruned`); without, every block sees the dense model's activations. grains: what
+    weighs gradients, for methods that do, instead of the method's own. saved: a folder where finished
+    blocks are kept, and taken from if they are there.
+    """
+    chosen = METHODS[method]
+    mode = chosen.check_mode(mode)
+    grains = grains or chosen.grains
+    check_outer(checkpoint)
+    if chosen.observe is not None:
+        blocks = observe_backward(checkpoint, chosen, grains, tokens, stream, progress, saved)
+        found = Combined(blocks, mode)
+        if chosen.combine is not None:
+            found = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, saved))
+    else:
+
+        def rate(index: int, weights: Block, statistics: dict) -> Block:
+            geometry = BlockGeometry.of(checkpoint, index)
+            own = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
+            return finished(own, method, index)
+
+        if wanted := chosen.wants(mode):
+            blocks = rate_forward(
+                checkpoint, wanted, tokens, stream, rate, kept_units, progress, saved
+            )
+        else:
+            blocks = rate_weights(checkpoint, rate, progress, saved)
+        found = Combined(blocks, mode)
+    return Scores(
+        [finished(block, method, index) for index, block in enumerate(found.scores)],
+        {
+            "method": method,
+            "mode": found.mode,
+            "grains": grains and asdict(grains),
+            "seed": seed,
+            "source": str(checkpoint.path),
+            "fingerprint": checkpoint.fingerprint,
+            "statistics": "pruned" if kept_units else "dense",
+            "calibration": tokens.protocol if tokens and chosen.wants(mode) else None,
+            "notes": found.notes,
+        },
+        wholly_float32(found.parts),
+        wholly_float32(found.rates),
+    )
+
+
+def wholly_float32(named: Mapping[str, list[Block]]) -> dict[str, list[Block]]:
+    return {name: [as_float32(block) for block in blocks] for name, blocks in named.items()}
+
+
+def rate_weights(
+    checkpoint: Checkpoint, rate, progress: Progress, saved: Path | None = None
+) -> list[Block]:
+    """Scores of methods that look at weights alone."""
+    blocks = []
+    for index in range(checkpoint.blocks):
+        found = finished_block(saved, index)
+        if found is None:
+            weights = checkpoint.read_block(index)
+            check_block(checkpoint, index, weights)
+            found = on_cpu(rate(index, weights, {}))
+            keep_block(saved, index, found)
+        blocks.append(found)
+        progress(index + 1, checkpoint.blocks)
+    return blocks
+
+
+def rate_forward(
+    checkpoint: Checkpoint,
+    wanted: frozenset[str],
+    tokens: TokenSet,
+    stream: BlockStream,
+    rate,
+    kept_units: list[dict[str, int]] | None,
+    progress: Progress,
+    saved: Path | None = None,
+) -> list[Block]:
+    """Scores of methods that look at weights and activations, from one forward pass."""
+    batches = tokens.batches()
+
+    def find(index: int, layer, forward) -> Block:
+        geometry = BlockGeometry.of(checkpoint, index)
+        weights = dict(layer.state_dict())
+        check_block(checkpoint, index, weights)
+        with BlockStatistics(layer, geometry, wanted) as statistics:
+            order = forward()
+            for batch in batches:
+                statistics.mask = batch.mask.to(stream.device)
+                next(order)
+            next(order, None)
+        return rate(index, weights, statistics.means(len(tokens.sequences)))
+
+    def go_on_pruned(index: int, layer, forward, scores: Block) -> None:
+        kept = {g: best(s, kept_units[index][g]) for g, s in scores.items()}
+        with only_units(layer, BlockGeometry.of(checkpoint, index), kept):
+            for _ in forward():
+                pass
+
+    go_on = None if kept_units is None else go_on_pruned
+    return pass_over(stream, [b.ids for b in batches], find, saved, progress, go_on)
+
+
+def observe_backward(
+    checkpoint: Checkpoint,
+    method: Method,
+    grains: Grains | None,
+    tokens: TokenSet,
+    stream: BlockStream,
+    progress: Progress,
+    saved: Path | None = None,
+) -> list[Block]:
+    """What a method keeps of every block's backward, one sequence after the other."""
+    found = [finished_block(saved, index) for index in range(checkpoint.blocks)]
+
+    def visit(index: int, layer, steps) -> None:
+        if found[index] is None:
+            observe(index, layer, steps)
+        else:
+            for _ in steps():
+                pass
+        progress(checkpoint.blocks - index, checkpoint.blocks)
+
+    def observe(index: int, layer, steps) -> None:
+        geometry = BlockGeometry.of(checkpoint, index)
+        check_block(checkpoint, index, dict(layer.state_dict()))
+        with method.observe(layer, geometry, index, grains) as observer:
+            for i in steps():
+                observer.end_sequence(len(tokens.sequences[i]) - 1)
+            found[index] = on_cpu(observer.reduced())
+        keep_block(saved, index, found[index])
+
+    if None in found:
+        pauses = Pauses(saved)
+        backward(stream, [s[None] for s in tokens.sequences], visit, pauses)
+        pauses.over()
+    return found
+
+
+def finished(block: Block, method: str, index: int) -> Block:
+    """A block's scores as they are kept: float32 on the CPU, all finite."""
+    for group, values in block.items():
+        check_finite(f"The {method} score of {group} in block {index}", values)
+    return as_float32(block)
+
+
+def as_float32(block: Block) -> Block:
+    return {group: values.float().cpu() for group, values in block.items()}

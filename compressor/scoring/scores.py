@@ -1,0 +1,101 @@
+"""`Scores`: one float32 number per unit, per block, per group."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from compressor.errors import InputError
+from compressor.model.groups import GROUPS
+
+Blocks = list[dict[str, torch.Tensor]]
+
+
+@dataclass
+class Measured:
+    """What was measured of cuts in the order of some scores: by name a tensor a block, and about it what
+    JSON can say. What it means is said where it is measured.
+    """
+
+    about: dict
+    tensors: dict[str, list[torch.Tensor]]
+
+
+@dataclass
+class Scores:
+    """`blocks[b][group]` is a float32 tensor [units]; `about` says how it was made.
+
+    `parts` holds lists of the same form by name, of scores that are made of several; `rates`, by the
+    part's name, how much of a unit's score is of it, from 0 to 1.
+    """
+
+    blocks: Blocks
+    about: dict = field(default_factory=dict)
+    parts: dict[str, Blocks] = field(default_factory=dict)
+    rates: dict[str, Blocks] = field(default_factory=dict)
+    measured: Measured | None = None
+
+    def save(self, path: Path) -> None:
+        tensors = dict(self._named())
+        metadata = {"scores": json.dumps(self.about)}
+        metadata["parts"] = json.dumps({"parts": [*self.parts], "rates": [*self.rates]})
+        if self.measured is not None:
+            for name, blocks in self.measured.tensors.items():
+                tensors |= {f"{b}.measured.{name}": found for b, found in enumerate(blocks)}
+            told = {"about": self.measured.about, "names": [*self.measured.tensors]}
+            metadata["measured"] = json.dumps(told)
+        save_file(tensors, path, metadata=metadata)
+
+    def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of a unit's numbers, by its name in a file."""
+        kinds = [("", self.blocks)]
+        kinds += [(f".{name}", blocks) for name, blocks in self.parts.items()]
+        kinds += [(f".{name}.rate", blocks) for name, blocks in self.rates.items()]
+        for suffix, blocks in kinds:
+            for b, block in enumerate(blocks):
+                for group, tensor in block.items():
+                    yield f"{b}.{group}{suffix}", tensor
+
+    @classmethod
+    def load(cls, path: Path) -> "Scores":
+        try:
+            with safe_open(path, framework="pt") as handle:
+                metadata = handle.metadata() or {}
+                about, named = (json.loads(metadata[key]) for key in ("scores", "parts"))
+                names = handle.keys()
+                count = 1 + max(int(name.partition(".")[0]) for name in names)
+
+                def read(suffix: str) -> Blocks:
+                    return [
+                        {g: handle.get_tensor(f"{b}.{g}{suffix}").clone() for g in GROUPS}
+                        for b in range(count)
+                    ]
+
+                found = cls(
+                    read(""),
+                    about,
+                    {name: read(f".{name}") for name in named["parts"]},
+                    {name: read(f".{name}.rate") for name in named["rates"]},
+                )
+                if "measured" in metadata:
+                    told = json.loads(metadata["measured"])
+                    tensors = {
+                        name: [
+                            handle.get_tensor(f"{b}.measured.{name}").clone() for b in range(count)
+                        ]
+                        for name in told["names"]
+                    }
+                    found.measured = Measured(told["about"], tensors)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path} is not a file of scores: {error}.") from error
+        return found
+
+
+def best(values: torch.Tensor, count: int) -> list[int]:
+    """Indices of the `count` largest values, sorted; ties go to the lower index."""
+    order = (-values).argsort(stable=True)[:count]
+    return sorted(order.tolist())

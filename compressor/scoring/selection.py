@@ -1,0 +1,149 @@
+"""Selection: which units stay, told by the scores and by what the rest can take over.
+
+Both steps turn scores into scores, before any plan is made; so one pass serves every number of units
+kept, and a plan stays a list of units that can be looked at and cut again.
+
+    --kv-cost measured  a KV group's score is the loss change of switching it off
+    --select obs        units are scored in the order of greedy elimination (`solvers/elimination.py`)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from compressor.config.choices import check_selection
+from compressor.errors import InputError
+from compressor.model.passes import pass_over
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry
+from compressor.scoring.methods import METHODS
+from compressor.scoring.probing import loss_changes_in_parts
+from compressor.scoring.scores import Scores
+from compressor.solvers.elimination import eliminate
+from compressor.solvers.ridge import Moments
+from compressor.solvers.weighing import rates
+from compressor.text.tokens import TokenSet
+
+PROBE_SEQUENCES = 8
+FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
+
+Progress = Callable[[int, int], None]
+
+
+def refined(
+    scores: Scores,
+    stream: BlockStream,
+    tokens: TokenSet,
+    select: str,
+    kv_cost: str,
+    progress: Progress = lambda done, total: None,
+    saved: Path | None = None,
+) -> Scores:
+    """The scores with what `--select` and `--kv-cost` make of them.
+
+    saved: a folder where finished blocks are kept, and taken from if they are there.
+    """
+    check_selection(select, kv_cost)
+    power = 2 / METHODS[scores.about["method"]].degree
+    powers = {"attention": power, "ffn": power}
+    if kv_cost == "measured":
+        probes = saved and saved / "probes"
+        scores, powers["attention"] = measured(scores, stream, tokens, progress, probes), 1
+    if select == "obs":
+        scores = compensated(scores, stream, tokens, powers, progress, saved)
+    return scores
+
+
+def measured(
+    scores: Scores,
+    stream: BlockStream,
+    tokens: TokenSet,
+    progress: Progress = lambda done, total: None,
+    saved: Path | None = None,
+) -> Scores:
+    """KV groups scored by the mean loss change, in nats a token, of switching each off; 0 where the loss
+    falls. In float32, on some sequences spread over the calibration text.
+    """
+    checkpoint = stream.checkpoint
+    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
+    every = max(1, len(tokens.sequences) // PROBE_SEQUENCES)
+    texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
+    units = [block["attention"] for block in checkpoint.block_units]
+    probes = [(b, "attention", u) for b, count in enumerate(units) for u in range(count)]
+    changes = loss_changes_in_parts(wide, texts.batches(), probes, saved, progress)
+    changes = changes.clamp_min(0).float()
+    blocks = [
+        block | {"attention": mine}
+        for block, mine in zip(scores.blocks, changes.split(units), strict=True)
+    ]
+    return replace(scores, blocks=blocks, about=scores.about | {"kv_cost": "measured"})
+
+
+def compensated(
+    scores: Scores,
+    stream: BlockStream,
+    tokens: TokenSet,
+    powers: dict[str, float],
+    progress: Progress = lambda done, total: None,
+    saved: Path | None = None,
+) -> Scores:
+    """Every group of every block scored by greedy elimination on the dense model's activations.
+
+    Tokens count as in the repair: in proportion to 1 / (mean square of the stream that the group reads).
+    powers: what makes a group's scores quadratic in what a unit contributes. In memory are a block, and
+    three matrices as wide as its FFN.
+    """
+    geometry = BlockGeometry.of(stream.checkpoint)
+    batches = tokens.batches()
+
+    def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
+        weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
+        sums = {g: Moments.empty(w.shape[1], 0, stream.device) for g, w in weights.items()}
+        mask: torch.Tensor | None = None
+        weighing: dict[str, torch.Tensor] = {}
+
+        def read(group: str):
+            return lambda _, args: weighing.update(
+                {group: rates(args[0]).view(*mask.shape, 1)[mask]}
+            )
+
+        def fed(group: str):
+            def add(_, args) -> None:
+                inputs = args[0].view(*mask.shape, -1)[mask].float() * weighing[group]
+                sums[group].add(inputs, inputs[:, :0])
+
+            return add
+
+        norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
+        hooks = [(norms[g], read(g)) for g in weights]
+        hooks += [(geometry.output_module(g), fed(g)) for g in weights]
+        handles = [
+            layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks
+        ]
+        try:
+            order = forward()
+            for batch in batches:
+                mask = batch.mask.to(stream.device)
+                next(order)
+            next(order, None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = {}
+        for group, weight in weights.items():
+            if not sums[group].finite:
+                raise InputError(
+                    f"The activations of block {index} ({group}) are not finite; "
+                    "try --dtype float32."
+                )
+            dtype = torch.float64 if weight.shape[1] <= FINE_CHANNELS else torch.float32
+            prior = scores.blocks[index][group].to(weight.device, dtype) ** powers[group]
+            found[group] = eliminate(
+                sums.pop(group).gram.div_(tokens.tokens).to(dtype), weight.to(dtype), prior
+            )
+        return found
+
+    blocks = pass_over(stream, [b.ids for b in batches], find, saved, progress)
+    return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})

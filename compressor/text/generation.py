@@ -1,0 +1,82 @@
+"""Text that a model writes itself, to calibrate on.
+
+What a compression is fitted on should be what the model will compute, and nothing is more like that than
+its own text (Williams et al., arXiv 2410.17170; theirs is to begin with BOS alone). Ours is plain
+sampling: every token from the whole distribution as it is, because only then do the means over the text
+estimate those under the model.
+"""
+
+from collections.abc import Iterator
+from itertools import count, takewhile
+
+import torch
+
+from compressor.config.seeding import STRIDE
+from compressor.errors import InputError
+
+BATCH = 64  # documents written side by side, at most
+EMPTY_BATCHES = 8  # in a row, until a model counts as one that writes nothing
+
+
+def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[tuple[str, int]]:
+    """Documents and their tokens, until there are `tokens` (with BOS, which opens each of them).
+
+    A document ends at `length` tokens, or before the model's BOS or EOS. The same seed gives the same
+    text on the same machine. InputError for a tokenizer without BOS and EOS, and for a model that ends
+    every document at once.
+    """
+    opening = tokenizer.bos_token_id
+    if opening is None:
+        opening = tokenizer.eos_token_id
+    if opening is None:
+        raise InputError(
+            "The tokenizer has neither BOS nor EOS to begin a document with; calibrate on a text."
+        )
+    ends = {opening, tokenizer.eos_token_id, *ends_of(model)} - {None}
+    batch, left, empty = min(BATCH, -(-tokens // length)), tokens, 0
+    for number in count():
+        empty += 1
+        for ids in sample(model, opening, sorted(ends), batch, length, seed + number * STRIDE):
+            own = list(takewhile(lambda token: token not in ends, ids))
+            text = tokenizer.decode(own, skip_special_tokens=True)
+            if not text.strip():
+                continue
+            yield text, 1 + len(own)
+            empty, left = 0, left - 1 - len(own)
+            if left <= 0:
+                return
+        if empty == EMPTY_BATCHES:
+            raise InputError(
+                f"The model ended {EMPTY_BATCHES * batch} documents before it wrote a word; calibrate "
+                "on a text."
+            )
+
+
+def ends_of(model) -> list[int]:
+    """The ids that the model's own settings end a text with."""
+    found = model.generation_config.eos_token_id
+    return found if isinstance(found, list) else [found]
+
+
+def sample(
+    model, opening: int, ends: list[int], batch: int, length: int, seed: int
+) -> list[list[int]]:
+    """`batch` continuations of one token, without it; what follows an end is no text."""
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_length=length,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+    )
+    prompts = torch.full((batch, 1), opening, device=model.device)
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        found = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+        )
+    return found[:, 1:].tolist()

@@ -1,0 +1,198 @@
+"""Text to token windows: how it is cut, and what is written about it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from compressor.errors import InputError
+from compressor.text.encoding import ROOMY, encode_openings
+from compressor.text.texts import Text
+
+MINIMUM_TOKENS = 32
+STRINGS = 64  # encoded at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [sequences, tokens], padded on the right, and a mask that is true on real tokens.
+
+    Padding on the right is never seen by a causal model's real tokens, so no attention mask is
+    needed; the mask keeps it out of statistics and losses.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Sequences of token ids with the protocol they were made by."""
+
+    sequences: list[torch.Tensor]
+    protocol: dict = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+    def first(self, count: int) -> "TokenSet":
+        """So many of the sequences, or all if there are fewer."""
+        some = TokenSet(self.sequences[:count])
+        about = {"sequences": len(some.sequences), "tokens": some.tokens}
+        return TokenSet(some.sequences, self.protocol | about)
+
+    def split(self, every: int) -> tuple["TokenSet", "TokenSet"]:
+        """The sequences to fit something on, and those `held_back` to judge it by."""
+        held = held_back(len(self.sequences), every)
+        fitted = [s for i, s in enumerate(self.sequences) if i not in held]
+        judges = [self.sequences[i] for i in held]
+        return TokenSet(fitted, self.protocol), TokenSet(judges, self.protocol)
+
+    def batches(self, tokens_per_batch: int = 2048) -> list[Batch]:
+        """Sequences of similar length together, at most `tokens_per_batch` with padding."""
+        ordered = sorted(self.sequences, key=len, reverse=True)
+        batches, start = [], 0
+        while start < len(ordered):
+            longest = len(ordered[start])
+            members = ordered[start : start + max(1, tokens_per_batch // longest)]
+            ids = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
+            lengths = torch.tensor([len(m) for m in members])
+            batches.append(Batch(ids, torch.arange(longest) < lengths[:, None]))
+            start += len(members)
+        return batches
+
+
+def held_back(count: int, every: int) -> range:
+    """Places of every so-many-th of `count` sequences; of fewer, of the last."""
+    place = max(1, min(every, count))
+    return range(place - 1, count, place)
+
+
+def parse_range(text: str | None) -> slice:
+    """`A:B` as a slice; None is everything."""
+    if text is None:
+        return slice(None)
+    begin, colon, end = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return slice(int(begin) if begin else None, int(end) if end else None)
+    except ValueError:
+        raise InputError(f"The range {text!r} is not A:B, for example 0:400.") from None
+
+
+def tokenize(
+    text: Text,
+    tokenizer,
+    length: int,
+    samples: int | None = None,
+    selected: str | None = None,
+    budget: int | None = None,
+) -> TokenSet:
+    """Cut a text into sequences of at most `length` tokens, each opened by BOS if there is one.
+
+    Documents: BOS + document, cut at `length`. Windows: the strings' tokens in one row, cut into
+    pieces that do not overlap. `selected` takes documents or windows A:B; of these, `samples` keeps
+    so many (the first documents, or windows evenly spread); without it, `budget` as many as come to so
+    many tokens. Few windows of a long text are cut from the text itself, at equal distances, so that
+    not all of it is encoded.
+    """
+    asked = samples
+    if text.kind == "windows" and samples is None and budget is not None:
+        samples = max(1, budget // length)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    span = parse_range(selected)
+    strings = text.strings[span] if text.kind == "documents" else text.strings
+    room = length - len(bos)
+    spread = text.kind == "windows" and selected is None and samples is not None
+    excerpts = spread_excerpts(strings, samples, ROOMY * room) if spread else None
+
+    def encode(strings: list[str]) -> Iterator[torch.Tensor]:
+        for begin in range(0, len(strings), STRINGS):
+            part = strings[begin : begin + STRINGS]  # a list is encoded on all cores
+            wanted = room if text.kind == "documents" else max(map(len, part))
+            for ids in encode_openings(tokenizer, part, wanted)["input_ids"]:
+                yield torch.tensor(ids, dtype=torch.int32)
+
+    if text.kind == "documents":
+        strings = [s for s in strings if s.strip()][:samples]
+        pieces, left = [], math.inf if samples or budget is None else budget
+        for ids in encode(strings):
+            pieces.append(ids[:room])
+            left -= len(bos) + len(pieces[-1])
+            if left <= 0:
+                break
+    elif excerpts:
+        pieces = [ids[:room] for ids in encode(excerpts)]
+    else:
+        row = torch.cat([*encode(strings or [""])])
+        pieces = list(row.split(room))[span]
+        if samples is not None and samples < len(pieces):
+            pieces = [pieces[i * len(pieces) // samples] for i in range(samples)]
+    opening = torch.tensor(bos, dtype=torch.int32)
+    sequences = [torch.cat((opening, piece)).long() for piece in pieces]
+    sequences = [s for s in sequences if len(s) > 1]
+    tokens = sum(map(len, sequences))
+    if tokens < MINIMUM_TOKENS:
+        raise InputError(
+            f"The text {text.source!r}{f' ({selected})' if selected else ''} is empty or too short: "
+            f"{tokens} tokens, and at least {MINIMUM_TOKENS} are needed."
+        )
+    protocol = {
+        "source": text.source,
+        "sha256": text.sha256,
+        "kind": text.kind,
+        "part": text.part,
+        "range": selected,
+        "length": length,
+        "stride": room if text.kind == "windows" and not excerpts else None,
+        "bos": bool(bos),
+        "asked": asked,
+        "sequences": len(sequences),
+        "tokens": tokens,
+        "replaced": text.replaced,
+    }
+    return TokenSet(sequences, protocol)
+
+
+def joined(first: TokenSet, second: TokenSet) -> TokenSet:
+    """The sequences of both; in the protocol of the first, that of the second is `also`."""
+    protocol = first.protocol | {"also": second.protocol}
+    return TokenSet(first.sequences + second.sequences, protocol)
+
+
+def check_ids(sequences: list[torch.Tensor], vocabulary: int) -> None:
+    """Refuse ids that the model has no embedding of."""
+    if max(int(s.max()) for s in sequences) >= vocabulary:
+        raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
+
+
+def spread_excerpts(strings: list[str], samples: int, characters: int) -> list[str]:
+    """`samples` excerpts of so many characters at equal distances in a text, each from the start of
+    a line if one is near; none if the text is not twice as long as they are together.
+    """
+    total = sum(map(len, strings))
+    if total < 2 * samples * characters:
+        return []
+    joined = "".join(strings)
+    excerpts = []
+    for place in (i * total // samples for i in range(samples)):
+        line = joined.find("\n", place, place + characters) + 1
+        start = line or place
+        excerpts.append(joined[start : start + characters])
+    return excerpts
+
+
+def describe(protocol: dict) -> str:
+    """The protocol in a line."""
+    bos = "BOS + " if protocol["bos"] else ""
+    unit = "document" if protocol["kind"] == "documents" else "window"
+    span = f"[{protocol['range']}]" if protocol["range"] else ""
+    also = f"; and {describe(protocol['also'])}" if "also" in protocol else ""
+    part = f" ({protocol['part']})" if protocol.get("part") else ""
+    return (
+        f"{protocol['source']}{span}{part}: {protocol['sequences']} x {bos}{unit}, at most "
+        f"{protocol['length']} tokens, {protocol['tokens']:,} tokens in all{also}"
+    )

@@ -1,0 +1,1 @@
+"""Proof that a written folder loads and computes what it should."""

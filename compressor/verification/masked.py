@@ -1,0 +1,92 @@
+"""A source model as a plan and a repair would have it: units masked, what was refitted in its place."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from compressor.errors import VerificationError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.digest import digest
+from compressor.model.modules import assign
+from compressor.model.units import BlockGeometry, only_units
+from compressor.planning.plan import Plan
+from compressor.writing.padding import paddings, placed
+
+
+@contextmanager
+def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, record: dict):
+    """While open, the model of a source computes what a checkpoint cut from it has to compute.
+
+    record: the compression.json of what was written. What a repair changed is of that, in the places it
+    was cut from, one block at a time.
+    """
+    plan = Plan(record["plan"]["blocks"])
+    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
+    stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
+    if record.get("layout") == "padded":
+        stands = [padding.places for padding in paddings(plan, checkpoint)]
+    layers = model.get_submodule(checkpoint.family.layers)
+    with ExitStack() as changes:
+        for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
+            changes.enter_context(only_units(layer, BlockGeometry.of(checkpoint, index), kept))
+            changed = repair["blocks"][index]
+            if changed["tensors"]:
+                own = partial(repaired, checkpoint, written, index, kept, stands[index], changed)
+                changes.enter_context(lent(layer, own))
+        yield
+
+
+@contextmanager
+def lent(layer: nn.Module, tensors: Callable[[], dict[str, torch.Tensor]]):
+    """While open, `layer` has the parameters that tensors() makes whenever it runs, and only then."""
+    former = {}
+
+    def take(*_) -> None:
+        found = tensors()
+        former.update({name: layer.get_parameter(name) for name in found})
+        assign(layer, found)
+
+    handles = [
+        layer.register_forward_pre_hook(take),
+        layer.register_forward_hook(lambda *_: assign(layer, former)),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def repaired(
+    checkpoint: Checkpoint, written: Checkpoint, index: int, kept: dict, stands: dict, record: dict
+) -> dict[str, torch.Tensor]:
+    """The tensors of a block that `record` says a repair changed, as wide as the source's.
+
+    stands: where among the units of the written block the kept ones are.
+    """
+    found = written.read_block(index)
+    found = {name: found[name] for name in record["tensors"]}
+    owned = {
+        part.tensor: (part, group)
+        for group, slices in checkpoint.family.groups().items()
+        for part in slices
+        if part.tensor in found
+    }
+    sizes = checkpoint.channel_sizes
+    for name, (part, group) in owned.items():
+        units = found[name].shape[part.axis] // part.size(sizes)
+        real = part.channels(stands[group], units, sizes)
+        found[name] = found[name].index_select(part.axis, real)
+    if digest(found) != record["sha256"]:
+        raise VerificationError(
+            f"The repaired tensors of block {index} in {written.path} are not those that were made: "
+            f"{', '.join(found)}."
+        )
+    for name, (part, group) in owned.items():
+        units = checkpoint.block_units[index][group]
+        places = part.channels(kept[group], units, sizes)
+        found[name] = placed(found[name], part.axis, places, units * part.size(sizes))
+    return found

@@ -1,0 +1,101 @@
+"""Verification by a fresh process (`child.py`), which this one starts and listens to."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from compressor.config.json_files import read_object
+from compressor.errors import InputError, MachineError, VerificationError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import FAMILIES
+from compressor.model.weight_files import weight_files
+from compressor.verification.child import TOLD, Progress
+from compressor.writing.record import read_record
+
+
+def verify(
+    folder: Path,
+    source: Path | None = None,
+    expected: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict:
+    """Verify in a fresh process; the report it printed, or `VerificationError`.
+
+    expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
+    what a trained, sparse or quantised model computed before it was written, and of how much a
+    difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
+    progress(done, total) counts the blocks that prompts have passed, in both models.
+    """
+    for path in (folder, source):
+        if path is not None and not (path / "config.json").exists():
+            raise InputError(f"There is no checkpoint in {path}: it has no config.json.")
+    if source is not None and not (folder / "compression.json").exists():
+        raise InputError(f"{folder} has no compression.json, so what was removed is unknown.")
+    if source is not None and "plan" not in read_record(folder):
+        raise InputError(f"{folder / 'compression.json'} has no plan; verify it without --source.")
+    if source is not None and (read_record(folder).get("recovery") or {}).get("kept"):
+        raise InputError(
+            f"{folder} was trained after the cut, so it computes something else than its source "
+            "without some units; verify it without --source."
+        )
+    if source is not None and "quantization" in read_record(folder):
+        raise InputError(
+            f"{folder} was quantised after the cut, so it computes something else than its source "
+            "without some units; verify it without --source."
+        )
+    check_opens(folder)
+    command = [sys.executable, "-P", "-m", "compressor.verification.child", str(folder)]
+    command += [str(against)] if (against := source or expected) else []
+    code, printed, errors = listened(command, progress)
+    if code < 0:
+        raise MachineError(
+            f"The verification of {folder} was killed by signal {-code}, most likely for want of memory."
+        )
+    try:
+        report = json.loads(printed.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        raise VerificationError(
+            f"The verification of {folder} broke off:\n{errors.strip()[-2000:]}"
+        ) from None
+    if report["error"]:
+        raise VerificationError(report["error"])
+    return report
+
+
+def check_opens(folder: Path) -> None:
+    """Refuse what would be refused as a source: weights that loaders disagree about, a model that is no
+    generator, tensors that its config does not have. Of types without a table here the first alone.
+    """
+    try:
+        config = read_object(folder / "config.json")
+        if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
+            Checkpoint(folder)
+        else:
+            weight_files(folder, config)
+    except InputError as error:
+        raise VerificationError(str(error)) from error
+
+
+def listened(command: list[str], progress: Progress) -> tuple[int, str, str]:
+    """Run a command; its exit code, what it printed, and the lines on its stderr but those of `tell`."""
+    errors = []
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        try:
+            for line in child.stderr:
+                word, *numbers = line.split() or [""]
+                if word == TOLD and len(numbers) == 2:
+                    progress(*map(int, numbers))
+                else:
+                    errors.append(line)
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            child.stderr.close()
+        out.seek(0)
+        return code, out.read(), "".join(errors)

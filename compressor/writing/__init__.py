@@ -1,0 +1,1 @@
+"""Writing a checkpoint folder that stock loaders read."""

@@ -1,0 +1,113 @@
+"""What a result is written as: its model type, and the config with the new widths."""
+
+import json
+from collections.abc import Mapping
+
+import torch
+
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import FAMILIES
+from compressor.model.heads import refusal_of_vllm
+from compressor.writing.per_layer import make_uniform
+
+DROPPED_DEFAULTS = ("architectures", "dtype", "rope_parameters", "transformers_version")
+
+
+def container_notes(checkpoint: Checkpoint, written: Checkpoint, layout: str) -> list[str]:
+    """What to say of the type that a result was written as."""
+    own, chosen = checkpoint.family, written.family
+    if chosen is not own:
+        if layout == "per-layer":
+            why = f"{own.model_type}'s config class refuses numbers of heads that differ"
+        elif own.heads_divide_hidden:
+            why = f"{own.model_type}'s config class refuses this number of heads"
+        else:
+            why = f"vLLM's class of {own.model_type} does not load this number of heads"
+        zeros = "; the biases that this type has besides are zeros" * bool(own.container.zeros)
+        return [f"Written as {chosen.model_type}: {why}; the arithmetic is the same{zeros}."]
+    unserved = refusal_of_vllm(written, [written.heads])
+    return [f"{unserved}."] if unserved and layout != "per-layer" else []
+
+
+def zeros_of(checkpoint: Checkpoint, container: str) -> dict[str, torch.Tensor]:
+    """The biases that every block of this model type has and the source's have not, by inner name."""
+    if container == checkpoint.family.model_type:
+        return {}
+    return {
+        name: torch.zeros(checkpoint.hidden_size, dtype=checkpoint.dtype)
+        for name in checkpoint.family.container.zeros
+    }
+
+
+def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str) -> dict:
+    """The original config with new widths, both spellings of what transformers renamed."""
+    family, config = checkpoint.family, dict(checkpoint.written_config)
+    make_uniform(config, family)
+    config.pop("auto_map", None)  # the class of a folder's own code knows no cut widths
+    if not family.ffn_fixed:
+        config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
+    if not family.heads_fixed:
+        config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
+        config[family.kv_heads_key] = units["attention"]
+        config["head_dim"] = checkpoint.head_dim
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    config["torch_dtype"] = config["dtype"] = dtype
+    config["architectures"] = [FAMILIES[container].architecture]  # the class that was read
+    write_both_ropes(config, FAMILIES[container].spellings)
+    if container != family.model_type:
+        for name in family.container.without:
+            config.pop(name, None)
+        config["model_type"] = container
+        config |= defaults_of(checkpoint, config, container) | family.container.settings
+        # From 5.0 on transformers leaves the tokenizer of a local Mistral folder alone.
+        version = str(config.get("transformers_version", "0"))
+        if int(version.split(".")[0]) < 5:
+            config["transformers_version"] = "5.0.0"
+        tokenizer = checkpoint.path / "tokenizer_config.json"
+        if not (tokenizer.exists() and "tokenizer_class" in json.loads(tokenizer.read_text())):
+            config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    return config
+
+
+def defaults_of(checkpoint: Checkpoint, config: Mapping, container: str) -> dict:
+    """Settings that a config does not say, where the container's class would take them otherwise."""
+    from transformers import AutoConfig
+
+    own, other = checkpoint.model_config().to_dict(), AutoConfig.for_model(container).to_dict()
+    return {
+        name: own[name]
+        for name, value in other.items()
+        if name in own
+        and own[name] != value
+        and name not in config
+        and name not in DROPPED_DEFAULTS
+        and not name.startswith("_")
+    }
+
+
+def write_both_ropes(config: dict, spellings: Mapping[str, str]) -> None:
+    """Rotary settings as transformers reads them from 5.0 on (`rope_parameters`), and before.
+
+    spellings: what the type's class called them before, where that was not `rope_theta` and
+    `partial_rotary_factor`. Gemma 3 has two sets: of blocks with full attention, and with a sliding
+    window.
+    """
+    rope = config.get("rope_parameters") or {}
+    whole = rope.get("full_attention", rope)
+    if "rope_theta" in whole:
+        for name in ("rope_theta", "partial_rotary_factor"):
+            if name in whole:
+                config.setdefault(spellings.get(name, name), whole[name])
+        scaling = {k: v for k, v in whole.items() if k != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", scaling)
+        if "sliding_attention" in rope:
+            config.setdefault("rope_local_base_freq", rope["sliding_attention"]["rope_theta"])
+    elif not rope and "rope_theta" in config:
+        scaling = dict(config.get("rope_scaling") or {})
+        scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type", "default"))
+        whole = {"rope_theta": config["rope_theta"], **scaling}
+        if "rope_local_base_freq" in config:
+            local = {"rope_theta": config["rope_local_base_freq"], "rope_type": "default"}
+            whole = {"full_attention": whole, "sliding_attention": local}
+        config["rope_parameters"] = whole

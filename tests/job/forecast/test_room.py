@@ -1,0 +1,100 @@
+"""Memory and disk beforehand, and what a job then says of itself."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from jobs import compress
+
+from compressor.config.sparse import Weights
+from compressor.job.forecast import Forecast
+from compressor.job.forecast.room import HELD, disk, memory, results
+from compressor.job.forecast.stages import Job
+from compressor.job.settings import Settings
+from compressor.model.checkpoint import Checkpoint
+from compressor.planning.target import Target
+from compressor.text.tokens import TokenSet
+
+
+@pytest.fixture
+def settings(llama, tmp_path) -> Settings:
+    return Settings(llama, tmp_path / "out", [Target("keep", 0.7)], align=1)
+
+
+def test_disk_of_results_and_of_what_is_beside_them(settings):
+    checkpoint = Checkpoint(settings.source)
+    plain = disk(replace(settings, repair="none"), checkpoint)
+    assert plain.stays == plain.at_most
+    assert plain.stays == pytest.approx(0.7 * checkpoint.bytes, rel=0.02)
+    assert disk(settings, checkpoint).at_most == 2 * plain.stays
+    several = replace(settings, targets=[Target("keep", 0.9), Target("keep", 0.7)])
+    room = disk(several, checkpoint)
+    assert room.stays == pytest.approx(1.6 * checkpoint.bytes, rel=0.02)
+    assert room.at_most - room.stays == pytest.approx(0.9 * checkpoint.bytes, rel=0.02)
+    padded = disk(replace(settings, repair="none", layout="padded"), checkpoint)
+    assert padded.stays == checkpoint.bytes
+    weights = replace(settings, targets=(), weights=Weights(granularity="weight", sparsity=0.5))
+    assert disk(weights, checkpoint).stays == checkpoint.bytes
+
+
+def test_memory_grows_with_what_is_kept(settings):
+    checkpoint = Checkpoint(settings.source)
+
+    def needed(count: int, in_files: bool = False, **options) -> int:
+        own = replace(settings, **options)
+        text = TokenSet([torch.zeros(500, dtype=torch.long)] * count)
+        wanted = results(own, checkpoint)
+        return memory(Job(own, checkpoint, text, None, None, wanted), torch.float32, in_files)
+
+    few, many, files = needed(10_000), needed(20_000), needed(20_000, in_files=True)
+    kept = HELD * settings.kept_states(checkpoint.blocks) * 5_000_000 * 32 * 4
+    assert many - few == pytest.approx(kept, rel=0.02)
+    assert files < few - kept / 2
+    assert needed(20_000, repair="none") < many
+
+
+def test_a_job_says_it_before_and_gives_it_after(llama, text_file, tmp_path, capsys):
+    options = ("--calibration", text_file, "--length", 32, "--samples", 8, "--keep", 0.8, 0.6)
+    assert compress(llama, tmp_path / "out", *options, "--no-verify") == 0
+    shown = capsys.readouterr().err
+    assert shown.index("forecast     about") < shown.index("score        3/3")
+    assert "GB of memory" in shown and "repair keep-0.6, 2 of 2" in shown
+    assert compress(llama, tmp_path / "two", *options, "--no-verify", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    for result in found:
+        told, taken = result["forecast"], result["seconds"]
+        assert set(told["seconds"]) == {"score", "select", "evaluate", "repair"}
+        assert set(told["seconds"]) <= set(taken)
+        assert told["memory_bytes"] > 1e8 and told["disk_bytes"] > told["result_bytes"] > 0
+    sizes = sum(f.stat().st_size for f in (tmp_path / "two").glob("*/*.safetensors"))
+    assert found[0]["forecast"]["result_bytes"] == pytest.approx(sizes, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (["--granularity", "weight", "--sparsity", 0.5], {"evaluate", "prune"}),
+        (
+            ["--keep", 0.7, "--recover", "lora", "--recover-steps", 2],
+            {"recover", "score", "repair"},
+        ),
+    ],
+)
+def test_other_jobs_say_it_too(llama, text_file, tmp_path, capsys, options, stages):
+    given = ("--calibration", text_file, "--length", 32, "--samples", 8, "--no-verify", "--json")
+    assert compress(llama, tmp_path / "out", *options, *given) == 0
+    assert set(json.loads(capsys.readouterr().out)["forecast"]["seconds"]) >= stages
+
+
+@pytest.mark.parametrize(("limit", "said"), [(None, False), (1.0, True), (10.0**12, False)])
+def test_a_limit_that_cannot_be_kept_is_said(limit, said):
+    assert ("--max-memory 1 is less" in str(Forecast([], 10**9, 1, 1, limit))) is said
+
+
+def test_cut_texts_are_said_before_the_work(llama, text_file, tmp_path, capsys):
+    options = ("--calibration", text_file, "--length", 4000, "--keep", 0.8, "--repair", "none")
+    assert compress(llama, tmp_path / "out", *options, "--no-verify") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    told = "length The model has 64 positions, so texts were cut at 64 tokens and not at --length 4000."
+    assert shown.index(told) < shown.index("forecast")

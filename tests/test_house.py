@@ -1,0 +1,74 @@
+"""The house: its wings, from top to bottom, and that imports go in no other direction."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "compressor"
+# From top to bottom. What lies beside them in the package is a wing of its own.
+WINGS = (
+    *("__main__", "cli", "job", "analysis", "report", "verification", "evaluation"),
+    *("recovery", "sparse", "quantization", "measuring", "repair", "writing", "cutting"),
+    *("planning", "scoring", "solvers", "model", "text", "config", "errors", "kernels", "_C"),
+)
+FLAT = 6  # files beside the wings, at most
+
+
+def wing_of(module: str) -> str:
+    """`compressor.model.stream` is of `model`; the package itself of none."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module of this package that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "compressor":
+            yield from (f"compressor.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def rising(wings: tuple[str, ...]) -> list[str]:
+    """The imports that go up."""
+    found = []
+    for file in files():
+        own = wing_of(module_of(file))
+        for name in imported(file):
+            other = wing_of(name)
+            if name.startswith("compressor.") and own in wings and other in wings:
+                if wings.index(other) < wings.index(own):
+                    found.append(f"{module_of(file)} imports {name}")
+    return found
+
+
+def test_imports_go_down():
+    assert rising(WINGS) == []
+
+
+@pytest.mark.parametrize("pair", [("model", "scoring"), ("writing", "job")])
+def test_the_order_is_held(pair):
+    """With two wings the other way round, there are imports that go up."""
+    swapped = {pair[0]: pair[1], pair[1]: pair[0]}
+    assert rising(tuple(swapped.get(wing, wing) for wing in WINGS))
+
+
+def test_every_folder_is_a_wing():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders - {*WINGS} == set()
+
+
+def test_few_files_lie_flat():
+    assert len([*PACKAGE.glob("*.py")]) <= FLAT
