@@ -23,6 +23,7 @@ from compressor.measuring.probes import Probes
 from compressor.model.activations import Activations, states_of
 from compressor.model.families import Family
 from compressor.model.layers import captured
+from compressor.model.observing import observed
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -182,30 +183,28 @@ class BlockCuts:
         """Run the dense block, and keep the stream before it and after both sub-layers, and what enters
         o_proj.
         """
-        seen = {}
-        hooks = [
-            self.layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0])),
-            self.output("attention").register_forward_pre_hook(
-                lambda _, args: seen.update(heads=args[0])
-            ),
-            self.layer.get_submodule(self.family.ffn_norm).register_forward_pre_hook(
-                lambda _, args: seen.update(after=args[0])
-            ),
-            self.layer.register_forward_hook(lambda _, args, out: seen.update(out=states_of(out))),
-        ]
+        seen: dict[str, torch.Tensor] = {}
+        given = {
+            self.geometry.output_module("attention"): lambda x: seen.update(heads=x),
+            self.family.ffn_norm: lambda x: seen.update(after=x),
+        }
+        passed = {"": lambda x, out: seen.update(before=x, out=states_of(out))}
         self.silent = True
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
-        for i in forward():
-            if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
-                seen["after"] = seen["before"] + self.output("attention")(seen["heads"])
-            self.before.put(i, seen["before"])
-            self.heads.put(i, seen["heads"])
-            self.after.put(i, seen["after"].view_as(seen["before"]))
-            self.out.put(i, seen["out"])
-            self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
-            self.silent = self.silent and not seen["out"].any()
-        for hook in hooks:
-            hook.remove()
+        with observed(self.layer, given, passed):
+            for i in forward():
+                self.keep(i, **seen)
+
+    def keep(self, i: int, before, heads, after, out) -> None:
+        """What was seen of a batch."""
+        if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
+            after = before + self.output("attention")(heads)
+        self.before.put(i, before)
+        self.heads.put(i, heads)
+        self.after.put(i, after.view_as(before))
+        self.out.put(i, out)
+        self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
+        self.silent = self.silent and not out.any()
 
     def rows(self, states: Activations, i: int) -> torch.Tensor:
         """The real tokens of a batch [tokens, channels]."""

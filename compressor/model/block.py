@@ -5,8 +5,8 @@ the inputs that the blocks before it produce.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from compressor.kernels.moments import moments
 from compressor.model.activations import Activations, states_of
+from compressor.model.observing import observed
 
 LEAST_ENERGY = 1e-6  # of the mean feature's: a feature that is all but zero must not decide
 
@@ -80,18 +81,13 @@ def observe(
     readers = readers or block.readers
     sums: dict[str, torch.Tensor] = {}
 
-    def hook(names: list[str]):
-        def add(_, args) -> None:
-            value = measure(args[0].flatten(0, -2))
-            value = sums[names[0]] + value if names[0] in sums else value
-            sums.update(dict.fromkeys(names, value))
+    def add(names: list[str], x: torch.Tensor) -> None:
+        value = measure(x.flatten(0, -2))
+        value = sums[names[0]] + value if names[0] in sums else value
+        sums.update(dict.fromkeys(names, value))
 
-        return add
-
-    with ExitStack() as hooks:
-        for names in readers:
-            module = block.layer.get_submodule(names[0].removesuffix(".weight"))
-            hooks.enter_context(module.register_forward_pre_hook(hook(names)))
+    given = {names[0].removesuffix(".weight"): partial(add, names) for names in readers}
+    with observed(block.layer, given):
         for sequence in range(block.count):
             output = block.run(sequence, weights)
             if outputs is not None:

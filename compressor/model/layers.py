@@ -1,7 +1,7 @@
 """One block as a module: narrower than its class makes it, and looked into while it runs."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -49,18 +49,3 @@ def captured(module: nn.Module, run: Callable[[], object]) -> torch.Tensor:
         except Captured as found:
             return found.args[0]
     raise AssertionError(f"{type(module).__name__} was not called")
-
-
-def given_by(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, object]:
-    """What each of these modules returns while run() runs, by its name here."""
-    seen = {}
-    handles = [
-        module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out}))
-        for name, module in modules.items()
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen

@@ -2,15 +2,17 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from compressor.config.repair import Kind
 from compressor.model.activations import Activations, states_of
-from compressor.model.layers import captured, given_by, passed
+from compressor.model.layers import captured, passed
 from compressor.model.memory import drop_pages
 from compressor.model.modules import assign
+from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.repair.refine import Example, predictions, refine, relative_distance
@@ -167,10 +169,15 @@ class BlockRepair:
 
     def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
         """Of the dense block what both output projections give, and the stream after it (`out`)."""
-        names = {g: self.task.geometry.output_module(g) for g in self.family.groups()}
-        modules = {g: self.layer.get_submodule(name) for g, name in names.items()}
-        found = given_by(modules | {"out": self.layer}, lambda: self.layer(hidden, *args, **call))
-        return found | {"out": states_of(found["out"])}
+        found: dict[str, torch.Tensor] = {}
+
+        def keep(what: str, _, output: torch.Tensor | tuple) -> None:
+            found[what] = states_of(output)
+
+        names = {self.task.geometry.output_module(g): g for g in self.family.groups()} | {"": "out"}
+        with observed(self.layer, passed={n: partial(keep, what) for n, what in names.items()}):
+            self.layer(hidden, *args, **call)
+        return found
 
     def heads(self, hidden, args, call) -> torch.Tensor:
         """The input of the cut block's o_proj."""

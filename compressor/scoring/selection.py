@@ -9,12 +9,14 @@ kept, and a plan stays a list of units that can be looked at and cut again.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from compressor.config.choices import check_selection
 from compressor.errors import InputError
+from compressor.model.observing import observed
 from compressor.model.passes import pass_over
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -104,33 +106,22 @@ def compensated(
         mask: torch.Tensor | None = None
         weighing: dict[str, torch.Tensor] = {}
 
-        def read(group: str):
-            return lambda _, args: weighing.update(
-                {group: rates(args[0]).view(*mask.shape, 1)[mask]}
-            )
+        def read(group: str, x: torch.Tensor) -> None:
+            weighing[group] = rates(x).view(*mask.shape, 1)[mask]
 
-        def fed(group: str):
-            def add(_, args) -> None:
-                inputs = args[0].view(*mask.shape, -1)[mask].float() * weighing[group]
-                sums[group].add(inputs, inputs[:, :0])
-
-            return add
+        def fed(group: str, x: torch.Tensor) -> None:
+            inputs = x.view(*mask.shape, -1)[mask].float() * weighing[group]
+            sums[group].add(inputs, inputs[:, :0])
 
         norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
-        hooks = [(norms[g], read(g)) for g in weights]
-        hooks += [(geometry.output_module(g), fed(g)) for g in weights]
-        handles = [
-            layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks
-        ]
-        try:
+        given = {norms[g]: partial(read, g) for g in weights}
+        given |= {geometry.output_module(g): partial(fed, g) for g in weights}
+        with observed(layer, given):
             order = forward()
             for batch in batches:
                 mask = batch.mask.to(stream.device)
                 next(order)
             next(order, None)
-        finally:
-            for handle in handles:
-                handle.remove()
         found = {}
         for group, weight in weights.items():
             if not sums[group].finite:

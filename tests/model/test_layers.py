@@ -6,7 +6,7 @@ from torch import nn
 
 from compressor.model.activations import Activations
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.layers import Captured, captured, given_by, passed
+from compressor.model.layers import captured, passed
 from compressor.model.stream import BlockStream
 
 
@@ -23,21 +23,6 @@ def test_captured_is_what_enters_and_nothing_runs_behind_it(parts):
     with pytest.raises(AssertionError, match="SiLU was not called"):
         captured(parts[1], lambda: parts[0](x))
     assert "forward" not in vars(parts[1])
-
-
-def test_given_by_modules_and_no_hook_left_behind(parts):
-    x = torch.randn(5, 3)
-    found = given_by({"first": parts[0], "all": parts}, lambda: parts(x))
-    assert found.keys() == {"first", "all"}
-    assert torch.equal(found["first"], parts[0](x)) and torch.equal(found["all"], parts(x))
-
-    def stop():
-        parts(x)
-        raise Captured
-
-    with pytest.raises(Captured):
-        given_by({"first": parts[0]}, stop)
-    assert not parts[0]._forward_hooks
 
 
 @pytest.mark.parametrize("files", [False, True])

@@ -11,11 +11,13 @@ nothing and no other token attends to it, so that its gradients are zero.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from functools import partial
 
 import torch
 from torch import nn
 
 from compressor.errors import InputError
+from compressor.model.observing import observed
 from compressor.model.units import BlockGeometry
 
 
@@ -38,17 +40,15 @@ class OutputGradients(ABC):
         self.groups = groups or geometry.units.keys()
         self.seen: dict[str, dict[str, torch.Tensor]] = {}
         self.tokens = 0
-        self.handles = []
 
     def __enter__(self) -> "OutputGradients":
-        for group in self.groups:
-            self.handles.append(self.module(group).register_forward_hook(self._hook(group)))
+        passed = {self.geometry.output_module(g): partial(self._passed, g) for g in self.groups}
+        self.open = observed(self.layer, passed=passed)
+        self.open.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+    def __exit__(self, *error) -> None:
+        self.open.__exit__(*error)
         self.seen.clear()
 
     def module(self, group: str) -> nn.Module:
@@ -78,20 +78,15 @@ class OutputGradients(ABC):
     def reduced(self) -> dict[str, torch.Tensor]:
         """Scores of the block's units by group: [units], float64 on the CPU."""
 
-    def _hook(self, group: str):
-        def hook(_, args, output) -> None:
-            seen = self.seen[group] = {"input": args[0].detach()}
+    def _passed(self, group: str, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Keep what a projection reads, and what the backward brings to both of its sides."""
+        seen = self.seen[group] = {"input": x.detach()}
 
-            def keep(name: str):
-                def take(gradient: torch.Tensor) -> None:
-                    seen[name] = gradient
+        def keep(name: str, gradient: torch.Tensor) -> None:
+            seen[name] = gradient
 
-                return take
-
-            args[0].register_hook(keep("input's gradient"))
-            output.register_hook(keep("output's gradient"))
-
-        return hook
+        x.register_hook(partial(keep, "input's gradient"))
+        output.register_hook(partial(keep, "output's gradient"))
 
 
 def _rows(states: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,14 @@ Sums are kept in float64 on the device; padding is masked out, so neither the or
 the batches matters beyond rounding.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
+from compressor.model.observing import observed
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods.activations import slope
 
@@ -29,32 +32,23 @@ class BlockStatistics:
         self.mask: torch.Tensor | None = None
         self.sums: dict[str, torch.Tensor] = {}
         self.tokens = 0
-        self.handles = []
-        self.gate_output = None
+        self.gate_output: torch.Tensor | None = None
 
     def __enter__(self) -> "BlockStatistics":
-        family = self.geometry.family
-        for group in self.geometry.units:
-            module = self.layer.get_submodule(self.geometry.output_module(group))
-            hook = self._input_hook(group)
-            self.handles.append(module.register_forward_pre_hook(hook))
+        geometry, family = self.geometry, self.geometry.family
+        given = {geometry.output_module(g): partial(self._inputs, g) for g in geometry.units}
+        passed = {}
         if "gated" in self.wanted:
-            find = self.layer.get_submodule
-            norm, up = find(family.ffn_norm), find(family.up)
-            self.handles.append(norm.register_forward_pre_hook(self._norm_hook))
-            if family.gate is None:
-                self.handles.append(up.register_forward_hook(self._plain_hook))
-            else:
-                self.handles += [
-                    find(family.gate).register_forward_hook(self._gate_hook),
-                    up.register_forward_hook(self._up_hook),
-                ]
+            given[family.ffn_norm] = self._before_norm
+            passed[family.up] = self._plain if family.gate is None else self._gated
+        if "gated" in self.wanted and family.gate not in (None, family.up):
+            passed = {family.gate: self._gate} | passed
+        self.open = observed(self.layer, given, passed)
+        self.open.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+    def __exit__(self, *error) -> None:
+        self.open.__exit__(*error)
         self.gate_output = None
 
     def means(self, sequences: int) -> dict[str, torch.Tensor]:
@@ -66,44 +60,43 @@ class BlockStatistics:
         value = value.double()
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def _input_hook(self, group: str):
-        def hook(_, args) -> None:
-            x = self._in_sequences(args[0])
-            if group == "ffn":
-                self.tokens += int(self.mask.sum())
-            gated = self.geometry.family.gate is not None and "gated" in self.wanted
-            if group != "ffn" or not gated:
-                self._add(group, moments(x, self.mask))
-            if "gram" in self.wanted and group == "attention":
-                units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
-                units = units.transpose(0, 1)
-                self._add("gram", units.transpose(1, 2) @ units)
-
-        return hook
+    def _inputs(self, group: str, x: torch.Tensor) -> None:
+        x = self._in_sequences(x)
+        if group == "ffn":
+            self.tokens += int(self.mask.sum())
+        gated = self.geometry.family.gate is not None and "gated" in self.wanted
+        if group != "ffn" or not gated:
+            self._add(group, moments(x, self.mask))
+        if "gram" in self.wanted and group == "attention":
+            units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
+            units = units.transpose(0, 1)
+            self._add("gram", units.transpose(1, 2) @ units)
 
     def _in_sequences(self, x: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens, channels] of what a block may have flattened (OPT does)."""
         return x.view(*self.mask.shape, -1)
 
-    def _norm_hook(self, norm, args) -> None:
-        x = self._in_sequences(args[0])[self.mask].float()
+    def _before_norm(self, x: torch.Tensor) -> None:
+        norm = self.layer.get_submodule(self.geometry.family.ffn_norm)
+        x = self._in_sequences(x)[self.mask].float()
         if isinstance(norm, nn.LayerNorm):
             rate = torch.rsqrt(x.var(-1, correction=0) + norm.eps)
         else:
             rate = torch.rsqrt(x.square().mean(-1) + self.geometry.norm_eps)
         self._add("norm_rate", rate.double().sum())
 
-    def _plain_hook(self, _, args, output) -> None:
+    def _plain(self, _, output: torch.Tensor) -> None:
         for part in parts(self._in_sequences(output), self.mask):
             found = slope(part, self.geometry.activation).double()
             self._add("slopes", torch.stack((found.abs().sum(0), found.square().sum(0))))
 
-    def _gate_hook(self, _, args, output) -> None:
+    def _gate(self, _, output: torch.Tensor) -> None:
         self.gate_output = output
 
-    def _up_hook(self, _, args, output) -> None:
+    def _gated(self, _, output: torch.Tensor) -> None:
         # The input of down_proj is not read again: its moments come with the factors.
-        gate, up = self.geometry.family.gate_and_up(self.gate_output, output)
+        own = output if self.gate_output is None else self.gate_output  # of one module for both
+        gate, up = self.geometry.family.gate_and_up(own, output)
         inner, factors = gated_moments(gate, up, self.geometry.activation, self.mask)
         self._add("ffn", inner)
         self._add("gated", factors)

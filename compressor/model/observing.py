@@ -1,0 +1,35 @@
+"""What modules of a block are given and what they return, told while the block runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+Given = Callable[[torch.Tensor], None]
+Passed = Callable[[torch.Tensor, torch.Tensor | tuple], None]
+
+
+@contextmanager
+def observed(
+    layer: nn.Module,
+    given: Mapping[str, Given] | None = None,
+    passed: Mapping[str, Passed] | None = None,
+) -> Iterator[None]:
+    """While open, `given[name](x)` is called with what that module of `layer` is about to read, and
+    `passed[name](x, output)` with that and what it returned. The layer itself has the name "".
+    """
+    with ExitStack() as handles:
+        for name, take in (given or {}).items():
+            handles.enter_context(_before(layer.get_submodule(name), take))
+        for name, take in (passed or {}).items():
+            handles.enter_context(_after(layer.get_submodule(name), take))
+        yield
+
+
+def _before(module: nn.Module, take: Given):
+    return module.register_forward_pre_hook(lambda _, args: take(args[0]))
+
+
+def _after(module: nn.Module, take: Passed):
+    return module.register_forward_hook(lambda _, args, output: take(args[0], output))
