@@ -17,6 +17,7 @@ from functools import cache
 import torch
 
 from compressor.kernels import native, triton_support
+from compressor.kernels.observers import find_observers
 
 LIBRARY = torch.library.Library("compressor", "DEF")
 BACKENDS = ("ref", "triton", "ext")
@@ -25,6 +26,7 @@ if EVERYWHERE not in (None, *BACKENDS):
     raise ValueError(f"COMPRESSOR_BACKEND is {EVERYWHERE!r}; it is one of {', '.join(BACKENDS)}.")
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+OBSERVERS = find_observers()
 
 log = logging.getLogger("compressor.kernels")
 
@@ -118,13 +120,9 @@ class Op:
 
 def unobserved(tensors: list[torch.Tensor]) -> bool:
     """Whether torch's dispatcher would only lead back here, which costs as much as a small op."""
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or torch.autograd._profiler_enabled()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if OBSERVERS is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    if any(at_work() for at_work in OBSERVERS):
         return False
     return all(
         type(t) in PLAIN and (t.is_cpu or t.is_cuda) and not (t.is_neg() or t.is_conj())

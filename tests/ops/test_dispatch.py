@@ -15,6 +15,7 @@ from compressor.kernels import compact as compact_module
 from compressor.kernels import dispatch, triton_support
 from compressor.kernels.colsum import colsum
 from compressor.kernels.compact import compact_many
+from compressor.kernels.observers import find_observers
 
 OPS = {"colsum": colsum_module.OP, "compact": compact_module.OP}
 WEIGHT = torch.arange(12.0).view(3, 4)
@@ -195,3 +196,17 @@ def test_without_gradients_the_dispatcher_is_left_out(called, monkeypatch):
         with pytest.raises(TypeError, match="colsum: weight must be a tensor, not str"):
             colsum("weight")
     assert called == [default(op) for op in OPS.values()]
+
+
+@pytest.mark.parametrize("name", ["_len_torch_dispatch_stack", "_are_functorch_transforms_active"])
+def test_without_a_private_name_of_torch_all_goes_through_the_dispatcher(monkeypatch, name):
+    assert find_observers() is not None
+    monkeypatch.delattr(torch._C, name)
+    monkeypatch.setattr(dispatch, "OBSERVERS", find_observers())
+    assert dispatch.OBSERVERS is None
+    op, seen = OPS["colsum"], []
+    overload = op.overload
+    monkeypatch.setattr(op, "overload", lambda *given: seen.append(op.name) or overload(*given))
+    with torch.no_grad():
+        assert torch.equal(colsum(WEIGHT), WEIGHT.sum(0))
+    assert seen == ["colsum"]
