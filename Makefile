@@ -30,7 +30,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt csrc/cpu csrc/cuda $
 compress: install
 	mkdir -p $(dir $(OUT))
 	$(BIN)/compress examples/tiny-llama $(OUT) --keep 0.85 --overwrite \
-	    --evaluation stdlib-held-out --evaluation-range 0:100
+	    --evaluation 'stdlib-held-out[0:100]'
 	$(BIN)/python examples/continue_text.py examples/tiny-llama $(OUT)
 
 # Tests side by side, each on one thread: two that share their cores wait for each other.
@@ -76,7 +76,7 @@ oldest:
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal \
 	    -m "not slow and not breadth" tests/ops
 	$(OLDEST)/bin/compress examples/tiny-llama $(OLDEST)/tiny-llama-85 --keep 0.85 --samples 8 \
-	    --length 128 --recover lora --recover-steps 2 --quantize w4a16 --overwrite
+	    --length 128 --recover lora:2 --quantize w4a16 --overwrite
 
 families: install
 	$(BIN)/python -m pytest -q tests/model/families/test_matrix.py -k "written or scored" \

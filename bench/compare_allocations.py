@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from compressor.config.target import Target
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge, loss_after
 from compressor.measuring.landscape import measure_landscape
@@ -34,7 +35,6 @@ from compressor.planning.allocation import alignment, allocate, plan_of
 from compressor.planning.costs import Costs
 from compressor.planning.lattice import Wanted
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.planning.uniform import constant_splits, everywhere
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
@@ -52,7 +52,7 @@ def named(tokens: TokenSet) -> dict:
 def plans_of(scores: Scores, checkpoint: Checkpoint, target: Target) -> dict[str, Plan]:
     steps = alignment(target, checkpoint, Wanted(), how="exact", scores=scores).lattice
     plans = {
-        how: allocate(scores, checkpoint, target, steps.align, how=how)
+        how: allocate(scores, checkpoint, target, Wanted(align=steps.align), how=how)
         for how in ("besa", "exact", "uniform")
     }
     for split in constant_splits(target, checkpoint, steps):
@@ -60,7 +60,7 @@ def plans_of(scores: Scores, checkpoint: Checkpoint, target: Target) -> dict[str
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, widths, "uniform", [])
     for how in ("besa", "exact"):
-        own = allocate(scores, checkpoint, target, steps.align, how=how, alike=False)
+        own = allocate(scores, checkpoint, target, Wanted(align=steps.align, served=False), how=how)
         plans[f"{how}, own"] = own
     return plans
 
@@ -84,7 +84,8 @@ def measured_scores(
             None if learned else learning,
         )
         learned = landscape.learned = learned or landscape.learned
-        found[repair] = Scores(scores.blocks, scores.about, landscape=landscape)
+        found[repair] = Scores(scores.blocks, scores.about)
+        landscape.keep_with(found[repair])
     return found
 
 

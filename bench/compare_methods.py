@@ -25,13 +25,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.config.recovery import Recovery
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.target import Target
 from compressor.evaluation.reference import perplexity
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.recovery.data import RecoveryData, read_data
 from compressor.recovery.stage import recover
 from compressor.recovery.training import Training
@@ -114,7 +114,7 @@ def perplexity_after(
     plan: Plan,
     judged: TokenSet,
     data: RecoveryData | None = None,
-    recovery: Recovery | None = None,
+    recovery: RecoveryConfig | None = None,
 ) -> float:
     """Perplexity of what a plan leaves, without repair; after recovery if `data` is given."""
     with tempfile.TemporaryDirectory() as place:
@@ -161,7 +161,7 @@ def main(
         | {"calibration": named(known), "probed": named(probed), "judged": named(judged)},
     )
     truth = measure_truth(stream, probed, probes, found)
-    recovery = Recovery("lora", steps=max(1, recover_steps), batch=recover_batch)
+    recovery = RecoveryConfig("lora", steps=max(1, recover_steps), batch=recover_batch)
     recovery = recovery.of_width(checkpoint.hidden_size)
     data = None
     if recover_steps:

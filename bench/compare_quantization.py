@@ -2,13 +2,13 @@
 
     python bench/compare_quantization.py MODEL TEXT --group 32 --documents 128 --evaluation-range 617:917
 
-Every case is a whole `compress` job without verification; a seed calibrates on `--documents` documents
-or windows of its own (0:128, 128:256, ...).
+Every case is a whole `compress` or `sparsify` job without verification; a seed calibrates on
+`--documents` documents or windows of its own (0:128, 128:256, ...).
 
-    cut, nearest      --keep-blocks 0.8 and default repair, then --quantize w4a16 --quantize-clip none
-    cut, learned      the same with --quantize-clip learned
-    zeros, nearest    --granularity weight --sparsity 0.5 (BESA), then --quantize-clip none
-    zeros, learned    the same zeros, then the sparse folder quantised by --quantize-clip learned
+    cut, nearest      keep_blocks=0.8 and default repair, then quantize="w4a16", quantize_clip="none"
+    cut, learned      the same with quantize_clip="learned"
+    zeros, nearest    sparsity=0.5 (BESA), then quantize_clip="none"
+    zeros, learned    the same zeros, then the sparse folder quantised with quantize_clip="learned"
     zeros, joint      BESA and clipping learned together
 
 What was measured with the same settings lies in bench/results/quantization and is not measured again.
@@ -24,13 +24,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.config.quantization import Quantization
-from compressor.config.sparse import Weights
-from compressor.job.compress import compress
+from compressor.config.job import JobConfig, job_config, sparsify_config
+from compressor.job.compress import run_job
 from compressor.job.progress import Lines
-from compressor.job.settings import Settings
 from compressor.model.checkpoint import Checkpoint
-from compressor.planning.target import Target
+from compressor.report.result import Result
 
 RESULTS = Path(__file__).parent / "results/quantization"
 KEEP, SPARSITY = 0.8, 0.5
@@ -40,31 +38,26 @@ CASES = ("cut, nearest", "cut, learned", "zeros, nearest", "zeros, learned", "ze
 def run_case(case: str, model: Path, group: int, texts: dict, seed: int, place: Path) -> dict:
     """Perplexities of the dense model, of what was cut or zeroed, and of that in 4 bits."""
     what, how = case.split(", ")
-    quantization = Quantization("w4a16", group, "none" if how == "nearest" else "learned")
     common = {"verify": False, "max_perplexity_ratio": None, "seed": seed, **texts}
+    clip = "none" if how == "nearest" else "learned"
+    packed = common | {"quantize": "w4a16", "quantize_group": group, "quantize_clip": clip}
 
-    def job(source: Path, name: str, **options) -> dict:
-        settings = Settings(
-            source=source, dest=place / name, **{"targets": (), **common, **options}
-        )
-        return compress(settings, Lines(True))[0]
+    def run(config: JobConfig) -> Result:
+        return run_job(config, Lines(quiet=True))[0]
 
     if what == "cut":
-        cut = {"targets": [Target("keep-blocks", KEEP)], "select": "obs"}
-        found = job(model, "q", quantization=quantization, **cut)
+        found = run(job_config(model, place / "q", keep_blocks=KEEP, **packed))
+    elif how == "learned":
+        sparse = run(sparsify_config(model, place / "sparse", sparsity=SPARSITY, **common))
+        found = run(job_config(sparse.dest, place / "q", **packed))
+        found.perplexity_before = sparse.perplexity_before
     else:
-        zeros = {"method": "besa", "weights": Weights("weight", sparsity=SPARSITY)}
-        if how != "learned":
-            found = job(model, "q", quantization=quantization, **zeros)
-        else:
-            sparse = job(model, "sparse", **zeros)
-            found = job(place / "sparse", "q", quantization=quantization)
-            found["perplexity_before"] = sparse["perplexity_before"]
+        found = run(sparsify_config(model, place / "q", sparsity=SPARSITY, **packed))
     return {
-        "dense": found["perplexity_before"],
-        "unquantised": found["perplexity_unquantized"],
-        "4-bit": found["perplexity_after"],
-        "bits": found["quantization"]["bits_per_weight"],
+        "dense": found.perplexity_before,
+        "unquantised": found.perplexity_unquantized,
+        "4-bit": found.perplexity_after,
+        "bits": found.quantization["bits_per_weight"],
     }
 
 

@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.config.sparse import Weights
+from compressor.config.sparse import SparseConfig
 from compressor.evaluation.reference import perplexity
 from compressor.job.sparsify import whole
 from compressor.model.checkpoint import Checkpoint
@@ -80,7 +80,7 @@ def measure(
 ) -> dict[str, float]:
     """Prune on the documents `known`; perplexity of what is written."""
     checkpoint = stream.checkpoint
-    recipe = Weights("weight", sparsity, **BESA.get(name, {})).recipe(name.partition(",")[0], seed)
+    recipe = SparseConfig(sparsity, name.partition(",")[0], **BESA.get(name, {})).recipe(seed)
     pruning, begun = Sparsification(stream, known, recipe), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"

@@ -28,18 +28,19 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from compressor.config.job import job_config
 from compressor.config.repair import closed_form
 from compressor.evaluation.reference import perplexity
-from compressor.job.journal import Journal
-from compressor.job.planning import measure_cuts, plan_target
-from compressor.job.progress import Lines, Meter
-from compressor.job.reading import CALIBRATION_TOKENS
-from compressor.job.settings import Settings
+from compressor.job.job import Job
+from compressor.job.needs import WantedResult
+from compressor.job.planning import measure_cuts, plan_result
+from compressor.job.progress import Lines
+from compressor.job.reading import CALIBRATION_TOKENS, Texts
+from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
@@ -58,7 +59,7 @@ class Cell:
     """What is measured: one line of the table, and column of it, at one seed."""
 
     method: str  # METHOD or METHOD:MODE
-    select: str  # as --select, + measured with --kv-cost measured
+    select: str  # as the option `select`, + measured with `kv_cost="measured"`
     repair: str  # REPAIR or refine:EPOCHS
     keep: float
     samples: int
@@ -102,7 +103,7 @@ def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
 
 
 def selected(name: str, how: str, calibration: TokenSet, stream: BlockStream, seed: int) -> Scores:
-    """Scores of METHOD or METHOD:MODE, as `--select` and `--kv-cost` leave them."""
+    """Scores of METHOD or METHOD:MODE, as `select` and `kv_cost` leave them."""
     method, _, mode = name.partition(":")
     scores = score(stream.checkpoint, method, mode or None, calibration, stream, seed)
     select, _, measured = how.partition("+")
@@ -120,29 +121,21 @@ class Planned:
 
     def plan(self, allocate: str, repair: str, share: float) -> Plan:
         how, _, layout = allocate.partition(":")
-        repair = closed_form(repair.partition(":")[0])
+        layout, repair = layout or "uniform", closed_form(repair.partition(":")[0])
         if (allocate, repair, share) in self.plans:
             return self.plans[allocate, repair, share]
-        checkpoint, target = self.stream.checkpoint, Target("keep-blocks", share)
-        layout = layout or "uniform"
+        checkpoint, texts = self.stream.checkpoint, Texts(self.calibration)
+        scores = self.measured.setdefault(
+            (how, repair), Scores(self.scores.blocks, self.scores.about)
+        )
         with tempfile.TemporaryDirectory() as place:
-            settings = Settings(
-                checkpoint.path,
-                Path(place) / "out",
-                [target],
-                allocate=how,
-                layout=layout,
-                repair=repair,
-            )
-            scores = self.measured.setdefault(
-                (how, repair), Scores(self.scores.blocks, self.scores.about)
-            )
-            given = Meter(), Lines(quiet=True)
-            measure_cuts(settings, scores, self.stream, self.calibration, Path(place), *given)
-            journal = Journal(Path(place), {})
-            found = plan_target(
-                settings, scores, checkpoint, target, self.stream, self.calibration, journal, *given
-            )
+            options = {"allocate": how, "layout": layout, "repair": repair}
+            config = job_config(checkpoint.path, Path(place) / "out", keep_blocks=share, **options)
+            wanted = WantedResult("out", config.plan.targets[0], layout, [])
+            with open_run(config.dest, config.runtime, Lines(quiet=True)) as run:
+                job = Job(config, checkpoint, run, [wanted], texts, None, self.stream)
+                measure_cuts(job, scores)
+                found = plan_result(job, wanted, scores)
         return self.plans.setdefault((allocate, repair, share), found)
 
 

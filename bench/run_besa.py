@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 import typer
 
-from compressor.config.sparse import Weights
+from compressor.config.sparse import SparseConfig
 from compressor.evaluation.reference import perplexity
 from compressor.job.sparsify import whole
 from compressor.model.checkpoint import Checkpoint
@@ -56,9 +56,8 @@ class Published:
 
 def run(stream: BlockStream, sequences: list, sparsity: float, folder: Path) -> float:
     """Processor seconds to prune and write, which other work on the machine disturbs least."""
-    recipe = Weights("weight", sparsity).recipe("besa", 0)
     begun = time.process_time()
-    changes = Sparsification(stream, sequences, recipe).blocks()
+    changes = Sparsification(stream, sequences, SparseConfig(sparsity).recipe()).blocks()
     write(stream.checkpoint, whole(stream.checkpoint), folder, changes=changes)
     return time.process_time() - begun
 

@@ -57,9 +57,9 @@ def plain_forward(source: Path, samples: int, length: int, device: str) -> float
     code = f"""
 import time, torch
 from transformers import AutoModelForCausalLM
-from compressor.calibration import tokenize
-from compressor.texts import read_text
-from compressor.checkpoint import Checkpoint
+from compressor.model.checkpoint import Checkpoint
+from compressor.text.texts import read_text
+from compressor.text.tokens import tokenize
 checkpoint = Checkpoint({str(source)!r})
 tokens = tokenize(read_text("stdlib"), checkpoint.tokenizer(), {length}, {samples})
 model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="auto").eval().to({device!r})

@@ -27,10 +27,10 @@ the same ids. (4.57 computes Gemma 2 by an attention without its soft caps unles
 
 vLLM's class of Qwen2 has hidden size / heads channels a head, whatever the config says, so a Qwen2
 that lost KV groups is written as `llama` with biases, that of `o_proj` being zeros. Where that
-computes something else (sliding windows), the heads stay, or `--container qwen2` writes what
-transformers alone loads. Tried by hand in vLLM 0.32.0 on a CPU, in float32: a Qwen2 of 135 M parameters
-cut to 0.7 of them (6 of 9 heads) and its source give the greedy tokens that transformers 5.23 gives, 24
-for each of three prompts.
+computes something else (sliding windows), the heads stay, or `container="qwen2"` (in Python;
+`--container` of the stages) writes what transformers alone loads. Tried by hand in vLLM 0.32.0 on a CPU,
+in float32: a Qwen2 of 135 M parameters cut to 0.7 of them (6 of 9 heads) and its source give the greedy
+tokens that transformers 5.23 gives, 24 for each of three prompts.
 
 | `model_type` | scored by | FFN | heads | uniform | per-layer | padded |
 | --- | --- | --- | --- | --- | --- | --- |

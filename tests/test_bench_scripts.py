@@ -32,7 +32,7 @@ SPANS = "--calibration-range 0:8 --evaluation-range 8:12"
 # What a measurement of any script passes through.
 MEASURING = (
     "compressor.measuring.guard.loss_after",
-    "compressor.job.compress.compress",
+    "compressor.job.compress.run_job",
     "compressor.scoring.score.score",
     "compressor.writing.write.write",
 )

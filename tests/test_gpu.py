@@ -14,8 +14,8 @@ JOBS = (
     "--keep 0.8 --method hywia --kv-cost measured --repair ridge",
     "--keep 0.8 --method kfac",
     "--keep 0.8 --recover lora --recover-steps 2 --recover-batch 2",
-    "--granularity weight --sparsity 0.5",
-    "--granularity weight --sparsity 0.5 --update obs",
+    "--sparsity 0.5",
+    "--sparsity 0.5 --update obs",
     "--quantize w4a16 --quantize-group 16",
 )
 

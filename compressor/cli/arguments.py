@@ -1,32 +1,18 @@
-"""Amounts, ratios and block numbers as people write them on a command line; groups of options."""
+"""Options of commands, made of the configs' fields; ratios as people write them."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from compressor.cli.flags import OUTPUT
+from compressor.config.options import name_of, options_of
 from compressor.errors import InputError
 
 RATIOS = ("--keep", "--keep-blocks")
-
-
-def parse_blocks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
-
-
-def parse_ratio(text: str) -> float | None:
-    if text == "off":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--max-perplexity-ratio is a number or off, not {text!r}.") from None
 
 
 def spread_ratios(arguments: list[str]) -> list[str]:
@@ -46,39 +32,72 @@ def spread_ratios(arguments: list[str]) -> list[str]:
     return spread
 
 
-def takes(name: str, group: type, panel: str, **defaults) -> Callable:
-    """Give a command the fields of a dataclass as options; it gets them as one value, `name`.
+Panels = Mapping[str, Mapping[type, tuple[str, ...]]]
 
-    A field's metadata has its `flag` and its `help`; `defaults` are this command's own.
+
+def offers(panels: Panels, **own: tuple[Any, Any]) -> Callable:
+    """Give a command options of configs, by their names in Python and under the title of a panel.
+
+    What was given of them comes as one dictionary, `given`, by these names; what was not given is not in
+    it. own: another type and default of an option in this command.
     """
 
     def changed(command: Callable) -> Callable:
-        def called(**given):
-            values = {f.name: given.pop(f"{name}_{f.name}") for f in fields(group)}
-            return command(**given, **{name: group(**values)})
-
-        own = inspect.signature(command).parameters.values()
         added = [
-            inspect.Parameter(
-                f"{name}_{f.name}",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=defaults.get(f.name, f.default),
-                annotation=Annotated[
-                    f.type,
-                    typer.Option(
-                        f.metadata["flag"], help=f.metadata["help"], rich_help_panel=panel
-                    ),
-                ],
-            )
-            for f in fields(group)
+            parameter(each, panel, *own.get(name_of(each), ()))
+            for panel, configs in panels.items()
+            for config, names in configs.items()
+            for each in options_of(config)
+            if name_of(each) in names
         ]
-        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != name]
-        called.__signature__ = inspect.Signature([*kept, *added])
-        called.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
+
+        def called(**values):
+            given = {p.name: values.pop(p.name) for p in added}
+            defaults = {p.name: p.default for p in added}
+            chosen = {n: v for n, v in given.items() if v != defaults[n] or n in own}
+            return command(**values, given=chosen)
+
+        kept = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(command).parameters.values()
+            if p.name != "given"
+        ]
+        every = sorted([*kept, *added], key=lambda p: place(panel_of(p), [*panels]))
+        called.__signature__ = inspect.Signature(every)
+        called.__annotations__ = {p.name: p.annotation for p in every}
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         return called
 
     return changed
+
+
+def parameter(described: Field, panel: str, *own) -> inspect.Parameter:
+    """An option's parameter of a command. One that is parsed is text, and None is its default."""
+    about = described.metadata
+    kind, default = described.type, described.default
+    if about["parse"]:
+        kind, default = str | None, None
+    if own:
+        kind, default = own
+    flag = about["flag"]
+    flags = f"{flag}/--no-{flag.removeprefix('--')}" if default is True else flag
+    option = typer.Option(flags, help=about["help"], rich_help_panel=panel, show_default=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    name = name_of(described)
+    return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option])
+
+
+def panel_of(described: inspect.Parameter) -> str | None:
+    """The title of the panel that a parameter is shown in, if it has one."""
+    about = getattr(described.annotation, "__metadata__", (None,))[0]
+    return getattr(about, "rich_help_panel", None)
+
+
+def place(panel: str | None, panels: list[str]) -> int:
+    """Panels as a command names them; one that it does not name comes before them, or last."""
+    if panel in panels:
+        return panels.index(panel)
+    return len(panels) if panel == OUTPUT else -1
 
 
 def check_folder(out: Path) -> None:

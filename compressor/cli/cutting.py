@@ -7,112 +7,66 @@ import typer
 from typer import Option
 
 from compressor.cli import flags
-from compressor.cli.arguments import check_folder, parse_blocks
-from compressor.config.amounts import COUNTS, SIZES, parse_amount
+from compressor.cli.arguments import Panels, check_folder, offers
+from compressor.cli.compress import CALIBRATION
+from compressor.config.choices import ALLOCATIONS, check_allocation, check_layout_name
+from compressor.config.job import JobConfig, job_config
+from compressor.config.plan import PlanConfig
+from compressor.config.repair import RepairConfig
+from compressor.config.runtime import Runtime
+from compressor.config.score import ScoreConfig
+from compressor.config.text import TextConfig
+from compressor.config.write import WriteConfig
 from compressor.errors import InputError
+from compressor.job.asked import check_applying, check_protect, check_scoring
+
+WIDTHS = {PlanConfig: ("align", "protect", "tp"), WriteConfig: ("container",)}
+SCORE: Panels = {
+    "Scores": {ScoreConfig: ("method", "select", "kv_cost")},
+    "For plans that measure": {
+        PlanConfig: ("allocate", "align", "tp"),
+        WriteConfig: ("container",),
+        RepairConfig: ("repair",),
+    },
+    "Texts": {TextConfig: ("calibration", "samples", "length")},
+    "Machine": {Runtime: ("device", "dtype", "seed")},
+    "Job": {Runtime: ("resume",)},
+}
+PLAN: Panels = {"Widths": WIDTHS | {WriteConfig: ("layout", "container")}}
+CUT: Panels = {
+    "Writing": {WriteConfig: ("layout", "container")},
+    "Repair": {RepairConfig: ("repair",)},
+    "Texts": {TextConfig: ("calibration", "samples", "length")},
+    "Machine": {Runtime: ("device", "dtype")},
+    "Job": {Runtime: ("verify", "resume")},
+}
+Scored = Annotated[Path, typer.Argument(help="File of scores.")]
+Moved = Annotated[Path | None, Option(help="The checkpoint, if it moved since scoring.")]
 
 
-def score(
-    source: flags.Source,
-    out: Annotated[Path, Option(help="File of scores to write.")],
-    method: Annotated[str, Option(help="As of `compress`, for channels.")] = "llm-bip",
-    mode: flags.Mode = None,
-    coarse: flags.Coarse = None,
-    fine: flags.Fine = None,
-    reduce: flags.Reduce = None,
-    select: flags.Select = None,
-    kv_cost: flags.KvCost = "score",
-    calibration: flags.Calibration = "stdlib",
-    calibration_range: flags.Range = None,
-    calibration_also: flags.CalibrationAlso = None,
-    samples: flags.Samples = None,
-    length: flags.Length = 512,
-    device: flags.Device = None,
-    dtype: flags.Dtype = "auto",
-    allocate: Annotated[
-        str | None, Option(help="Measure too what plan --allocate exact, measured or besa needs.")
-    ] = None,
-    repair: Annotated[str, Option(help="The repair that will follow.")] = "refine",
-    besa_sampling: Annotated[
-        str | None,
-        Option(help="With besa: none (default), or categorical: each step's width is drawn."),
-    ] = None,
-    align: flags.Align = None,
-    tp: flags.TensorParallel = 1,
-    container: flags.Container = "auto",
-    seed: flags.Seed = 0,
-    resume: flags.Resume = False,
-    quiet: flags.Quiet = False,
-) -> None:
+@offers(SCORE, calibration=CALIBRATION)
+def score(source: flags.Source, out: flags.Out, quiet: flags.Quiet = False, *, given: dict) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
-    from compressor.config.choices import check_allocation, check_selection
-    from compressor.config.repair import check_kind
-    from compressor.config.sparse import Weights
-    from compressor.job.asked import check_method_asked, check_source
-    from compressor.job.destination import check_outside
-    from compressor.job.resolve import default_selection
-    from compressor.job.settings import Settings
-    from compressor.scoring.methods import default_allocation
-
-    settings = Settings(
-        source=source,
-        dest=out,
-        targets=(),
-        method=method,
-        mode=mode,
-        coarse=coarse,
-        fine=fine,
-        reduce=reduce,
-        select=select or default_selection(method, repair),
-        kv_cost=kv_cost,
-        calibration=calibration,
-        calibration_range=calibration_range,
-        calibration_also=calibration_also,
-        samples=samples,
-        length=length,
-        device=device,
-        dtype=dtype,
-        allocate=allocate or default_allocation(method),
-        weights=Weights(sampling=besa_sampling),
-        repair=repair,
-        align=align,
-        tp=tp,
-        container=container,
-        seed=seed,
-        resume=resume,
-    )
-    check_method_asked(settings)
-    check_allocation(settings.allocate)
-    check_selection(settings.select, kv_cost)
-    check_kind(repair, None)
-    settings.weights.check(method)
-    check_source(settings)
     check_folder(out)
-    check_outside(out, source.resolve(), "OUT")
+    config = check_scoring(job_config(source, out, **given))
     from compressor.job.progress import Lines
     from compressor.job.score import score_file
 
-    for note in score_file(settings, out, Lines(quiet)):
+    for note in score_file(config, Lines(quiet)):
         print(note)
 
 
+@offers(PLAN)
 def plan(
-    scores: Annotated[Path, typer.Argument(help="File of scores.")],
+    scores: Scored,
     out: Annotated[Path, Option(help="Plan to write (JSON).")],
-    source: Annotated[
-        Path | None, Option(help="The checkpoint, if it moved since scoring.")
-    ] = None,
+    source: Moved = None,
     keep: Annotated[float | None, Option(help="Share of all parameters that stay.")] = None,
     keep_blocks: Annotated[
-        float | None, Option(help="The same over the blocks' projections alone.")
+        float | None, Option(help="The same as a share of the blocks' projections.")
     ] = None,
-    target_params: flags.TargetParams = None,
-    target_bytes: flags.TargetBytes = None,
+    target: flags.Target = None,
     budget: flags.Budget = "params",
-    align: flags.Align = None,
-    protect: flags.Protect = "",
-    tp: flags.TensorParallel = 1,
-    container: flags.Container = "auto",
     allocate: Annotated[
         str,
         Option(
@@ -120,140 +74,97 @@ def plan(
             "own)."
         ),
     ] = "uniform",
-    layout: Annotated[
-        str,
-        Option(
-            help="per-layer or padded: exact, measured and besa may give every block its own widths."
-        ),
-    ] = "uniform",
+    *,
+    given: dict,
 ) -> None:
     """Turn scores into the list of units that stay."""
-    from compressor.config.choices import ALLOCATIONS, check_allocation, check_layout_name
-    from compressor.job.asked import check_protect
-    from compressor.model.checkpoint import Checkpoint
-    from compressor.model.heads import choose_container
-    from compressor.planning.allocation import alignment, protected
-    from compressor.planning.allocation import allocate as run
-    from compressor.planning.lattice import Wanted
-    from compressor.planning.target import Target
-    from compressor.planning.told import plan_in_words
-    from compressor.planning.uniform import check_equal
-    from compressor.scoring.scores import Scores
-
-    given = {
-        "keep": keep,
-        "keep-blocks": keep_blocks,
-        "params": parse_amount(target_params, COUNTS) if target_params else None,
-        "bytes": parse_amount(target_bytes, SIZES) if target_bytes else None,
-    }
-    targets = [Target(kind, value, budget) for kind, value in given.items() if value is not None]
-    if len(targets) != 1:
-        raise InputError("Give one of --keep, --keep-blocks, --target-params, --target-bytes.")
-    loaded = Scores.load(scores)
-    checkpoint = Checkpoint(source or loaded.about["source"])
-    blocks = parse_blocks(protect)
-    check_layout_name(layout)
-    alike = layout == "uniform"
+    sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
+    config = job_config(source or ".", out, allocate=allocate, **sizes, **given)
+    if len(config.plan.targets) != 1:
+        raise InputError("Give one of --keep, --keep-blocks, --target.")
     check_allocation(allocate)
-    equal = ALLOCATIONS[allocate].equal(alike)
-    whole, wanted = protected(blocks, checkpoint), Wanted(align, tp, container, served=alike)
-    given = alignment(targets[0], checkpoint, wanted, whole, allocate, loaded)
-    if equal:
-        check_protect(blocks, layout)
-        check_equal(targets[0], checkpoint, given.lattice, whole)
-    made = run(loaded, checkpoint, targets[0], align, tp, blocks, container, allocate, alike)
-    if equal:
-        choose_container(checkpoint, {w["attention"] for w in made.widths()}, container, alike)
+    check_layout_name(config.write.layout)
+    alike = config.write.layout == "uniform"
+    if ALLOCATIONS[allocate].equal(alike):
+        check_protect(config.plan.protect, config.write.layout)
+    from compressor.planning.told import plan_in_words
+
+    made, alignment, checkpoint = planned(scores, source, config)
     made.save(out)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
         f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
         f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
-    print("\n".join(plan_in_words(given, checkpoint, made.widths())))
+    print("\n".join(plan_in_words(alignment, checkpoint, made.widths())))
+
+
+def planned(scores: Path, source: Path | None, config: JobConfig) -> tuple:
+    """The plan of a file of scores, with the widths that it had to choose from, and the checkpoint."""
+    from compressor.job.widths import wanted_widths
+    from compressor.model.checkpoint import Checkpoint
+    from compressor.model.heads import choose_container
+    from compressor.planning.allocation import alignment, allocate, protected
+    from compressor.planning.uniform import check_equal
+    from compressor.scoring.scores import Scores
+
+    loaded = Scores.load(scores)
+    checkpoint = Checkpoint(source or loaded.about["source"])
+    (target,), how = config.plan.targets, config.plan.allocate
+    wanted, protect = wanted_widths(config), protected(config.plan.protect, checkpoint)
+    found = alignment(target, checkpoint, wanted, protect, how, loaded)
+    equal = ALLOCATIONS[how].equal(wanted.served)
+    if equal:
+        check_equal(target, checkpoint, found.lattice, protect)
+    made = allocate(loaded, checkpoint, target, wanted, config.plan.protect, how)
+    if equal:
+        groups = {width["attention"] for width in made.widths()}
+        choose_container(checkpoint, groups, wanted.container, wanted.served)
+    return made, found, checkpoint
 
 
 def report(
-    scores: Annotated[Path, typer.Argument(help="File of scores.")],
+    scores: Scored,
     out: Annotated[Path, Option(help="Picture to draw (PNG).")],
-    source: Annotated[
-        Path | None, Option(help="The checkpoint, if it moved since scoring.")
-    ] = None,
+    source: Moved = None,
     keep: Annotated[float, Option(help="Share of all parameters that the shown cut keeps.")] = 0.7,
-    align: flags.Align = None,
-    protect: flags.Protect = "",
+    align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
+    protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1.")] = "",
     allocate: Annotated[str, Option(help="As of `plan`.")] = "uniform",
 ) -> None:
-    """Draw scores, fusion rates and a cut, block by block."""
-    from compressor.model.checkpoint import Checkpoint
-    from compressor.planning.allocation import allocate as run
-    from compressor.planning.lattice import lattice
-    from compressor.planning.target import Target
-    from compressor.report.drawing import draw
-    from compressor.scoring.scores import Scores
-
+    """Draw scores, what they are made of and a cut, block by block."""
     check_folder(out)
     if out.suffix.lower() != ".png":
         raise InputError(f"The picture is a PNG, so name it *.png, not {out.name}.")
+    config = job_config(source or ".", out, keep=keep, align=align, protect=protect)
+    from compressor.model.checkpoint import Checkpoint
+    from compressor.planning.allocation import allocate as run
+    from compressor.planning.lattice import Wanted, lattice
+    from compressor.report.drawing import draw
+    from compressor.scoring.scores import Scores
+
     loaded = Scores.load(scores)
     checkpoint = Checkpoint(source or loaded.about["source"])
-    blocks = parse_blocks(protect)
-    made = run(loaded, checkpoint, Target("keep", keep), align, protect=blocks, how=allocate)
+    (target,), blocks = config.plan.targets, config.plan.protect
+    made = run(loaded, checkpoint, target, Wanted(align), blocks, allocate)
     draw(out, loaded, made, checkpoint, lattice(checkpoint, made.about["align"]))
 
 
+@offers(CUT, calibration=CALIBRATION)
 def cut(
     source: flags.Source,
     dest: flags.Dest,
     plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
-    layout: flags.Layout = "uniform",
-    container: flags.Container = "auto",
-    repair: flags.Repair = "refine",
-    refine_epochs: flags.RefineEpochs = None,
-    calibration: flags.Calibration = "stdlib",
-    calibration_range: flags.Range = None,
-    calibration_also: flags.CalibrationAlso = None,
-    samples: flags.Samples = None,
-    length: flags.Length = 512,
-    device: flags.Device = None,
-    dtype: flags.Dtype = "auto",
-    verify: flags.Verify = True,
-    resume: flags.Resume = False,
     quiet: flags.Quiet = False,
+    *,
+    given: dict,
 ) -> None:
     """Apply a plan to a checkpoint, and repair what stays."""
-    from compressor.config.choices import check_layout_name
-    from compressor.config.repair import check_kind
-    from compressor.job.asked import check_method_asked, check_source
-    from compressor.job.destination import check_dest
-    from compressor.job.settings import Settings
-
-    settings = Settings(
-        source=source,
-        dest=dest,
-        targets=(),
-        method="random",
-        layout=layout,
-        container=container,
-        repair=repair,
-        refine_epochs=refine_epochs,
-        calibration=calibration,
-        calibration_range=calibration_range,
-        calibration_also=calibration_also,
-        samples=samples,
-        length=length,
-        device=device,
-        dtype=dtype,
-        verify=verify,
-        resume=resume,
-    )
-    check_method_asked(settings)
-    check_layout_name(layout)
-    check_kind(repair, refine_epochs)
-    check_source(settings)
-    check_dest(settings)
+    config = JobConfig(source, dest).with_options(**given)
+    parts = (config.text, config.repair, config.write, config.runtime)
+    check_applying(source, dest, *parts)
     from compressor.job.apply_plan import apply_plan
     from compressor.job.progress import Lines
     from compressor.planning.plan import Plan
 
-    print(apply_plan(settings, Plan.load(plan), Lines(quiet)))
+    print(apply_plan(source, dest, Plan.load(plan), *parts, Lines(quiet)))

@@ -8,22 +8,28 @@ import typer
 from typer import Option
 
 from compressor.cli import flags
+from compressor.cli.arguments import Panels, check_folder, offers
+from compressor.config.job import JobConfig
+from compressor.config.runtime import Runtime
 from compressor.errors import InputError
+from compressor.job.asked import check_runtime
+
+MACHINE: Panels = {"Machine": {Runtime: ("device", "dtype", "seed")}}
 
 
+@offers(MACHINE)
 def generate(
     source: flags.Source,
     out: Annotated[Path, typer.Argument(help="File to write: JSON lines, a document each.")],
-    tokens: Annotated[int, Option(help="In all.")] = 65_536,
+    tokens: Annotated[int, Option(help="Tokens to write in all.")] = 65_536,
     length: Annotated[int, Option(help="Tokens of a document, at most.")] = 512,
-    device: flags.Device = None,
-    dtype: flags.Dtype = "auto",
-    seed: flags.Seed = 0,
     quiet: flags.Quiet = False,
+    *,
+    given: dict,
 ) -> None:
-    """Let a model write text to calibrate on, as a whole in memory; it goes to --calibration-also."""
-    from compressor.cli.arguments import check_folder
-
+    """Let a model write text to calibrate on: a second --calibration. It is in memory as a whole."""
+    runtime = JobConfig(source, out).with_options(**given).runtime
+    check_runtime(runtime)
     check_folder(out)
     if out.suffix != ".jsonl":
         raise InputError(f"The text is written as JSON lines, so name it *.jsonl, not {out.name}.")
@@ -32,9 +38,7 @@ def generate(
     for name, value, least in (("--tokens", tokens, 1), ("--length", length, 2)):
         if value < least:
             raise InputError(f"{name} is {value}; it must be at least {least}.")
-    import torch
-
-    from compressor.job.opening import compute_dtype
+    from compressor.job.opening import chosen_device, compute_dtype
     from compressor.job.progress import Lines
     from compressor.model.checkpoint import Checkpoint
     from compressor.model.finite import check_finite
@@ -42,9 +46,9 @@ def generate(
     from compressor.text.generation import written
 
     checkpoint = Checkpoint(source)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(runtime.device)
     tokenizer = checkpoint.tokenizer()
-    precision = compute_dtype(dtype, checkpoint.dtype, device)
+    precision = compute_dtype(runtime.dtype, checkpoint.dtype, device)
     model = open_whole(checkpoint, device, precision, "calibrate on a text")
     for name, weight in model.named_parameters():
         check_finite(name, weight)
@@ -55,7 +59,7 @@ def generate(
             Lines(quiet).stage("generate") as progress,
             partial.open("w", encoding="utf-8") as file,
         ):
-            for text, count in written(model, tokenizer, tokens, length, seed):
+            for text, count in written(model, tokenizer, tokens, length, runtime.seed):
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 made += count
                 progress(min(made, tokens), tokens)
@@ -65,7 +69,7 @@ def generate(
     if not quiet:
         print(
             f"{made:,} tokens. Use them beside a text: compress {source} DEST --calibration TEXT "
-            f"--calibration-also {out}"
+            f"--calibration {out}"
         )
         for note in checkpoint.notes:
             print(note)

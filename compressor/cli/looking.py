@@ -1,8 +1,6 @@
 """Stages that look at a folder: does it load, how well does it predict, what would it cost."""
 
 import json
-import math
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +8,19 @@ import typer
 from typer import Option
 
 from compressor.cli import flags
+from compressor.cli.arguments import Panels, check_folder, offers
+from compressor.config.job import JobConfig
+from compressor.config.options import check_values
+from compressor.config.runtime import Runtime
+from compressor.config.text import TextConfig
 from compressor.errors import InputError
+from compressor.job.asked import check_runtime
 from compressor.job.console import console
+
+EVALUATE: Panels = {
+    "Text": {TextConfig: ("length",)},
+    "Machine": {Runtime: ("device", "dtype")},
+}
 
 
 def verify(
@@ -27,54 +36,27 @@ def verify(
     print(json.dumps(found, indent=1))
 
 
+@offers(EVALUATE)
 def evaluate(
     folder: flags.Source,
     text: Annotated[str, Option(help="Text as for --evaluation.")],
-    length: flags.Length = 512,
-    span: Annotated[str | None, Option("--range", help="Documents or windows A:B.")] = None,
-    device: flags.Device = None,
-    dtype: flags.Dtype = "auto",
     as_json: flags.Json = False,
+    *,
+    given: dict,
 ) -> None:
     """Perplexity of a checkpoint, streamed block by block."""
-    from compressor.evaluation.reference import perplexity
-    from compressor.job.asked import check_counts
-    from compressor.job.opening import open_stream
-    from compressor.job.reading import read_evaluation, reading_notes
-    from compressor.job.settings import Settings
-    from compressor.model.finite import check_weights
-    from compressor.quantization.reading import open_model
+    config = JobConfig(folder, folder).with_options(evaluation=text, **given)
+    check_values(config.text)
+    check_runtime(config.runtime)
+    from compressor.job.evaluate import evaluate_folder
     from compressor.text.tokens import describe
 
-    settings = Settings(
-        source=folder,
-        dest=folder,
-        targets=(),
-        method="random",
-        repair="none",
-        evaluation=text,
-        evaluation_range=span,
-        length=length,
-        device=device,
-        dtype=dtype,
-    )
-    checkpoint = open_model(folder)
-    check_counts(settings)
-    tokens = read_evaluation(settings, checkpoint, checkpoint.tokenizer())
-    stream = open_stream(settings, checkpoint, Path(tempfile.gettempdir()), tokens)
-    found = perplexity(stream, tokens)
-    if not math.isfinite(found["perplexity"]):
-        check_weights(checkpoint)
-        raise InputError(
-            f"The perplexity of {folder} is {found['perplexity']}, though its weights are finite: it "
-            "computes numbers that are too large or none; try --dtype float32."
-        )
-    notes = reading_notes(settings, checkpoint, tokens)
+    found = evaluate_folder(folder, config.text, config.runtime)
     if as_json:
-        print(json.dumps(found | {"warnings": notes}, indent=1))
+        print(json.dumps(found, indent=1))
         return
     print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
-    for note in notes:
+    for note in found["warnings"]:
         print(note)
 
 
@@ -136,7 +118,6 @@ def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
     """The table of costs by width that `compress --budget` takes, to a file and to see."""
     from compressor.analysis.estimate.by_width import table
     from compressor.analysis.estimate.tables import cost_tables
-    from compressor.cli.arguments import check_folder
     from compressor.job.progress import Lines
 
     check_folder(out)

@@ -1,5 +1,6 @@
 """A command from its arguments to its exit code: every failure is a sentence on stderr."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from compressor.errors import CompressorError, MachineError
 from compressor.job.console import console
 from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
 
+HELP = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # the exit code
+DEBUG = "COMPRESSOR_DEBUG"  # set to 1, errors show tracebacks
 
 
 def run(app: Callable, arguments: list[str]) -> int:
@@ -29,7 +32,7 @@ def run(app: Callable, arguments: list[str]) -> int:
             return INTERRUPTED
         except Exception as error:
             found, kept = as_error(error), getattr(error, "kept", "")
-            if found is None or "--debug" in arguments:
+            if found is None or os.environ.get(DEBUG) == "1":
                 if kept:
                     say(kept)
                 raise

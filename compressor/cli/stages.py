@@ -1,21 +1,27 @@
-"""The single stages: `python -m compressor STAGE`."""
+"""`compressor STAGE`, which is `python -m compressor STAGE`: the whole job and its single stages."""
 
 import typer
 
 from compressor.cli import running
-from compressor.cli.compress import HELP, compress
+from compressor.cli.compress import EXAMPLES, Version, compress
 from compressor.cli.cutting import cut, plan, report, score
 from compressor.cli.generating import generate
 from compressor.cli.looking import estimate, evaluate, inspect, verify
+from compressor.cli.sparsify import sparsify
 from compressor.cli.training import recover
 
 stages = typer.Typer(
-    add_completion=False,
-    context_settings=HELP,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    context_settings=running.HELP, no_args_is_help=True, pretty_exceptions_enable=False
 )
-for stage in (compress, score, plan, report, cut, recover, verify):
+
+
+@stages.callback()
+def about(version: Version = False) -> None:
+    """Make language models smaller: dense checkpoints that stock loaders read."""
+
+
+stages.command(epilog=EXAMPLES)(compress)
+for stage in (sparsify, score, plan, report, cut, recover, verify):
     stages.command()(stage)
 stages.command("eval")(evaluate)
 for stage in (inspect, estimate, generate):

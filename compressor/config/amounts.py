@@ -1,4 +1,4 @@
-"""Amounts as people write them: `5.4B`, `11GB`."""
+"""Amounts, ratios and block numbers as people write them: `5.4B`, `11GB`, `off`, `0,1,-1`."""
 
 import math
 
@@ -26,7 +26,34 @@ def parse_amount(text: str, units: dict[str, int]) -> float:
     return found
 
 
-def size(count: int) -> str:
+def parse_bound(text: str) -> tuple[str, float]:
+    """`5.4B` as parameters, `11GB` as bytes."""
+    if text[-2:] in SIZES or text[-3:] in SIZES:
+        return "bytes", parse_amount(text, SIZES)
+    return "params", parse_amount(text, COUNTS)
+
+
+def parse_size(text: str) -> float:
+    return parse_amount(text, SIZES)
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
+
+
+def parse_ratio(text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--max-perplexity-ratio is a number or off, not {text!r}.") from None
+
+
+def size(count: float) -> str:
     """`2.50 GB`, `8 MB`, `312 KB`."""
     if count >= 1e8:
         return f"{count / 1e9:.2f} GB"

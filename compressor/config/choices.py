@@ -59,7 +59,7 @@ def check_layout_name(layout: str) -> None:
 
 def check_statistics(seen: str) -> None:
     if seen not in STATISTICS:
-        raise InputError(f"--statistics is {' or '.join(STATISTICS)}, not {seen!r}.")
+        raise InputError(f"statistics must be {' or '.join(STATISTICS)}, not {seen!r}.")
 
 
 def check_dtype(asked: str) -> None:

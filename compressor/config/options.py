@@ -1,23 +1,54 @@
-"""Options that belong together as a dataclass: each field has its flag, its help and what it may be.
+"""Options as data: each field of a config has its flag, its help, what it may be and how it is written.
 
-`compressor.arguments.takes` gives a command such a dataclass.
+A flag that begins with `--` is one of the command line, too; any other is a name in Python alone.
+`compressor.cli.arguments.offers` gives a command the flags of a config.
 """
 
-from collections.abc import Callable
-from dataclasses import Field, field
+from collections.abc import Callable, Iterator
+from dataclasses import Field, field, fields
 from typing import Any
 
 from compressor.errors import InputError
 
 Fits = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
 
+ANYTHING: Fits = ("", lambda x: True)
 
-def option(default, flag: str, help: str, fits: Fits = ("", lambda x: True)) -> Any:
-    return field(default=default, metadata={"flag": flag, "help": help, "fits": fits})
+
+def option(
+    default,
+    flag: str,
+    help: str,
+    fits: Fits = ANYTHING,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field. parse: makes its value of what is written on a command line, if that is not the value."""
+    about = {"flag": flag, "help": help, "fits": fits, "parse": parse}
+    return field(default=default, metadata=about)
+
+
+def options_of(config) -> Iterator[Field]:
+    """The fields of a config, or of its class, that are options."""
+    return (each for each in fields(config) if "flag" in each.metadata)
+
+
+def name_of(described: Field) -> str:
+    """An option's name in Python: `keep_blocks` of `--keep-blocks`."""
+    return described.metadata["flag"].removeprefix("--").replace("-", "_")
 
 
 def one_of(*values: str) -> Fits:
     return f"{', '.join(values[:-1])} or {values[-1]}", lambda x: x in values
+
+
+def at_least(least: int) -> Fits:
+    return f"at least {least}", lambda x: x >= least
+
+
+def parsed(described: Field, value):
+    """An option's value of what was given for it, which may be as it is written."""
+    parse = described.metadata["parse"]
+    return parse(value) if parse and isinstance(value, str) else value
 
 
 def check_value(described: Field, value) -> None:
@@ -25,3 +56,18 @@ def check_value(described: Field, value) -> None:
     wanted, fits = described.metadata["fits"]
     if value is not None and not fits(value):
         raise InputError(f"{described.metadata['flag']} must be {wanted}, not {value!r}.")
+
+
+def check_values(config) -> None:
+    """`check_value` of every option of a config."""
+    for each in options_of(config):
+        check_value(each, getattr(config, each.name))
+
+
+def given_options(config) -> list[str]:
+    """The flags of what differs from its default."""
+    return [
+        each.metadata["flag"]
+        for each in options_of(config)
+        if getattr(config, each.name) != each.default
+    ]

@@ -1,29 +1,34 @@
 """What `--quantize` was asked for, and what does not go with it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 
-from compressor.config.options import Fits, check_value, one_of, option
+from compressor.config.options import at_least, check_values, one_of, option
 from compressor.errors import InputError
 
 SCHEMES = one_of("none", "w4a16")
-GROUP: Fits = ("at least 2", lambda x: x >= 2)
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantConfig:
     """The options of quantisation, with their names and help on the command line."""
 
     scheme: str = option(
-        "none", "--quantize", "none, or w4a16: 4-bit weights of the blocks' projections.", SCHEMES
+        "none",
+        "--quantize",
+        "none, or w4a16: 4-bit weights of the blocks' projections; w4a16:64 for groups of 64 that share "
+        "a scale (default 128).",
+        SCHEMES,
     )
     group: int = option(
-        128, "--quantize-group", "Input channels that share a scale; widths are multiples.", GROUP
+        128,
+        "quantize_group",
+        "Input channels that share a scale; widths are multiples.",
+        at_least(2),
     )
-
     clip: str = option(
         "learned",
-        "--quantize-clip",
+        "quantize_clip",
         "learned: shrink the groups' scales, trained on what each block computes; or none.",
         one_of("learned", "none"),
     )
@@ -44,8 +49,7 @@ class Quantization:
 
     def check(self) -> None:
         """Refuse values that cannot be, and what cannot be written here."""
-        for each in fields(self):
-            check_value(each, getattr(self, each.name))
+        check_values(self)
         if self.wanted and not find_spec("compressed_tensors"):
             raise InputError(
                 "--quantize writes the format of the package compressed-tensors, which is not "

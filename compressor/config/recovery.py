@@ -1,74 +1,124 @@
 """What recovery was asked for."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, replace
+from pathlib import Path
+from typing import get_args
 
-from compressor.config.options import Fits, check_value, one_of, option
+from compressor.config.options import (
+    Fits,
+    at_least,
+    check_values,
+    name_of,
+    one_of,
+    option,
+    options_of,
+)
 from compressor.errors import InputError
 
-COUNT: Fits = ("at least 1", lambda x: x >= 1)
+COUNT = at_least(1)
 POSITIVE: Fits = ("positive", lambda x: 0 < x < float("inf"))
 SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
 METHODS = one_of("none", "lora", "distill")
+COMPACT = ("method", "steps")  # what --recover METHOD:STEPS says
 
 
 @dataclass(frozen=True)
-class Recovery:
+class RecoveryConfig:
     """The options of recovery, with their names and help on the command line.
 
     Rank, alpha and dropout are LLM-Pruner's (github.com/horseee/LLM-Pruner, post_training.py).
     """
 
-    method: str = option("none", "--recover", "Train what is left: none, lora or distill.", METHODS)
-    steps: int = option(200, "--recover-steps", "Optimiser steps.", COUNT)
+    method: str = option(
+        "none",
+        "--recover",
+        "Train what is left: none, lora or distill; lora:500 takes 500 steps (default 200).",
+        METHODS,
+    )
+    steps: int = option(200, "recover_steps", "Optimiser steps.", COUNT)
     data: str | None = option(
         None,
-        "--recover-data",
+        "recover_data",
         "Text to train on, or JSON(L) rows of instructions; else the calibration's.",
     )
     data_range: str | None = option(
-        None, "--recover-range", "Its documents, windows or rows A:B; else the calibration's range."
+        None, "recover_range", "Its documents, windows or rows A:B; else the calibration's range."
     )
-    batch: int = option(8, "--recover-batch", "Sequences a step.", COUNT)
+    batch: int = option(8, "recover_batch", "Sequences a step.", COUNT)
     accumulate: int = option(
-        2, "--recover-accumulate", "Parts a step is computed in, one after the other.", COUNT
+        2, "recover_accumulate", "Parts a step is computed in, one after the other.", COUNT
     )
     learning_rate: float | None = option(
-        None, "--learning-rate", "At its highest; else one that suits the model's width.", POSITIVE
+        None, "learning_rate", "At its highest; else one that suits the model's width.", POSITIVE
     )
     warmup: float = option(
-        0.1, "--recover-warmup", "Share of the steps in which the rate rises.", BELOW_ONE
+        0.1, "recover_warmup", "Share of the steps in which the rate rises.", BELOW_ONE
     )
-    weight_decay: float = option(0.0, "--weight-decay", "AdamW's.", NOT_NEGATIVE)
-    clip_norm: float = option(1.0, "--clip-norm", "Largest norm of a gradient.", POSITIVE)
-    rank: int = option(8, "--lora-rank", "Rank of the adapters.", COUNT)
-    alpha: float = option(16.0, "--lora-alpha", "Adapters count alpha / rank times.", POSITIVE)
-    dropout: float = option(0.05, "--lora-dropout", "Of what adapters see.", BELOW_ONE)
+    weight_decay: float = option(0.0, "weight_decay", "AdamW's.", NOT_NEGATIVE)
+    clip_norm: float = option(1.0, "clip_norm", "Largest norm of a gradient.", POSITIVE)
+    rank: int = option(8, "lora_rank", "Rank of the adapters.", COUNT)
+    alpha: float = option(16.0, "lora_alpha", "Adapters count alpha / rank times.", POSITIVE)
+    dropout: float = option(0.05, "lora_dropout", "Of what adapters see.", BELOW_ONE)
     distill_weight: float = option(
         1.0,
-        "--distill-weight",
+        "distill_weight",
         "Share of the divergence from SOURCE in distill's loss; the rest is cross-entropy.",
         SHARE,
     )
     teacher_top: int = option(
-        64, "--teacher-top", "Likeliest tokens of SOURCE that distill learns from.", COUNT
+        64, "teacher_top", "Likeliest tokens of SOURCE that distill learns from.", COUNT
     )
-    save_every: int = option(50, "--recover-save-every", "Steps between saved states.", COUNT)
+    save_every: int = option(50, "recover_save_every", "Steps between saved states.", COUNT)
 
-    def of_width(self, hidden_size: int) -> "Recovery":
+    def of_width(self, hidden_size: int) -> "RecoveryConfig":
         """These settings with the learning rate that a model so wide is trained at."""
         return replace(self, learning_rate=self.learning_rate or usual_rate(hidden_size))
 
     def check(self) -> None:
         """Refuse what cannot be trained, by the name of the option."""
-        for each in fields(self):
-            check_value(each, getattr(self, each.name))
+        check_values(self)
         if self.batch % self.accumulate:
             raise InputError(
-                f"--recover-batch {self.batch} cannot be divided into --recover-accumulate "
+                f"recover_batch {self.batch} cannot be divided into recover_accumulate "
                 f"{self.accumulate} equal parts."
             )
+
+
+def read_details(file: Path) -> dict[str, object]:
+    """Options of recovery from a YAML file, by their names in Python; in the file they have those of
+    `RecoveryConfig`: `rank: 16`. InputError, by the file's name, for what is none of them.
+    """
+    import yaml
+
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--recover-config {file} cannot be read: {reason}.") from error
+    known = {n.name: n for n in options_of(RecoveryConfig) if n.name not in COMPACT}
+    given = {} if given is None else given
+    if not isinstance(given, dict) or not {*given} <= {*known}:
+        wrong = given if not isinstance(given, dict) else sorted({*map(str, given)} - {*known})
+        raise InputError(
+            f"--recover-config {file} is not a list of {', '.join(known)}, a line each, such as "
+            f"rank: 16, but has {wrong!r}."
+        )
+    return {name_of(known[n]): typed(known[n], value, file) for n, value in given.items()}
+
+
+def typed(described: Field, value: object, file: Path) -> object:
+    """A value as the option has it: YAML reads 1e-4 as a text, and 1 as a whole number."""
+    kind = next(iter(get_args(described.type)), described.type)
+    try:
+        if isinstance(value, bool) or (kind is int and int(value) != float(value)):
+            raise ValueError
+        return None if value is None else kind(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{described.name} in --recover-config {file} is {value!r}, and must be a number."
+        ) from None
 
 
 def usual_rate(hidden_size: int) -> float:

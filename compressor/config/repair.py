@@ -13,6 +13,7 @@ Formulas: `solvers/ridge.py`, `repair/refine.py`.
 
 from dataclasses import dataclass, replace
 
+from compressor.config.options import at_least, option
 from compressor.errors import InputError
 
 
@@ -51,6 +52,27 @@ def check_kind(repair: str, epochs: int | None) -> None:
         raise InputError(f"The repair {repair!r} is not one of {', '.join(KINDS)}.")
     if epochs is not None:
         if closed_form(repair) == repair:
-            raise InputError(f"--refine-epochs is for --repair refine, not {repair}; leave it out.")
+            raise InputError(
+                f"Passes over the text (refine_epochs) are for --repair refine, not {repair}; leave "
+                "them out."
+            )
         if epochs < 1:
-            raise InputError(f"--refine-epochs must be at least 1, not {epochs}.")
+            raise InputError(f"refine_epochs must be at least 1, not {epochs}.")
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """The kind, and in how many passes over the text `refine` trains a block."""
+
+    kind: str = option(
+        DEFAULT_REPAIR,
+        "--repair",
+        "What happens to the weights that stay: refine (refitted, then trained block by block; "
+        "refine:8 trains in 8 passes over the text), ridge (refitted), or none.",
+    )
+    epochs: int | None = option(
+        None, "refine_epochs", "Passes over the text (default 1).", at_least(1)
+    )
+
+    def check(self) -> None:
+        check_kind(self.kind, self.epochs)

@@ -1,9 +1,9 @@
-"""What `--granularity weight` was asked for, and what does not go with it."""
+"""What `sparsify` was asked for: zeros in the place of single weights."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-from compressor.config.options import check_value, one_of, option
+from compressor.config.options import check_values, given_options, one_of, option
 from compressor.errors import InputError
 
 METHODS = ("besa", "sparsegpt", "wanda", "magnitude")
@@ -60,23 +60,20 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The options of pruning single weights, with their names and help on the command line.
+class SparseConfig:
+    """The options of zeroing single weights, with their names and help on the command line.
 
     None is an option that was not given.
     """
 
-    granularity: str = option(
-        "channel",
-        "--granularity",
-        "What goes: channel (smaller tensors), or weight (zeros in tensors of the same shape).",
-        one_of("channel", "weight"),
-    )
     sparsity: float | None = option(
         None,
         "--sparsity",
         "Share of the blocks' projection weights to zero.",
         ("between 0 and 1", lambda x: 0 < x < 1),
+    )
+    method: str = option(
+        DEFAULT_METHOD, "--method", "besa (default), sparsegpt, wanda or magnitude."
     )
     update: str | None = option(
         None,
@@ -97,35 +94,30 @@ class Weights:
     )
     optimizer: str | None = option(
         None,
-        "--besa-optimizer",
+        "besa_optimizer",
         "adamw (default), or prodigy (the default with --besa-parity).",
         one_of("adamw", "prodigy"),
     )
     sampling: str | None = option(
         None,
-        "--besa-sampling",
-        "none (default), or categorical: each step's mask, or width of channels, is drawn.",
+        "besa_sampling",
+        "none (default), or categorical: the mask of each step is drawn.",
         one_of("none", "categorical"),
     )
     target: str | None = option(
         None,
-        "--besa-target",
+        "besa_target",
         "What a block should make of its inputs: what the dense block makes of them (pruned), or of "
         "those that the dense blocks before it give (dense, the default).",
         one_of("pruned", "dense"),
     )
 
-    @property
-    def single(self) -> bool:
-        """Whether single weights go, and not channels."""
-        return self.granularity == "weight"
-
-    def recipe(self, method: str, seed: int) -> Recipe:
+    def recipe(self, seed: int = 0) -> Recipe:
         sharing = self.sharing or "row"
         # So in the published scripts.
         target = "pruned" if self.parity and sharing == "row" else "dense"
         return Recipe(
-            method=method,
+            method=self.method,
             sparsity=self.sparsity,
             update=self.update or "none",
             besa=Learning(
@@ -138,38 +130,21 @@ class Weights:
             seed=seed,
         )
 
-    def given(self) -> list[str]:
-        """The flags of what was given besides --granularity."""
-        return [
-            f.metadata["flag"]
-            for f in fields(self)
-            if f.name != "granularity" and getattr(self, f.name) not in (None, False)
-        ]
-
-    def check(self, method: str) -> None:
-        """Refuse values that cannot be, and options of weights where channels go or another method."""
-        for each in fields(self):
-            check_value(each, getattr(self, each.name))
-        if not self.single:
-            # Widths of channels can be learned by samples, too: see `job/checks.py`.
-            others = [flag for flag in self.given() if flag != "--besa-sampling"]
-            if others:
-                raise InputError(
-                    f"{others[0]} is for single weights; add --granularity weight, or leave it out."
-                )
-            return
-        if method not in METHODS:
+    def check(self) -> None:
+        """Refuse values that cannot be, and options of another method."""
+        check_values(self)
+        if self.method not in METHODS:
             raise InputError(
-                f"The method {method!r} does not prune single weights; --granularity weight has "
+                f"The method {self.method!r} does not zero single weights; sparsify has "
                 f"{', '.join(METHODS)}."
             )
         if self.sparsity is None:
-            raise InputError("Say how many weights go: --sparsity 0.5.")
-        others = [flag for flag in self.given() if flag != "--sparsity"]
-        if method != "besa" and others:
-            raise InputError(f"{others[0]} is for the method besa, and not for {method}.")
-        if self.recipe(method, 0).besa.optimizer == "prodigy" and not find_spec("prodigyopt"):
+            raise InputError("Say how many weights become zero: --sparsity 0.5.")
+        others = [flag for flag in given_options(self) if flag not in ("--sparsity", "--method")]
+        if self.method != "besa" and others:
+            raise InputError(f"{others[0]} is for the method besa, and not for {self.method}.")
+        if self.recipe().besa.optimizer == "prodigy" and not find_spec("prodigyopt"):
             raise InputError(
-                "--besa-optimizer prodigy, which --besa-parity takes too, needs the package prodigyopt: "
-                "pip install 'compressor-llm[prodigy]'. Or add --besa-optimizer adamw."
+                "The optimizer prodigy, which --besa-parity takes too, needs the package prodigyopt: "
+                "pip install 'compressor-llm[prodigy]'. In Python, besa_optimizer='adamw' needs none."
             )

@@ -4,18 +4,23 @@ import json
 import shutil
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
 
+from compressor.config.repair import RepairConfig
+from compressor.config.runtime import Runtime
+from compressor.config.text import TextConfig
+from compressor.config.write import WriteConfig
 from compressor.job.destination import check_dest
-from compressor.job.keeping import keeping, open_work
+from compressor.job.needs import decisive, repair_states
 from compressor.job.opening import open_stream
-from compressor.job.progress import Lines, Meter
+from compressor.job.progress import Lines
 from compressor.job.reading import read_texts, reading_notes
 from compressor.job.result import make_record, open_repair
-from compressor.job.settings import Settings, decisive
+from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.saved_blocks import count_blocks
 from compressor.planning.plan import Plan
-from compressor.repair.checks import check_repair
+from compressor.repair.checks import check_repair, check_text
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.layouts import layout_of
@@ -26,46 +31,57 @@ from compressor.writing.tokenizer_class import class_notes
 from compressor.writing.write import write
 
 
-def apply_plan(settings: Settings, plan: Plan, lines: Lines) -> str:
-    """The stage `cut`: write a plan's result under DEST, verified; sentences about it.
+def apply_plan(
+    source: Path,
+    dest: Path,
+    plan: Plan,
+    text: TextConfig,
+    repair: RepairConfig,
+    writing: WriteConfig,
+    runtime: Runtime,
+    lines: Lines,
+) -> str:
+    """Write a plan's result as `dest`, verified; sentences about it.
 
     Repaired blocks are kept in a folder beside DEST meanwhile.
     """
-    checkpoint, dest = Checkpoint(settings.source), settings.dest
-    check_repair(settings.repair, settings.refine_epochs, checkpoint)
-    check_dest(settings)
-    partial = dest.with_name(dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    work, journal = open_work(settings)
-    with Meter() as meter, keeping(work, lines, partial):
-        calibration = read_texts(settings, checkpoint).calibration
-        planned = {"the plan's SHA-256": sha256(json.dumps(asdict(plan)).encode()).hexdigest()}
-        journal.agree("settings", decisive(settings, checkpoint, calibration) | planned)
-        stream = open_stream(settings, checkpoint, work, calibration)
-        saved = work / "repair"
-        repair = open_repair(settings, stream, plan, calibration, saved)
-        layout = layout_of(plan, settings.layout, checkpoint.family)
-        with lines.stage("repair" if repair else "write", count_blocks(saved)) as progress:
-            chosen = write(
+    checkpoint = Checkpoint(source)
+    check_repair(repair.kind, repair.epochs, checkpoint)
+    check_dest(source, dest, runtime)
+    with open_run(dest, runtime, lines) as run:
+        shutil.rmtree(run.partial, ignore_errors=True)
+        calibration = read_texts(text, checkpoint, repair.kind != "none").calibration
+        if calibration is not None:
+            check_text(repair.kind, calibration)
+        agreed = decisive([text, repair, writing, runtime], checkpoint, calibration)
+        planned = sha256(json.dumps(asdict(plan)).encode()).hexdigest()
+        run.journal.agree("settings", agreed | {"the plan's SHA-256": planned})
+        states = repair_states(repair.kind)
+        stream = open_stream(runtime, checkpoint, run.work, states, calibration)
+        saved = run.work / "repair"
+        repairing = open_repair(repair, stream, plan, calibration, saved)
+        layout = layout_of(plan, writing.layout, checkpoint.family)
+        stage = "repair" if repairing else "write"
+        with run.stage(stage, count_blocks(saved)) as progress:
+            container = write(
                 checkpoint,
                 plan,
-                partial,
+                run.partial,
                 layout,
-                settings.container,
+                writing.container,
                 progress=progress,
-                changes=repair and repair.blocks(),
+                changes=repairing and repairing.blocks(),
             )
-        write_record(partial, make_record(checkpoint, plan, layout, chosen, repair))
-        difference = None
-        if settings.verify:
-            with meter.stage("verify"), lines.stage("verify") as progress:
-                found = verify(partial, settings.source, progress=progress)
-            difference = found["logits_difference"]
-        written = Checkpoint(partial)
-        publish(partial, dest)
-    proof = "not verified" if difference is None else f"verified, logits within {difference:.1e}"
-    found = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-    notes = reading_notes(settings, checkpoint, calibration) + left_behind(checkpoint)
+        write_record(run.partial, make_record(checkpoint, plan, layout, container, repairing))
+        proof = "not verified"
+        if runtime.verify:
+            with run.stage("verify") as progress:
+                found = verify(run.partial, source, progress=progress)
+            proof = f"verified, logits within {found['logits_difference']:.1e}"
+        written = Checkpoint(run.partial)
+        publish(run.partial, dest)
+    said = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
+    notes = reading_notes(text, checkpoint, calibration) + left_behind(checkpoint)
     notes += container_notes(checkpoint, written, layout) + class_notes(checkpoint.path, dest)
-    notes += repair.warnings if repair else []
-    return "\n".join([found, *notes])
+    notes += repairing.warnings if repairing else []
+    return "\n".join([said, *notes])

@@ -1,97 +1,123 @@
-"""What of a job can be refused before its work begins."""
+"""What of a job can be refused before its work begins, once its source is known."""
 
 from compressor.config.choices import ALLOCATIONS
+from compressor.config.job import JobConfig
+from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
-from compressor.job.asked import check_asked
-from compressor.job.checks_sparse import check_weights
 from compressor.job.forecast.room import disk
-from compressor.job.settings import Settings, wanted_results
+from compressor.job.needs import WantedResult, results_of
+from compressor.job.opening import chosen_device
 from compressor.job.widths import open_alignment
+from compressor.kernels.rank import MOST_COLUMNS
 from compressor.measuring.besa import check_activation
 from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.heads import choose_container
+from compressor.model.heads import check_differing, choose_container
 from compressor.model.per_layer import has_uniform
 from compressor.planning.allocation import protected
 from compressor.planning.costs import Costs
 from compressor.planning.uniform import check_equal, solve
+from compressor.quantization.stream import check_columns
 from compressor.recovery.precision import check_memory
 from compressor.repair.checks import check_repair
 from compressor.scoring.methods import METHODS
+from compressor.sparse.budget import budget
 from compressor.writing.layouts import check_built, no_uniform
+from compressor.writing.packed import quantized_bytes
 from compressor.writing.shards import check_space
 
 
-def check_before_starting(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse at once what would fail hours later."""
-    check_asked(settings)
-    check_method(settings, checkpoint)
-    if settings.quantization.wanted and not checkpoint.family.stock:
+def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+    """Refuse at once what would fail hours later; the results of a cut, of other jobs none."""
+    if config.quantization.wanted:
+        check_packable(checkpoint)
+    if config.sparse is not None:
+        check_sparsity(config.sparse.sparsity, checkpoint)
+        check_equal_blocks(checkpoint, "sparsify")
+        check_space(config.dest.parent, checkpoint.bytes)
+        if config.quantization.wanted:
+            check_uncut(config, checkpoint)
+        return []
+    if not config.cuts:
+        check_uncut(config, checkpoint)
+        return []
+    check_method(config.score, checkpoint)
+    return check_cut(config, checkpoint)
+
+
+def check_method(score: ScoreConfig, checkpoint: Checkpoint) -> None:
+    method = METHODS[score.method]
+    activation = checkpoint.config.get("hidden_act", "silu")
+    method.check_activation(method.check_mode(score.mode), activation, checkpoint.family)
+
+
+def check_packable(checkpoint: Checkpoint) -> None:
+    family = checkpoint.family
+    if not family.stock:
         raise InputError(
             "--quantize packs weights for transformers' own classes, and it has none of "
-            f"{checkpoint.family.model_type} with ALiBi; leave it out."
+            f"{family.model_type} with ALiBi; leave it out."
         )
-    if settings.quantization.wanted and checkpoint.family.transposed:
+    if family.transposed:
         raise InputError(
             f"--quantize packs the weights of Linear modules, and transformers' class of "
-            f"{checkpoint.family.model_type} has others (Conv1D), which compressed-tensors does not "
+            f"{family.model_type} has others (Conv1D), which compressed-tensors does not "
             "load; leave it out."
         )
-    if settings.weights.single:
-        check_weights(settings, checkpoint)
-        check_equal_blocks(checkpoint, "--granularity weight")
-        check_space(settings.dest.parent, checkpoint.bytes)
-        if settings.quantization.wanted:
-            check_uncut(settings, checkpoint)
-        return
-    if not settings.cuts:
-        check_uncut(settings, checkpoint)
-        return
-    if ALLOCATIONS[settings.allocate].measured:
-        check_family(checkpoint.family)
-    if settings.allocate == "besa":
-        check_activation(checkpoint.config.get("hidden_act", "silu"), checkpoint.family)
-    check_repair(settings.repair, settings.refine_epochs, checkpoint)
-    if settings.layout == "uniform" and not has_uniform(checkpoint.family):
-        raise InputError(no_uniform(checkpoint.family))
-    check_own_widths(settings, checkpoint)
-    protect = protected(settings.protect, checkpoint)
-    wanted = []
-    for name, target, own in wanted_results(settings, checkpoint.family):
-        widths = open_alignment(own, checkpoint, target).lattice
-        if ALLOCATIONS[settings.allocate].equal(own.layout == "uniform"):
-            check_equal(target, checkpoint, widths, protect)
-        chosen = solve(target, checkpoint, widths, protect)
-        wanted.append((name, target, own, chosen))
-        if own.layout == "uniform":
-            choose_container(checkpoint, {chosen[0]["attention"]}, settings.container)
-        if settings.recovery.method != "none":
-            left = Costs.of(checkpoint).size(chosen, "params")
-            check_memory(
-                left, checkpoint.dtype, settings.on_device, settings.dtype, settings.max_memory
+
+
+def check_sparsity(sparsity: float, checkpoint: Checkpoint) -> None:
+    """Refuse weights that cannot be ranked, and a share of less than one of them."""
+    names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
+    matrices = {name: checkpoint.tensors[name] for name in names}
+    for name, tensor in matrices.items():
+        if tensor.shape[1] > MOST_COLUMNS:
+            raise InputError(
+                f"{name} has {tensor.shape[1]:,} columns; at most {MOST_COLUMNS:,} can be ranked."
             )
-    check_space(settings.dest.parent, disk(settings, checkpoint, wanted).at_most)
-
-
-def check_own_widths(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse `per-layer` where every number of heads must divide the hidden size."""
-    family = checkpoint.family
-    if settings.layout not in ("per-layer", "all"):
-        return
-    check_built(checkpoint, "per-layer")
-    if not family.heads_divide_hidden:
-        return
-    if family.per_layer_settings:
-        return
-    if settings.container == family.model_type or any(
-        "bias" in name for name in checkpoint.block_tensors(0)
-    ):
+    weights = sum(tensor.numel for tensor in matrices.values())
+    if budget(weights, sparsity) == 0:
         raise InputError(
-            f"The config class of {family.model_type} refuses numbers of heads that differ between "
-            f"blocks. --layout per-layer writes {family.container.model_type} in its place, which has "
-            "no biases: leave --container out, or, for a model with biases, use --layout uniform or "
-            "padded."
+            f"--sparsity {sparsity:g} of the {weights:,} weights of a block is less than one weight."
         )
+
+
+def check_cut(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+    """Solve every result's widths, and refuse what cannot be reached, written or held."""
+    plan, family = config.plan, checkpoint.family
+    if ALLOCATIONS[plan.allocate].measured:
+        check_family(family)
+    if plan.allocate == "besa":
+        check_activation(checkpoint.config.get("hidden_act", "silu"), family)
+    check_repair(config.repair.kind, config.repair.epochs, checkpoint)
+    if config.write.layout == "uniform" and not has_uniform(family):
+        raise InputError(no_uniform(family))
+    if config.write.layout in ("per-layer", "all"):
+        check_built(checkpoint, "per-layer")
+        check_differing(checkpoint, config.write.container)
+    wanted = solved_results(config, checkpoint)
+    check_space(config.dest.parent, disk(config, checkpoint, wanted).at_most)
+    return wanted
+
+
+def solved_results(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+    """Every result with its widths; InputError where there are none, or what is left is too large."""
+    plan, runtime = config.plan, config.runtime
+    protect = protected(plan.protect, checkpoint)
+    wanted = []
+    for name, target, layout in results_of(config, has_uniform(checkpoint.family)):
+        lattice = open_alignment(config, checkpoint, target, layout).lattice
+        if ALLOCATIONS[plan.allocate].equal(layout == "uniform"):
+            check_equal(target, checkpoint, lattice, protect)
+        widths = solve(target, checkpoint, lattice, protect)
+        wanted.append(WantedResult(name, target, layout, widths))
+        if layout == "uniform":
+            choose_container(checkpoint, {widths[0]["attention"]}, config.write.container)
+        if config.recovery.method != "none":
+            left = Costs.of(checkpoint).size(widths, "params")
+            device = chosen_device(runtime.device)
+            check_memory(left, checkpoint.dtype, device, runtime.dtype, runtime.max_memory)
+    return wanted
 
 
 def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
@@ -102,19 +128,9 @@ def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
         )
 
 
-def check_uncut(settings: Settings, checkpoint: Checkpoint) -> None:
+def check_uncut(config: JobConfig, checkpoint: Checkpoint) -> None:
     """Refuse what quantising a whole source cannot do."""
-    from compressor.quantization.stream import check_columns
-    from compressor.writing.packed import quantized_bytes
-
+    group = config.quantization.group
     check_equal_blocks(checkpoint, "--quantize")
-    check_columns(checkpoint, settings.quantization.group)
-    check_space(settings.dest.parent, quantized_bytes(checkpoint, settings.quantization.group))
-
-
-def check_method(settings: Settings, checkpoint: Checkpoint) -> None:
-    if settings.weights.single:
-        return
-    method = METHODS[settings.method]
-    activation = checkpoint.config.get("hidden_act", "silu")
-    method.check_activation(method.check_mode(settings.mode), activation, checkpoint.family)
+    check_columns(checkpoint, group)
+    check_space(config.dest.parent, quantized_bytes(checkpoint, group))

@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from compressor.config.runtime import Runtime
 from compressor.errors import InputError
 from compressor.writing.record import RECORD
 
@@ -11,22 +12,22 @@ from compressor.writing.record import RECORD
 BESIDE = (".partial", ".old", ".rejected", ".rejected.old")
 
 
-def check_dest(settings) -> None:
+def check_dest(source: Path, dest: Path, runtime: Runtime) -> None:
     """DEST can be made, and making it touches neither the source nor what no run has written."""
-    dest, source = settings.dest, real(settings.source)
+    source = real(source)
     if dest.name in ("", ".."):
         raise InputError(
             f"DEST is {str(dest)!r}, which names no new folder; give one, such as ./small."
         )
     own = [dest, *(dest.with_name(dest.name + end) for end in BESIDE)]
-    for path in (*own, work_folder(settings)):
+    for path in (*own, work_folder(dest, runtime.work_dir)):
         if real(path) in (source, *source.parents):
             raise InputError(
                 f"{path} holds the source {source}, and the job makes or removes that folder; choose "
                 "another DEST."
             )
     for path in (dest, dest.with_name(dest.name + ".rejected")):
-        if path.exists() and not settings.overwrite:
+        if path.exists() and not runtime.overwrite:
             raise InputError(f"{path} exists; choose another DEST or pass --overwrite.")
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise InputError(f"{path} is not a folder and is not replaced; choose another DEST.")
@@ -36,7 +37,7 @@ def check_dest(settings) -> None:
                 "result of a former run and is not replaced; choose another DEST, or remove it."
             )
     check_place(dest, dest.parent, source, "DEST")
-    if (given := settings.work_dir) is not None:
+    if (given := runtime.work_dir) is not None:
         for path in own:
             check_outside(
                 given, real(path), "--work-dir", "the job's own folder", "it makes or removes"
@@ -75,13 +76,13 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def work_folder(settings) -> Path:
+def work_folder(dest: Path, work_dir: Path | None) -> Path:
     """DEST.work, or a folder of DEST's own in --work-dir (which is the user's)."""
-    dest = settings.dest.absolute()
-    if settings.work_dir is None:
+    dest = dest.absolute()
+    if work_dir is None:
         return dest.with_name(dest.name + ".work")
     digest = hashlib.sha256(str(dest).encode()).hexdigest()[:12]
-    return settings.work_dir / f"{dest.name}.work-{digest}"
+    return work_dir / f"{dest.name}.work-{digest}"
 
 
 def is_result(folder: Path) -> bool:

@@ -2,45 +2,39 @@
 
 from pathlib import Path
 
+from compressor.config.runtime import Runtime
 from compressor.evaluation.reference import Reference
 from compressor.job.opening import open_stream
+from compressor.job.run import Run
 from compressor.model.stream import BlockStream
 from compressor.quantization.reading import open_model
 from compressor.text.tokens import TokenSet
+
+STATES = 2  # of every token, that enter and leave a block
 
 
 class Judge:
     """The source of a job (what `stream` runs) on the evaluation text; all None without such a text."""
 
-    def __init__(
-        self, settings, stream: BlockStream, tokens: TokenSet | None, work: Path, meter, lines
-    ):
-        self.settings, self.work, self.meter, self.lines = settings, work, meter, lines
-        self.tokens = tokens
+    def __init__(self, run: Run, runtime: Runtime, stream: BlockStream, tokens: TokenSet | None):
+        self.run, self.runtime, self.tokens = run, runtime, tokens
         self.reference = tokens and Reference(stream, tokens)
 
-    def before(self, journal=None) -> dict | None:
+    def before(self) -> dict | None:
         """What the source makes of the text (`Reference.measured`); from the journal, if it is there."""
         if self.reference is None:
             return None
-        if (found := journal and journal.get("before")) is None:
-            with self.meter.stage("evaluate"), self.lines.stage("evaluate") as progress:
+        if (found := self.run.journal.get("before")) is None:
+            with self.run.stage("evaluate") as progress:
                 found = self.reference.measured(progress)
-            if journal is not None:
-                journal.put("before", found)
+            self.run.journal.put("before", found)
         return found
 
     def after(self, folder: Path) -> dict | None:
         """What the checkpoint in a folder makes of it (`Reference.compared`)."""
         if self.reference is None:
             return None
-        with self.meter.stage("evaluate"), self.lines.stage("evaluate") as progress:
-            stream = open_stream(self.settings, open_model(folder), self.work, self.tokens)
+        with self.run.stage("evaluate") as progress:
+            model = open_model(folder)
+            stream = open_stream(self.runtime, model, self.run.work, STATES, self.tokens)
             return self.reference.compared(stream, progress)
-
-
-def said_of(measured: dict | None) -> dict:
-    """What a result says of its measurement (`Judge.after`); None where there is none."""
-    measured = measured or {}
-    found = {"perplexity_after": measured.get("perplexity")}
-    return found | {name: measured.get(name) for name in ("kl", "agreement")}

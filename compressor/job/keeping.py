@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compressor.config.runtime import Runtime
 from compressor.errors import DamagedError, InputError
 from compressor.job.destination import work_folder
 from compressor.job.interruption import ending
@@ -26,18 +27,18 @@ PARTS = {STREAM, f"{TEACHER}.unfinished"}  # folders of numbered files that are 
 ACTIVATIONS = "activations-*"  # of a pass that is over
 
 
-def open_work(settings) -> tuple[Path, Journal]:
+def open_work(dest: Path, runtime: Runtime) -> tuple[Path, Journal]:
     """The work folder, new unless a job is resumed, and the journal in it.
 
     What an interrupted job has left there goes only with --overwrite, which replaces everything.
     """
-    work = work_folder(settings)
-    if settings.resume:
+    work = work_folder(dest, runtime.work_dir)
+    if runtime.resume:
         journal = Journal.resume(work)
         for stale in work.glob(ACTIVATIONS):
             shutil.rmtree(stale, ignore_errors=True)
         return work, journal
-    if (done := described(work)) and not settings.overwrite:
+    if (done := described(work)) and not runtime.overwrite:
         raise InputError(
             f"{work} holds what an interrupted job had done ({done}); add --resume to go on from there, "
             "or remove it to begin anew."

@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from compressor.config.choices import check_dtype
+from compressor.config.runtime import Runtime
 from compressor.errors import MachineError
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
@@ -15,19 +16,30 @@ ROOM = 0.25  # of the free memory of a device or the host, for activations
 
 
 def open_stream(
-    settings, checkpoint, offload: Path, *tokens: TokenSet | RecoveryData | None
+    runtime: Runtime,
+    checkpoint,
+    offload: Path,
+    states: int,
+    *tokens: TokenSet | RecoveryData | None,
 ) -> BlockStream:
-    """A stream on the chosen device and dtype, whose activations are where there is room for them."""
-    device = settings.on_device
-    dtype = compute_dtype(settings.dtype, checkpoint.dtype, device)
-    memory = settings.max_memory or psutil.virtual_memory().available
+    """A stream on the chosen device and dtype, whose activations are where there is room for them.
+
+    states: how many hidden states of every token are kept at once.
+    """
+    device = chosen_device(runtime.device)
+    dtype = compute_dtype(runtime.dtype, checkpoint.dtype, device)
+    memory = runtime.max_memory or psutil.virtual_memory().available
     count = max((t.tokens for t in tokens if t is not None), default=0)
-    states = settings.kept_states(checkpoint.blocks)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     try:
         return BlockStream(checkpoint, device, dtype, place(needed, device, memory, offload))
     except (RuntimeError, AssertionError) as error:
         raise MachineError(f"The device {device!r} cannot be used: {error}") from error
+
+
+def chosen_device(asked: str | None) -> str:
+    """The device that was asked for, or a GPU if one is there."""
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def place(needed: int, device: str, memory: int, folder: Path) -> torch.device | Path | None:

@@ -5,41 +5,43 @@ the held-back losses, one after the other.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from compressor.config.choices import ALLOCATIONS
+from compressor.config.job import JobConfig
+from compressor.config.plan import PlanConfig
 from compressor.config.repair import closed_form
-from compressor.job.journal import Journal
+from compressor.config.target import Target, target_name
+from compressor.job.job import Job
 from compressor.job.keeping import SCORES
-from compressor.job.settings import Settings, target_name
-from compressor.job.widths import measured_lattice, open_alignment, open_reach
+from compressor.job.needs import WantedResult
+from compressor.job.widths import measured_lattice, open_alignment, open_reach, wanted_widths
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge
 from compressor.measuring.landscape import measure_landscape
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.passes import Passing
 from compressor.model.saved_blocks import count_blocks
-from compressor.model.stream import BlockStream
+from compressor.planning.alignment import Alignment
 from compressor.planning.allocation import allocate, plan_of
 from compressor.planning.allocation import protected as protected_blocks
 from compressor.planning.costs import CLOSE, Costs, miss_of
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
-from compressor.planning.target import Target
 from compressor.planning.told import described, in_words, kernels, width_notes
 from compressor.planning.uniform import constant_splits, everywhere
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 
 
-def facts_of_widths(settings: Settings, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def facts_of_widths(config: JobConfig, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """What is known of the result's size before the work begins, from headers alone: label, sentence."""
-    for said in outside_note(
-        open_reach(settings, checkpoint), Costs.of(checkpoint), settings.targets
-    ):
+    targets = config.plan.targets
+    for said in outside_note(open_reach(config, checkpoint), Costs.of(checkpoint), targets):
         yield "embedding", said
-    each = [open_alignment(settings, checkpoint, target) for target in settings.targets]
+    each = [open_alignment(config, checkpoint, target) for target in targets]
     for found in each:
         yield "widths", (f"{found.target.flag}: " if len(each) > 1 else "") + in_words(found)
         for said in width_notes(found, checkpoint):
@@ -48,108 +50,103 @@ def facts_of_widths(settings: Settings, checkpoint: Checkpoint) -> Iterator[tupl
         yield "widths", said
 
 
-def measure_cuts(
-    settings,
-    scores: Scores,
-    stream,
-    calibration,
-    work: Path,
-    meter,
-    lines,
-) -> None:
+def measure_cuts(job: Job, scores: Scores) -> None:
     """Add the errors of all cuts to the scores, and save both in the work folder, if the allocation asks
     for them. What is done of them is kept there.
     """
-    if not ALLOCATIONS[settings.allocate].measured or scores.measured is not None:
+    config, run, stream = job.config, job.run, job.stream
+    how = ALLOCATIONS[config.plan.allocate]
+    if not how.measured or scores.measured is not None:
         return
-    widths = measured_lattice(settings, stream.checkpoint)
-    fitted, _ = held_back(calibration)
+    widths = measured_lattice(config, job.checkpoint)
+    fitted, _ = held_back(job.calibration)
     learning = None
-    if settings.allocate == "besa":
-        budget = settings.targets[0].budget if settings.targets else "params"
-        target = Target("keep", 1, budget)
-        costs = Costs.of(stream.checkpoint, budget)
-        learning = partial(
-            learn_block,
-            prices=costs.prices[target.measure],
-            seed=settings.seed,
-            sampling=settings.weights.sampling or "none",
-        )
-    saved = work / "landscape"
-    with meter.stage("allocate"), lines.stage("allocate", count_blocks(saved)) as progress:
+    if config.plan.allocate == "besa":
+        learning = learning_of(config.plan, job.checkpoint, config.runtime.seed)
+    saved, repair = run.work / "landscape", closed_form(config.repair.kind)
+    with run.stage("allocate", count_blocks(saved)) as progress:
+        passing = Passing(progress, saved)
         landscape = measure_landscape(
-            scores.blocks,
-            stream,
-            fitted,
-            widths,
-            closed_form(settings.repair),
-            learning,
-            progress,
-            saved,
-            ALLOCATIONS[settings.allocate].probing,
+            scores.blocks, stream, fitted, widths, repair, learning, how.probing, passing
         )
     landscape.keep_with(scores)
-    scores.save(work / SCORES)
+    scores.save(run.work / SCORES)
     shutil.rmtree(saved, ignore_errors=True)
 
 
-def plan_target(
-    settings: Settings,
-    scores: Scores,
-    checkpoint: Checkpoint,
-    target: Target,
-    stream: BlockStream,
-    calibration: TokenSet | None,
-    journal: Journal,
-    meter,
-    lines,
-) -> Plan:
-    """The plan of a target. Of an allocation that is judged, or exact, or a constant split the best.
+def learning_of(plan: PlanConfig, checkpoint: Checkpoint, seed: int) -> Callable:
+    """What learns the widths of a block (`learn_block`)."""
+    budget = plan.targets[0].budget if plan.targets else "params"
+    prices = Costs.of(checkpoint, budget).prices[Target("keep", 1, budget).measure]
+    return partial(learn_block, prices=prices, seed=seed, sampling=plan.besa_sampling or "none")
+
+
+def plan_result(job: Job, wanted: WantedResult, scores: Scores) -> Plan:
+    """The plan of a result. Of an allocation that is judged, or exact, or a constant split the best.
 
     Then `about["held_back"]` holds what was compared: rows of allocation, widths and loss (nats a
     token), which one was taken, and on how much text.
     """
-    how, alike = settings.allocate, settings.layout == "uniform"
-    widths = open_alignment(settings, checkpoint, target)
-    given = (widths.align, settings.tp, settings.protect, settings.container)
-    columns = settings.quantization.columns
-    plan = allocate(scores, checkpoint, target, *given, how, alike, columns)
-    plan.about |= described(widths)
+    config, checkpoint, target = job.config, job.checkpoint, wanted.target
+    how, alike = config.plan.allocate, wanted.layout == "uniform"
+    alignment = open_alignment(config, checkpoint, target, wanted.layout)
+    given = replace(wanted_widths(config, wanted.layout), align=alignment.align, served=alike)
+    protect = config.plan.protect
+
+    def allocated(how: str) -> Plan:
+        return allocate(scores, checkpoint, target, given, protect, how)
+
+    plan = allocated(how)
+    plan.about |= described(alignment)
     if not ALLOCATIONS[how].measured:
         return plan
-    protect = protected_blocks(settings.protect, checkpoint)
-    plans = {how: plan}
-    for other in ("exact", "uniform"):
-        if other not in plans:
-            plans[other] = allocate(scores, checkpoint, target, *given, other, alike, columns)
-    for split in constant_splits(target, checkpoint, widths.lattice, protect):
-        same = everywhere(split, checkpoint, protect)
+    plans = {how: plan} | {n: allocated(n) for n in ("exact", "uniform") if n != how}
+    whole = protected_blocks(protect, checkpoint)
+    for split in constant_splits(target, checkpoint, alignment.lattice, whole):
+        same = everywhere(split, checkpoint, whole)
         name = f"{split['attention']} KV groups"
-        plans[name] = plan_of(scores, checkpoint, target, same, how, protect)
+        plans[name] = plan_of(scores, checkpoint, target, same, how, whole)
     plans = about_as_large(plans, how, target, checkpoint)
+    losses = compare(job, plans, target, alike)
+    return taken(plans, losses, alignment, how, held_back(job.calibration)[1])
+
+
+def compare(job: Job, plans: Mapping[str, Plan], target: Target, alike: bool) -> dict[str, float]:
+    """The held-back loss of every plan; each is journaled."""
+    journal, how = job.run.journal, job.config.plan.allocate
     shared = f"{target_name(target)} held back"
     entry = shared if alike else f"{shared}, own widths"
     # Of the uniform layout of the same job all is known but what differs with widths of their own.
     differ = {how, "exact"}
     known = {n: loss for n, loss in (journal.get(shared) or {}).items() if n not in differ}
     known |= journal.get(entry) or {}
-    with meter.stage("allocate"), lines.stage("compare") as progress:
-        losses = judge(
-            stream,
+    repair = closed_form(job.config.repair.kind)
+    with job.run.stage("allocate", shown="compare") as progress:
+        return judge(
+            job.stream,
             plans,
-            calibration,
-            closed_form(settings.repair),
+            job.calibration,
+            repair,
             known,
             lambda losses: journal.put(entry, losses),
             progress,
         )
-    taken = min(losses, key=losses.__getitem__)
-    _, judged = held_back(calibration)
-    plans[taken].about |= {
+
+
+def taken(
+    plans: Mapping[str, Plan],
+    losses: Mapping[str, float],
+    alignment: Alignment,
+    how: str,
+    judged: TokenSet,
+) -> Plan:
+    """The plan of the least loss, which says what it was compared with."""
+    best = min(losses, key=losses.__getitem__)
+    plans[best].about |= {
         "allocate": how,
-        **described(widths),
+        **described(alignment),
         "held_back": {
-            "taken": taken,
+            "taken": best,
             "rows": [
                 {
                     "allocation": name,
@@ -163,7 +160,7 @@ def plan_target(
             "tokens": judged.tokens,
         },
     }
-    return plans[taken]
+    return plans[best]
 
 
 def about_as_large(

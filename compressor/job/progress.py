@@ -107,10 +107,10 @@ class Lines:
         self.fact("forecast", str(found))
         self.schedule = Schedule(found.parts, self.clock)
 
-    def each(self, wanted: Sequence[tuple]) -> Iterator[tuple]:
-        """Results one after the other, (name, ...) each: meanwhile stages are those of one of them."""
+    def each(self, wanted: Sequence) -> Iterator:
+        """Results one after the other, by their `name`: meanwhile stages are those of one of them."""
         for number, result in enumerate(wanted, 1):
-            self.result = result[0]
+            self.result = result.name
             self.count = f"{number} of {len(wanted)}" if len(wanted) > 1 else ""
             yield result
         self.result = self.count = ""

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from compressor.config.choices import NO_EVALUATION
+from compressor.config.text import TextConfig
 from compressor.errors import InputError
-from compressor.job.asked import check_counts
-from compressor.measuring.guard import held_back
+from compressor.job.progress import Lines
+from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.data import RecoveryData
-from compressor.repair.checks import check_text
 from compressor.text.set_aside import SHARE, set_aside
 from compressor.text.texts import Text, read_text
 from compressor.text.tokens import TokenSet, check_ids, joined, tokenize
@@ -28,26 +28,23 @@ class Texts:
     notes: list[str] = field(default_factory=list)
 
 
-def read_texts(settings, checkpoint) -> Texts:
-    """Calibration, if anything looks at activations, and what results are measured on: the evaluation
-    text, or by default the end of the calibration text, which is then read by nothing else.
+def read_texts(config: TextConfig, checkpoint: Checkpoint, calibrates: bool) -> Texts:
+    """Calibration, if anything looks at activations (calibrates), and what results are measured on: the
+    evaluation text, or by default the end of the calibration text, which is then read by nothing else.
     """
-    check_counts(settings)
-    by_default = settings.evaluation is None
-    if not settings.reads_calibration and settings.evaluation == NO_EVALUATION:
-        if settings.verify:  # its proof will need one
-            checkpoint.tokenizer()
+    by_default = config.evaluation is None
+    if not calibrates and config.evaluation == NO_EVALUATION:
         return Texts()
-    tokenizer, limit = checkpoint.tokenizer(), longest(settings, checkpoint)
-    evaluation = read_evaluation(settings, checkpoint, tokenizer)
-    if not settings.reads_calibration and not by_default:
+    tokenizer, limit = checkpoint.tokenizer(), longest(config, checkpoint)
+    evaluation = read_evaluation(config, checkpoint, tokenizer)
+    if not calibrates and not by_default:
         return Texts(evaluation=evaluation)
-    text = read_text(settings.calibration)
-    wanted = settings.samples or max(1, CALIBRATION_TOKENS // limit)
+    text = read_text(config.calibration)
+    wanted = config.samples or max(1, CALIBRATION_TOKENS // limit)
 
     def sequences(text: Text) -> TokenSet:
-        span = settings.calibration_range
-        return tokenize(text, tokenizer, limit, settings.samples, span, CALIBRATION_TOKENS)
+        span = config.calibration_range
+        return tokenize(text, tokenizer, limit, config.samples, span, CALIBRATION_TOKENS)
 
     rest, calibration, end = divided(text, sequences, tokenizer, limit, wanted)
     training = rest if by_default else text
@@ -60,33 +57,30 @@ def read_texts(settings, checkpoint) -> Texts:
         calibration = sequences(text)
     for tokens in filter(None, (calibration, end)):
         check_ids(tokens.sequences, checkpoint.vocabulary)
-    if not settings.reads_calibration:
+    if not calibrates:
         return Texts(None, evaluation, training, notes)
-    if settings.calibration_also is not None:
-        other = read_text(settings.calibration_also)
-        also = tokenize(other, tokenizer, limit, budget=calibration.tokens)
+    if config.calibration_also is not None:
+        other = read_text(config.calibration_also)
+        span = config.calibration_also_range
+        also = tokenize(other, tokenizer, limit, None, span, calibration.tokens)
         check_ids(also.sequences, checkpoint.vocabulary)
         calibration = joined(calibration, also)
-    if settings.cuts and not settings.weights.single:
-        check_text(settings.repair, calibration)
-    if settings.judged:
-        held_back(calibration)
     return Texts(calibration, evaluation, training, notes)
 
 
-def read_evaluation(settings, checkpoint, tokenizer) -> TokenSet | None:
+def read_evaluation(config: TextConfig, checkpoint: Checkpoint, tokenizer) -> TokenSet | None:
     """The text of --evaluation; None where none is given, or the word `none`."""
-    if settings.evaluation in (None, NO_EVALUATION):
+    if config.evaluation in (None, NO_EVALUATION):
         return None
-    text, limit = read_text(settings.evaluation), longest(settings, checkpoint)
-    tokens = tokenize(text, tokenizer, limit, None, settings.evaluation_range)
+    text, limit = read_text(config.evaluation), longest(config, checkpoint)
+    tokens = tokenize(text, tokenizer, limit, None, config.evaluation_range)
     check_ids(tokens.sequences, checkpoint.vocabulary)
     return tokens
 
 
-def longest(settings, checkpoint) -> int:
+def longest(config: TextConfig, checkpoint: Checkpoint) -> int:
     """Tokens of a sequence, at most."""
-    return min(settings.length, checkpoint.positions or settings.length)
+    return min(config.length, checkpoint.positions or config.length)
 
 
 def divided(
@@ -126,38 +120,42 @@ def where_measured(
     ]
 
 
-def tell_texts(lines, settings, checkpoint, **tokens: TokenSet | None) -> None:
+def tell_texts(
+    lines: Lines, config: TextConfig, checkpoint: Checkpoint, **tokens: TokenSet | None
+) -> None:
     """Say before the work begins what each text is, by its label, and where it was cut."""
     lines.texts(**tokens)
     protocols = [t.protocol for t in tokens.values() if t is not None]
-    for note in position_notes(settings, checkpoint, protocols):
+    for note in position_notes(config, checkpoint, protocols):
         lines.fact("length", note)
 
 
-def reading_notes(settings, checkpoint, *tokens: TokenSet | RecoveryData | None) -> list[str]:
+def reading_notes(
+    config: TextConfig, checkpoint: Checkpoint, *tokens: TokenSet | RecoveryData | None
+) -> list[str]:
     """Sentences about what was read otherwise than it stands there, or than it was asked for."""
     protocols = [t.protocol for t in tokens if t is not None]
     protocols += [p["also"] for p in protocols if "also" in p]
-    notes = [*checkpoint.notes, *position_notes(settings, checkpoint, protocols)]
+    notes = [*checkpoint.notes, *position_notes(config, checkpoint, protocols)]
     for protocol in protocols:
-        notes += count_notes(settings, protocol) + replacement_notes(protocol)
+        notes += count_notes(config, protocol) + replacement_notes(protocol)
     return list(dict.fromkeys(notes))
 
 
-def position_notes(settings, checkpoint, protocols: list[dict]) -> list[str]:
+def position_notes(config: TextConfig, checkpoint: Checkpoint, protocols: list[dict]) -> list[str]:
     """Texts were cut because the model has fewer positions than --length."""
     positions = checkpoint.positions
-    if not positions or settings.length <= positions or not protocols:
+    if not positions or config.length <= positions or not protocols:
         return []
     return [
         f"The model has {positions} positions, so texts were cut at {positions} tokens and not at "
-        f"--length {settings.length}."
+        f"--length {config.length}."
     ]
 
 
-def count_notes(settings, protocol: dict) -> list[str]:
+def count_notes(config: TextConfig, protocol: dict) -> list[str]:
     """A text has fewer sequences than --samples asks for."""
-    asked, given = settings.samples, protocol["sequences"]
+    asked, given = config.samples, protocol["sequences"]
     if asked is None or protocol.get("asked") != asked or given >= asked:
         return []
     return [

@@ -1,28 +1,35 @@
 """The stage `recover`: train a checkpoint that was cut before, perhaps on several GPUs.
 
-    torchrun --nproc-per-node 4 -m compressor recover SMALL DEST --recover-data rows.jsonl
+    torchrun --nproc-per-node 4 -m compressor recover SMALL DEST --recover-config details.yaml
 
 Every process trains; the first one alone keeps the journal, writes, verifies, measures and publishes.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.runtime import Runtime
+from compressor.config.text import TextConfig
 from compressor.errors import InputError, QualityError
-from compressor.job.destination import check_dest, work_folder
-from compressor.job.judging import Judge, said_of
+from compressor.job.asked import check_recovery
+from compressor.job.destination import work_folder
+from compressor.job.judging import STATES, Judge
 from compressor.job.keeping import keeping, open_work
-from compressor.job.opening import open_stream
+from compressor.job.needs import decisive
+from compressor.job.opening import chosen_device, open_stream
 from compressor.job.progress import Lines, Meter
 from compressor.job.reading import read_texts, reading_notes
-from compressor.job.recover import STATE, agree_on_recovery, read_recovery, recover_one
-from compressor.job.settings import Settings, decisive
+from compressor.job.recover import Recovering, recover_one
+from compressor.job.recovery_data import STATE, agree_on_recovery, read_recovery
+from compressor.job.result import Done
+from compressor.job.run import Run, partial_of
 from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.recovery.training import Training
+from compressor.report.result import Result
 from compressor.writing.record import read_record, write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
@@ -30,74 +37,97 @@ from compressor.writing.side_files import left_behind
 NAME = "recovery"
 
 
-def recover_folder(settings: Settings, uncut: Path | None, lines: Lines) -> dict | None:
-    """Recover `settings.source` as `settings.dest`; what came of it, None but in the first process.
+def recover_folder(
+    source: Path,
+    dest: Path,
+    uncut: Path | None,
+    recovery: RecoveryConfig,
+    text: TextConfig,
+    runtime: Runtime,
+    lines: Lines,
+) -> Result | None:
+    """Recover `source` as `dest`; what came of it, None but in the first process.
 
     uncut: the checkpoint it was cut from, which `distill` learns from. `QualityError` if the training
     made it no better; then nothing is written.
     """
-    checkpoint = Checkpoint(settings.source)
-    settings = replace(settings, recovery=settings.recovery.of_width(checkpoint.hidden_size))
-    recovery, dest = settings.recovery, settings.dest
-    recovery.check()
-    check_dest(settings)
-    if recovery.method == "distill" and uncut is None:
-        raise InputError("--recover distill learns from the uncut model; name it with --source.")
-    teacher = Checkpoint(uncut or settings.source)
-    if teacher.vocabulary != checkpoint.vocabulary:
-        raise InputError(
-            f"{uncut} has {teacher.vocabulary} tokens and {settings.source} {checkpoint.vocabulary}; "
-            "--source must be what it was cut from."
-        )
-    check_memory(
-        checkpoint.parameters,
-        checkpoint.dtype,
-        settings.on_device,
-        settings.dtype,
-        settings.max_memory,
-    )
-    processes = PartialState(cpu=settings.on_device == "cpu")
+    check_recovery(source, dest, recovery, text, runtime)
+    checkpoint = Checkpoint(source)
+    recovery = recovery.of_width(checkpoint.hidden_size)
+    teacher = teacher_of(checkpoint, uncut, recovery)
+    device = chosen_device(runtime.device)
+    memory = (device, runtime.dtype, runtime.max_memory)
+    check_memory(checkpoint.parameters, checkpoint.dtype, *memory)
+    processes = PartialState(cpu=device == "cpu")
     if recovery.accumulate % processes.num_processes:
         raise InputError(
-            f"--recover-accumulate {recovery.accumulate} parts cannot be divided among "
+            f"{recovery.accumulate} parts of a step (recover_accumulate) cannot be divided among "
             f"{processes.num_processes} processes."
         )
-    texts = read_texts(settings, checkpoint)
-    evaluation = texts.evaluation
-    data = read_recovery(settings, checkpoint, texts.training)
-    partial = dest.with_name(dest.name + ".partial")
+    texts = read_texts(text, checkpoint, calibrates=False)
+    data = read_recovery(recovery, text, runtime.seed, checkpoint, texts.training)
     if processes.is_main_process:
-        work, journal = open_work(settings)
-        journal.agree("settings", decisive(settings, checkpoint, evaluation))
-        agree_on_recovery(settings, data, work, journal)
+        work, journal = open_work(dest, runtime)
+        agreed = decisive([text, runtime], checkpoint, texts.evaluation)
+        journal.agree("settings", agreed)
+        agree_on_recovery(recovery, data, work, journal)
     processes.wait_for_everyone()
-    work = work_folder(settings)
-    source = open_stream(settings, teacher, work, data)
+    work, partial = work_folder(dest, runtime.work_dir), partial_of(dest)
+    stream = open_stream(runtime, teacher, work, STATES, data)
+    training = Training(recovery, data, runtime.seed, runtime.dtype)
     if not processes.is_main_process:
-        asked = Training(recovery, data, settings.seed, settings.dtype)
-        recover(asked, settings.source, partial, work / (NAME + STATE), source)
+        recover(training, source, partial, work / (NAME + STATE), stream)
         return None
 
     with Meter() as meter, keeping(work, lines, partial):
-        judge = Judge(settings, source, evaluation, work, meter, lines)
-        before = journal.get("pruned")
-        if before is None:
-            before = said_of(judge.after(settings.source))["perplexity_after"]
-            journal.put("pruned", before)
-        warnings = reading_notes(settings, checkpoint, evaluation, data) + texts.notes
-        warnings += left_behind(checkpoint)
-        result = {"perplexity_pruned": before, "warnings": warnings, "verified": ""}
-        done = {"result": result, "record": {}, "recovered": False}
-        stem = work / NAME
-        recover_one(
-            settings, data, settings.source, partial, stem, done, source, judge, meter, lines
-        )
-        better = done["record"]["recovery"]["kept"]
+        run = Run(partial, work, journal, meter, lines)
+        judge = Judge(run, runtime, stream, texts.evaluation)
+        chooses = text.evaluation is not None
+        given = Recovering(training, stream, judge, chooses, runtime.verify)
+        result = begun(checkpoint, dest, runtime.seed)
+        result.perplexity_pruned = pruned(judge, source)
+        notes = reading_notes(text, checkpoint, texts.evaluation, data)
+        result.warnings = [*notes, *texts.notes, *left_behind(checkpoint)]
+        done = Done(result, {})
+        recover_one(given, source, partial, work / NAME, done)
+        better = done.record["recovery"]["kept"]
         if better:
-            former = read_record(partial) if (partial / "compression.json").exists() else {}
-            known = {name: result[name] for name in ("perplexity_pruned", "perplexity_after")}
-            write_record(partial, former | done["record"] | known)
+            known = ("perplexity_pruned", "perplexity_after")
+            measured = {name: getattr(result, name) for name in known}
+            write_record(partial, read_record(partial) | done.record | measured)
             publish(partial, dest)
     if not better:
-        raise QualityError(f"{result['warnings'][-1]} Nothing was written to {dest}.")
-    return result | {"dest": str(dest), "seconds": dict(meter.seconds)}
+        raise QualityError(f"{result.warnings[-1]} Nothing was written to {dest}.")
+    result.seconds = dict(meter.seconds)
+    return result
+
+
+def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryConfig) -> Checkpoint:
+    """What the training learns from and is measured against: the uncut model, if it is named."""
+    if recovery.method == "distill" and uncut is None:
+        raise InputError("--recover distill learns from the uncut model; name it with --source.")
+    teacher = Checkpoint(uncut or checkpoint.path)
+    if teacher.vocabulary != checkpoint.vocabulary:
+        raise InputError(
+            f"{uncut} has {teacher.vocabulary} tokens and {checkpoint.path} {checkpoint.vocabulary}; "
+            "--source must be what it was cut from."
+        )
+    return teacher
+
+
+def begun(checkpoint: Checkpoint, dest: Path, seed: int) -> Result:
+    """What is known before the training, which removes nothing."""
+    kind, sizes = checkpoint.family.model_type, (checkpoint.parameters, checkpoint.bytes)
+    return Result(
+        str(checkpoint.path), str(dest), kind, kind, *sizes, *sizes, seed=seed, verified=""
+    )
+
+
+def pruned(judge: Judge, source: Path) -> float | None:
+    """The perplexity before the training; from the journal, if it is there."""
+    journal = judge.run.journal
+    if (found := journal.get("pruned")) is None:
+        measured = judge.after(source)
+        found = measured and measured["perplexity"]
+        journal.put("pruned", found)
+    return found

@@ -1,41 +1,44 @@
 """What the options of a job say of widths."""
 
-from compressor.job.settings import Settings
+from compressor.config.job import JobConfig
+from compressor.config.target import Target
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.alignment import ANY, Alignment
 from compressor.planning.allocation import alignment, protected
 from compressor.planning.lattice import Lattice, Wanted
 from compressor.planning.reach import Reach, reach_of
-from compressor.planning.target import Target
 
 
-def wanted_widths(settings: Settings) -> Wanted:
-    """What the options say of widths."""
-    served = settings.layout in ("uniform", "all")
-    columns = settings.quantization.columns
-    return Wanted(settings.align, settings.tp, settings.container, columns, served)
+def wanted_widths(config: JobConfig, layout: str | None = None) -> Wanted:
+    """What the options say of widths. layout: that of one of the results."""
+    plan, served = config.plan, (layout or config.write.layout) in ("uniform", "all")
+    columns = config.quantization.columns
+    return Wanted(plan.align, plan.tp, config.write.container, columns, served)
 
 
-def open_alignment(settings: Settings, checkpoint: Checkpoint, target: Target) -> Alignment:
+def open_alignment(
+    config: JobConfig, checkpoint: Checkpoint, target: Target, layout: str | None = None
+) -> Alignment:
     """The widths that a target may have with the options, and what others would have given."""
-    protect = protected(settings.protect, checkpoint)
-    return alignment(target, checkpoint, wanted_widths(settings), protect, settings.allocate)
+    protect = protected(config.plan.protect, checkpoint)
+    wanted = wanted_widths(config, layout)
+    return alignment(target, checkpoint, wanted, protect, config.plan.allocate)
 
 
-def open_reach(settings: Settings, checkpoint: Checkpoint) -> Reach:
+def open_reach(config: JobConfig, checkpoint: Checkpoint) -> Reach:
     """How small a model can become with the options."""
-    wanted, protect = wanted_widths(settings), protected(settings.protect, checkpoint)
+    wanted, protect = wanted_widths(config), protected(config.plan.protect, checkpoint)
     finest = wanted.lattice(checkpoint, wanted.multiples(checkpoint.units["ffn"])[-1])
     return reach_of(checkpoint, finest, protect)
 
 
-def measured_lattice(settings: Settings, checkpoint: Checkpoint) -> Lattice:
+def measured_lattice(config: JobConfig, checkpoint: Checkpoint) -> Lattice:
     """The widths whose errors are measured once for all targets: the finest that one of them gets.
 
     Before there is a target, those in which any share between what can be reached and 1, of all
     parameters or of the blocks, is met within half a point (`alignment.py`, the rule `compared`). A
     target that then needs finer ones, a bound, gets the finest of these.
     """
-    targets = settings.targets or [ANY]
-    each = (open_alignment(settings, checkpoint, target).lattice for target in targets)
+    targets = config.plan.targets or [ANY]
+    each = (open_alignment(config, checkpoint, target).lattice for target in targets)
     return min(each, key=lambda widths: widths.align)

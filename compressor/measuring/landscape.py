@@ -12,7 +12,6 @@ refit has not seen. Ours; it holds for dense inputs, so what earlier blocks brea
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -24,6 +23,7 @@ from compressor.model.activations import Activations, states_of
 from compressor.model.families import Family
 from compressor.model.layers import captured
 from compressor.model.observing import observed
+from compressor.model.passes import Passing
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -50,14 +50,12 @@ def measure_landscape(
     lattice: Lattice,
     repair: str,
     learning: Callable | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    saved: Path | None = None,
     probing: bool = False,
+    passing: Passing = Passing(),
 ) -> Landscape:
     """The landscape for units kept in the order of their scores, `orders[block][group]` [units].
 
     learning(index, block, scores, lattice): what to learn of each `BlockCuts`, for `learned`.
-    saved: a folder where finished blocks are kept, and taken from if they are there.
     probing: whether the loss of some cuts is measured too (`probes.py`), on the sequences held back.
 
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
@@ -90,19 +88,19 @@ def measure_landscape(
         return found
 
     def visit(index: int, layer, forward) -> None:
-        found = finished_block(saved, index)
+        found = finished_block(passing.saved, index)
         if probes is not None:
             forward = probes.heard(layer, forward)
         if found is None:
             found = measured(index, layer, forward)
-            keep_block(saved, index, found)
+            keep_block(passing.saved, index, found)
         else:
             for _ in forward():
                 pass
         if probes is not None:
             found = probes.carry(layer, found)
         blocks.append(found)
-        progress(index + 1, stream.checkpoint.blocks)
+        passing.progress(index + 1, stream.checkpoint.blocks)
 
     leaving = stream.run([b.ids for b in batches], visit)
     losses = [] if probes is None else probes.losses(leaving)

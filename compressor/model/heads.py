@@ -128,3 +128,19 @@ def way_out(checkpoint: Checkpoint, against: Mapping[str, str | None], container
     if family.keeps_heads(checkpoint.config):
         return f"keep all {checkpoint.heads} and cut FFN channels alone"
     return "keep a number of heads that divides it"
+
+
+def check_differing(checkpoint: Checkpoint, container: str) -> None:
+    """Refuse blocks of their own numbers of heads, where every number must divide the hidden size."""
+    family = checkpoint.family
+    if not family.heads_divide_hidden or family.per_layer_settings:
+        return
+    if container == family.model_type or any(
+        "bias" in name for name in checkpoint.block_tensors(0)
+    ):
+        raise InputError(
+            f"The config class of {family.model_type} refuses numbers of heads that differ between "
+            f"blocks. --layout per-layer writes {family.container.model_type} in its place, which has "
+            "no biases: leave --container out, or, for a model with biases, use --layout uniform or "
+            "padded."
+        )

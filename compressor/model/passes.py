@@ -1,6 +1,7 @@
 """One pass over the blocks that finds something out of each, and may be interrupted."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,22 +15,30 @@ Progress = Callable[[int, int], None]
 Find = Callable[[int, torch.nn.Module, Callable], Block]
 
 
+@dataclass(frozen=True)
+class Passing:
+    """Whom a pass tells how far it is, and the folder where it keeps what it has found, if it does."""
+
+    progress: Progress = lambda done, total: None
+    saved: Path | None = None
+
+
 def pass_over(
     stream: BlockStream,
     batches: list[torch.Tensor],
     find: Find,
-    saved: Path | None = None,
-    progress: Progress = lambda done, total: None,
+    passing: Passing = Passing(),
     go_on: Callable[[int, torch.nn.Module, Callable, Block], None] | None = None,
 ) -> list[Block]:
     """What `find(index, layer, forward)` says of every block; tensors by name, on the CPU.
 
-    forward is as in `BlockStream.run`, and find has to go through it. saved: a folder where finished
-    blocks are kept, and taken from if they are there; of such a block only the output is computed
+    forward is as in `BlockStream.run`, and find has to go through it. Finished blocks are kept in the
+    folder of `passing`, and taken from it if they are there; of such a block only the output is computed
     again, as far as not even that was kept. go_on(index, layer, forward, found) makes that output of
     what is passed on, where it is not the dense block's.
     """
     blocks, found = stream.checkpoint.blocks, {}
+    saved, progress = passing.saved, passing.progress
 
     def visit(index: int, layer, forward) -> None:
         known = finished_block(saved, index)

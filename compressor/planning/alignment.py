@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from compressor.config.target import Target
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.costs import CLOSE, Costs, meets, miss_of, reached, unit_of
 from compressor.planning.lattice import CHOICE, MULTIPLES, Lattice, Wanted
 from compressor.planning.reach import least_widths
-from compressor.planning.target import Target
 from compressor.planning.uniform import everywhere, free_blocks, nearest_splits, taken_split
 
 RULES = ("solved", "compared", "own")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from compressor.config.choices import ALLOCATIONS, check_allocation
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
@@ -23,7 +24,6 @@ from compressor.planning.lattice import Wanted
 from compressor.planning.measured import solve_measured
 from compressor.planning.plan import Plan
 from compressor.planning.ranking import solve_globally
-from compressor.planning.target import Target
 from compressor.planning.told import described
 from compressor.planning.uniform import solve
 from compressor.scoring.scores import Scores, best
@@ -75,26 +75,20 @@ def allocate(
     scores: Scores,
     checkpoint: Checkpoint,
     target: Target,
-    align: int | None = None,
-    tp: int = 1,
+    wanted: Wanted = Wanted(),
     protect: Sequence[int] = (),
-    container: str = "auto",
     how: str = "uniform",
-    alike: bool = True,
-    columns: int = 1,
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each.
 
-    align: what FFN widths are multiples of; by default the widest usual multiple that comes near
-    enough to the target. alike: as many units in every block; `global` gives every block its own
-    number all the same.
+    wanted: what widths there may be; where vLLM is to load the result (`served`), all blocks get as many
+    units, but of `global`, which gives every block its own number all the same.
     """
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    wanted = Wanted(align, tp, container, columns, served=alike)
     given = alignment(target, checkpoint, wanted, protect, how, scores)
-    chosen = SOLVERS[how](scores, target, checkpoint, given.lattice, protect, alike)
+    chosen = SOLVERS[how](scores, target, checkpoint, given.lattice, protect, wanted.served)
     plan = plan_of(scores, checkpoint, target, chosen, how, protect)
     plan.about |= described(given)
     return plan

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.groups import GROUPS
-from compressor.planning.target import Target
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.model.checkpoint import Checkpoint
@@ -98,10 +98,7 @@ def aim_of(target: Target, costs: Costs) -> tuple[float, int]:
     else:
         aim = target.value - costs.added[target.kind]
         if not 0 < target.value < whole:
-            raise InputError(
-                f"--target-{target.kind} is {target.value:,.0f}, but must lie between 0 and the model's "
-                f"{whole:,}."
-            )
+            raise InputError(f"{target.flag} must lie between 0 and the model's {whole:,}.")
     return aim, whole
 
 

@@ -96,7 +96,7 @@ def lattice(
     step = math.lcm(step, columns)
     rep = checkpoint.queries_per_group
     refused = (
-        f"No cut of this model has input channels in whole groups of {columns} (--quantize-group): "
+        f"No cut of this model has input channels in whole groups of {columns} (quantize_group): "
         f"its hidden size is {checkpoint.hidden_size}, and its heads have {checkpoint.head_dim} "
         f"channels, {rep} to a KV head."
     )

@@ -4,6 +4,7 @@ learned, `measured` by the loss of the model.
 
 from collections.abc import Sequence
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
@@ -11,7 +12,6 @@ from compressor.planning.costs import Costs, aim_of
 from compressor.planning.landscape import Landscape, scaled
 from compressor.planning.lattice import Lattice
 from compressor.planning.learned import learned_groups, near_path
-from compressor.planning.target import Target
 from compressor.planning.uniform import constant_splits, everywhere, smallest
 from compressor.scoring.scores import Scores
 from compressor.solvers.exact import Widths, best_split, own_widths

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import torch
 
+from compressor.config.target import Target
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.costs import Costs, aim_of
 from compressor.planning.lattice import Lattice, up_to
-from compressor.planning.target import Target
 from compressor.planning.uniform import smallest
 from compressor.scoring.scores import Scores
 from compressor.solvers.exact import Widths, take_nearer

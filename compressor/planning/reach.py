@@ -9,11 +9,11 @@ are 0.4 of the blocks or more, which is another cut than its name says.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compressor.config.target import Target
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.heads import why_heads_stay
 from compressor.planning.costs import Costs, aim_of, reached
 from compressor.planning.lattice import Lattice
-from compressor.planning.target import Target
 
 MUCH = 0.25
 SHARES = {"keep": "all parameters", "keep-blocks": "the blocks' weights"}

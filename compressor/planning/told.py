@@ -123,5 +123,5 @@ def what_comes_nearer(alignment: Alignment, checkpoint: Checkpoint) -> str:
     if wanted.tp > 1:
         return f"--tp {wanted.tp} shares FFN channels in multiples of {wanted.least}"
     if wanted.columns > 1:
-        return f"--quantize-group {wanted.columns} takes them in groups"
+        return f"quantize_group {wanted.columns} takes them in groups"
     return "no other width comes nearer" if free.rule == "solved" else "steps are no finer"

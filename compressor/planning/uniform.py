@@ -3,13 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
 from compressor.planning.costs import CLOSE, Costs, aim_of, meets, miss_of, reached
 from compressor.planning.lattice import Lattice
 from compressor.planning.reach import least_widths, refusal
-from compressor.planning.target import Target
 from compressor.solvers.exact import Widths
 
 

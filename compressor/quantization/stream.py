@@ -44,7 +44,8 @@ class Calibration:
         if len(self.sequences) < 2:
             raise InputError(
                 "Learning to clip holds back a part of the calibration text and needs at least 2 "
-                f"sequences, not {len(self.sequences)}; raise --samples, or use --quantize-clip none."
+                f"sequences, not {len(self.sequences)}; raise --samples, or, in Python, "
+                "quantize_clip='none'."
             )
 
     @property
@@ -193,7 +194,7 @@ def check_columns(checkpoint: Checkpoint, group: int) -> None:
         if columns % group:
             raise InputError(
                 f"{whole} has {columns} input channels, which are not whole groups of "
-                f"{group} (--quantize-group). {remedy(checkpoint, group)}"
+                f"{group} (quantize_group). {remedy(checkpoint, group)}"
             )
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from compressor.config.recovery import Recovery
+from compressor.config.recovery import RecoveryConfig
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import load
 from compressor.recovery.precision import held_dtype
@@ -27,7 +27,7 @@ def target_modules(checkpoint: Checkpoint) -> list[str]:
 
 
 def load_adapted(
-    folder: Path, recovery: Recovery, device: torch.device, asked: str, seed: int
+    folder: Path, recovery: RecoveryConfig, device: torch.device, asked: str, seed: int
 ) -> nn.Module:
     """The checkpoint in `folder` as a model whose adapters alone ask for gradients.
 

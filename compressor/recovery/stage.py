@@ -92,5 +92,5 @@ def memory_errors():
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MachineError(
-            f"Memory ran out while training: {error}. Raise --recover-accumulate, or lower --length."
+            f"Memory ran out while training: {error}. Raise recover_accumulate, or lower --length."
         ) from error

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor.config.recovery import Recovery
+from compressor.config.recovery import RecoveryConfig
 from compressor.recovery.data import RecoveryData
 from compressor.recovery.losses import differentiate, mean_loss
 from compressor.recovery.precision import computed_dtype
@@ -52,7 +52,7 @@ def order(step: int, batch: int, count: int, seed: int) -> list[int]:
     return chosen
 
 
-def learning_rate(step: int, recovery: Recovery) -> float:
+def learning_rate(step: int, recovery: RecoveryConfig) -> float:
     """Linear warm-up to the full rate, then a cosine that ends at zero after the last step."""
     warm = round(recovery.warmup * recovery.steps)
     if step < warm:
@@ -67,7 +67,7 @@ class Training:
     (`precision.py`).
     """
 
-    recovery: Recovery
+    recovery: RecoveryConfig
     data: RecoveryData
     seed: int = 0
     dtype: str = "auto"

@@ -5,19 +5,20 @@ from pathlib import Path
 from compressor.model.families import FAMILIES, Family
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.report.drawing import PICTURE
+from compressor.report.result import Result
 from compressor.text.tokens import describe
 
 
-def write_card(folder: Path, result: dict, record: dict) -> None:
+def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
     text = f"""---
-base_model: {Path(result["source"]).name}
+base_model: {Path(result.source).name}
 tags: [pruned]
 ---
-# {Path(result["source"]).name}, compressed to {result["keep_reached"]:.1%}
+# {Path(result.source).name}, compressed to {result.keep_reached:.1%}
 
-{result["parameters_after"]:,} of {result["parameters_before"]:,} parameters stay. A dense checkpoint
-of the type `{result["container"]}`{how_it_loads(FAMILIES[result["container"]], result["layout"])}
+{result.parameters_after:,} of {result.parameters_before:,} parameters stay. A dense checkpoint
+of the type `{result.container}`{how_it_loads(FAMILIES[result.container], result.layout)}
 
 {quality(result, record)}
 
@@ -25,12 +26,12 @@ of the type `{result["container"]}`{how_it_loads(FAMILIES[result["container"]], 
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def quality(result: dict, record: dict) -> str:
+def quality(result: Result, record: dict) -> str:
     """What the compression cost, measured."""
-    before, after = result["perplexity_before"], result["perplexity_after"]
+    before, after = result.perplexity_before, result.perplexity_after
     if after is None:
         return "No perplexity was measured (`--evaluation none`)."
-    kl, share = result["kl"], result["agreement"]
+    kl, share = result.kl, result.agreement
     return (
         f"Perplexity {before:.3f} before, {after:.3f} after, on text that nothing was fitted to or "
         f"chosen by: {describe(record['evaluation'])}. The next token's distribution is {kl:.3f} nats "
@@ -38,7 +39,7 @@ def quality(result: dict, record: dict) -> str:
     )
 
 
-def how_made(folder: Path, result: dict, record: dict) -> str:
+def how_made(folder: Path, result: Result, record: dict) -> str:
     """How units were chosen, how what is left was repaired and trained, and the picture."""
     picture = ""
     if (folder / PICTURE).exists():
@@ -51,10 +52,8 @@ def how_made(folder: Path, result: dict, record: dict) -> str:
             f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
             f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
         )
-        if result["perplexity_pruned"] is not None:
-            training += (
-                f"; before this training the perplexity was {result['perplexity_pruned']:.3f}"
-            )
+        if result.perplexity_pruned is not None:
+            training += f"; before this training the perplexity was {result.perplexity_pruned:.3f}"
     scored = record["plan"]["about"]["scores"]
     units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
     widths = f"widths by `{record['plan']['about']['allocate']}`"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compressor.config.target import Target
 from compressor.errors import MachineError
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.costs import Costs
@@ -18,7 +19,6 @@ from compressor.planning.landscape import Landscape, scaled
 from compressor.planning.lattice import Lattice
 from compressor.planning.plan import Plan
 from compressor.planning.ranking import normalised, solve_globally
-from compressor.planning.target import Target
 from compressor.scoring.scores import Scores
 
 PICTURE = "compression.png"

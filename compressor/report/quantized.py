@@ -3,18 +3,19 @@
 from pathlib import Path
 
 from compressor.report.card import how_made, quality
+from compressor.report.result import Result
 
 MARLIN = (32, 64, 128)  # groups that vLLM's 4-bit kernels have, besides whole rows
 
 
-def write_card(folder: Path, result: dict, record: dict) -> None:
+def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what loads it, what it cost, how it was made."""
     quantization = record["quantization"]
-    name, group = Path(result["source"]).name, quantization["group"]
-    size = f"compressed to {result['keep_reached']:.1%} and " if "plan" in record else ""
-    parameters = f"{result['parameters_after']:,}"
+    name, group = Path(result.source).name, quantization["group"]
+    size = f"compressed to {result.keep_reached:.1%} and " if "plan" in record else ""
+    parameters = f"{result.parameters_after:,}"
     if "plan" in record:
-        parameters += f" of {result['parameters_before']:,} parameters stay"
+        parameters += f" of {result.parameters_before:,} parameters stay"
     else:
         parameters += " parameters"
     text = f"""---
@@ -23,7 +24,7 @@ tags: [{"pruned, " if "plan" in record else ""}compressed-tensors, w4a16]
 ---
 # {name}, {size}quantised to 4 bits
 
-{parameters}, in {result["bytes_after"]:,} bytes of tensors (before: {result["bytes_before"]:,}). The
+{parameters}, in {result.bytes_after:,} bytes of tensors (before: {result.bytes_before:,}). The
 projections of the blocks are symmetric 4-bit integers with a scale for every {group} input channels,
 {quantization["bits_per_weight"]:.3f} bits a weight; embedding, head, norms and biases are as they were.
 
@@ -39,7 +40,7 @@ projections of the blocks are symmetric 4-bit integers with a scale for every {g
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def made(folder: Path, result: dict, record: dict) -> str:
+def made(folder: Path, result: Result, record: dict) -> str:
     """What was done before the quantisation, and where all of it is kept."""
     if "plan" in record:
         return how_made(folder, result, record)
@@ -47,8 +48,8 @@ def made(folder: Path, result: dict, record: dict) -> str:
     if "sparsity" not in record:
         return kept
     return (
-        f"{result['zeros']:,} weights, {result['sparsity_reached']:.1%} of the projections', were "
-        f"zeroed by `{result['method']}`, seed {result['seed']}; the format stores zeros like any "
+        f"{result.zeros:,} weights, {result.sparsity_reached:.1%} of the projections', were "
+        f"zeroed by `{result.method}`, seed {result.seed}; the format stores zeros like any "
         f"weight. {kept}"
     )
 

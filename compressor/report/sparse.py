@@ -1,11 +1,13 @@
 """What a pruning of single weights says about itself: the model card and the final table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from compressor.model.families import FAMILIES
 from compressor.report.card import how_it_loads, quality
+from compressor.report.result import Result
 
 ZEROS_ALONE = (
     "Zeros alone make nothing smaller or faster: every tensor has its former shape, and stock kernels "
@@ -39,56 +41,57 @@ def zeros_before(record: dict) -> list[str]:
     ]
 
 
-def write_card(folder: Path, result: dict, record: dict) -> None:
+def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
-    name = Path(result["source"]).name
+    name = Path(result.source).name
     changed = ", and those that stay are corrected" if record["sparsity"]["corrects"] else ""
     text = f"""---
 base_model: {name}
 tags: [pruned]
 ---
-# {name}, {result["sparsity_reached"]:.1%} of the blocks' weights zero
+# {name}, {result.sparsity_reached:.1%} of the blocks' weights zero
 
-{result["zeros"]:,} weights of the blocks' projections are zero{changed}. Architecture and shapes
-are those of `{name}`{how_it_loads(FAMILIES[result["container"]], "uniform")}
+{result.zeros:,} weights of the blocks' projections are zero{changed}. Architecture and shapes
+are those of `{name}`{how_it_loads(FAMILIES[result.container], "uniform")}
 
 {ZEROS_ALONE}
 
 {quality(result, record)}
 
-Weights were chosen by `{result["method"]}`, seed {result["seed"]}. `compression.json` holds all settings
+Weights were chosen by `{result.method}`, seed {result.seed}. `compression.json` holds all settings
 and the zeros of every tensor.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def table(results: list[dict]) -> Table:
+def table(results: Sequence[Result]) -> Table:
     """The final table: a row a measure, of the one result."""
     (result,) = results
-    method = result["method"] + (" + obs" if result["update"] == "obs" else "")
-    shown = Table(title=f"{result['source']}  ({method})")
-    for column in ("", "before", f"after ({Path(result['dest']).name})"):
+    method = result.method + (" + obs" if result.update == "obs" else "")
+    shown = Table(title=f"{result.source}  ({method})")
+    for column in ("", "before", f"after ({Path(result.dest).name})"):
         shown.add_column(column, justify="right" if column else "left")
-    reached, asked = result["sparsity_reached"], result["sparsity_asked"]
+    reached, asked = result.sparsity_reached, result.sparsity_asked
     shown.add_row("sparsity of the blocks' weights", "", f"{reached:.4f} (asked {asked:g})")
-    for name, (mean, least, most) in result["projections"].items():
+    for name, (mean, least, most) in result.projections.items():
         shown.add_row(f"  {name}", "", f"{mean:.3f} (blocks {least:.3f} to {most:.3f})")
     for name in ("parameters", "bytes"):
-        shown.add_row(name, f"{result[f'{name}_before']:,}", f"{result[f'{name}_after']:,}")
-    shown.add_row("type", result["model_type"], result["container"])
-    if result["perplexity_before"] is not None:
-        before, after = result["perplexity_before"], result["perplexity_after"]
+        pair = (getattr(result, f"{name}_{when}") for when in ("before", "after"))
+        shown.add_row(name, *(f"{count:,}" for count in pair))
+    shown.add_row("type", result.model_type, result.container)
+    if result.perplexity_before is not None:
+        before, after = result.perplexity_before, result.perplexity_after
         shown.add_row("perplexity", f"{before:.4f}", f"{after:.4f}")
-        shown.add_row("KL to the source, nats a token", "", f"{result['kl']:.4f}")
-        shown.add_row("same likeliest token", "", f"{result['agreement']:.1%}")
-    if found := result.get("quantization"):
+        shown.add_row("KL to the source, nats a token", "", f"{result.kl:.4f}")
+        shown.add_row("same likeliest token", "", f"{result.agreement:.1%}")
+    if found := result.quantization:
         shown.add_row("bits a projection weight", "", f"{found['bits_per_weight']:.3f}")
-        if result["perplexity_before"] is not None:
-            shown.add_row("perplexity before 4 bits", "", f"{result['perplexity_unquantized']:.4f}")
-    shown.add_row("verified", "", result["verified"])
-    spent = ", ".join(f"{name} {s:.1f}" for name, s in result["seconds"].items())
+        if result.perplexity_before is not None:
+            shown.add_row("perplexity before 4 bits", "", f"{result.perplexity_unquantized:.4f}")
+    shown.add_row("verified", "", result.verified)
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in result.seconds.items())
     shown.caption = (
-        f"seconds: {spent} (all {sum(result['seconds'].values()):.1f}); "
-        f"peak memory {result['peak_rss_bytes'] / 1e6:,.0f} MB"
+        f"seconds: {spent} (all {sum(result.seconds.values()):.1f}); "
+        f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB"
     )
     return shown

@@ -1,11 +1,13 @@
 """The final table, and the warnings below it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from rich.table import Table
+
+from compressor.report.result import Result
 
 
 def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
@@ -16,9 +18,9 @@ def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
         yield (f"{name}-{others[-1]['block']}, each" if others else name), first
 
 
-def comparison(result: dict) -> str:
+def comparison(result: Result) -> str:
     """The allocations that a result was compared with, a line each; the one taken has a star."""
-    found = result["held_back"] or {"rows": []}
+    found = result.held_back or {"rows": []}
     return "\n".join(
         f"{row['allocation']} ({row['attention']} x {row['ffn']}) {row['loss']:.4f}"
         + " *" * (row["allocation"] == found["taken"])
@@ -26,12 +28,12 @@ def comparison(result: dict) -> str:
     )
 
 
-def asked(result: dict, kind: str) -> str:
+def asked(result: Result, kind: str) -> str:
     """` (asked 0.7)` if the result's target was this quantity of the model, else nothing."""
-    target = result["asked"]
+    target = result.asked
     if target is None or (target["kind"], target["budget"]) != (kind, "params"):
         return ""
-    late = " before 4 bits" if kind == "bytes" and result["quantization"] else ""
+    late = " before 4 bits" if kind == "bytes" and result.quantization else ""
     return f" (asked {target['value']:{'g' if 'keep' in kind else ',.0f'}}{late})"
 
 
@@ -43,66 +45,66 @@ def share_of(target: dict | None) -> str | None:
     return f"share of {counted}" + ", blocks only" * (target["kind"] == "keep-blocks")
 
 
-def share_reached(result: dict, name: str) -> str:
+def share_reached(result: Result, name: str) -> str:
     """The share of a budget in the result that has this one, and what was asked."""
-    if share_of(result["asked"]) != name:
+    if share_of(result.asked) != name:
         return ""
-    return f"{result['budget_reached']:.4f} (asked {result['asked']['value']:g})"
+    return f"{result.budget_reached:.4f} (asked {result.asked['value']:g})"
 
 
-def table(results: list[dict]) -> Table:
+def table(results: Sequence[Result]) -> Table:
     """The final table: a row a measure, a column a result."""
     first = results[0]
-    how = f"({first['method']}, {first['mode']})" if first["mode"] else ""
-    shown = Table(title=f"{first['source']}  {how}")
+    how = f"({first.method}, {first.mode})" if first.mode else ""
+    shown = Table(title=f"{first.source}  {how}")
     shown.add_column("")
     shown.add_column("before", justify="right")
     for result in results:
-        shown.add_column(f"after ({Path(result['dest']).name})", justify="right")
+        shown.add_column(f"after ({Path(result.dest).name})", justify="right")
 
     def row(name: str, before: str, after) -> None:
         shown.add_row(name, before, *(after(r) for r in results))
 
-    row("keep", "", lambda r: f"{r['keep_reached']:.4f}{asked(r, 'keep')}")
+    row("keep", "", lambda r: f"{r.keep_reached:.4f}{asked(r, 'keep')}")
     kept = "keep_blocks_reached"
-    row("keep, blocks only", "", lambda r: f"{r[kept]:.4f}{asked(r, 'keep-blocks')}")
-    for name in dict.fromkeys(share_of(r["asked"]) for r in results):
+    row("keep, blocks only", "", lambda r: f"{getattr(r, kept):.4f}{asked(r, 'keep-blocks')}")
+    for name in dict.fromkeys(share_of(r.asked) for r in results):
         if name is not None:
             row(name, "", partial(share_reached, name=name))
     for kind, name in (("params", "parameters"), ("bytes", "bytes")):
-        given = f"{first[f'{name}_before']:,}"
-        row(name, given, lambda r, k=kind, n=name: f"{r[f'{n}_after']:,}{asked(r, k)}")
-    if first["quantization"]:
-        row("bits a projection weight", "", lambda r: f"{r['quantization']['bits_per_weight']:.3f}")
-    if any(r["held_back"] for r in results):
+        given = f"{getattr(first, f'{name}_before'):,}"
+        row(name, given, lambda r, k=kind, n=name: f"{getattr(r, f'{n}_after'):,}{asked(r, k)}")
+    if first.quantization:
+        row("bits a projection weight", "", lambda r: f"{r.quantization['bits_per_weight']:.3f}")
+    if any(r.held_back for r in results):
         row("held-back loss", "", comparison)
-    row("type", first["model_type"], lambda r: f"{r['container']} ({r['layout']})")
-    if first["perplexity_before"] is not None:
-        after = lambda r: f"{r['perplexity_after']:.4f}"  # noqa: E731
-        row("perplexity", f"{first['perplexity_before']:.4f}", after)
-        if any(r["perplexity_pruned"] != r["perplexity_after"] for r in results) and (
-            any(r["recovery"] for r in results)
+    row("type", first.model_type, lambda r: f"{r.container} ({r.layout})")
+    if first.perplexity_before is not None:
+        after = lambda r: f"{r.perplexity_after:.4f}"  # noqa: E731
+        row("perplexity", f"{first.perplexity_before:.4f}", after)
+        if any(r.perplexity_pruned != r.perplexity_after for r in results) and (
+            any(r.recovery for r in results)
         ):
-            row("perplexity before recovery", "", lambda r: f"{r['perplexity_pruned']:.4f}")
-        row("KL to the source, nats a token", "", lambda r: f"{r['kl']:.4f}")
-        row("same likeliest token", "", lambda r: f"{r['agreement']:.1%}")
-        if first["quantization"]:
-            row("perplexity before 4 bits", "", lambda r: f"{r['perplexity_unquantized']:.4f}")
-    row("verified", "", lambda r: r["verified"])
-    spent = ", ".join(f"{name} {s:.1f}" for name, s in first["seconds"].items())
+            row("perplexity before recovery", "", lambda r: f"{r.perplexity_pruned:.4f}")
+        row("KL to the source, nats a token", "", lambda r: f"{r.kl:.4f}")
+        row("same likeliest token", "", lambda r: f"{r.agreement:.1%}")
+        if first.quantization:
+            row("perplexity before 4 bits", "", lambda r: f"{r.perplexity_unquantized:.4f}")
+    row("verified", "", lambda r: r.verified)
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in first.seconds.items())
     shown.caption = (
-        f"seconds: {spent} (all {sum(first['seconds'].values()):.1f}); "
-        f"peak memory {first['peak_rss_bytes'] / 1e6:,.0f} MB"
+        f"seconds: {spent} (all {sum(first.seconds.values()):.1f}); "
+        f"peak memory {first.peak_rss_bytes / 1e6:,.0f} MB"
     )
     return shown
 
 
-def warnings(results: list[dict]) -> list[str]:
+def warnings(results: Sequence[Result]) -> list[str]:
     """What went otherwise than hoped, each once, and of which result where it is not of all."""
     whose: dict[str, list[str]] = {}
     for result in results:
-        for warning in result["warnings"]:
-            whose.setdefault(warning, []).append(Path(result["dest"]).name)
+        for warning in result.warnings:
+            whose.setdefault(warning, []).append(Path(result.dest).name)
     return [
         warning if len(names) == len(results) else f"{', '.join(names)}: {warning}"
         for warning, names in whose.items()

@@ -8,7 +8,6 @@ of probes, and what a probe costs is the hidden states of the probing text: `sta
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.gradients import LOGITS_TOKENS
 from compressor.model.memory import trim_heap
 from compressor.model.modules import loaded
+from compressor.model.passes import Passing
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
@@ -101,23 +101,22 @@ def loss_changes_in_parts(
     stream: BlockStream,
     batches: list[Batch],
     probes: Sequence[Probe],
-    saved: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    passing: Passing = Passing(),
 ) -> torch.Tensor:
     """`loss_changes` of probes in the order of their blocks, measured in parts of so many blocks' probes
-    that the dense model's own passes do not count; finished parts are kept in the folder `saved`.
+    that the dense model's own passes do not count; finished parts are kept in the folder of `passing`.
     """
     found, blocks = [], stream.checkpoint.blocks
     parts = divided(probes, blocks)
     for number, part in enumerate(parts):
 
         def told(done: int, _: int, number=number) -> None:
-            progress(number * blocks + done, len(parts) * blocks)
+            passing.progress(number * blocks + done, len(parts) * blocks)
 
-        known = finished_block(saved, number)
+        known = finished_block(passing.saved, number)
         if known is None:
             known = {"changes": loss_changes(stream, batches, part, told)}
-            keep_block(saved, number, known)
+            keep_block(passing.saved, number, known)
         told(blocks, blocks)
         found.append(known["changes"])
     return torch.cat(found)

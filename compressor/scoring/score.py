@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
@@ -10,71 +9,64 @@ from compressor.config.seeding import of_block
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.finite import check_block, check_finite, check_outer
 from compressor.model.gradients import backward
-from compressor.model.passes import on_cpu, pass_over
+from compressor.model.passes import Passing, on_cpu, pass_over
 from compressor.model.pauses import Pauses
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.scoring.methods import METHODS, Method
 from compressor.scoring.methods.combined import Calibration, Combined
-from compressor.scoring.methods.grains import Grains
 from compressor.scoring.methods.statistics import BlockStatistics
 from compressor.scoring.scores import Scores, best
 from compressor.text.tokens import TokenSet
 
-Progress = Callable[[int, int], None]
 Block = dict[str, torch.Tensor]
+Rate = Callable[[int, Block, dict], Block]  # of a block's number, weights and statistics
 
 
 def score(
     checkpoint: Checkpoint,
-    method: str,
+    method: str | Method,
     mode: str | None = None,
     tokens: TokenSet | None = None,
     stream: BlockStream | None = None,
     seed: int = 0,
     kept_units: list[dict[str, int]] | None = None,
-    progress: Progress = lambda done, total: None,
-    grains: Grains | None = None,
-    saved: Path | None = None,
+    passing: Passing = Passing(),
 ) -> Scores:
     """Score every unit of a checkpoint.
 
     Methods that look at activations need `tokens` and `stream`. With `kept_units` (units to keep,
     per block and group) each block passes on what it computes after being cut to them by its own scores
-    (`--statistics pruned`); without, every block sees the dense model's activations. grains: what
-    weighs gradients, for methods that do, instead of the method's own. saved: a folder where finished
-    blocks are kept, and taken from if they are there.
+    (statistics of the pruned model); without, every block sees the dense model's activations. Finished
+    blocks are kept in the folder of `passing`, and taken from it if they are there.
     """
-    chosen = METHODS[method]
+    chosen = METHODS[method] if isinstance(method, str) else method
     mode = chosen.check_mode(mode)
-    grains = grains or chosen.grains
     check_outer(checkpoint)
     if chosen.observe is not None:
-        blocks = observe_backward(checkpoint, chosen, grains, tokens, stream, progress, saved)
+        blocks = observe_backward(checkpoint, chosen, tokens, stream, passing)
         found = Combined(blocks, mode)
         if chosen.combine is not None:
-            found = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, saved))
+            found = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
     else:
 
         def rate(index: int, weights: Block, statistics: dict) -> Block:
             geometry = BlockGeometry.of(checkpoint, index)
             own = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
-            return finished(own, method, index)
+            return finished(own, chosen.name, index)
 
         if wanted := chosen.wants(mode):
-            blocks = rate_forward(
-                checkpoint, wanted, tokens, stream, rate, kept_units, progress, saved
-            )
+            blocks = rate_forward(checkpoint, wanted, tokens, stream, rate, kept_units, passing)
         else:
-            blocks = rate_weights(checkpoint, rate, progress, saved)
+            blocks = rate_weights(checkpoint, rate, passing)
         found = Combined(blocks, mode)
     return Scores(
-        [finished(block, method, index) for index, block in enumerate(found.scores)],
+        [finished(block, chosen.name, index) for index, block in enumerate(found.scores)],
         {
-            "method": method,
+            "method": chosen.name,
             "mode": found.mode,
-            "grains": grains and asdict(grains),
+            "grains": chosen.grains and asdict(chosen.grains),
             "seed": seed,
             "source": str(checkpoint.path),
             "fingerprint": checkpoint.fingerprint,
@@ -91,11 +83,9 @@ def wholly_float32(named: Mapping[str, list[Block]]) -> dict[str, list[Block]]:
     return {name: [as_float32(block) for block in blocks] for name, blocks in named.items()}
 
 
-def rate_weights(
-    checkpoint: Checkpoint, rate, progress: Progress, saved: Path | None = None
-) -> list[Block]:
+def rate_weights(checkpoint: Checkpoint, rate: Rate, passing: Passing) -> list[Block]:
     """Scores of methods that look at weights alone."""
-    blocks = []
+    blocks, saved = [], passing.saved
     for index in range(checkpoint.blocks):
         found = finished_block(saved, index)
         if found is None:
@@ -104,7 +94,7 @@ def rate_weights(
             found = on_cpu(rate(index, weights, {}))
             keep_block(saved, index, found)
         blocks.append(found)
-        progress(index + 1, checkpoint.blocks)
+        passing.progress(index + 1, checkpoint.blocks)
     return blocks
 
 
@@ -113,10 +103,9 @@ def rate_forward(
     wanted: frozenset[str],
     tokens: TokenSet,
     stream: BlockStream,
-    rate,
+    rate: Rate,
     kept_units: list[dict[str, int]] | None,
-    progress: Progress,
-    saved: Path | None = None,
+    passing: Passing,
 ) -> list[Block]:
     """Scores of methods that look at weights and activations, from one forward pass."""
     batches = tokens.batches()
@@ -140,19 +129,18 @@ def rate_forward(
                 pass
 
     go_on = None if kept_units is None else go_on_pruned
-    return pass_over(stream, [b.ids for b in batches], find, saved, progress, go_on)
+    return pass_over(stream, [b.ids for b in batches], find, passing, go_on)
 
 
 def observe_backward(
     checkpoint: Checkpoint,
     method: Method,
-    grains: Grains | None,
     tokens: TokenSet,
     stream: BlockStream,
-    progress: Progress,
-    saved: Path | None = None,
+    passing: Passing,
 ) -> list[Block]:
     """What a method keeps of every block's backward, one sequence after the other."""
+    saved = passing.saved
     found = [finished_block(saved, index) for index in range(checkpoint.blocks)]
 
     def visit(index: int, layer, steps) -> None:
@@ -161,12 +149,12 @@ def observe_backward(
         else:
             for _ in steps():
                 pass
-        progress(checkpoint.blocks - index, checkpoint.blocks)
+        passing.progress(checkpoint.blocks - index, checkpoint.blocks)
 
     def observe(index: int, layer, steps) -> None:
         geometry = BlockGeometry.of(checkpoint, index)
         check_block(checkpoint, index, dict(layer.state_dict()))
-        with method.observe(layer, geometry, index, grains) as observer:
+        with method.observe(layer, geometry, index, method.grains) as observer:
             for i in steps():
                 observer.end_sequence(len(tokens.sequences[i]) - 1)
             found[index] = on_cpu(observer.reduced())

@@ -41,14 +41,13 @@ class Scores:
 
     def save(self, path: Path) -> None:
         tensors = dict(self._named())
-        metadata = {"scores": json.dumps(self.about)}
-        metadata["parts"] = json.dumps({"parts": [*self.parts], "rates": [*self.rates]})
+        told = {"about": self.about, "parts": [*self.parts], "rates": [*self.rates]}
         if self.measured is not None:
             for name, blocks in self.measured.tensors.items():
                 tensors |= {f"{b}.measured.{name}": found for b, found in enumerate(blocks)}
-            told = {"about": self.measured.about, "names": [*self.measured.tensors]}
-            metadata["measured"] = json.dumps(told)
-        save_file(tensors, path, metadata=metadata)
+            told["measured"] = {"about": self.measured.about, "names": [*self.measured.tensors]}
+        # One entry alone: safetensors writes several in any order, so the bytes would differ.
+        save_file(tensors, path, metadata={"scores": json.dumps(told)})
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of a unit's numbers, by its name in a file."""
@@ -64,8 +63,7 @@ class Scores:
     def load(cls, path: Path) -> "Scores":
         try:
             with safe_open(path, framework="pt") as handle:
-                metadata = handle.metadata() or {}
-                about, named = (json.loads(metadata[key]) for key in ("scores", "parts"))
+                told = json.loads((handle.metadata() or {})["scores"])
                 names = handle.keys()
                 count = 1 + max(int(name.partition(".")[0]) for name in names)
 
@@ -77,20 +75,19 @@ class Scores:
 
                 found = cls(
                     read(""),
-                    about,
-                    {name: read(f".{name}") for name in named["parts"]},
-                    {name: read(f".{name}.rate") for name in named["rates"]},
+                    told["about"],
+                    {name: read(f".{name}") for name in told["parts"]},
+                    {name: read(f".{name}.rate") for name in told["rates"]},
                 )
-                if "measured" in metadata:
-                    told = json.loads(metadata["measured"])
+                if measured := told.get("measured"):
                     tensors = {
                         name: [
                             handle.get_tensor(f"{b}.measured.{name}").clone() for b in range(count)
                         ]
-                        for name in told["names"]
+                        for name in measured["names"]
                     }
-                    found.measured = Measured(told["about"], tensors)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                    found.measured = Measured(measured["about"], tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
         return found
 

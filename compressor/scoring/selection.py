@@ -7,17 +7,15 @@ kept, and a plan stays a list of units that can be looked at and cut again.
     --select obs        units are scored in the order of greedy elimination (`solvers/elimination.py`)
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from compressor.config.choices import check_selection
 from compressor.errors import InputError
 from compressor.model.observing import observed
-from compressor.model.passes import pass_over
+from compressor.model.passes import Passing, pass_over
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods import METHODS
@@ -31,8 +29,6 @@ from compressor.text.tokens import TokenSet
 PROBE_SEQUENCES = 8
 FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
 
-Progress = Callable[[int, int], None]
-
 
 def refined(
     scores: Scores,
@@ -40,21 +36,17 @@ def refined(
     tokens: TokenSet,
     select: str,
     kv_cost: str,
-    progress: Progress = lambda done, total: None,
-    saved: Path | None = None,
+    passing: Passing = Passing(),
 ) -> Scores:
-    """The scores with what `--select` and `--kv-cost` make of them.
-
-    saved: a folder where finished blocks are kept, and taken from if they are there.
-    """
+    """The scores with what `--select` and `--kv-cost` make of them."""
     check_selection(select, kv_cost)
     power = 2 / METHODS[scores.about["method"]].degree
     powers = {"attention": power, "ffn": power}
     if kv_cost == "measured":
-        probes = saved and saved / "probes"
-        scores, powers["attention"] = measured(scores, stream, tokens, progress, probes), 1
+        inside = replace(passing, saved=passing.saved and passing.saved / "probes")
+        scores, powers["attention"] = measured(scores, stream, tokens, inside), 1
     if select == "obs":
-        scores = compensated(scores, stream, tokens, powers, progress, saved)
+        scores = compensated(scores, stream, tokens, powers, passing)
     return scores
 
 
@@ -62,8 +54,7 @@ def measured(
     scores: Scores,
     stream: BlockStream,
     tokens: TokenSet,
-    progress: Progress = lambda done, total: None,
-    saved: Path | None = None,
+    passing: Passing = Passing(),
 ) -> Scores:
     """KV groups scored by the mean loss change, in nats a token, of switching each off; 0 where the loss
     falls. In float32, on some sequences spread over the calibration text.
@@ -74,7 +65,7 @@ def measured(
     texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
     units = [block["attention"] for block in checkpoint.block_units]
     probes = [(b, "attention", u) for b, count in enumerate(units) for u in range(count)]
-    changes = loss_changes_in_parts(wide, texts.batches(), probes, saved, progress)
+    changes = loss_changes_in_parts(wide, texts.batches(), probes, passing)
     changes = changes.clamp_min(0).float()
     blocks = [
         block | {"attention": mine}
@@ -88,8 +79,7 @@ def compensated(
     stream: BlockStream,
     tokens: TokenSet,
     powers: dict[str, float],
-    progress: Progress = lambda done, total: None,
-    saved: Path | None = None,
+    passing: Passing = Passing(),
 ) -> Scores:
     """Every group of every block scored by greedy elimination on the dense model's activations.
 
@@ -136,5 +126,5 @@ def compensated(
             )
         return found
 
-    blocks = pass_over(stream, [b.ids for b in batches], find, saved, progress)
+    blocks = pass_over(stream, [b.ids for b in batches], find, passing)
     return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})

@@ -1,8 +1,12 @@
 """Amounts and ratios as they are written on a command line."""
 
+import re
+from pathlib import Path
+
 import pytest
 import typer
 
+import compressor
 from compressor.cli.arguments import spread_ratios
 from compressor.cli.stages import stages
 from compressor.config.amounts import COUNTS, SIZES, parse_amount
@@ -37,3 +41,25 @@ COMMANDS = typer.main.get_command(stages).commands
 def test_every_option_says_what_it_is(command):
     assert COMMANDS[command].help
     assert [p.name for p in COMMANDS[command].params if not p.help] == []
+
+
+MOST_OPTIONS = 32  # of `compress`, for good: whoever adds one takes one away
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+TORCHRUN = "--nproc-per-node"
+PACKAGE = Path(compressor.__file__).parent
+
+
+def flags_of(command: str) -> set[str]:
+    return {flag for p in COMMANDS[command].params for flag in (*p.opts, *p.secondary_opts)}
+
+
+def test_compress_has_few_options():
+    options = [p for p in COMMANDS["compress"].params if p.opts[0].startswith("--")]
+    assert len(options) <= MOST_OPTIONS
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.stem)
+def test_what_is_said_names_options_that_a_command_has(file):
+    """No sentence sends anybody to an option that Python alone has."""
+    known = {"--help", "--version", "--no-", TORCHRUN}.union(*map(flags_of, COMMANDS))
+    assert {*FLAG.findall(file.read_text(encoding="utf-8"))} <= known

@@ -13,7 +13,6 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import SINGLE
 from compressor.planning.costs import CLOSE
 from compressor.scoring.methods import METHODS
-from compressor.scoring.scores import Scores
 
 JSON_KEYS = {
     "source", "dest", "method", "mode", "allocate", "layout", "container", "keep_asked",
@@ -251,15 +250,15 @@ def test_module_runs_from_the_clone():
     assert done.returncode == 0, done.stderr
 
 
-def test_grains_reach_the_scores_file(llama, text_file, tmp_path):
-    out = tmp_path / "s.safetensors"
-    asked = ["score", llama, "--out", out, "--calibration", text_file, "--samples", 3]
-    chosen = ["--method", "hywia", "--coarse", "vector", "--fine", "mix", "--reduce", "max"]
-    assert stage(*asked, *chosen, "--length", 32) == 0
-    grains = Scores.load(out).about["grains"]
-    assert grains == {
-        "coarse": "vector", "fine": "mix", "reduce": "max", "gradient": "sequences",
-    }  # fmt: skip
+def test_grains_reach_the_scores(llama, quick, tmp_path):
+    grains = {"coarse": "vector", "fine": "mix", "reduce": "max"}
+    flags = [word for name, value in grains.items() for word in (f"--{name}", value)]
+    assert (
+        compress(llama, tmp_path / "out", "--keep", 0.7, "--method", "hywia", *flags, *quick) == 0
+    )
+    record = json.loads((tmp_path / "out/compression.json").read_text())
+    about = record["plan"]["about"]["scores"]
+    assert about["grains"] == grains | {"gradient": "sequences"}
 
 
 def test_one_sequence_is_weighed_equally_and_said(llama, text_file, tmp_path, capsys):

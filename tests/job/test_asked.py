@@ -4,43 +4,37 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import jobs
 import pytest
 
-from compressor.config.quantization import Quantization
-from compressor.config.recovery import Recovery
-from compressor.config.sparse import Weights
+from compressor.config.quantization import QuantConfig
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.sparse import SparseConfig
+from compressor.config.target import Target, target_name
 from compressor.errors import InputError
 from compressor.job.asked import (
-    LEAST,
     SEEDS,
     check_asked,
-    check_counts,
     check_cut,
-    check_method_asked,
     check_nothing_cut,
     check_parents,
     check_protect,
     check_source,
     check_targets,
 )
-from compressor.job.settings import Settings, target_name
-from compressor.planning.target import Target
+from compressor.job.resolve import resolve
 
 KEEP = (Target("keep", 0.7),)
-PACKED = Quantization(scheme="w4a16")
-ZEROS = {
-    "targets": (),
-    "method": "wanda",
-    "weights": Weights(granularity="weight", sparsity=0.5),
-}
+PACKED = QuantConfig(scheme="w4a16")
+ZEROS = {"targets": (), "sparse": SparseConfig(sparsity=0.5, method="wanda")}
 
 
 @pytest.fixture
 def asked(tmp_path):
-    """The function that makes settings of a cut: right ones, but for what it is given."""
+    """The function that makes the config of a cut: a right one, but for what it is given."""
     (tmp_path / "source").mkdir()
     right = {"source": tmp_path / "source", "dest": tmp_path / "out", "targets": KEEP}
-    return lambda **given: Settings(**right | given)
+    return lambda **given: jobs.asked(**right | given)
 
 
 def refusal(check, *given) -> str:
@@ -83,10 +77,9 @@ def test_a_share_of_80_is_refused_before_torch_is_imported(tmp_path, entry):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "taylor", "--statistics", "pruned"], "taylor runs backward"),
-        (["--quantize-group", 0], "--quantize-group must be at least 2, not 0"),
-        (["--recover", "lora", "--lora-rank", 0], "--lora-rank must be at least 1, not 0"),
-        (["--granularity", "weight"], "Say how many weights go"),
+        (["--method", "hywia:magic"], "The method hywia has no mode 'magic'"),
+        (["--quantize", "w4a16:0"], "quantize_group must be at least 2, not 0"),
+        (["--recover", "lora:0"], "recover_steps must be at least 1, not 0"),
         (["--work-dir", "x"], "--work-dir x lies in the source"),
         (
             ["--max-memory", "-5GB"],
@@ -114,9 +107,9 @@ def test_other_refusals_import_no_torch_either(tmp_path, monkeypatch, options, m
         {"layout": "all", "protect": (0, -1)},
         {"allocate": "global", "layout": "per-layer"},
         {"allocate": "exact"},
-        {"allocate": "besa", "weights": Weights(sampling="categorical")},
+        {"allocate": "besa", "besa_sampling": "categorical"},
         {"statistics": "pruned"},
-        {"recovery": Recovery(method="lora", rank=4)},
+        {"recovery": RecoveryConfig(method="lora", rank=4)},
         {"evaluation": "stdlib", "evaluation_range": "0:5"},
         ZEROS,
     ],
@@ -130,10 +123,12 @@ def test_what_is_right_passes(asked, given):
     [
         ({"method": "magic", "layout": "spiral"}, "The method 'magic' is not one of"),
         ({"length": 1, "method": "magic"}, "--length must be at least 2"),
-        (ZEROS | {"tp": 0, "layout": "padded"}, "--tp must be at least 1"),
-        (ZEROS | {"recovery": Recovery(rank=4)}, "--lora-rank goes with a --recover"),
-        (ZEROS | {"targets": KEEP, "layout": "padded"}, "makes zeros and no tensor smaller"),
-        ({"recovery": Recovery("lora", batch=3), "protect": (0,)}, "--recover-batch 3 cannot be"),
+        ({"tp": 0, "layout": "spiral"}, "--tp must be at least 1"),
+        ({"recovery": RecoveryConfig(rank=4), "layout": "spiral"}, "lora_rank needs --recover"),
+        (
+            {"recovery": RecoveryConfig("lora", batch=3), "protect": (0,)},
+            "recover_batch 3 cannot be",
+        ),
     ],
 )
 def test_of_two_mistakes_one_is_named(asked, given, message):
@@ -143,28 +138,32 @@ def test_of_two_mistakes_one_is_named(asked, given, message):
 def test_a_source_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     for name in ("nowhere", "file", "file/below"):
-        settings = Settings(tmp_path / name, tmp_path / "out", KEEP)
+        config = jobs.asked(tmp_path / name, tmp_path / "out", KEEP)
         message = f"There is no folder '{tmp_path / name}'; give a checkpoint folder."
-        assert refusal(check_source, settings) == refusal(check_asked, settings) == message
+        assert refusal(check_source, tmp_path / name) == refusal(check_asked, config) == message
 
 
 # -- counts -----------------------------------------------------------------------------------------
 
 
+LEAST = {"samples": 1, "length": 2, "align": 1, "tp": 1, "refine_epochs": 1, "seed": 0}
+
+
 @pytest.mark.parametrize("name", LEAST)
 def test_counts_are_refused_below_their_least(asked, name):
-    option, least = f"--{name.replace('_', '-')}", LEAST[name]
+    flag = name if name == "refine_epochs" else f"--{name}"  # that is for Python alone
+    least = LEAST[name]
     for given in (least - 1, -7):
-        message = f"{option} must be at least {least}, not {given}."
-        assert refusal(check_counts, asked(**{name: given})) == message
-    check_counts(asked(**{name: least}))
+        message = f"{flag} must be at least {least}, not {given}."
+        assert refusal(check_asked, asked(**{name: given})) == message
+    check_asked(asked(**{name: least}))
 
 
 def test_a_seed_has_32_bits(asked):
-    check_counts(asked(seed=2**32 - 1))
+    check_asked(asked(seed=2**32 - 1))
     message = "--seed must be below 4,294,967,296, not 4,294,967,296."
-    assert refusal(check_counts, asked(seed=2**32)) == message
-    assert refusal(check_counts, asked(seed=10**10)).endswith("not 10,000,000,000.")
+    assert refusal(check_asked, asked(seed=2**32)) == message
+    assert refusal(check_asked, asked(seed=10**10)).endswith("not 10,000,000,000.")
     assert SEEDS == 2**32
 
 
@@ -207,16 +206,16 @@ def test_a_ratio_of_perplexities_is_above_0(asked, given, shown):
 def test_shares_lie_between_0_and_1(asked, kind, value, shown):
     message = f"--{kind} must lie between 0 and 1, not {shown}."
     for targets in ([Target(kind, value)], [Target(kind, 0.5), Target(kind, value)]):
-        assert refusal(check_targets, asked(targets=targets)) == message
+        assert refusal(check_targets, asked(targets=targets).plan) == message
 
 
 @pytest.mark.parametrize("value", [1e-6, 0.999999])
 def test_every_share_between_them_may_be_asked_for(asked, value):
-    check_targets(asked(targets=[Target("keep", value), Target("keep-blocks", value)]))
+    check_targets(asked(targets=[Target("keep", value), Target("keep-blocks", value)]).plan)
 
 
 def test_sizes_are_not_shares(asked):
-    check_targets(asked(targets=[Target("params", 9e9), Target("bytes", 9e9)]))
+    check_targets(asked(targets=[Target("params", 9e9), Target("bytes", 9e9)]).plan)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +223,8 @@ def test_sizes_are_not_shares(asked):
 )
 def test_no_target_is_given_twice(asked, target):
     others = [Target("keep", 0.8), Target("keep-blocks", 0.8), Target("params", 8e9)]
-    check_targets(asked(targets=[target, *others]))
-    told = refusal(check_targets, asked(targets=[*others, target, target]))
+    check_targets(asked(targets=[target, *others]).plan)
+    told = refusal(check_targets, asked(targets=[*others, target, target]).plan)
     assert told == f"{target.flag} is given twice; leave one of them out."
 
 
@@ -247,14 +246,14 @@ def test_results_are_named_by_their_targets(target, name):
 
 
 def test_sizes_that_differ_by_one_are_two_targets(asked):
-    check_targets(asked(targets=[Target("params", 1234567), Target("params", 1234568)]))
+    check_targets(asked(targets=[Target("params", 1234567), Target("params", 1234568)]).plan)
 
 
 def test_what_is_quantised_has_fewer_bytes_than_a_target_counts(asked):
     for kind, value in (("keep", 0.7), ("keep-blocks", 0.7), ("params", 7e9)):
-        check_targets(asked(targets=[Target(kind, value)], quantization=PACKED))
-    told = refusal(check_targets, asked(targets=[Target("bytes", 7e9)], quantization=PACKED))
-    assert told.endswith("give --keep, --keep-blocks or --target-params.")
+        check_targets(asked(targets=[Target(kind, value)]).plan, quantized=True)
+    told = refusal(check_targets, asked(targets=[Target("bytes", 7e9)]).plan, True)
+    assert told.endswith("give --keep, --keep-blocks or a number of parameters.")
 
 
 # -- options of a cut that do not go together -------------------------------------------------------
@@ -266,19 +265,19 @@ def test_what_is_quantised_has_fewer_bytes_than_a_target_counts(asked):
         *(
             (
                 {"method": method, "statistics": "pruned"},
-                f"needs a forward pass; {method} runs backward. Leave --statistics out, or choose",
+                f"need a forward pass; {method} runs backward. Leave statistics out, or choose",
             )
             for method in ("hywia", "taylor", "kfac", "mask-fisher")
         ),
         ({"statistics": "pruned", "allocate": "exact"}, "--allocate exact finds the widths when"),
-        ({"weights": Weights(sampling="categorical")}, "--besa-sampling is for what learns; add"),
+        ({"besa_sampling": "categorical"}, "besa_sampling is for what learns; add"),
         (
-            {"weights": Weights(sampling="none"), "allocate": "exact"},
+            {"besa_sampling": "none", "allocate": "exact"},
             "add --allocate besa, or leave it out.",
         ),
         ({"kv_cost": "magic"}, "--kv-cost is score or measured, not 'magic'."),
-        ({"statistics": ""}, "--statistics is dense or pruned, not ''."),
-        ({"refine_epochs": 2, "repair": "none"}, "--repair refine, not none; leave it out."),
+        ({"statistics": ""}, "statistics must be dense or pruned, not ''."),
+        ({"refine_epochs": 2, "repair": "none"}, "--repair refine, not none; leave them out."),
         ({"allocate": "global"}, "--allocate global gives every block its own widths"),
         ({"allocate": "global"}, "or leave --allocate out."),
         ({"protect": (0,)}, "or leave --protect out."),
@@ -287,7 +286,7 @@ def test_what_is_quantised_has_fewer_bytes_than_a_target_counts(asked):
     ],
 )
 def test_what_does_not_go_together(asked, given, message):
-    assert message in refusal(check_cut, asked(**given))
+    assert message in refusal(check_cut, resolve(asked(**given)))
 
 
 def test_blocks_are_protected_where_widths_may_differ():
@@ -312,14 +311,14 @@ def test_blocks_are_protected_where_widths_may_differ():
     ],
 )
 def test_a_method_says_what_it_has(asked, given, message):
-    assert refusal(check_method_asked, asked(**given)) == message
+    assert refusal(check_asked, asked(**given)) == message
 
 
 # -- options without the one that they belong to ----------------------------------------------------
 
 GROUPS = {
-    "--recover": ("recovery", Recovery, "lora"),
-    "--quantize": ("quantization", Quantization, "w4a16"),
+    "--recover": ("recovery", RecoveryConfig, "lora"),
+    "--quantize": ("quantization", QuantConfig, "w4a16"),
 }
 CHILDREN = [
     pytest.param(parent, each.name, id=each.metadata["flag"])
@@ -336,22 +335,22 @@ def test_an_option_goes_with_its_parent(request, asked, parent, name):
     (of_parent,) = (each.name for each in fields(group) if each.metadata["flag"] == parent)
     changed = {name: "changed"}
     check_parents(asked(**{option: group(**changed | {of_parent: wanted})}))
-    assert refusal(check_parents, asked(**{option: group(**changed)})) == (
-        f"{flag} goes with a {parent} that is not none; add that, or leave {flag} out."
-    )
+    ways = {"--recover": "lora or distill", "--quantize": "w4a16"}[parent]
+    told = refusal(check_parents, asked(**{option: group(**changed)}))
+    assert told == f"{flag} needs {parent} {ways}."
 
 
 def test_a_parent_is_not_that_of_the_other_group(asked):
-    settings = asked(quantization=PACKED, recovery=Recovery(steps=7))
-    assert refusal(check_parents, settings).startswith("--recover-steps goes with a --recover")
-    settings = asked(quantization=Quantization(clip="none"), recovery=Recovery("distill"))
-    assert refusal(check_parents, settings).startswith("--quantize-clip goes with a --quantize")
+    config = asked(quantization=PACKED, recovery=RecoveryConfig(steps=7))
+    assert refusal(check_parents, config).startswith("recover_steps needs --recover")
+    config = asked(quantization=QuantConfig(clip="none"), recovery=RecoveryConfig("distill"))
+    assert refusal(check_parents, config).startswith("quantize_clip needs --quantize")
 
 
 @pytest.mark.parametrize("evaluation", [None, "none"])
 def test_a_range_is_of_an_evaluation(asked, evaluation):
     told = refusal(check_parents, asked(evaluation=evaluation, evaluation_range="0:5"))
-    assert told == "--evaluation-range goes with --evaluation; add that, or leave it out."
+    assert told == "evaluation_range needs --evaluation."
     check_parents(asked(evaluation=evaluation))
 
 
@@ -361,21 +360,21 @@ def test_a_range_is_of_an_evaluation(asked, evaluation):
 @pytest.mark.parametrize(
     ("given", "option"),
     [
-        ({"mode": "bip"}, "--mode"),
-        ({"coarse": "gate"}, "--coarse"),
+        ({"mode": "bip"}, "mode"),
+        ({"coarse": "gate"}, "coarse"),
         ({"container": "llama"}, "--container"),
-        ({"statistics": "pruned"}, "--statistics"),
+        ({"statistics": "pruned"}, "statistics"),
         ({"kv_cost": "measured"}, "--kv-cost"),
-        ({"refine_epochs": 2}, "--refine-epochs"),
+        ({"refine_epochs": 2}, "refine_epochs"),
         ({"protect": (0,)}, "--protect"),
         ({"tp": 2}, "--tp"),
-        ({"recovery": Recovery("lora")}, "--recover"),
+        ({"recovery": RecoveryConfig("lora")}, "--recover"),
         ({"method": "besa", "tp": 2}, "--method"),
     ],
 )
 def test_options_of_cuts_are_refused_where_nothing_is_cut(asked, given, option):
-    settings = asked(targets=(), quantization=PACKED, **given)
-    assert refusal(check_nothing_cut, settings) == (
+    config = asked(targets=(), quantization=PACKED, **given)
+    assert refusal(check_nothing_cut, config) == (
         f"{option} is for cuts, and nothing is cut; leave it out, or give --keep below 1."
     )
 

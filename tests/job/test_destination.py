@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from compressor.config.runtime import Runtime
 from compressor.errors import InputError
 from compressor.job.destination import check_dest, is_result, work_folder
-from compressor.job.settings import Settings
 from compressor.writing.record import RECORD
 
 
@@ -17,7 +17,7 @@ def judged(tmp_path):
 
     def judge(dest: str, source: str = "source", work: str | None = None, **given) -> None:
         work_dir = None if work is None else tmp_path / work
-        check_dest(Settings(tmp_path / source, tmp_path / dest, (), work_dir=work_dir, **given))
+        check_dest(tmp_path / source, tmp_path / dest, Runtime(work_dir=work_dir, **given))
 
     return judge
 
@@ -97,7 +97,7 @@ def test_nor_does_a_folder_that_a_job_makes_or_removes_hold_it(tmp_path, refusal
 def test_nor_does_the_folder_that_the_job_has_in_the_work_dir(tmp_path, judged, refusal, result):
     result("m.work")
     judged("m", "m.work", work="work")  # which is nothing to this job
-    work = work_folder(Settings(tmp_path, tmp_path / "m", (), work_dir=tmp_path / "work"))
+    work = work_folder(tmp_path / "m", tmp_path / "work")
     result(f"work/{work.name}/inner")
     for source in (f"work/{work.name}", f"work/{work.name}/inner"):
         told = refusal("m", source, work="work")
@@ -195,7 +195,7 @@ def test_a_link_that_leads_nowhere_is_in_the_way(tmp_path, refusal):
 def test_a_result_has_a_name_of_its_own(tmp_path, dest):
     for overwrite in (False, True):
         with pytest.raises(InputError) as caught:
-            check_dest(Settings(tmp_path, Path(dest), (), overwrite=overwrite))
+            check_dest(tmp_path, Path(dest), Runtime(overwrite=overwrite))
         told = f"DEST is {str(Path(dest))!r}, which names no new folder; give one, such as ./small."
         assert str(caught.value) == told
 
@@ -226,13 +226,13 @@ def test_a_parent_is_no_link_that_leads_nowhere(tmp_path, refusal, target, below
 
 def test_a_relative_dest_is_where_one_stands(tmp_path, monkeypatch, judged):
     monkeypatch.chdir(tmp_path)
-    check_dest(Settings(Path("source"), Path("small"), ()))
-    check_dest(Settings(Path("source"), Path("a/small"), ()))
+    check_dest(Path("source"), Path("small"), Runtime())
+    check_dest(Path("source"), Path("a/small"), Runtime())
     monkeypatch.chdir(tmp_path / "source")
     for source in (Path("."), tmp_path / "source", Path("../source")):
-        check_dest(Settings(source, Path("../small"), ()))
+        check_dest(source, Path("../small"), Runtime())
         with pytest.raises(InputError, match=f"DEST small lies in the source {tmp_path}/source,"):
-            check_dest(Settings(source, Path("small"), ()))
+            check_dest(source, Path("small"), Runtime())
 
 
 # -- the work folder --------------------------------------------------------------------------------

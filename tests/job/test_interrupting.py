@@ -200,7 +200,7 @@ def test_measured_costs_are_kept_in_parts(llama, asked, tmp_path, monkeypatch, i
 
 
 def test_single_weights_go_on(llama, asked, tmp_path, monkeypatch, interrupted):
-    asked = ["--granularity", "weight", "--sparsity", 0.5, "--method", "sparsegpt", *asked[2:]]
+    asked = ["--sparsity", 0.5, "--method", "sparsegpt", *asked[2:]]
     dest = tmp_path / "part"
     assert compress(llama, tmp_path / "whole", *asked) == 0
     interrupted("blocks", 3)
@@ -272,7 +272,7 @@ def test_an_error_in_the_middle_says_what_is_kept(llama, asked, tmp_path, capsys
 
 def test_quiet_says_it_too(llama, asked, tmp_path, capsys, interrupted):
     interrupted("select", 2)
-    assert compress(llama, tmp_path / "part", *asked, "--quiet", "--json") == 130
+    assert compress(llama, tmp_path / "part", *asked, "--json") == 130
     assert said(capsys).startswith("compress: interrupted in select, after block 1 of 3.")
 
 

@@ -114,8 +114,8 @@ def texts_of(llama, out, halves, text_file) -> dict:
         "--evaluation": lambda: compress(
             llama, out / "dest", *plan, "--calibration", text_file, "--evaluation", halves
         ),
-        "--granularity weight": lambda: compress(
-            llama, out / "dest", "--granularity", "weight", "--method", "wanda", "--sparsity", 0.5,
+        "sparsify": lambda: compress(
+            llama, out / "dest", "--method", "wanda", "--sparsity", 0.5,
             *plan[4:], "--calibration", halves
         ),
         "--recover-data": lambda: compress(

@@ -147,9 +147,7 @@ def test_equal_widths_that_a_narrow_block_has_not(unequal, quick, tmp_path, caps
     assert "begin with 1 KV groups and 24 FFN channels, and a block has 1 and 20" in message
 
 
-@pytest.mark.parametrize(
-    "options", [["--granularity", "weight", "--sparsity", 0.5], ["--quantize", "w4a16"]]
-)
+@pytest.mark.parametrize("options", [["--sparsity", 0.5], ["--quantize", "w4a16"]])
 def test_what_takes_equal_blocks_says_so(unequal, tmp_path, capsys, options):
     assert compress(unequal, tmp_path / "out", *options) == 2
     assert "takes checkpoints of equal blocks" in said(capsys)

@@ -10,6 +10,7 @@ from rich.table import Table
 from compressor.job import progress
 from compressor.job.console import console
 from compressor.job.progress import Lines
+from compressor.report.result import Result
 from compressor.report.table import warnings
 
 
@@ -60,10 +61,15 @@ def test_nothing_is_cut_short_in_a_file(capsys):
     assert "…" not in shown and "11" * 20 in shown and ("a sentence " * 30).strip() in shown
 
 
+def result(dest: str, warnings: list[str]) -> Result:
+    sizes = {"parameters_before": 2, "bytes_before": 4}
+    return Result("in", dest, "llama", "llama", **sizes, warnings=warnings)
+
+
 def test_a_warning_names_its_result_unless_all_have_it():
     results = [
-        {"dest": "out/keep-0.9", "warnings": ["the text is short"]},
-        {"dest": "out/keep-0.7", "warnings": ["the text is short", "a block is worse"]},
+        result("out/keep-0.9", ["the text is short"]),
+        result("out/keep-0.7", ["the text is short", "a block is worse"]),
     ]
     assert warnings(results) == ["the text is short", "keep-0.7: a block is worse"]
-    assert warnings(results[1:]) == results[1]["warnings"]
+    assert warnings(results[1:]) == results[1].warnings

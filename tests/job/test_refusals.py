@@ -68,7 +68,7 @@ def test_one_rejected_ratio_of_several(stories, tmp_path, capsys):
         ),
         (["--keep", 0.7, "--samples", 0], "--samples must be at least 1, not 0"),
         (["--keep", 0.7, "--length", 1], "--length must be at least 2, not 1"),
-        (["--keep", 0.7, "--refine-epochs", 0], "--refine-epochs must be at least 1, not 0"),
+        (["--keep", 0.7, "--refine-epochs", 0], "refine_epochs must be at least 1, not 0"),
         (["--keep", 0.7, "--refine-epochs", 2, "--repair", "ridge"], "refine, not ridge"),
         (["--keep", 0.7, "--dtype", "int4"], "not 'int4'"),
         (["--keep", 0.7, 0.7], "given twice"),
@@ -82,9 +82,9 @@ def test_one_rejected_ratio_of_several(stories, tmp_path, capsys):
         (["--keep", 0.7, "--repair", "glue"], "'glue' is not one of ridge"),
         (["--keep", 0.7, "--repair", "bias"], "use --repair ridge"),
         (["--keep", 0.7, "--samples", 1], "at least 2 sequences, not 1"),
-        (["--keep", 0.7, "--lora-rank", 4], "--lora-rank goes with a --recover that is not none"),
-        (["--keep", 0.7, "--quantize-group", 64], "--quantize-group goes with a --quantize that"),
-        (["--keep", 0.7, "--evaluation-range", "0:5"], "--evaluation-range goes with --evaluation"),
+        (["--keep", 0.7, "--lora-rank", 4], "lora_rank needs --recover lora or distill"),
+        (["--keep", 0.7, "--quantize-group", 64], "quantize_group needs --quantize w4a16"),
+        (["--keep", 0.7, "--evaluation-range", "0:5"], "evaluation_range needs --evaluation"),
     ],
 )
 def test_bad_options_leave_nothing(llama, quick, tmp_path, capsys, arguments, message):
@@ -132,7 +132,7 @@ def test_dest_that_holds_the_source(llama, quick, tmp_path, capsys):
 def test_activation_of_unknown_slope(make_checkpoint, quick, tmp_path, capsys):
     source = make_checkpoint(tmp_path / "relu", hidden_act="relu")
     assert compress(source, tmp_path / "a", "--keep", 0.7, *quick) == 2
-    assert "use --mode bip" in said(capsys)
+    assert "use --method llm-bip:bip" in said(capsys)
     assert compress(source, tmp_path / "a", "--keep", 0.7, "--mode", "bip", *quick) == 0
 
 

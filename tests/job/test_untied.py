@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 HEAD = "lm_head.weight"
 JOBS = {
     "cut": ["--keep", 0.7, "--repair", "none"],
-    "sparse": ["--granularity", "weight", "--method", "magnitude", "--sparsity", 0.5],
+    "sparse": ["--method", "magnitude", "--sparsity", 0.5],
     "quantized": ["--quantize", "w4a16", "--quantize-group", 16, "--quantize-clip", "none"],
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from jobs import compress, said, same_bytes
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.measuring.besa import (
     Gate,
@@ -27,9 +28,8 @@ from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.allocation import allocate
 from compressor.planning.costs import Costs
 from compressor.planning.landscape import Landscape
-from compressor.planning.lattice import lattice
+from compressor.planning.lattice import Wanted, lattice
 from compressor.planning.learned import learned_groups, near_path, neighbours
-from compressor.planning.target import Target
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
@@ -184,7 +184,7 @@ def test_beside_the_exact_optimum(llama, learned, share, alike):
     steps = {"attention": Landscape.of(learned).attention, "ffn": Landscape.of(learned).ffn}
 
     def error(how) -> float:
-        plan = allocate(learned, checkpoint, target, how=how, alike=alike)
+        plan = allocate(learned, checkpoint, target, Wanted(served=alike), how=how)
         assert plan.about["keep_blocks_reached"] <= share
         assert share - plan.about["keep_blocks_reached"] < 0.05
         places = [tuple(steps[g].index(w[g]) for g in GROUPS) for w in plan.widths()]

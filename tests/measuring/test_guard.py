@@ -7,6 +7,7 @@ import pytest
 import torch
 from jobs import compress, said, same_bytes, stage
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.evaluation.reference import perplexity
 from compressor.measuring.guard import JUDGED, held_back, judge, loss_after
@@ -15,7 +16,6 @@ from compressor.model.stream import BlockStream
 from compressor.model.tensors import SINGLE
 from compressor.planning.allocation import allocate
 from compressor.planning.costs import CLOSE
-from compressor.planning.target import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.tokens import TokenSet

@@ -7,15 +7,16 @@ import torch
 from jobs import compress
 from transformers import AutoModelForCausalLM
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.measuring.landscape import HELD_BACK, measure_landscape
 from compressor.measuring.probes import halves
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.passes import Passing
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
 from compressor.planning.landscape import LEAST, Landscape, scaled
-from compressor.planning.lattice import Lattice, lattice
-from compressor.planning.target import Target
+from compressor.planning.lattice import Lattice, Wanted, lattice
 from compressor.scoring.probing import loss_changes
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores, best
@@ -150,7 +151,7 @@ def test_kept_with_the_scores(llama, tmp_path):
     ):
         assert torch.equal(one, other)
     target = Target("keep-blocks", 0.6)
-    own = allocate(loaded, stream.checkpoint, target, how="measured", alike=False)
+    own = allocate(loaded, stream.checkpoint, target, Wanted(served=False), how="measured")
     assert own.about["keep_blocks_reached"] <= 0.6
     loaded.measured.tensors["losses"] = []
     with pytest.raises(InputError, match="--allocate measured needs what is measured"):
@@ -172,14 +173,14 @@ def test_a_killed_pass_goes_on(llama, tmp_path):
     """With what a finished block left, the losses are the same as of one pass."""
     scores, stream = measured(llama, "ridge")
     given = (scores.blocks, stream, texts(), lattice(stream.checkpoint), "ridge")
-    options = {"saved": tmp_path / "blocks", "probing": True}
+    saved = tmp_path / "blocks"
 
     def killed(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_landscape(*given, progress=killed, **options)
-    found = measure_landscape(*given, **options)
+        measure_landscape(*given, probing=True, passing=Passing(killed, saved))
+    found = measure_landscape(*given, probing=True, passing=Passing(saved=saved))
     for one, other in zip(found.losses, Landscape.of(scores).losses, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

@@ -8,13 +8,13 @@ from headers import write_headers
 from jobs import compress, said, stage
 
 from compressor.config.choices import ALLOCATIONS
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.alignment import ANY
 from compressor.planning.allocation import alignment, allocate
 from compressor.planning.costs import CLOSE, Costs, miss_of
 from compressor.planning.lattice import CHOICE, MULTIPLES, Wanted
-from compressor.planning.target import Target
 from compressor.planning.told import KERNELS, described, in_words, kernels, width_notes
 from compressor.planning.uniform import constant_splits, everywhere, solve
 from compressor.scoring.score import score
@@ -133,7 +133,7 @@ def test_a_miss_by_what_was_asked_names_what_would_do(shaped):
     (bound,) = notes(tp=4)
     assert bound.endswith("--keep 0.7: --tp 4 shares FFN channels in multiples of 512.")
     (packed,) = notes(columns=64)
-    assert packed.endswith("1.2 points above --keep 0.7: --quantize-group 64 takes them in groups.")
+    assert packed.endswith("1.2 points above --keep 0.7: quantize_group 64 takes them in groups.")
 
 
 def test_the_next_wider_multiple_and_the_kernels_are_said(shaped):

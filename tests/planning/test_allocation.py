@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise, product
 import pytest
 import torch
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
@@ -12,7 +13,6 @@ from compressor.planning.allocation import allocate
 from compressor.planning.costs import Costs
 from compressor.planning.lattice import lattice
 from compressor.planning.ranking import grow, ranked_steps
-from compressor.planning.target import Target
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
 

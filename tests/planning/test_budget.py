@@ -7,6 +7,7 @@ import pytest
 import torch
 from jobs import compress
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
@@ -17,8 +18,7 @@ from compressor.planning.allocation import allocate
 from compressor.planning.budget import PARTS, flops_of, table_of
 from compressor.planning.costs import CLOSE, Costs
 from compressor.planning.landscape import Landscape
-from compressor.planning.lattice import lattice
-from compressor.planning.target import Target
+from compressor.planning.lattice import Wanted, lattice
 from compressor.planning.uniform import solve
 from compressor.scoring.score import score
 
@@ -81,7 +81,7 @@ def test_plans_come_as_near_to_a_share_as_a_step_allows(llama, tmp_path, how, ki
     reached = []
     for share in (0.75, 0.8, 0.9):
         target = Target(kind, share, budget)
-        plan = allocate(scores, checkpoint, target, how=how, alike=how == "uniform")
+        plan = allocate(scores, checkpoint, target, Wanted(served=how == "uniform"), how=how)
         reached.append(plan.about["budget_reached"])
         costs = Costs.of(checkpoint, budget)
         size = costs.size(plan.widths(), target.measure)
@@ -119,7 +119,9 @@ def test_exact_is_the_best_of_all_plans_in_the_budget(llama, tmp_path, budget):
     a_block = [{"attention": a, "ffn": f} for a, f in product(*steps.values())]
     plans = product(a_block, repeat=checkpoint.blocks)
     best = min(error(widths) for widths in plans if size(widths) <= limit)
-    found = allocate(scores, checkpoint, target, 8, how="exact", alike=False).widths()
+    found = allocate(
+        scores, checkpoint, target, Wanted(align=8, served=False), how="exact"
+    ).widths()
     without = [found]
     if size(found) > limit:
         assert size(found) - limit < limit - min(map(size, narrower(found, steps)))
@@ -208,7 +210,7 @@ def test_an_unreachable_share_names_the_smallest(llama, tmp_path, budget, counte
     ("given", "message"),
     [
         (["--keep", "0.7", "--budget", "nowhere.json"], "--budget is params, flops or a JSON file"),
-        (["--target-params", "1000", "--budget", "flops"], "--target-params counts params"),
+        (["--target-params", "1000", "--budget", "flops"], "--target counts parameters or bytes"),
         (["--quantize", "w4a16", "--budget", "flops"], "needs --keep or --keep-blocks"),
     ],
 )

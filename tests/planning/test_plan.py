@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compressor.config.target import Target
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
@@ -10,7 +11,6 @@ from compressor.planning.allocation import allocate
 from compressor.planning.costs import CLOSE, Costs
 from compressor.planning.lattice import default_align, lattice
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.planning.uniform import solve
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores, best

@@ -7,11 +7,11 @@ import pytest
 from headers import write_headers
 from jobs import compress, said, stage
 
+from compressor.config.target import Target
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.costs import Costs
 from compressor.planning.lattice import lattice
 from compressor.planning.reach import MUCH, outside_note, reach_of
-from compressor.planning.target import Target
 
 WIDE = {"vocab_size": 1000, "tie_word_embeddings": True}
 
@@ -49,7 +49,8 @@ def test_a_share_is_said_in_the_other_unit(wide):
         f"The embedding is 32,032 of {total:,} parameters ({32032 / total:.0%}) and is never cut: ",
         f"--keep 0.9 is {(0.9 * total - outside) / costs.prunable:.2f} of the blocks' weights, ",
         f"--keep-blocks 0.5 is {(outside + 0.5 * costs.prunable) / total:.2f} of all parameters, ",
-        f"--target-params 40,000 is {(40000 - outside) / costs.prunable:.2f} of the blocks' weights; ",
+        f"--target 40,000 parameters is {(40000 - outside) / costs.prunable:.2f} of the blocks' "
+        "weights; ",
         f"reachable are {found.keep:.2g} to 1 of all parameters ({found.keep_blocks:.2g} to 1 of ",
     ):
         assert words in note

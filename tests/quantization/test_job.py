@@ -18,6 +18,7 @@ from compressor.model.loading import prompt_ids
 from compressor.model.tensors import INDEX, SINGLE
 from compressor.quantization.reading import PackedCheckpoint, open_model
 from compressor.quantization.stream import Quantizing
+from compressor.report.result import Result
 from compressor.report.sparse import table
 from compressor.text.tokenizer import PROMPTS
 from compressor.verification.child import verify_here
@@ -235,7 +236,7 @@ def test_adopting_may_be_interrupted(tmp_path):
 
 def test_after_zeros(llama, text_file, tmp_path, capsys):
     """Pruned weights stay zero, and the card tells of both."""
-    options = ["--granularity", "weight", "--method", "wanda", "--sparsity", 0.5]
+    options = ["--method", "wanda", "--sparsity", 0.5]
     texts = ["--calibration", text_file, "--length", 32, "--samples", 4]
     assert quantize(llama, tmp_path / "q", *options, *texts, "--json") == 0
     result = json.loads(capsys.readouterr().out)
@@ -254,7 +255,7 @@ def test_a_single_sequence_is_refused_by_what_needs_more(llama, text_file, tmp_p
     texts = ["--calibration", text_file, "--length", 32, "--samples", 1]
     assert quantize(llama, tmp_path / "q", "--quantize-clip", "learned", *texts) == 2
     message = said(capsys)
-    assert "or use --quantize-clip none" in message and "--repair" not in message
+    assert "quantize_clip='none'" in message and "--repair" not in message
 
 
 def test_learned_after_a_cut(llama, text_file, tmp_path):
@@ -271,7 +272,7 @@ def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
     """Scales and zeros are learned together; the scales survive the dense folder between."""
     source = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16)
     texts = ["--calibration", text_file, "--length", 32, "--samples", 4, "--evaluation", text_file]
-    zeros = ["--granularity", "weight", "--sparsity", 0.5, "--json"]
+    zeros = ["--sparsity", 0.5, "--json"]
     counts = {}
     for how in ("learned", "none"):
         dest = tmp_path / how
@@ -283,7 +284,7 @@ def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
         errors = [e for b in record["quantization"]["blocks"] for e in b["error"].values()]
         assert (max(errors) < 1e-10) == (how == "learned")
         counts[how] = result["zeros"]
-        shown = table([result])
+        shown = table([Result(**result)])
         assert result["update"] == "none" and "obs" not in shown.title
         rows = [*shown.columns[0].cells]
         assert "perplexity before 4 bits" in rows and "perplexity" in rows

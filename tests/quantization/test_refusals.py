@@ -18,7 +18,7 @@ from compressor.quantization.stream import check_columns
     ("arguments", "message"),
     [
         (["--quantize", "w8a8"], "--quantize must be none or w4a16, not 'w8a8'"),
-        (["--quantize", "w4a16", "--quantize-group", 1], "--quantize-group must be at least 2"),
+        (["--quantize", "w4a16", "--quantize-group", 1], "quantize_group must be at least 2"),
         (["--quantize", "w4a16"], "q_proj.weight has 32 input channels, .* groups of 128"),
         (
             ["--quantize", "w4a16", "--quantize-group", 32],
@@ -28,7 +28,7 @@ from compressor.quantization.stream import check_columns
         (["--quantize", "w4a16", "--keep", 0.8], "No cut of this model .* whole groups of 128"),
         (
             ["--quantize", "w4a16", "--quantize-group", 16, "--target-bytes", "80KB"],
-            "--target-bytes counts unquantised bytes",
+            "A --target in bytes counts unquantised ones",
         ),
         (
             ["--quantize", "w4a16", "--quantize-group", 16, "--keep", 0.8, "--layout", "padded"],

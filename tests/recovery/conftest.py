@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.config.recovery import Recovery
+from compressor.config.recovery import RecoveryConfig
 from compressor.recovery import training
 from compressor.recovery.data import Example
 
@@ -23,8 +23,8 @@ def examples() -> list[Example]:
 
 
 @pytest.fixture
-def quick() -> Recovery:
-    return Recovery("lora", steps=6, batch=4, accumulate=2, learning_rate=1e-2, save_every=2)
+def quick() -> RecoveryConfig:
+    return RecoveryConfig("lora", steps=6, batch=4, accumulate=2, learning_rate=1e-2, save_every=2)
 
 
 @pytest.fixture

@@ -101,12 +101,12 @@ def test_a_recovery_that_makes_it_worse_keeps_the_cut(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_verification_notices_another_tensor(make_checkpoint, tmp_path, dtype):
     """A file of expected logits is held against the folder."""
-    from compressor.config.recovery import Recovery
+    from compressor.config.recovery import RecoveryConfig
     from compressor.recovery.lora import load_adapted
     from compressor.recovery.stage import save_expected
 
     source = make_checkpoint(tmp_path / "model", dtype=dtype)
-    model = load_adapted(source, Recovery("lora"), torch.device("cpu"), "auto", 0)
+    model = load_adapted(source, RecoveryConfig("lora"), torch.device("cpu"), "auto", 0)
     save_expected(model, source, tmp_path / "expected.safetensors")
     folder = shutil.copytree(source, tmp_path / "folder")
     report = verify_here(folder, expected=tmp_path / "expected.safetensors")
@@ -122,7 +122,7 @@ def test_verification_notices_another_tensor(make_checkpoint, tmp_path, dtype):
     ("arguments", "code", "message"),
     [
         (["--recover", "prayer"], 2, "--recover must be none, lora or distill, not 'prayer'"),
-        (["--learning-rate", "-1"], 2, "--learning-rate must be positive, not -1.0"),
+        (["--learning-rate", "-1"], 2, "learning_rate must be positive, not -1"),
         (["--recover-data", "nowhere.jsonl"], 2, "no file 'nowhere.jsonl'"),
         (["--recover-range", "0:1"], 2, "gives 1 sequence"),
         (["--max-memory", "1KB"], 4, "--recover holds the whole cut model in memory"),

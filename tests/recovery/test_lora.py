@@ -10,11 +10,11 @@ from jobs import same_bytes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.config.recovery import Recovery
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.target import Target
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import INDEX, SINGLE
 from compressor.planning.allocation import allocate
-from compressor.planning.target import Target
 from compressor.recovery.lora import adapters, layers, load_adapted, target_modules
 from compressor.recovery.merge import merged, write_merged
 from compressor.recovery.precision import computed_dtype, held_dtype
@@ -22,7 +22,7 @@ from compressor.scoring.score import score
 from compressor.writing.write import write
 
 CPU = torch.device("cpu")
-RECOVERY = Recovery("lora", rank=3, alpha=5.0)
+RECOVERY = RecoveryConfig("lora", rank=3, alpha=5.0)
 
 
 def adapted(folder, seed=0, asked="auto"):
@@ -142,7 +142,7 @@ def test_padded_units_stay_absent(llama, examples, tmp_path):
     checkpoint = Checkpoint(llama)
     plan = allocate(score(checkpoint, "random"), checkpoint, Target("keep", 0.7), protect=[0])
     write(checkpoint, plan, tmp_path / "padded", layout="padded")
-    recovery = Recovery("lora", steps=4, batch=4, learning_rate=1e-2)
+    recovery = RecoveryConfig("lora", steps=4, batch=4, learning_rate=1e-2)
     model = load_adapted(tmp_path / "padded", recovery, CPU, "auto", 0)
     data = RecoveryData(examples, examples[:1])
     train(model, Training(recovery, data), tmp_path / "state")

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from jobs import compress, left_over, said, same_files
+from jobs import compress, detailed, left_over, said, same_files
 
 from compressor.recovery import training
 
@@ -65,7 +65,8 @@ def test_a_killed_job_is_resumed(llama, options, tmp_path):
     """SIGKILL, as soon as a state was saved."""
     options = [str(o) for o in [*options, "--recover-steps", 90, "--recover-save-every", 5]]
     command = [sys.executable, "-m", "compressor", "compress", str(llama), str(tmp_path / "dest")]
-    with subprocess.Popen([*command, "--keep", "0.7", *options], env=os.environ) as process:
+    given = detailed(options, tmp_path)
+    with subprocess.Popen([*command, "--keep", "0.7", *given], env=os.environ) as process:
         state = tmp_path / "dest.work" / "keep-0.7.training.safetensors"
         while not state.exists() and process.poll() is None:
             time.sleep(0.002)
@@ -79,7 +80,7 @@ def test_a_killed_job_is_resumed(llama, options, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--recover-steps", 8], "had --recover-steps 6, and this one has 8"),
+        (["--recover-steps", 8], "had recover_steps 6, and this one has 8"),
         (["--recover", "distill"], "had --recover lora, and this one has distill"),
         (["--keep", 0.6], "had the targets keep-0.7, and this one has keep-0.7 keep-0.6"),
         (["--seed", 1], "had --seed 0, and this one has 1"),

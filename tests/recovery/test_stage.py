@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import compress, left_over, said, same_bytes, same_files, stage
+from jobs import compress, detailed, left_over, said, same_bytes, same_files, stage
 from safetensors.torch import load_file
 
 from compressor.model.tensors import SINGLE
@@ -79,7 +79,7 @@ def test_the_stage_refuses_what_it_cannot_do(llama, alone, tmp_path, capsys, mak
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(llama, alone, tmp_path):
     """Started by torchrun; sums of gradients differ in their order alone."""
-    options = [str(o) for o in [*alone, "--lora-dropout", 0]]
+    options = detailed([str(o) for o in [*alone, "--lora-dropout", 0]], tmp_path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         command = [*launcher, "-m", "compressor", "recover", str(llama), str(tmp_path / name)]

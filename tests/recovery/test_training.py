@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compressor.config.recovery import Recovery, usual_rate
+from compressor.config.recovery import RecoveryConfig, usual_rate
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
@@ -42,7 +42,7 @@ def test_every_epoch_takes_every_sequence_once():
 
 
 def test_the_rate_rises_and_falls():
-    recovery = Recovery(steps=100, learning_rate=1.0, warmup=0.1)
+    recovery = RecoveryConfig(steps=100, learning_rate=1.0, warmup=0.1)
     rates = [learning_rate(step, recovery) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
@@ -54,12 +54,12 @@ def test_the_rate_rises_and_falls():
 def test_the_usual_rate_of_a_wide_model_is_the_published_one():
     assert usual_rate(4096) == pytest.approx(1e-4)
     assert usual_rate(64) > usual_rate(128) > usual_rate(4096)
-    assert Recovery(learning_rate=3e-4).of_width(64).learning_rate == 3e-4
+    assert RecoveryConfig(learning_rate=3e-4).of_width(64).learning_rate == 3e-4
 
 
 def test_one_step_is_that_of_a_plain_loop(any_family, examples, tmp_path):
     """Accumulated, padded and chunked, against the model's own loss of all sequences at once."""
-    recovery = Recovery(
+    recovery = RecoveryConfig(
         "lora", 1, batch=8, accumulate=4, dropout=0.0, warmup=0.0, learning_rate=0.1
     )
     history, found = trained(any_family, recovery, examples, tmp_path / "state")
@@ -81,7 +81,7 @@ def test_one_step_is_that_of_a_plain_loop(any_family, examples, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
 def test_training_lowers_the_loss_of_what_it_sees(llama, examples, tmp_path, method):
-    recovery = Recovery(method, 30, batch=10, accumulate=2, learning_rate=2e-2, save_every=15)
+    recovery = RecoveryConfig(method, 30, batch=10, accumulate=2, learning_rate=2e-2, save_every=15)
     teacher = None
     if method == "distill":
         teacher = teach(BlockStream(Checkpoint(llama)), examples[2:], 8, tmp_path / "teacher")
@@ -162,20 +162,20 @@ def test_a_loss_that_is_not_finite_stops(llama, examples, tmp_path, quick):
     ("changed", "message"),
     [
         ({"method": "luck"}, "--recover must be none, lora or distill, not 'luck'"),
-        ({"steps": 0}, "--recover-steps must be at least 1, not 0"),
-        ({"batch": 0}, "--recover-batch must be at least 1"),
-        ({"accumulate": 3}, "--recover-batch 8 cannot be divided into --recover-accumulate 3"),
-        ({"learning_rate": 0.0}, "--learning-rate must be positive, not 0.0"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be positive, not nan"),
-        ({"warmup": 1.0}, "--recover-warmup must be from 0 to below 1"),
-        ({"dropout": 1.0}, "--lora-dropout must be from 0 to below 1"),
-        ({"rank": -1}, "--lora-rank must be at least 1"),
-        ({"alpha": -1}, "--lora-alpha must be positive"),
-        ({"distill_weight": 1.5}, "--distill-weight must be from 0 to 1"),
-        ({"weight_decay": -1.0}, "--weight-decay must be not negative"),
-        ({"save_every": 0}, "--recover-save-every must be at least 1"),
+        ({"steps": 0}, "recover_steps must be at least 1, not 0"),
+        ({"batch": 0}, "recover_batch must be at least 1"),
+        ({"accumulate": 3}, "recover_batch 8 cannot be divided into recover_accumulate 3"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, not 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
+        ({"warmup": 1.0}, "recover_warmup must be from 0 to below 1"),
+        ({"dropout": 1.0}, "lora_dropout must be from 0 to below 1"),
+        ({"rank": -1}, "lora_rank must be at least 1"),
+        ({"alpha": -1}, "lora_alpha must be positive"),
+        ({"distill_weight": 1.5}, "distill_weight must be from 0 to 1"),
+        ({"weight_decay": -1.0}, "weight_decay must be not negative"),
+        ({"save_every": 0}, "recover_save_every must be at least 1"),
     ],
 )
 def test_bad_settings_are_named(changed, message):
     with pytest.raises(InputError, match=message):
-        replace(Recovery(), **changed).check()
+        replace(RecoveryConfig(), **changed).check()

@@ -9,15 +9,15 @@ import pytest
 import torch
 from jobs import compress, stage
 
+from compressor.config.target import Target
 from compressor.errors import MachineError
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.allocation import allocate
 from compressor.planning.costs import Costs
 from compressor.planning.landscape import Landscape
-from compressor.planning.lattice import lattice
+from compressor.planning.lattice import Wanted, lattice
 from compressor.planning.plan import Plan
 from compressor.planning.ranking import normalised
-from compressor.planning.target import Target
 from compressor.report.drawing import (
     PICTURE,
     block_sparsity,
@@ -51,10 +51,14 @@ def fused(llama) -> Scores:
     return Scores(blocks, about, {"coarse": coarse, "fine": fine}, {"coarse": alpha})
 
 
-def planned(scores: Scores, llama, how: str = "global", **options) -> tuple:
+def planned(
+    scores: Scores, llama, how: str = "global", align: int | None = None, **options
+) -> tuple:
     """The arguments of a drawing: scores, plan, checkpoint, lattice."""
     checkpoint = Checkpoint(llama)
-    plan = allocate(scores, checkpoint, Target("keep-blocks", 0.6), how=how, **options)
+    plan = allocate(
+        scores, checkpoint, Target("keep-blocks", 0.6), Wanted(align), how=how, **options
+    )
     return scores, plan, checkpoint, lattice(checkpoint, plan.about["align"])
 
 

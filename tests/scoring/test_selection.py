@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.job.resolve import default_selection
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.allocation import allocate
-from compressor.planning.target import Target
 from compressor.scoring.probing import loss_changes
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores

@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.measuring.landscape import measure_landscape
 from compressor.model.checkpoint import Checkpoint
@@ -13,8 +14,7 @@ from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
 from compressor.planning.costs import CLOSE, Costs
 from compressor.planning.landscape import Landscape
-from compressor.planning.lattice import lattice
-from compressor.planning.target import Target
+from compressor.planning.lattice import Wanted, lattice
 from compressor.planning.uniform import constant_splits
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
@@ -109,7 +109,7 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
     splits = constant_splits(target, checkpoint, allowed)
     assert alike[0] in splits and all(w == alike[0] for w in alike)
     assert error(alike) == min(error([s] * checkpoint.blocks) for s in splits)
-    own = allocate(measured, checkpoint, target, how="exact", alike=False).widths()
+    own = allocate(measured, checkpoint, target, Wanted(served=False), how="exact").widths()
     costs = Costs.of(checkpoint)
     limit = {"keep": share, "keep-blocks": 1 - (1 - share) * costs.prunable / checkpoint.parameters}
     room = limit.get(kind, share) * costs.total[target.measure] - costs.size(own, target.measure)
@@ -122,7 +122,9 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
 
 def test_protected_blocks_are_whole(llama, measured):
     target = Target("keep", 0.8)
-    plan = allocate(measured, Checkpoint(llama), target, protect=[0, -1], how="exact", alike=False)
+    plan = allocate(
+        measured, Checkpoint(llama), target, Wanted(served=False), protect=[0, -1], how="exact"
+    )
     widths = plan.widths()
     assert widths[0] == widths[2] == Checkpoint(llama).units and widths[1] != widths[0]
     assert plan.about["keep_reached"] == pytest.approx(0.8, abs=CLOSE)
@@ -149,4 +151,4 @@ def test_scores_without_errors(llama):
 
 def test_errors_of_another_lattice(llama, measured):
     with pytest.raises(InputError, match="other widths, without 1"):
-        allocate(measured, Checkpoint(llama), Target("keep", 0.7), align=1, how="exact")
+        allocate(measured, Checkpoint(llama), Target("keep", 0.7), Wanted(align=1), how="exact")

@@ -22,7 +22,7 @@ def token_ids(count: int, seed: int = 0) -> list[torch.Tensor]:
 def quick(text_file):
     """Options of a job, but for SOURCE, DEST and the sparsity."""
     return [
-        "--granularity", "weight", "--calibration", text_file, "--length", 32, "--samples", 6,
+        "--calibration", text_file, "--length", 32, "--samples", 6,
     ]  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""What `--granularity weight` refuses, and in which words."""
+"""What `sparsify` refuses, and in which words."""
 
 import pytest
 import torch
 from edits import edit_tensors
-from jobs import compress, said
+from jobs import compress, said, stage
 
 
 @pytest.mark.parametrize(
@@ -14,14 +14,9 @@ from jobs import compress, said
         (["--sparsity", "nan"], "--sparsity must be between 0 and 1, not nan"),
         (["--sparsity", "1e-7"], "is less than one weight"),
         (["--sparsity", "-0.5"], "--sparsity must be between 0 and 1, not -0.5"),
-        ([], "Say how many weights go"),
-        (["--sparsity", "0.5", "--keep", "0.7"], "makes zeros and no tensor smaller"),
-        (["--sparsity", "0.5", "--target-params", "1K"], "makes zeros and no tensor smaller"),
-        (["--sparsity", "0.5", "--method", "hywia"], "'hywia' does not prune single weights"),
-        (["--sparsity", "0.5", "--repair", "none"], "--repair is for channels"),
-        (["--sparsity", "0.5", "--refine-epochs", "2"], "--refine-epochs is for channels"),
-        (["--sparsity", "0.5", "--recover", "lora"], "--recover is for channels"),
-        (["--sparsity", "0.5", "--layout", "padded"], "--layout is for channels"),
+        (["--sparsity", "0.5", "--keep", "0.7"], "There is no option 'keep'"),
+        (["--sparsity", "0.5", "--method", "hywia"], "'hywia' does not zero single weights"),
+        (["--sparsity", "0.5", "--repair", "none"], "There is no option 'repair'"),
         (["--sparsity", "0.5", "--update", "some"], "--update must be none or obs"),
         (["--sparsity", "0.5", "--besa-sharing", "head"], "--besa-sharing must be row or layer"),
         (
@@ -36,12 +31,9 @@ def test_what_cannot_be_is_refused(llama, quick, tmp_path, capsys, arguments, me
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--sparsity", "0.5"], ["--besa-parity"], ["--update", "obs"]]
-)
-def test_channels_take_no_options_of_weights(llama, tmp_path, capsys, arguments):
-    assert compress(llama, tmp_path / "out", "--keep", "0.7", *arguments) == 2
-    assert f"{arguments[0]} is for single weights" in said(capsys)
+def test_a_share_must_be_said(llama, tmp_path, capsys):
+    assert stage("sparsify", llama, tmp_path / "out") == 2
+    assert "Say how many weights become zero" in said(capsys)
 
 
 def test_prodigy_must_be_installed(llama, quick, tmp_path, capsys, monkeypatch):
@@ -52,7 +44,7 @@ def test_prodigy_must_be_installed(llama, quick, tmp_path, capsys, monkeypatch):
 
 
 def test_a_matrix_too_wide_to_rank_is_refused(llama, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("compressor.kernels.rank.MOST_COLUMNS", 40)
+    monkeypatch.setattr("compressor.job.checks.MOST_COLUMNS", 40)
     assert compress(llama, tmp_path / "out", *quick, "--sparsity", 0.5) == 2
     message = "layers.0.mlp.down_proj.weight has 48 columns; at most 40 can be ranked"
     assert message in said(capsys)

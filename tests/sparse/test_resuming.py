@@ -35,7 +35,7 @@ def test_an_interrupted_job_goes_on_with_the_next_block(
 
 KILLED = """
 import os, signal, sys
-from compressor.cli.compress import app
+from compressor.cli.stages import stages
 from compressor.cli.running import run
 from compressor.sparse import stream
 method = stream.METHODS["besa"]
@@ -44,7 +44,7 @@ def killed(block, recipe, targets):
         os.kill(os.getpid(), signal.SIGKILL)
     return method(block, recipe, targets)
 stream.METHODS["besa"] = killed
-run(app, sys.argv[1:])
+run(stages, ["sparsify", *sys.argv[1:]])
 """
 
 

@@ -70,7 +70,7 @@ def test_a_model_that_writes_nothing(llama):
 def test_the_stage_writes_what_calibration_reads(llama, tmp_path, capsys):
     out = tmp_path / "own.jsonl"
     assert stage("generate", llama, out, "--tokens", 300, "--device", "cpu") == 0
-    assert f"DEST --calibration TEXT --calibration-also {out}" in capsys.readouterr().out
+    assert f"DEST --calibration TEXT --calibration {out}" in capsys.readouterr().out
     text = read_text(str(out))
     model, tokenizer = opened(llama)
     positions = model.config.max_position_embeddings  # fewer than --length

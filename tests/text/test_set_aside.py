@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compressor.config.recovery import Recovery
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.text import TextConfig
 from compressor.errors import InputError
-from compressor.job.reading import read_texts
-from compressor.job.recover import read_recovery
-from compressor.job.settings import Settings
+from compressor.job.reading import Texts, read_texts
+from compressor.job.recovery_data import read_recovery
 from compressor.measuring.guard import JUDGED
 from compressor.model.checkpoint import Checkpoint
 from compressor.repair.streaming import HELD_BACK
@@ -46,22 +46,26 @@ def numbers(sequences) -> set[int]:
     return {int(found) for text in texts for found in re.findall(r"\d{3}", text)}
 
 
-def asked(checkpoint, text, **given) -> Settings:
+def asked(text, **given) -> TextConfig:
     given = {"length": 41, "samples": 32} | given
-    return Settings(checkpoint.path, checkpoint.path, (), calibration=text, **given)
+    return TextConfig(calibration=text, **given)
+
+
+def read(config: TextConfig, checkpoint) -> Texts:
+    return read_texts(config, checkpoint, calibrates=True)
 
 
 @pytest.mark.parametrize("kind", ["documents", "windows"])
 @pytest.mark.parametrize("samples", [4, 32, None])
 def test_three_sets_are_apart(checkpoint, tmp_path, kind, samples):
     """What is fitted, what chooses (ridge, training, allocations, recovery) and what measures."""
-    recovery = Recovery(method="lora", steps=50, batch=4)
+    recovery = RecoveryConfig(method="lora", steps=50, batch=4)
     text = written(tmp_path, kind, 200)
-    settings = asked(checkpoint, text, samples=samples, recovery=recovery)
-    texts = read_texts(settings, checkpoint)
+    config = asked(text, samples=samples)
+    texts = read(config, checkpoint)
     measures = numbers(texts.evaluation.sequences)
     assert len(texts.evaluation.sequences) >= LEAST and len(measures) >= LEAST
-    data = read_recovery(settings, checkpoint, texts.training)
+    data = read_recovery(recovery, config, 0, checkpoint, texts.training)
     trained, held = (numbers(e.ids for e in part) for part in (data.train, data.held_back))
     assert trained and held and not (trained | held) & measures
     for every in (HELD_BACK, JUDGED):
@@ -73,10 +77,10 @@ def test_three_sets_are_apart(checkpoint, tmp_path, kind, samples):
 
 
 def test_recovery_by_a_range_of_its_own_does_not_see_it(checkpoint, tmp_path):
-    recovery = Recovery(method="lora", steps=50, batch=4, data_range="150:200")
-    settings = asked(checkpoint, written(tmp_path, "documents", 200), recovery=recovery)
-    texts = read_texts(settings, checkpoint)
-    data = read_recovery(settings, checkpoint, texts.training)
+    recovery = RecoveryConfig(method="lora", steps=50, batch=4, data_range="150:200")
+    config = asked(written(tmp_path, "documents", 200))
+    texts = read(config, checkpoint)
+    data = read_recovery(recovery, config, 0, checkpoint, texts.training)
     trained = numbers(e.ids for e in (*data.train, *data.held_back))
     assert min(trained) == 150 and max(trained) < min(numbers(texts.evaluation.sequences))
 
@@ -85,8 +89,7 @@ def test_recovery_by_a_range_of_its_own_does_not_see_it(checkpoint, tmp_path):
 def test_the_calibration_is_the_same_whatever_is_evaluated(checkpoint, tmp_path, kind):
     text = written(tmp_path, kind, 200)
     found = [
-        read_texts(asked(checkpoint, text, evaluation=evaluation), checkpoint)
-        for evaluation in (None, "none", text)
+        read(asked(text, evaluation=evaluation), checkpoint) for evaluation in (None, "none", text)
     ]
     for one, other in pairwise(found):
         assert all(map(torch.equal, one.calibration.sequences, other.calibration.sequences))
@@ -97,28 +100,27 @@ def test_the_calibration_is_the_same_whatever_is_evaluated(checkpoint, tmp_path,
 @pytest.mark.parametrize("kind", ["documents", "windows"])
 def test_a_text_that_ends_gives_from_the_samples_and_says_so(checkpoint, tmp_path, kind):
     text = written(tmp_path, kind, 34)
-    texts = read_texts(asked(checkpoint, text), checkpoint)
+    texts = read(asked(text), checkpoint)
     calibrated, measures = texts.calibration.sequences, texts.evaluation.sequences
     assert len(calibrated) < 32 and len(measures) >= 7
     assert not numbers(calibrated) & numbers(measures)
     (note,) = texts.notes
     assert "no sequences beside the 32 to calibrate on" in note and f"{len(measures)} of" in note
-    given = read_texts(asked(checkpoint, text, evaluation="none"), checkpoint)
+    given = read(asked(text, evaluation="none"), checkpoint)
     assert len(given.calibration.sequences) == 32 and not given.notes  # nothing had to go
 
 
 @pytest.mark.parametrize("kind", ["documents", "windows"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_text_too_short_for_both_measures_on_the_samples(checkpoint, tmp_path, kind, count):
-    settings = asked(checkpoint, written(tmp_path, kind, count), repair="none", method="random")
-    texts = read_texts(settings, checkpoint)
+    texts = read_texts(asked(written(tmp_path, kind, count)), checkpoint, calibrates=False)
     assert texts.calibration is None and len(texts.evaluation.sequences) >= 1
     assert "too short to set a part of it aside" in texts.notes[0]
 
 
 def test_a_range_that_lies_in_the_end_is_calibrated_on(checkpoint, tmp_path):
-    settings = asked(checkpoint, written(tmp_path, "documents", 200), calibration_range="195:200")
-    texts = read_texts(settings, checkpoint)
+    config = asked(written(tmp_path, "documents", 200), calibration_range="195:200")
+    texts = read(config, checkpoint)
     assert numbers(texts.calibration.sequences) == {*range(195, 200)}
     assert "too short" in texts.notes[0]
 
@@ -139,6 +141,6 @@ def test_nothing_of_an_empty_text(checkpoint, kind):
 
 def test_no_calibration_text_is_no_excuse(checkpoint, tmp_path):
     """A method that looks at nothing is measured all the same, and an empty text refused."""
-    settings = asked(checkpoint, written(tmp_path, "documents", 0), repair="none", method="random")
+    config = asked(written(tmp_path, "documents", 0))
     with pytest.raises(InputError, match="empty or too short"):
-        read_texts(settings, checkpoint)
+        read_texts(config, checkpoint, calibrates=False)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from compressor.config.target import Target
 from compressor.job.result import make_record
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import load
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.planning.target import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.texts import read_text

@@ -8,13 +8,13 @@ import torch
 from edits import edit_tensors
 from jobs import compress
 
+from compressor.config.target import Target
 from compressor.errors import InputError, VerificationError
 from compressor.job.result import make_record
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.planning.target import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
@@ -55,7 +55,7 @@ def test_prompts_end_where_the_positions_do(short, tmp_path):
     "given", [[], ["--quantize", "w4a16", "--quantize-group", 16, "--quantize-clip", "none"]]
 )
 def test_what_a_job_expects_ends_there_too(given, short, tmp_path):
-    command = [short, tmp_path / "out", "--granularity", "weight", "--sparsity", 0.1, "--method"]
+    command = [short, tmp_path / "out", "--sparsity", 0.1, "--method"]
     command += ["magnitude", *given]
     assert compress(*command) == 0
 

@@ -128,7 +128,7 @@ def test_the_links_of_the_hubs_cache_are(llama, tmp_path):
 
 CUT = ["--keep", 0.7, "--repair", "none", "--align", 16]
 QUANTIZED = ["--quantize", "w4a16", "--quantize-group", 16, "--quantize-clip", "none"]
-SPARSE = ["--granularity", "weight", "--method", "magnitude", "--sparsity", 0.5]
+SPARSE = ["--method", "magnitude", "--sparsity", 0.5]
 
 
 @pytest.mark.parametrize(

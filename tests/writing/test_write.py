@@ -10,13 +10,13 @@ from jobs import same_bytes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compressor.config.target import Target
 from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import INDEX
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.allocation import allocate
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.scoring.score import score
 from compressor.writing.containers import patched_config, zeros_of
 from compressor.writing.shards import check_space

@@ -136,10 +136,10 @@ def described(
 def outside_blocks(checkpoint: Checkpoint) -> tuple[dict | None, list[str]]:
     """How small a model can become, and a note where embedding and head are much of it."""
     # Plans count costs with this package, so what plans know is imported when both are there.
+    from compressor.config.target import Target
     from compressor.planning.costs import Costs
     from compressor.planning.lattice import lattice
     from compressor.planning.reach import outside_note, reach_of
-    from compressor.planning.target import Target
 
     if checkpoint.group:
         return None, []

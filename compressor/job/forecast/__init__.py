@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.config.amounts import size
-from compressor.job.forecast.room import disk, memory, results
+from compressor.job.forecast.room import disk, memory
 from compressor.job.forecast.samples import on_a_block
-from compressor.job.forecast.stages import Job, stages, stages_of_weights
+from compressor.job.forecast.stages import Load, stages, stages_of_weights
 from compressor.job.schedule import Part, words
 from compressor.model.stream import BlockStream
 
@@ -67,20 +67,17 @@ class Forecast:
         )
 
 
-def forecast(settings, checkpoint, stream: BlockStream, texts, data=None) -> Forecast:
+def forecast(load: Load, stream: BlockStream) -> Forecast:
     """Of any job. Takes a few seconds for a model whose blocks do.
 
-    texts: what `reading.read_texts` gives; data: what recovery trains on. `DamagedError` for weights of
-    the block that are not finite.
+    `DamagedError` for weights of the block that are not finite.
     """
-    units = settings.cuts and not settings.weights.single
-    wanted = results(settings, checkpoint) if units else []
-    parts_of = stages if units else stages_of_weights
-    job = Job(settings, checkpoint, texts.calibration, texts.evaluation, data, wanted)
-    tokens = texts.calibration or texts.evaluation
+    config, checkpoint = load.config, load.checkpoint
+    parts_of = stages if config.cuts else stages_of_weights
+    tokens = load.calibration or load.evaluation
     parts = []
     if tokens is not None:
-        parts = on_a_block(stream, tokens, lambda bench: list(parts_of(job, bench)))
-    room = disk(settings, checkpoint, wanted)
-    needed = memory(job, stream.dtype, isinstance(stream.place, Path))
-    return Forecast(parts, needed, room.stays, room.at_most, settings.max_memory)
+        parts = on_a_block(stream, tokens, lambda bench: list(parts_of(load, bench)))
+    room = disk(config, checkpoint, load.wanted)
+    needed = memory(load, stream.dtype, isinstance(stream.place, Path))
+    return Forecast(parts, needed, room.stays, room.at_most, config.runtime.max_memory)

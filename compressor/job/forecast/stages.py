@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.config.choices import ALLOCATIONS, needs_text
+from compressor.config.choices import ALLOCATIONS
+from compressor.config.job import JobConfig
 from compressor.config.repair import KINDS
 from compressor.job.forecast.samples import Bench
+from compressor.job.needs import WantedResult, looks
 from compressor.job.schedule import Part
-from compressor.job.settings import Settings
 from compressor.model.checkpoint import Checkpoint
-from compressor.planning.target import Target
 from compressor.recovery.data import RecoveryData
 from compressor.repair.refine import EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
 from compressor.repair.streaming import HELD_BACK
@@ -35,17 +35,15 @@ Widths = Sequence[Mapping[str, int]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a job is asked to do, as far as it takes time. wanted: name, target, settings and widths of
-    every result.
-    """
+class Load:
+    """What a job is asked to do, as far as it takes time."""
 
-    settings: Settings
+    config: JobConfig
     checkpoint: Checkpoint
     calibration: TokenSet | None
     evaluation: TokenSet | None
     data: RecoveryData | None
-    wanted: Sequence[tuple[str, Target, Settings, Widths]]
+    wanted: Sequence[WantedResult]
 
     @property
     def calibrating(self) -> int:
@@ -57,65 +55,68 @@ class Job:
         return self.evaluation.tokens if self.evaluation else 0
 
 
-def stages(job: Job, bench: Bench) -> Iterator[Part]:
+def stages(load: Load, bench: Bench) -> Iterator[Part]:
     """The stages in their order."""
-    blocks, forward = job.checkpoint.blocks, bench.forward()
+    blocks, forward = load.checkpoint.blocks, bench.forward()
     predicted = bench.predicted()
-    measured = job.measuring * (blocks * forward + predicted)
-    yield from choosing(job, bench, forward, predicted)
-    if job.measuring:
+    measured = load.measuring * (blocks * forward + predicted)
+    yield from choosing(load, bench, forward, predicted)
+    if load.measuring:
         yield Part("evaluate", measured)
-    widened = bench.widened() * job.checkpoint.parameters * len(PROMPTS)
-    repaired: dict[tuple, Part] = {}  # by widths and kind: layouts share them
-    for name, _, settings, widths in job.wanted:
-        share = shares(job.checkpoint, widths)
-        key = (settings.repair, tuple(sorted(widths[0].items())))
-        if ALLOCATIONS[settings.allocate].measured:
+    widened = bench.widened() * load.checkpoint.parameters * len(PROMPTS)
+    repaired: dict[tuple, Part] = {}  # by widths: layouts share them
+    config = load.config
+    for result in load.wanted:
+        name, widths = result.name, result.widths
+        share = shares(load.checkpoint, widths)
+        key = tuple(sorted(widths[0].items()))
+        if ALLOCATIONS[config.plan.allocate].measured:
             yield Part("compare", None, name)
-        written = DRAWN + job.checkpoint.bytes * share / WRITTEN
-        if settings.repair == "none":
+        written = DRAWN + load.checkpoint.bytes * share / WRITTEN
+        if config.repair.kind == "none":
             yield Part("write", written, name)
         else:
             if key not in repaired:
-                repaired[key] = repair(job, bench, forward, widths)
+                repaired[key] = repair(load, bench, forward, widths)
             alone = repaired[key]
             yield Part("repair", alone.seconds + written, name, alone.more)
-        if settings.verify:
+        if config.runtime.verify:
             yield Part("verify", FRESH + (1 + share) * widened, name)
-        if job.measuring:
-            yield Part("evaluate", measured * share + job.measuring * predicted, name)
-        if job.data is not None:
-            yield Part("recover", recovery(job, forward * share, forward, predicted), name)
-            yield from ending(job, name, FRESH + share * widened, measured * share)
-        if settings.quantization.wanted:
-            yield Part("quantize", None if settings.quantization.learns else written, name)
-            yield from ending(job, name, FRESH + share * widened, measured * share)
+        if load.measuring:
+            yield Part("evaluate", measured * share + load.measuring * predicted, name)
+        if load.data is not None:
+            yield Part("recover", recovery(load, forward * share, forward, predicted), name)
+            yield from ending(load, name, FRESH + share * widened, measured * share)
+        if config.quantization.wanted:
+            yield Part("quantize", None if config.quantization.learns else written, name)
+            yield from ending(load, name, FRESH + share * widened, measured * share)
 
 
-def stages_of_weights(job: Job, bench: Bench) -> Iterator[Part]:
+def stages_of_weights(load: Load, bench: Bench) -> Iterator[Part]:
     """Of zeroing single weights, and of quantising a source as it is."""
-    settings, blocks, forward = job.settings, job.checkpoint.blocks, bench.forward()
-    measured = job.measuring * (blocks * forward + bench.predicted())
-    verified = FRESH + bench.widened() * job.checkpoint.parameters * len(PROMPTS)
-    if job.measuring:
+    config, blocks, forward = load.config, load.checkpoint.blocks, bench.forward()
+    measured = load.measuring * (blocks * forward + bench.predicted())
+    verified = FRESH + bench.widened() * load.checkpoint.parameters * len(PROMPTS)
+    if load.measuring:
         yield Part("evaluate", measured)
-    if settings.weights.single:
+    sparse = config.sparse
+    if sparse is not None:
         pruned = None
-        if settings.method == "besa":  # every sequence is one step
-            pruned = blocks * job.calibrating * (bench.trained() + BACKWARD * forward)
+        if sparse.method == "besa":  # every sequence is one step
+            pruned = blocks * load.calibrating * (bench.trained() + BACKWARD * forward)
         yield Part("prune", pruned)
-        yield from ending(job, "", verified, measured)
-    if settings.quantization.wanted:
-        learns = settings.quantization.learns and not settings.weights.single
-        yield Part("quantize", None if learns else job.checkpoint.bytes / WRITTEN)
-        yield from ending(job, "", verified, measured)
+        yield from ending(load, "", verified, measured)
+    if config.quantization.wanted:
+        learns = config.quantization.learns and sparse is None
+        yield Part("quantize", None if learns else load.checkpoint.bytes / WRITTEN)
+        yield from ending(load, "", verified, measured)
 
 
-def ending(job: Job, name: str, verified: float, measured: float) -> Iterator[Part]:
+def ending(load: Load, name: str, verified: float, measured: float) -> Iterator[Part]:
     """A result that has changed is measured and verified again."""
-    if job.measuring:
+    if load.measuring:
         yield Part("evaluate", measured, name)
-    if job.settings.verify:
+    if load.config.runtime.verify:
         yield Part("verify", verified, name)
 
 
@@ -125,26 +126,25 @@ def shares(checkpoint: Checkpoint, widths: Widths) -> float:
     return left / sum(n for block in checkpoint.block_units for n in block.values())
 
 
-def choosing(job: Job, bench: Bench, forward: float, predicted: float) -> Iterator[Part]:
+def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iterator[Part]:
     """Scores and selection."""
-    settings, blocks, tokens = job.settings, job.checkpoint.blocks, job.calibrating
-    method = METHODS[settings.method]
-    looks = method.wants(method.check_mode(settings.mode))
+    asked, blocks, tokens = load.config.score, load.checkpoint.blocks, load.calibrating
+    method = METHODS[asked.method]
     if method.observe is not None:
-        there = bench.scored(settings.method, settings.mode) + forward
+        there = bench.scored(asked.method, asked.mode) + forward
         yield Part("score", tokens * (blocks * there + BACKWARD * predicted))
-    elif looks:
-        yield Part("score", blocks * tokens * bench.scored(settings.method, settings.mode))
+    elif looks(asked):
+        yield Part("score", blocks * tokens * bench.scored(asked.method, asked.mode))
     else:
-        yield Part("score", job.checkpoint.bytes / WRITTEN)
-    if settings.kv_cost == "measured":
+        yield Part("score", load.checkpoint.bytes / WRITTEN)
+    if asked.kv_cost == "measured":
         yield Part("select", None)
-    elif needs_text(settings.select, settings.kv_cost):
-        each = inputs(bench, job.checkpoint.units)
+    elif asked.needs_text:
+        each = inputs(bench, load.checkpoint.units)
         summed = sum(bench.summed(n, 0) for n in each.values())
-        solved = sum(bench.eliminated(n, job.checkpoint.units[g]) for g, n in each.items())
+        solved = sum(bench.eliminated(n, load.checkpoint.units[g]) for g, n in each.items())
         yield Part("select", blocks * (tokens * (forward + summed) + solved))
-    if ALLOCATIONS[settings.allocate].measured:
+    if ALLOCATIONS[load.config.plan.allocate].measured:
         yield Part("allocate", None)
 
 
@@ -153,43 +153,43 @@ def inputs(bench: Bench, units: Mapping[str, int]) -> dict[str, int]:
     return {group: n * bench.geometry.channels(group) for group, n in units.items()}
 
 
-def repair(job: Job, bench: Bench, forward: float, widths: Widths) -> Part:
+def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     """Two paths through every block, four regressions, and the training: toward the dense stream, and in
     the last block toward its predictions.
     """
-    kind, hidden = KINDS[job.settings.repair], job.checkpoint.hidden_size
+    kind, hidden = KINDS[load.config.repair.kind], load.checkpoint.hidden_size
     dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
     each = list(inputs(bench, widths[len(widths) // 2]).values())
     if kind.weights and kind.toward == "dense":
         each += [hidden, hidden]
-    share = shares(job.checkpoint, widths)
+    share = shares(load.checkpoint, widths)
     a_token = forward * (1 + 3 * share)
     a_block = 0.0
     if kind.weights:
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)
         a_block += sum(bench.regressed(n) for n in each)
-    seconds = job.checkpoint.blocks * (job.calibrating * a_token + a_block)
+    seconds = load.checkpoint.blocks * (load.calibrating * a_token + a_block)
     last = 0.0
     if kind.refined:
-        tokens = trained_tokens(job)
-        seconds += tokens * share * bench.trained() * job.checkpoint.blocks
+        tokens = trained_tokens(load)
+        seconds += tokens * share * bench.trained() * load.checkpoint.blocks
         last = tokens * bench.told_apart()
     return Part("repair", seconds + last, more=last)
 
 
-def trained_tokens(job: Job) -> float:
+def trained_tokens(load: Load) -> float:
     """Tokens of all steps of a block's training, those of its trials and of its judging among them."""
-    fitted, held = job.calibration.split(HELD_BACK)
+    fitted, held = load.calibration.split(HELD_BACK)
     steps, judged = (len(part.batches(STEP_TOKENS)) for part in (fitted, held))
     tried = min(steps, max(TRIAL_STEPS, round(TRIAL * steps)))
-    epochs = job.settings.refine_epochs or EPOCHS
+    epochs = load.config.repair.epochs or EPOCHS
     each = fitted.tokens / steps
     return each * (TRIALS * tried + epochs * steps + OF_TRAINING * JUDGED * judged)
 
 
-def recovery(job: Job, forward: float, source: float, predicted: float) -> float:
+def recovery(load: Load, forward: float, source: float, predicted: float) -> float:
     """All steps, and what a teacher makes of the text; forward: of the cut model."""
-    options, blocks, data = job.settings.recovery, job.checkpoint.blocks, job.data
+    options, blocks, data = load.config.recovery, load.checkpoint.blocks, load.data
     a_sequence = data.tokens / len(data.train)
     tokens = options.steps * options.batch * a_sequence
     seconds = tokens * BACKWARD * (blocks * forward + predicted)

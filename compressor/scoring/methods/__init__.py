@@ -60,7 +60,7 @@ class Method:
         if "gated" in self.wants(mode) and activation not in known(family):
             raise InputError(
                 f"The mode {mode} knows the activations {', '.join(known(family))}, and this model "
-                f"has {activation!r}; use --mode bip, or another method."
+                f"has {activation!r}; use --method {self.name}:bip, or another method."
             )
 
     def wants(self, mode: str) -> frozenset[str]:

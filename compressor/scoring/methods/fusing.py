@@ -4,6 +4,7 @@ measured loss changes (`calibrated`).
 
 import torch
 
+from compressor.model.passes import Passing
 from compressor.model.stream import BlockStream
 from compressor.scoring.methods.combined import Blocks, Calibration, Combined
 from compressor.scoring.methods.hywia import PARTS, fitted_share, fuse, normalised
@@ -35,13 +36,14 @@ def calibrated_shares(blocks: Blocks, given: Calibration) -> tuple[dict[str, flo
     The loss changes of single units are far below the rounding of half precision, so they are
     measured in float32, over a few calibration sequences and all blocks.
     """
-    stream, tokens, saved = given.stream, given.tokens, given.saved
+    stream, tokens = given.stream, given.tokens
+    kept = Passing(saved=given.saved and given.saved / "probes")
     checkpoint = stream.checkpoint
     probes = sample_probes(checkpoint.block_units, PROBES, given.seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
     blocks = normalised(blocks)
-    changes = loss_changes_in_parts(wide, texts.batches(), probes, saved and saved / "probes")
+    changes = loss_changes_in_parts(wide, texts.batches(), probes, kept)
     shares, said = {}, []
     for group in checkpoint.units:
         mine = [i for i, probe in enumerate(probes) if probe[1] == group]

@@ -1,54 +1,58 @@
 """Memory and disk beforehand, and what a job then says of itself."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from jobs import compress
+from jobs import compress, decided
 
-from compressor.config.sparse import Weights
-from compressor.job.forecast import Forecast
-from compressor.job.forecast.room import HELD, disk, memory, results
-from compressor.job.forecast.stages import Job
-from compressor.job.settings import Settings
+from compressor.config.job import JobConfig
+from compressor.config.sparse import SparseConfig
+from compressor.config.target import Target
+from compressor.job.checks import solved_results
+from compressor.job.forecast import Forecast, room
+from compressor.job.forecast.room import HELD, Disk, memory
+from compressor.job.forecast.stages import Load
+from compressor.job.needs import kept_states
 from compressor.model.checkpoint import Checkpoint
-from compressor.planning.target import Target
 from compressor.text.tokens import TokenSet
 
 
 @pytest.fixture
-def settings(llama, tmp_path) -> Settings:
-    return Settings(llama, tmp_path / "out", [Target("keep", 0.7)], align=1)
+def config(llama, tmp_path) -> JobConfig:
+    return decided(llama, tmp_path / "out", [Target("keep", 0.7)], align=1)
 
 
-def test_disk_of_results_and_of_what_is_beside_them(settings):
-    checkpoint = Checkpoint(settings.source)
-    plain = disk(replace(settings, repair="none"), checkpoint)
+def disk(config: JobConfig, checkpoint: Checkpoint) -> Disk:
+    return room.disk(config, checkpoint, solved_results(config, checkpoint))
+
+
+def test_disk_of_results_and_of_what_is_beside_them(config):
+    checkpoint = Checkpoint(config.source)
+    plain = disk(config.with_options(repair="none"), checkpoint)
     assert plain.stays == plain.at_most
     assert plain.stays == pytest.approx(0.7 * checkpoint.bytes, rel=0.02)
-    assert disk(settings, checkpoint).at_most == 2 * plain.stays
-    several = replace(settings, targets=[Target("keep", 0.9), Target("keep", 0.7)])
-    room = disk(several, checkpoint)
-    assert room.stays == pytest.approx(1.6 * checkpoint.bytes, rel=0.02)
-    assert room.at_most - room.stays == pytest.approx(0.9 * checkpoint.bytes, rel=0.02)
-    padded = disk(replace(settings, repair="none", layout="padded"), checkpoint)
+    assert disk(config, checkpoint).at_most == 2 * plain.stays
+    both = disk(config.with_options(keep=[0.9, 0.7]), checkpoint)
+    assert both.stays == pytest.approx(1.6 * checkpoint.bytes, rel=0.02)
+    assert both.at_most - both.stays == pytest.approx(0.9 * checkpoint.bytes, rel=0.02)
+    padded = disk(config.with_options(repair="none", layout="padded"), checkpoint)
     assert padded.stays == checkpoint.bytes
-    weights = replace(settings, targets=(), weights=Weights(granularity="weight", sparsity=0.5))
-    assert disk(weights, checkpoint).stays == checkpoint.bytes
+    zeros = JobConfig(config.source, config.dest, sparse=SparseConfig(sparsity=0.5))
+    assert room.disk(zeros, checkpoint, []).stays == checkpoint.bytes
 
 
-def test_memory_grows_with_what_is_kept(settings):
-    checkpoint = Checkpoint(settings.source)
+def test_memory_grows_with_what_is_kept(config):
+    checkpoint = Checkpoint(config.source)
 
     def needed(count: int, in_files: bool = False, **options) -> int:
-        own = replace(settings, **options)
+        own = config.with_options(**options)
         text = TokenSet([torch.zeros(500, dtype=torch.long)] * count)
-        wanted = results(own, checkpoint)
-        return memory(Job(own, checkpoint, text, None, None, wanted), torch.float32, in_files)
+        wanted = solved_results(own, checkpoint)
+        return memory(Load(own, checkpoint, text, None, None, wanted), torch.float32, in_files)
 
     few, many, files = needed(10_000), needed(20_000), needed(20_000, in_files=True)
-    kept = HELD * settings.kept_states(checkpoint.blocks) * 5_000_000 * 32 * 4
+    kept = HELD * kept_states(config, checkpoint.blocks) * 5_000_000 * 32 * 4
     assert many - few == pytest.approx(kept, rel=0.02)
     assert files < few - kept / 2
     assert needed(20_000, repair="none") < many
@@ -74,7 +78,7 @@ def test_a_job_says_it_before_and_gives_it_after(llama, text_file, tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        (["--granularity", "weight", "--sparsity", 0.5], {"evaluate", "prune"}),
+        (["--sparsity", 0.5], {"evaluate", "prune"}),
         (
             ["--keep", 0.7, "--recover", "lora", "--recover-steps", 2],
             {"recover", "score", "repair"},

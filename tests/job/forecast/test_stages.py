@@ -5,18 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jobs import decided
 
 from compressor.config.amounts import size
-from compressor.config.quantization import Quantization
-from compressor.config.recovery import Recovery
-from compressor.config.sparse import Weights
+from compressor.config.quantization import QuantConfig
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.sparse import SparseConfig
+from compressor.config.target import Target
+from compressor.job.checks import solved_results
 from compressor.job.forecast import Forecast
-from compressor.job.forecast.room import results
-from compressor.job.forecast.stages import DRAWN, FRESH, WRITTEN, Job, stages, stages_of_weights
+from compressor.job.forecast.stages import DRAWN, FRESH, WRITTEN, Load, stages, stages_of_weights
 from compressor.job.schedule import Part
-from compressor.job.settings import Settings
 from compressor.model.checkpoint import Checkpoint
-from compressor.planning.target import Target
 from compressor.recovery.data import Example, RecoveryData
 from compressor.text.tokens import TokenSet
 
@@ -48,27 +48,29 @@ def tokens(count: int) -> TokenSet:
 def make(llama, tmp_path):
     """A job that measures on ten sequences of 64 tokens and calibrates on so many."""
 
-    def job(calibrating: int = 32, data=None, units: bool = True, **options) -> Job:
+    def load(calibrating: int = 32, data=None, **options) -> Load:
         targets = options.pop("targets", [Target("keep", 0.7)])
-        given = {"samples": calibrating, "align": 1} | options
-        settings = Settings(llama, tmp_path / "out", targets, **given)
+        given = {"samples": calibrating} | options
+        if "sparse" not in options:
+            given = {"align": 1} | given
+        config = decided(llama, tmp_path / "out", targets, **given)
         checkpoint = Checkpoint(llama)
         assert (checkpoint.blocks, checkpoint.parameters) == (BLOCKS, WEIGHTS)
-        wanted = results(settings, checkpoint) if units else []
+        wanted = solved_results(config, checkpoint) if config.cuts else []
         texts = tokens(calibrating) if calibrating else None, tokens(10)
-        return Job(settings, checkpoint, *texts, data, wanted)
+        return Load(config, checkpoint, *texts, data, wanted)
 
-    return job
+    return load
 
 
-def seconds(job: Job, of=stages) -> dict[str, float | None]:
+def seconds(job: Load, of=stages) -> dict[str, float | None]:
     return {f"{p.stage} {p.of}".strip(): p.seconds for p in of(job, Bench())}
 
 
 def test_a_job_without_repair(make):
     job = make(method="llm-bip", repair="none")
     found = seconds(job)
-    (widths,) = {tuple(block.items()) for block in job.wanted[0][3]}
+    (widths,) = {tuple(block.items()) for block in job.wanted[0].widths}
     share = sum(n for _, n in widths) / (4 + 48)
     written = DRAWN + job.checkpoint.bytes * share / WRITTEN
     assert list(found) == [
@@ -136,7 +138,9 @@ def test_a_recovery(make):
     ids = torch.zeros(50, dtype=torch.long)
     data = RecoveryData([Example(ids, ids)] * 20, [])
     lora, distill = (
-        seconds(make(data=data, recovery=Recovery(method, steps=30, batch=4)))["recover keep-0.7"]
+        seconds(make(data=data, recovery=RecoveryConfig(method, steps=30, batch=4)))[
+            "recover keep-0.7"
+        ]
         for method in ("lora", "distill")
     )
     assert 0.3 < lora / (30 * 4 * 50 * 3 * (BLOCKS * FORWARD + PREDICTED)) < 1
@@ -149,7 +153,7 @@ def test_a_recovery(make):
         ({"allocate": "exact"}, {"allocate", "compare keep-0.7"}),
         ({"kv_cost": "measured"}, {"select"}),
         (
-            {"quantization": Quantization("w4a16", group=32), "targets": [Target("keep", 0.9)]},
+            {"quantization": QuantConfig("w4a16", group=32), "targets": [Target("keep", 0.9)]},
             {"quantize keep-0.9"},
         ),
     ],
@@ -160,12 +164,11 @@ def test_what_nobody_knows_is_left_open(make, options, unknown):
 
 
 def test_single_weights(make):
-    weights = Weights(granularity="weight", sparsity=0.5)
-    job = make(method="besa", targets=(), weights=weights, units=False)
+    job = make(targets=(), sparse=SparseConfig(sparsity=0.5))
     found = seconds(job, stages_of_weights)
     assert list(found) == ["evaluate", "prune", "verify"]  # the last of two is shown
     assert found["prune"] == pytest.approx(BLOCKS * 2048 * (TRAINED + 3 * FORWARD))
-    other = replace(job, settings=replace(job.settings, method="sparsegpt"))
+    other = replace(job, config=job.config.with_options(method="sparsegpt"))
     assert seconds(other, stages_of_weights)["prune"] is None
 
 

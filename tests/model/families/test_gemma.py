@@ -4,18 +4,18 @@ import json
 
 import pytest
 import torch
+from jobs import decided
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.analysis.inspection import inspect
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.job.checks import check_before_starting
-from compressor.job.settings import Settings
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.lattice import lattice
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.scoring.methods.llm_bip import amplification
 from compressor.scoring.score import score
 from compressor.text.tokens import TokenSet
@@ -50,9 +50,9 @@ def test_heads_divide_the_hidden_size(gemma, tmp_path, layout):
 
 @pytest.mark.parametrize("how", ["exact", "besa"])
 def test_errors_of_cuts_are_not_measured(gemma, tmp_path, how):
-    settings = Settings(gemma, tmp_path / "out", [Target("keep", 0.8)], allocate=how)
+    config = decided(gemma, tmp_path / "out", [Target("keep", 0.8)], allocate=how)
     with pytest.raises(InputError, match=r"gemma\w+ norms that before it is added; use"):
-        check_before_starting(settings, Checkpoint(gemma))
+        check_before_starting(config, Checkpoint(gemma))
 
 
 def test_norms_weigh_one_more_than_their_tensors_say(gemma):

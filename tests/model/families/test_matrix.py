@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.config.choices import LAYOUTS
 from compressor.config.repair import DEFAULT_REPAIR
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.job.result import make_record
 from compressor.model.checkpoint import Checkpoint
@@ -20,7 +21,6 @@ from compressor.model.groups import GROUPS
 from compressor.model.per_layer import ships_own_code
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.planning.target import Target
 from compressor.repair.streaming import Repair
 from compressor.scoring.methods import METHODS
 from compressor.scoring.score import score

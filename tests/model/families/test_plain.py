@@ -8,13 +8,13 @@ from jobs import compress
 from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.lattice import lattice
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.planning.uniform import solve
 from compressor.repair.streaming import Repair
 from compressor.scoring.methods.llm_bip import amplification

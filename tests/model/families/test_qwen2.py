@@ -8,14 +8,14 @@ from jobs import compress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.job.result import make_record
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.planning.lattice import lattice
+from compressor.planning.lattice import Wanted, lattice
 from compressor.planning.plan import Plan
-from compressor.planning.target import Target
 from compressor.planning.uniform import solve
 from compressor.repair.streaming import Repair
 from compressor.scoring.score import score
@@ -101,7 +101,7 @@ def test_heads_that_llama_cannot_have_stay(make, tmp_path, sizes, counts, said):
     assert lattice(source, served=False).attention == [1, 2, 3, 4]
     scores = score(source, "random")
     for alike in (True, False):
-        made = allocate(scores, source, Target("keep-blocks", 0.75), alike=alike)
+        made = allocate(scores, source, Target("keep-blocks", 0.75), Wanted(served=alike))
         assert {w["attention"] for w in made.widths()} <= ({*counts} if alike else {1, 2, 3, 4})
     if said is None:
         return

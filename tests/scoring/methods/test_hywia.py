@@ -1,5 +1,7 @@
 """Gradient x weight statistics from the streamed backward, and their fusion."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -107,7 +109,8 @@ def test_presets_are_the_published_formulas(any_family, method, reduce):
     checkpoint = Checkpoint(any_family)
     stream = BlockStream(checkpoint, dtype=torch.float64)
     grains = METHODS[method].choose_grains(reduce=reduce)
-    found = score(checkpoint, method, None, token_set(), stream, grains=grains)
+    chosen = replace(METHODS[method], grains=grains)
+    found = score(checkpoint, chosen, None, token_set(), stream)
     model, gradients = whole_model(any_family)
     mean = {n: sum(g[n] for g in gradients) / len(gradients) for n in gradients[0]}
     fisher = {n: sum(g[n].square() for g in gradients) / len(gradients) for n in mean}

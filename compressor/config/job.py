@@ -1,0 +1,134 @@
+"""A whole job: its source, its destination, and a config a stage."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from compressor.config.options import name_of, options_of, parsed
+from compressor.config.plan import PlanConfig
+from compressor.config.quantization import QuantConfig
+from compressor.config.recovery import RecoveryConfig
+from compressor.config.repair import RepairConfig
+from compressor.config.runtime import Runtime
+from compressor.config.score import ScoreConfig
+from compressor.config.sparse import SparseConfig
+from compressor.config.target import targets_of
+from compressor.config.text import TextConfig
+from compressor.config.write import WriteConfig
+from compressor.errors import InputError
+
+GROUPS = {
+    "text": TextConfig,
+    "score": ScoreConfig,
+    "plan": PlanConfig,
+    "repair": RepairConfig,
+    "write": WriteConfig,
+    "recovery": RecoveryConfig,
+    "quantization": QuantConfig,
+    "runtime": Runtime,
+}
+SPARSIFY = (
+    "text",
+    "quantization",
+    "runtime",
+)  # the groups that zeroing weights has, besides its own
+SIZES = ("keep", "keep_blocks", "target", "target_params", "target_bytes", "budget")
+PART = re.compile(r"(.+)\[(-?\d*:-?\d*)\]")  # TEXT[A:B]
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What `compress` was asked for; with `sparse`, what `sparsify` was."""
+
+    source: Path
+    dest: Path
+    text: TextConfig = field(default_factory=TextConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    repair: RepairConfig = field(default_factory=RepairConfig)
+    write: WriteConfig = field(default_factory=WriteConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    quantization: QuantConfig = field(default_factory=QuantConfig)
+    runtime: Runtime = field(default_factory=Runtime)
+    sparse: SparseConfig | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether units are removed; what keeps everything is quantised as it is."""
+        if self.sparse is not None:
+            return False
+        absolute = any(t.hard or t.value != 1 for t in self.plan.targets)
+        return absolute or not self.quantization.wanted
+
+    def with_options(self, **given) -> "JobConfig":
+        """This config with other options, by their names in Python: `samples=8, repair="ridge"`.
+
+        InputError for a name that no option has.
+        """
+        given = spelt_out(given)
+        cuts = self.sparse is None
+        sizes = {name: given.pop(name) for name in SIZES if cuts and name in given}
+        groups = {} if cuts else {"sparse": SparseConfig}
+        groups |= {n: g for n, g in GROUPS.items() if cuts or n in SPARSIFY}
+        changed: dict[str, dict] = {}
+        for group, kind in groups.items():
+            for each in options_of(kind):
+                if name_of(each) in given:
+                    value = parsed(each, given.pop(name_of(each)))
+                    changed.setdefault(group, {})[each.name] = value
+        if given:
+            raise InputError(
+                f"There is no option {next(iter(given))!r}; the options are {', '.join(names(groups))}."
+            )
+        if sizes:
+            changed.setdefault("plan", {})["targets"] = targets_of(**sizes)
+        return replace(self, **{g: replace(getattr(self, g), **c) for g, c in changed.items()})
+
+
+def job_config(source: str | Path, dest: str | Path, **options) -> JobConfig:
+    """The config of `compress` with these options, by their names in Python."""
+    return JobConfig(Path(source), Path(dest)).with_options(**options)
+
+
+def sparsify_config(source: str | Path, dest: str | Path, **options) -> JobConfig:
+    """The config of `sparsify` with these options."""
+    return JobConfig(Path(source), Path(dest), sparse=SparseConfig()).with_options(**options)
+
+
+def names(groups: Mapping[str, type]) -> list[str]:
+    found = [name_of(each) for group in groups.values() for each in options_of(group)]
+    return [*(SIZES if "plan" in groups else ()), *found]
+
+
+def spelt_out(given: Mapping[str, object]) -> dict[str, object]:
+    """Options of which one says two things, as two: `TEXT[A:B]`, `METHOD:MODE`, `refine:8`, `w4a16:64`,
+    `lora:500`, and a pair of calibration texts.
+    """
+    found = dict(given)
+    if isinstance(texts := found.get("calibration"), list | tuple):
+        if not 1 <= len(texts) <= 2:
+            raise InputError(f"--calibration takes one text or two, not {len(texts)}.")
+        found |= dict(zip(("calibration", "calibration_also"), texts, strict=False))
+    for name in ("calibration", "calibration_also", "evaluation"):
+        text = found.get(name)
+        if isinstance(text, str) and (match := PART.fullmatch(text)) and not Path(text).exists():
+            found[name], found[f"{name}_range"] = match.groups()
+    for name, other, number in (
+        ("method", "mode", False),
+        ("repair", "refine_epochs", True),
+        ("quantize", "quantize_group", True),
+        ("recover", "recover_steps", True),
+    ):
+        value = found.get(name)
+        if isinstance(value, str) and ":" in value:
+            found[name], _, rest = value.partition(":")
+            found[other] = whole(rest, name, value) if number else rest
+    return found
+
+
+def whole(text: str, name: str, value: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--{name} {value}: {text!r} is not a whole number.") from None

@@ -1,0 +1,40 @@
+"""Which texts a job reads, and how much of them."""
+
+from dataclasses import dataclass
+
+from compressor.config.options import at_least, option
+
+RANGE = "Its documents or windows A:B."
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text is a file, `stdlib`, or a data set of the hub (`text/texts.py`)."""
+
+    calibration: str = option(
+        "stdlib",
+        "--calibration",
+        "Text to score, repair and train on: .txt, .json, .jsonl, stdlib, or a hub name; TEXT[A:B] "
+        "takes its documents or windows A to B.",
+    )
+    calibration_range: str | None = option(None, "calibration_range", RANGE)
+    calibration_also: str | None = option(
+        None,
+        "calibration_also",
+        "A second text, as many tokens of it: the model's own, which `compressor generate` writes.",
+    )
+    calibration_also_range: str | None = option(None, "calibration_also_range", RANGE)
+    evaluation: str | None = option(
+        None,
+        "--evaluation",
+        "Text to measure results on, TEXT[A:B] of it, or none; by default the end of the calibration "
+        "text, which is set aside for that.",
+    )
+    evaluation_range: str | None = option(None, "evaluation_range", RANGE)
+    samples: int | None = option(
+        None,
+        "--samples",
+        "Calibration sequences (by default as many as come to 65,536 tokens).",
+        at_least(1),
+    )
+    length: int = option(512, "--length", "Tokens of a sequence.", at_least(2))

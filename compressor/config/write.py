@@ -1,0 +1,16 @@
+"""What a result is written as."""
+
+from dataclasses import dataclass
+
+from compressor.config.options import option
+
+
+@dataclass(frozen=True)
+class WriteConfig:
+    layout: str = option(
+        "uniform",
+        "--layout",
+        "uniform: equal blocks, loads everywhere; per-layer: widths of their own, loads with "
+        "trust_remote_code; padded: the same with zeros, for evaluation; all.",
+    )
+    container: str = option("auto", "--container", "auto, or the model type to write.")

@@ -1,0 +1,130 @@
+"""What a job needs: texts, room for hidden states, results; and what a resumed one must not change."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from compressor.config.choices import ALLOCATIONS, LAYOUTS
+from compressor.config.job import JobConfig
+from compressor.config.options import options_of
+from compressor.config.plan import PlanConfig
+from compressor.config.score import ScoreConfig
+from compressor.config.target import Target, target_name
+from compressor.scoring.methods import METHODS, Method
+
+# What a resumed job may change.
+FREE = {"max_memory", "work_dir", "resume", "overwrite"}
+
+
+@dataclass(frozen=True)
+class WantedResult:
+    """One result of a job.
+
+    widths: units of each group of every block, as a split that is equal in all blocks has them: others
+    come out about as large.
+    """
+
+    name: str
+    target: Target
+    layout: str
+    widths: list[dict[str, int]]
+
+
+def results_of(config: JobConfig, uniform: bool) -> list[tuple[str, Target, str]]:
+    """Name, target and layout of every result: one a target, `--layout all` one a layout of each.
+
+    uniform: whether the family has results in the uniform layout. That is left out, too, where blocks
+    are to differ.
+    """
+    layout, plan = config.write.layout, config.plan
+    if layout != "all":
+        return [(target_name(target), target, layout) for target in plan.targets]
+    same = uniform and ALLOCATIONS[plan.allocate].alike and not plan.protect
+    return [
+        (f"{target_name(target)}-{layout}", target, layout)
+        for target in plan.targets
+        for layout in LAYOUTS
+        if same or layout != "uniform"
+    ]
+
+
+def looks(score: ScoreConfig) -> bool:
+    """Whether a method looks at activations."""
+    method = METHODS[score.method]
+    return bool(method.wants(method.check_mode(score.mode)))
+
+
+def judged(config: JobConfig) -> bool:
+    """Whether a part of the calibration text judges allocations."""
+    return config.cuts and ALLOCATIONS[config.plan.allocate].measured
+
+
+def calibrates(config: JobConfig) -> bool:
+    """Whether the method, the selection, the repair or the quantisation looks at activations."""
+    if config.quantization.learns:
+        return True
+    if config.sparse is not None:
+        return config.sparse.method != "magnitude"
+    if not config.cuts:
+        return False
+    chooses = config.score.needs_text or judged(config)
+    return looks(config.score) or chooses or config.repair.kind != "none"
+
+
+def kept_states(config: JobConfig, blocks: int) -> int:
+    """How many hidden states of every calibration token are kept at once."""
+    from compressor.measuring.probes import FORWARDS
+
+    if config.sparse is not None:  # what enters and leaves a block, and should, on two paths
+        return 5
+    if not config.cuts:
+        return 2
+    # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
+    # two paths the streams before, within and after one.
+    states = repair_states(config.repair.kind)
+    if judged(config):
+        states = max(states, 6)  # those, the streams within the block, and what enters o_proj
+        if ALLOCATIONS[config.plan.allocate].probing:
+            states += 2 * FORWARDS  # cuts pass half of the blocks, and all are kept
+    return states if METHODS[config.score.method].observe is None else max(states, blocks + 3)
+
+
+def repair_states(kind: str) -> int:
+    """The same of a repair alone."""
+    return 2 if kind == "none" else 6
+
+
+def chosen_method(score: ScoreConfig) -> Method:
+    """The method with what weighs its gradients; an option that does not apply is refused."""
+    method = METHODS[score.method]
+    return replace(method, grains=method.choose_grains(**score.grains))
+
+
+def decisive(configs: Iterable, checkpoint, *tokens) -> dict[str, str]:
+    """What decides a result, by the option's name: a resumed job must not change it.
+
+    configs: those of its stages; tokens: what its texts gave.
+    """
+    given: dict[str, str] = {}
+    for config in configs:
+        for each in options_of(config):
+            if each.name not in FREE:
+                given[each.metadata["flag"]] = str(getattr(config, each.name))
+        if isinstance(config, PlanConfig):
+            given |= decisive_targets(config)
+    given["the source's fingerprint"] = checkpoint.fingerprint
+    given["the SHA-256 of its texts"] = str([t and hashes(t.protocol) for t in tokens])
+    return given
+
+
+def decisive_targets(plan: PlanConfig) -> dict[str, str]:
+    from compressor.planning.budget import identity
+
+    return {
+        "--budget": " ".join(sorted({identity(t.budget) for t in plan.targets})),
+        "the targets": " ".join(target_name(t) for t in plan.targets),
+    }
+
+
+def hashes(protocol: dict) -> str:
+    """The SHA-256 of a text, and that of the one it was mixed with."""
+    return " ".join(p["sha256"] for p in (protocol, protocol.get("also")) if p)

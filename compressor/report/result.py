@@ -1,0 +1,96 @@
+"""`Result`: everything that is said of one result, whichever job made it."""
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Result:
+    """None is what was not asked for, or not measured.
+
+    Of a cut: asked (the target), budget, *_reached (shares), align and align_wider, allocate and
+    held_back (what was compared), repair, outside_blocks. Of zeros (granularity weight): update,
+    sparsity_*, zeros, projections. perplexity_*: of the source, of the cut before a training, before 4
+    bits, and in the end. kl, agreement: how far predictions are from the source's. seconds: by stage.
+    """
+
+    source: str
+    dest: str
+    model_type: str
+    container: str
+    parameters_before: int
+    bytes_before: int
+    parameters_after: int | None = None
+    bytes_after: int | None = None
+    method: str = "none"
+    mode: str | None = None
+    seed: int = 0
+    granularity: str = "channel"
+    layout: str = "uniform"
+    asked: dict | None = None
+    keep_asked: str | None = None
+    budget: str = "params"
+    budget_reached: float | None = None
+    keep_reached: float = 1.0
+    keep_blocks_reached: float = 1.0
+    align: int | None = None
+    align_wider: dict | None = None
+    allocate: str = "none"
+    held_back: dict | None = None
+    repair: str = "none"
+    outside_blocks: dict | None = None
+    update: str | None = None
+    sparsity_asked: float | None = None
+    sparsity_reached: float | None = None
+    zeros: int | None = None
+    projections: dict | None = None
+    perplexity_before: float | None = None
+    perplexity_pruned: float | None = None
+    perplexity_unquantized: float | None = None
+    perplexity_after: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+    recovery: dict | None = None
+    quantization: dict | None = None
+    warnings: list[str] = field(default_factory=list)
+    verified: str = "no"
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+    peak_gpu_bytes: int = 0
+    forecast: dict | None = None
+
+    @property
+    def rejected(self) -> bool:
+        return self.verified == "rejected"
+
+    def proven(self, proof: str) -> None:
+        """One more proof that it is what it should be."""
+        known = [self.verified] if self.verified not in ("", "no") else []
+        self.verified = ", ".join([*known, proof])
+
+    def measure(self, found: dict | None) -> None:
+        """Take in what `Reference.compared` says of it; None is nothing."""
+        found = found or {}
+        self.perplexity_after = found.get("perplexity")
+        self.kl, self.agreement = found.get("kl"), found.get("agreement")
+
+    def told(self) -> dict:
+        """As JSON has it."""
+        return asdict(self)
+
+
+# What compression.json says of a result besides how it was made.
+KEPT = (
+    *("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after"),
+    *("align", "align_wider", "outside_blocks", "perplexity_before", "perplexity_pruned"),
+    *("perplexity_after", "perplexity_unquantized", "kl", "agreement", "verified"),
+)
+EMPTY = ("keep_asked", "perplexity_before", "perplexity_after", "kl", "agreement")
+
+
+def kept_in_record(result: Result) -> dict:
+    """The figures of a result for compression.json: those that were found, and where measurements are
+    wanting, None.
+    """
+    empty = (*EMPTY, "align_wider") if result.align is not None else EMPTY
+    found = {name: getattr(result, name) for name in KEPT}
+    return {name: value for name, value in found.items() if value is not None or name in empty}
