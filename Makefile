@@ -86,6 +86,7 @@ families: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 # Figures are printed only where the tests of what they measure pass.
@@ -125,4 +126,4 @@ gpu-whole: build/.gpu-installed
 	$(PYTHON) bench/run_backward.py --device cuda --samples 16 --results $(RESULTS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks .hypothesis

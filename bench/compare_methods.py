@@ -40,7 +40,7 @@ from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
 from compressor.text.texts import read_text
 from compressor.text.tokens import TokenSet, describe, tokenize
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 DEFAULT = [
     *("random", "magnitude", "wanda-sp", "llm-bip"),

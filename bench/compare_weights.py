@@ -25,13 +25,13 @@ from rich.table import Table
 
 from compressor.config.sparse import SparseConfig
 from compressor.evaluation.reference import perplexity
-from compressor.job.sparsify import whole
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
+from compressor.planning.plan import Plan
 from compressor.sparse.stream import Sparsification
 from compressor.text.texts import read_text
 from compressor.text.tokens import TokenSet, describe, tokenize
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 RESULTS = Path(__file__).parent / "results/compare_weights"
 BESA = {
@@ -84,7 +84,7 @@ def measure(
     pruning, begun = Sparsification(stream, known, recipe), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
-        write(checkpoint, whole(checkpoint), folder, changes=pruning.blocks())
+        write(checkpoint, Plan.whole(checkpoint), folder, changes=pruning.blocks())
         seconds = time.perf_counter() - begun
         after = perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"]
     zeros = sum(sum(block["zeros"].values()) for block in pruning.record)

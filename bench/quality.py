@@ -13,7 +13,6 @@ what others reach (`peers.csv`), and drawn as MODEL.png.
 
 import csv
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
@@ -28,26 +27,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from compressor.config.job import job_config
-from compressor.config.repair import closed_form
-from compressor.evaluation.reference import perplexity
-from compressor.job.job import Job
-from compressor.job.needs import WantedResult
-from compressor.job.planning import measure_cuts, plan_result
-from compressor.job.progress import Lines
-from compressor.job.reading import CALIBRATION_TOKENS, Texts
-from compressor.job.run import open_run
+import compressor
+from compressor import Plan, Scores
+from compressor.job.reading import CALIBRATION_TOKENS
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.stream import BlockStream
 from compressor.planning.costs import Costs
-from compressor.planning.plan import Plan
-from compressor.repair.streaming import Repair
-from compressor.scoring.score import score
-from compressor.scoring.scores import Scores
-from compressor.scoring.selection import refined
 from compressor.text.texts import read_text
 from compressor.text.tokens import TokenSet, joined, tokenize
-from compressor.writing.write import write
 
 RESULTS = Path(__file__).parent / "results/quality"
 PEERS = Path(__file__).with_name("peers.csv")
@@ -102,57 +88,40 @@ def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
     return TokenSet([tokens.sequences[i] for i in order[:samples]], tokens.protocol)
 
 
-def selected(name: str, how: str, calibration: TokenSet, stream: BlockStream, seed: int) -> Scores:
-    """Scores of METHOD or METHOD:MODE, as `select` and `kv_cost` leave them."""
-    method, _, mode = name.partition(":")
-    scores = score(stream.checkpoint, method, mode or None, calibration, stream, seed)
-    select, _, measured = how.partition("+")
-    return refined(scores, stream, calibration, select, measured or "score")
-
-
 class Planned:
     """The plans that `compress` makes of one calibration set's scores, each made once."""
 
-    def __init__(self, stream: BlockStream, calibration: TokenSet, name: str, how: str, seed: int):
-        self.stream, self.calibration = stream, calibration
-        self.scores = selected(name, how, calibration, stream, seed)
+    def __init__(self, folder: Path, calibration: TokenSet, name: str, how: str, seed: int):
+        self.folder, self.calibration = folder, calibration
+        select, _, cost = how.partition("+")
+        options = {"select": select, "kv_cost": cost or "score", "seed": seed, "dtype": "float32"}
+        self.scores = compressor.score(folder, calibration, name, **options)
         self.measured: dict[tuple, Scores] = {}
         self.plans: dict[tuple, Plan] = {}
 
     def plan(self, allocate: str, repair: str, share: float) -> Plan:
         how, _, layout = allocate.partition(":")
-        layout, repair = layout or "uniform", closed_form(repair.partition(":")[0])
-        if (allocate, repair, share) in self.plans:
-            return self.plans[allocate, repair, share]
-        checkpoint, texts = self.stream.checkpoint, Texts(self.calibration)
-        scores = self.measured.setdefault(
-            (how, repair), Scores(self.scores.blocks, self.scores.about)
-        )
-        with tempfile.TemporaryDirectory() as place:
-            options = {"allocate": how, "layout": layout, "repair": repair}
-            config = job_config(checkpoint.path, Path(place) / "out", keep_blocks=share, **options)
-            wanted = WantedResult("out", config.plan.targets[0], layout, [])
-            with open_run(config.dest, config.runtime, Lines(quiet=True)) as run:
-                job = Job(config, checkpoint, run, [wanted], texts, None, self.stream)
-                measure_cuts(job, scores)
-                found = plan_result(job, wanted, scores)
-        return self.plans.setdefault((allocate, repair, share), found)
+        # What cuts cost is measured after the closed form, which `refine` begins with.
+        key = allocate, repair.partition(":")[0].replace("refine", "ridge"), share
+        if key not in self.plans:
+            known = Scores(self.scores.blocks, self.scores.about)
+            scores = self.measured.setdefault((how, key[1]), known)
+            options = {"allocate": how, "layout": layout or "uniform", "repair": key[1]}
+            options |= {"keep_blocks": share, "dtype": "float32"}
+            self.plans[key] = compressor.plan(scores, self.folder, self.calibration, **options)
+        return self.plans[key]
 
 
 def perplexity_after(
-    stream: BlockStream, plan: Plan, repair: str, calibration: TokenSet, judged: TokenSet
+    folder: Path, plan: Plan, repair: str, calibration: TokenSet, judged: TokenSet
 ) -> tuple[float, float]:
-    """Perplexity of what is written, and the seconds of repairing and writing."""
-    kind, _, epochs = repair.partition(":")
-    epochs = int(epochs) if epochs else None
+    """Perplexity of what a plan leaves, and the seconds of cutting and repairing."""
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "out"
-        repaired = kind != "none"
-        blocks = Repair(stream, plan, calibration, kind, epochs).blocks() if repaired else None
-        write(stream.checkpoint, plan, folder, "per-layer", changes=blocks)
-        seconds = time.perf_counter() - begin
-        return perplexity(BlockStream(Checkpoint(folder)), judged)["perplexity"], seconds
+    small = compressor.cut(folder, plan, layout="per-layer")
+    if repair != "none":
+        small = compressor.repair(small, folder, calibration, repair, dtype="float32")
+    seconds = time.perf_counter() - begin
+    return compressor.evaluate(small, judged, dtype="float32")["perplexity"], seconds
 
 
 def peers_of(model: str, evaluation: str) -> dict[str, dict[float, float]]:
@@ -214,7 +183,6 @@ def main(
             for budget in (None, CALIBRATION_TOKENS)
         )
         judged = tokenize(other, tokenizer, length, None, evaluation_range)
-        stream = BlockStream(checkpoint, dtype=torch.float32)
         count = samples or len(default.sequences)
         rows = Rows(results / f"{folder.name}.csv")
         medians = defaultdict(lambda: defaultdict(list))
@@ -231,11 +199,11 @@ def main(
                     also.name if also else "",
                 )
                 if cell not in rows.found:
-                    planned = planned or Planned(stream, calibration, name, chosen, seed)
+                    planned = planned or Planned(folder, calibration, name, chosen, seed)
                     plan = planned.plan(allocation, how, share)
-                    rows.add(cell, *perplexity_after(stream, plan, how, calibration, judged))
+                    rows.add(cell, *perplexity_after(folder, plan, how, calibration, judged))
                 medians[name, chosen, allocation, how][share].append(rows.found[cell])
-        dense = perplexity(stream, judged)["perplexity"]
+        dense = compressor.evaluate(folder, judged, dtype="float32")["perplexity"]
         peers = peers_of(folder.name, evaluation_range)
         title = f"{folder.name}, float32: {dense:.3f} before"
         table = Table(

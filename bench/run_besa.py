@@ -24,14 +24,14 @@ import typer
 
 from compressor.config.sparse import SparseConfig
 from compressor.evaluation.reference import perplexity
-from compressor.job.sparsify import whole
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
+from compressor.planning.plan import Plan
 from compressor.sparse import besa
 from compressor.sparse.stream import Sparsification
 from compressor.text.texts import read_text
 from compressor.text.tokens import tokenize
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 RESULTS = Path(__file__).parent / "results"
 FILE = Path(__file__).with_name("published_besa.py")
@@ -58,7 +58,7 @@ def run(stream: BlockStream, sequences: list, sparsity: float, folder: Path) -> 
     """Processor seconds to prune and write, which other work on the machine disturbs least."""
     begun = time.process_time()
     changes = Sparsification(stream, sequences, SparseConfig(sparsity).recipe()).blocks()
-    write(stream.checkpoint, whole(stream.checkpoint), folder, changes=changes)
+    write(stream.checkpoint, Plan.whole(stream.checkpoint), folder, changes=changes)
     return time.process_time() - begun
 
 

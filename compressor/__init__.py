@@ -5,6 +5,33 @@ import sys
 
 __version__ = "0.1.0"
 
+# What is offered, by where it is; imported when it is first asked for, since torch takes seconds.
+_OFFERED = {
+    "front.stages": ("score", "plan", "cut", "repair", "save"),
+    "front.jobs": ("compress", "sparsify", "quantise", "recover"),
+    "front.looking": ("evaluate", "inspect", "verify"),
+    "front.models": ("tokens",),
+    "scoring.scores": ("Scores",),
+    "planning.plan": ("Plan",),
+    "errors": ("CompressorError", "InputError"),
+}
+_PLACES = {name: module for module, names in _OFFERED.items() for name in names}
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f"compressor.{_PLACES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _BESIDE = os.path.join(os.path.dirname(_HERE), "kernels", "__init__.py")
 

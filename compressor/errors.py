@@ -1,5 +1,7 @@
 """The failures a user can act on. Each is one sentence and carries the exit code of `compress`."""
 
+from collections.abc import Sequence
+
 # What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
 NOT_JSON = (ValueError, RecursionError)
 
@@ -26,7 +28,7 @@ class QualityError(CompressorError):
 
     exit_code = 3
 
-    def __init__(self, message: str, results: list[dict] | None = None):
+    def __init__(self, message: str, results: Sequence[object] | None = None):
         super().__init__(message)
         self.results = results or []
 
@@ -43,7 +45,7 @@ class VerificationError(CompressorError):
     exit_code = 5
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """An exception's own message as one sentence, without that of the validation around it."""
     while type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
         error = error.__cause__

@@ -43,7 +43,7 @@ def write_all(folder: Path) -> None:
     from compressor.model.checkpoint import Checkpoint
     from compressor.model.families import FAMILIES
     from compressor.planning.plan import Plan
-    from compressor.writing.write import write
+    from compressor.writing.cuts import write
 
     shutil.rmtree(folder, ignore_errors=True)
     kinds = {name: (name, VARIANTS.get(name, {})) for name, f in FAMILIES.items() if f.stock}

@@ -34,7 +34,7 @@ MEASURING = (
     "compressor.measuring.guard.loss_after",
     "compressor.job.compress.run_job",
     "compressor.scoring.score.score",
-    "compressor.writing.write.write",
+    "compressor.writing.cuts.write",
 )
 
 

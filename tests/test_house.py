@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "compressor"
 # From top to bottom. What lies beside them in the package is a wing of its own.
 WINGS = (
-    *("__main__", "cli", "job", "analysis", "report", "verification", "evaluation"),
-    *("recovery", "sparse", "quantization", "measuring", "repair", "writing", "cutting"),
+    *("__main__", "cli", "front", "job", "analysis", "report", "verification", "evaluation"),
+    *("recovery", "sparse", "quantization", "measuring", "repairing", "writing", "cutting"),
     *("planning", "scoring", "solvers", "model", "text", "config", "errors", "kernels", "_C"),
 )
 FLAT = 6  # files beside the wings, at most
@@ -71,3 +71,39 @@ def test_every_folder_is_a_wing():
 
 def test_few_files_lie_flat():
     assert len([*PACKAGE.glob("*.py")]) <= FLAT
+
+
+MOST_PARAMETERS = 8  # of a function outside the command line
+MOST_READERS = 12  # modules that a job's whole config is handed to
+
+
+def functions(file: Path) -> Iterator[tuple[str, list[ast.arg]]]:
+    """Every function of a file, with its parameters."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            every = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+            yield node.name, [each for each in every if each.arg not in ("self", "cls")]
+
+
+def test_functions_take_few_parameters():
+    long = [
+        f"{module_of(file)}.{name} has {len(parameters)}"
+        for file in files()
+        if wing_of(module_of(file)) != "cli"
+        for name, parameters in functions(file)
+        if len(parameters) > MOST_PARAMETERS
+    ]
+    assert long == []
+
+
+def test_few_modules_take_the_whole_config():
+    readers = {
+        module_of(file)
+        for file in files()
+        if wing_of(module_of(file)) != "cli"
+        for _, parameters in functions(file)
+        for each in parameters
+        if isinstance(each.annotation, ast.Name) and each.annotation.id == "JobConfig"
+    }
+    assert 0 < len(readers) <= MOST_READERS, sorted(readers)

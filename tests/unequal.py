@@ -3,8 +3,8 @@
 from compressor.job.result import make_record
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.plan import Plan
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
-from compressor.writing.write import write
 
 # Of 4 KV groups and 48 channels; in the second no block has all of either.
 WIDTHS = {

@@ -63,7 +63,7 @@ def offers(panels: Panels, **own: tuple[Any, Any]) -> Callable:
             if p.name != "given"
         ]
         every = sorted([*kept, *added], key=lambda p: place(panel_of(p), [*panels]))
-        called.__signature__ = inspect.Signature(every)
+        called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # as inspect reads it
         called.__annotations__ = {p.name: p.annotation for p in every}
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         return called

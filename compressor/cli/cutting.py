@@ -9,7 +9,6 @@ from typer import Option
 from compressor.cli import flags
 from compressor.cli.arguments import Panels, check_folder, offers
 from compressor.cli.compress import CALIBRATION
-from compressor.config.choices import ALLOCATIONS, check_allocation, check_layout_name
 from compressor.config.job import JobConfig, job_config
 from compressor.config.plan import PlanConfig
 from compressor.config.repair import RepairConfig
@@ -18,7 +17,7 @@ from compressor.config.score import ScoreConfig
 from compressor.config.text import TextConfig
 from compressor.config.write import WriteConfig
 from compressor.errors import InputError
-from compressor.job.asked import check_applying, check_protect, check_scoring
+from compressor.job.asked import check_applying, check_planning, check_scoring
 
 WIDTHS = {PlanConfig: ("align", "protect", "tp"), WriteConfig: ("container",)}
 SCORE: Panels = {
@@ -80,16 +79,15 @@ def plan(
     """Turn scores into the list of units that stay."""
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
     config = job_config(source or ".", out, allocate=allocate, **sizes, **given)
-    if len(config.plan.targets) != 1:
-        raise InputError("Give one of --keep, --keep-blocks, --target.")
-    check_allocation(allocate)
-    check_layout_name(config.write.layout)
-    alike = config.write.layout == "uniform"
-    if ALLOCATIONS[allocate].equal(alike):
-        check_protect(config.plan.protect, config.write.layout)
+    check_planning(config)
+    from compressor.job.plan_scores import plan_scores
+    from compressor.model.checkpoint import Checkpoint
     from compressor.planning.told import plan_in_words
+    from compressor.scoring.scores import Scores
 
-    made, alignment, checkpoint = planned(scores, source, config)
+    loaded = Scores.load(scores)
+    checkpoint = Checkpoint(source or loaded.about["source"])
+    made, alignment = plan_scores(loaded, checkpoint, config)
     made.save(out)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
@@ -97,30 +95,6 @@ def plan(
         f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
     )
     print("\n".join(plan_in_words(alignment, checkpoint, made.widths())))
-
-
-def planned(scores: Path, source: Path | None, config: JobConfig) -> tuple:
-    """The plan of a file of scores, with the widths that it had to choose from, and the checkpoint."""
-    from compressor.job.widths import wanted_widths
-    from compressor.model.checkpoint import Checkpoint
-    from compressor.model.heads import choose_container
-    from compressor.planning.allocation import alignment, allocate, protected
-    from compressor.planning.uniform import check_equal
-    from compressor.scoring.scores import Scores
-
-    loaded = Scores.load(scores)
-    checkpoint = Checkpoint(source or loaded.about["source"])
-    (target,), how = config.plan.targets, config.plan.allocate
-    wanted, protect = wanted_widths(config), protected(config.plan.protect, checkpoint)
-    found = alignment(target, checkpoint, wanted, protect, how, loaded)
-    equal = ALLOCATIONS[how].equal(wanted.served)
-    if equal:
-        check_equal(target, checkpoint, found.lattice, protect)
-    made = allocate(loaded, checkpoint, target, wanted, config.plan.protect, how)
-    if equal:
-        groups = {width["attention"] for width in made.widths()}
-        choose_container(checkpoint, groups, wanted.container, wanted.served)
-    return made, found, checkpoint
 
 
 def report(

@@ -114,7 +114,12 @@ def estimate(
         console().print(shown)
 
 
-def write_costs(folder: Path, out: Path, *given, as_json: bool) -> None:
+def write_costs(
+    folder: Path,
+    out: Path,
+    *given: *tuple[str | None, int, int | None, str, bool],
+    as_json: bool,
+) -> None:
     """The table of costs by width that `compress --budget` takes, to a file and to see."""
     from compressor.analysis.estimate.by_width import table
     from compressor.analysis.estimate.tables import cost_tables

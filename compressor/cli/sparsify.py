@@ -11,7 +11,7 @@ from compressor.config.text import TextConfig
 
 PANELS: Panels = {
     "What becomes zero": {
-        SparseConfig: ("sparsity", "method", "update", "besa_sharing", "besa_parity"),
+        SparseConfig: ("sparsity", "method", "update"),
         QuantConfig: ("quantize",),
     },
     "Texts": {TextConfig: TEXTS},

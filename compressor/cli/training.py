@@ -30,7 +30,7 @@ def recover(
     dest: flags.Dest,
     source: Annotated[Path | None, Option(help="The uncut one, for distill to learn from.")] = None,
     recover_config: Annotated[
-        Path | None, Option(help="YAML file of what else it takes: data, rank, steps, ...")
+        Path | None, Option(help="YAML file of what else it takes: data, rank, learning_rate, ...")
     ] = None,
     quiet: flags.Quiet = False,
     *,

@@ -1,7 +1,7 @@
 """What some options choose between, as data: known before torch is imported, which takes seconds.
 
 What the words do is said where it is done: `planning/allocation.py`, `scoring/selection.py`,
-`writing/layouts.py`, `job/opening.py`. Methods and repairs are tables of their own (`scoring/methods`,
+`job/opening.py`. Methods and repairs are tables of their own (`scoring/methods`,
 `repair.py`), and as light.
 """
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from compressor.errors import InputError
 
-LAYOUTS = ("uniform", "per-layer", "padded")
 STATISTICS = ("dense", "pruned")
 SELECTIONS = ("score", "obs")
 KV_COSTS = ("score", "measured")
@@ -50,11 +49,6 @@ def check_allocation(how: str) -> None:
     if how not in ALLOCATIONS:
         *names, last = ALLOCATIONS
         raise InputError(f"--allocate is {', '.join(names)} or {last}, not {how!r}.")
-
-
-def check_layout_name(layout: str) -> None:
-    if layout not in LAYOUTS:
-        raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
 
 
 def check_statistics(seen: str) -> None:

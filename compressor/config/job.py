@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from compressor.config.options import name_of, options_of, parsed
 from compressor.config.plan import PlanConfig
@@ -18,7 +19,7 @@ from compressor.config.text import TextConfig
 from compressor.config.write import WriteConfig
 from compressor.errors import InputError
 
-GROUPS = {
+GROUPS: dict[str, type] = {
     "text": TextConfig,
     "score": ScoreConfig,
     "plan": PlanConfig,
@@ -69,7 +70,7 @@ class JobConfig:
         given = spelt_out(given)
         cuts = self.sparse is None
         sizes = {name: given.pop(name) for name in SIZES if cuts and name in given}
-        groups = {} if cuts else {"sparse": SparseConfig}
+        groups: dict[str, type] = {} if cuts else {"sparse": SparseConfig}
         groups |= {n: g for n, g in GROUPS.items() if cuts or n in SPARSIFY}
         changed: dict[str, dict] = {}
         for group, kind in groups.items():
@@ -101,7 +102,7 @@ def names(groups: Mapping[str, type]) -> list[str]:
     return [*(SIZES if "plan" in groups else ()), *found]
 
 
-def spelt_out(given: Mapping[str, object]) -> dict[str, object]:
+def spelt_out(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of which one says two things, as two: `TEXT[A:B]`, `METHOD:MODE`, `refine:8`, `w4a16:64`,
     `lora:500`, and a pair of calibration texts.
     """

@@ -2,7 +2,7 @@
 
 from dataclasses import Field, dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from compressor.config.options import (
     Fits,
@@ -108,7 +108,7 @@ def read_details(file: Path) -> dict[str, object]:
     return {name_of(known[n]): typed(known[n], value, file) for n, value in given.items()}
 
 
-def typed(described: Field, value: object, file: Path) -> object:
+def typed(described: Field, value: Any, file: Path) -> object:
     """A value as the option has it: YAML reads 1e-4 as a text, and 1 as a whole number."""
     kind = next(iter(get_args(described.type)), described.type)
     try:

@@ -8,7 +8,7 @@ A kind of repair says what the refitted projections aim at (`toward`) and what o
     refine       what ridge does, and then all projections of a block are trained together, in so many
                  passes over the text (epochs)
 
-Formulas: `solvers/ridge.py`, `repair/refine.py`.
+Formulas: `solvers/ridge.py`, `repairing/refine.py`.
 """
 
 from dataclasses import dataclass, replace

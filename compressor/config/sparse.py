@@ -83,19 +83,19 @@ class SparseConfig:
     )
     sharing: str | None = option(
         None,
-        "--besa-sharing",
+        "besa_sharing",
         "Learn a sparsity for each row, or one for each layer's matrix: row (default) or layer.",
         one_of("row", "layer"),
     )
     parity: bool = option(
         False,
-        "--besa-parity",
+        "besa_parity",
         "Smoothing, optimizer, target and end as the authors' program has them.",
     )
     optimizer: str | None = option(
         None,
         "besa_optimizer",
-        "adamw (default), or prodigy (the default with --besa-parity).",
+        "adamw (default), or prodigy (the default with besa_parity).",
         one_of("adamw", "prodigy"),
     )
     sampling: str | None = option(
@@ -145,6 +145,6 @@ class SparseConfig:
             raise InputError(f"{others[0]} is for the method besa, and not for {self.method}.")
         if self.recipe().besa.optimizer == "prodigy" and not find_spec("prodigyopt"):
             raise InputError(
-                "The optimizer prodigy, which --besa-parity takes too, needs the package prodigyopt: "
+                "The optimizer prodigy, which besa_parity takes too, needs the package prodigyopt: "
                 "pip install 'compressor-llm[prodigy]'. In Python, besa_optimizer='adamw' needs none."
             )

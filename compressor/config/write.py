@@ -10,7 +10,7 @@ class WriteConfig:
     layout: str = option(
         "uniform",
         "--layout",
-        "uniform: equal blocks, loads everywhere; per-layer: widths of their own, loads with "
-        "trust_remote_code; padded: the same with zeros, for evaluation; all.",
+        "uniform: equal blocks, loads everywhere; per-layer: blocks of their own widths, loads with "
+        "trust_remote_code.",
     )
     container: str = option("auto", "--container", "auto, or the model type to write.")

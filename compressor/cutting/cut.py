@@ -1,9 +1,11 @@
 """Applying a plan: gathering the kept rows and columns of a block into smaller dense tensors."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
 from compressor.kernels.compact import compact_many
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 
 
 def channels_of(units: list[int], width: int) -> torch.Tensor:
@@ -13,8 +15,8 @@ def channels_of(units: list[int], width: int) -> torch.Tensor:
 
 def cut_block(
     weights: dict[str, torch.Tensor],
-    checkpoint: Checkpoint,
-    kept: dict[str, list[int]],
+    checkpoint: Source,
+    kept: Mapping[str, Sequence[int]],
     changed: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of one block with the kept units only; those in `changed` replace the cut ones."""

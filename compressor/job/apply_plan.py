@@ -20,15 +20,15 @@ from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.saved_blocks import count_blocks
 from compressor.planning.plan import Plan
-from compressor.repair.checks import check_repair, check_text
+from compressor.repairing.checks import check_repair, check_text
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
-from compressor.writing.layouts import layout_of
+from compressor.writing.cuts import writer_of
 from compressor.writing.record import write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
-from compressor.writing.write import write
+from compressor.writing.writer import write_folder
 
 
 def apply_plan(
@@ -60,19 +60,13 @@ def apply_plan(
         stream = open_stream(runtime, checkpoint, run.work, states, calibration)
         saved = run.work / "repair"
         repairing = open_repair(repair, stream, plan, calibration, saved)
-        layout = layout_of(plan, writing.layout, checkpoint.family)
+        changes = repairing.blocks() if repairing else None
+        writer = writer_of(checkpoint, plan, writing.layout, writing.container, changes)
         stage = "repair" if repairing else "write"
         with run.stage(stage, count_blocks(saved)) as progress:
-            container = write(
-                checkpoint,
-                plan,
-                run.partial,
-                layout,
-                writing.container,
-                progress=progress,
-                changes=repairing and repairing.blocks(),
-            )
-        write_record(run.partial, make_record(checkpoint, plan, layout, container, repairing))
+            write_folder(writer, run.partial, progress=progress)
+        record = make_record(checkpoint, plan, writer.layout, writer.container, repairing)
+        write_record(run.partial, record)
         proof = "not verified"
         if runtime.verify:
             with run.stage("verify") as progress:
@@ -82,6 +76,8 @@ def apply_plan(
         publish(run.partial, dest)
     said = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
     notes = reading_notes(text, checkpoint, calibration) + left_behind(checkpoint)
-    notes += container_notes(checkpoint, written, layout) + class_notes(checkpoint.path, dest)
+    notes += container_notes(checkpoint, written, writer.layout) + class_notes(
+        checkpoint.path, dest
+    )
     notes += repairing.warnings if repairing else []
     return "\n".join([said, *notes])

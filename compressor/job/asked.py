@@ -12,11 +12,11 @@ from compressor.config.choices import (
     NO_EVALUATION,
     check_allocation,
     check_dtype,
-    check_layout_name,
     check_selection,
     check_statistics,
 )
 from compressor.config.job import JobConfig
+from compressor.config.layouts import ALL, UNIFORM, UNLIKE, check_layout_name
 from compressor.config.options import check_values, given_options
 from compressor.config.plan import PlanConfig
 from compressor.config.recovery import RecoveryConfig
@@ -96,6 +96,18 @@ def check_scoring(asked: JobConfig) -> JobConfig:
     return config
 
 
+def check_planning(config: JobConfig) -> None:
+    """What is asked of the stage `plan`."""
+    plan, layout = config.plan, config.write.layout
+    if len(plan.targets) != 1:
+        raise InputError("Give one of --keep, --keep-blocks, --target.")
+    how = plan.allocate or "uniform"
+    check_allocation(how)
+    check_layout_name(layout)
+    if ALLOCATIONS[how].equal(layout == UNIFORM):
+        check_protect(plan.protect, layout)
+
+
 def check_applying(
     source: Path,
     dest: Path,
@@ -145,20 +157,19 @@ def check_cut(config: JobConfig) -> None:
     check_selection(score.select, score.kv_cost)
     check_allocation(plan.allocate)
     config.repair.check()
-    if layout != "all":
+    if layout != ALL:
         check_layout_name(layout)
     if score.statistics == "pruned":
         check_pruned_statistics(score, plan)
     if plan.allocate != "besa" and plan.besa_sampling is not None:
         raise InputError("besa_sampling is for what learns; add --allocate besa, or leave it out.")
-    if layout == "uniform" and not ALLOCATIONS[plan.allocate].alike:
+    if layout == UNIFORM and not ALLOCATIONS[plan.allocate].alike:
         raise InputError(
             f"--allocate {plan.allocate} gives every block its own widths, and in the uniform "
-            "layout all are equal; add --layout per-layer (loads with code of its own) or padded "
-            "(zeros, to evaluate it), or leave --allocate out."
+            f"layout all are equal; add {UNLIKE}, or leave --allocate out."
         )
     check_protect(plan.protect, layout)
-    if config.quantization.wanted and layout != "uniform":
+    if config.quantization.wanted and layout != UNIFORM:
         raise InputError(
             f"--layout {layout} is not for the kernels that --quantize packs weights for: they "
             "expect equal blocks, and no zeros between; leave one out."
@@ -183,11 +194,10 @@ def check_pruned_statistics(score: ScoreConfig, plan: PlanConfig) -> None:
 
 
 def check_protect(protect: Sequence[int], layout: str) -> None:
-    if protect and layout == "uniform":
+    if protect and layout == UNIFORM:
         raise InputError(
             "--protect leaves some blocks wider than others, and in the uniform layout all are "
-            "equal; add --layout per-layer (loads with code of its own) or padded (for evaluation), "
-            "or leave --protect out."
+            f"equal; add {UNLIKE}, or leave --protect out."
         )
 
 

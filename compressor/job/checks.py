@@ -2,6 +2,7 @@
 
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
+from compressor.config.layouts import ALL, PER_LAYER, UNIFORM
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
 from compressor.job.forecast.room import disk
@@ -14,16 +15,17 @@ from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.heads import check_differing, choose_container
 from compressor.model.per_layer import has_uniform
+from compressor.model.source import Source
 from compressor.planning.allocation import protected
 from compressor.planning.costs import Costs
 from compressor.planning.uniform import check_equal, solve
 from compressor.quantization.stream import check_columns
 from compressor.recovery.precision import check_memory
-from compressor.repair.checks import check_repair
+from compressor.repairing.checks import check_repair
 from compressor.scoring.methods import METHODS
 from compressor.sparse.budget import budget
-from compressor.writing.layouts import check_built, no_uniform
-from compressor.writing.packed import quantized_bytes
+from compressor.writing.cuts import check_built, no_uniform
+from compressor.writing.packed import Packed
 from compressor.writing.shards import check_space
 
 
@@ -45,7 +47,7 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
     return check_cut(config, checkpoint)
 
 
-def check_method(score: ScoreConfig, checkpoint: Checkpoint) -> None:
+def check_method(score: ScoreConfig, checkpoint: Source) -> None:
     method = METHODS[score.method]
     activation = checkpoint.config.get("hidden_act", "silu")
     method.check_activation(method.check_mode(score.mode), activation, checkpoint.family)
@@ -90,10 +92,10 @@ def check_cut(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
     if plan.allocate == "besa":
         check_activation(checkpoint.config.get("hidden_act", "silu"), family)
     check_repair(config.repair.kind, config.repair.epochs, checkpoint)
-    if config.write.layout == "uniform" and not has_uniform(family):
+    if config.write.layout == UNIFORM and not has_uniform(family):
         raise InputError(no_uniform(family))
-    if config.write.layout in ("per-layer", "all"):
-        check_built(checkpoint, "per-layer")
+    if config.write.layout in (PER_LAYER, ALL):
+        check_built(family)
         check_differing(checkpoint, config.write.container)
     wanted = solved_results(config, checkpoint)
     check_space(config.dest.parent, disk(config, checkpoint, wanted).at_most)
@@ -107,11 +109,11 @@ def solved_results(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResu
     wanted = []
     for name, target, layout in results_of(config, has_uniform(checkpoint.family)):
         lattice = open_alignment(config, checkpoint, target, layout).lattice
-        if ALLOCATIONS[plan.allocate].equal(layout == "uniform"):
+        if ALLOCATIONS[plan.allocate].equal(layout == UNIFORM):
             check_equal(target, checkpoint, lattice, protect)
         widths = solve(target, checkpoint, lattice, protect)
         wanted.append(WantedResult(name, target, layout, widths))
-        if layout == "uniform":
+        if layout == UNIFORM:
             choose_container(checkpoint, {widths[0]["attention"]}, config.write.container)
         if config.recovery.method != "none":
             left = Costs.of(checkpoint).size(widths, "params")
@@ -133,4 +135,4 @@ def check_uncut(config: JobConfig, checkpoint: Checkpoint) -> None:
     group = config.quantization.group
     check_equal_blocks(checkpoint, "--quantize")
     check_columns(checkpoint, group)
-    check_space(config.dest.parent, quantized_bytes(checkpoint, group))
+    check_space(config.dest.parent, Packed(checkpoint, group).bytes())

@@ -12,7 +12,9 @@ from compressor.job.judging import STATES
 from compressor.job.opening import open_stream
 from compressor.job.reading import read_evaluation, reading_notes
 from compressor.model.finite import check_weights
+from compressor.model.stream import BlockStream
 from compressor.quantization.reading import open_model
+from compressor.text.tokens import TokenSet
 
 
 def evaluate_folder(folder: Path, text: TextConfig, runtime: Runtime) -> dict:
@@ -22,11 +24,17 @@ def evaluate_folder(folder: Path, text: TextConfig, runtime: Runtime) -> dict:
     checkpoint = open_model(folder)
     tokens = read_evaluation(text, checkpoint, checkpoint.tokenizer())
     place = Path(tempfile.gettempdir())
-    found = perplexity(open_stream(runtime, checkpoint, place, STATES, tokens), tokens)
-    if not math.isfinite(found["perplexity"]):
-        check_weights(checkpoint)
-        raise InputError(
-            f"The perplexity of {folder} is {found['perplexity']}, though its weights are finite: it "
-            "computes numbers that are too large or none; try --dtype float32."
-        )
+    found = measured(open_stream(runtime, checkpoint, place, STATES, tokens), tokens)
     return found | {"warnings": reading_notes(text, checkpoint, tokens)}
+
+
+def measured(stream: BlockStream, tokens: TokenSet) -> dict:
+    """`perplexity` of a stream; InputError where it is no number, by the tensor that is to blame."""
+    found = perplexity(stream, tokens)
+    if not math.isfinite(found["perplexity"]):
+        check_weights(stream.checkpoint)
+        raise InputError(
+            f"The perplexity of {stream.checkpoint.label} is {found['perplexity']}, though its weights "
+            "are finite: it computes numbers that are too large or none; try --dtype float32."
+        )
+    return found

@@ -13,9 +13,10 @@ from compressor.job.recovery_data import agree_on_recovery, describe_data, read_
 from compressor.job.run import Run
 from compressor.measuring.guard import held_back
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
-from compressor.repair.checks import check_text
+from compressor.repairing.checks import check_text
 from compressor.text.tokens import TokenSet
 
 
@@ -26,7 +27,7 @@ class Job:
     """
 
     config: JobConfig
-    checkpoint: Checkpoint
+    checkpoint: Source
     run: Run
     wanted: list[WantedResult]
     texts: Texts

@@ -18,7 +18,7 @@ class Judge:
 
     def __init__(self, run: Run, runtime: Runtime, stream: BlockStream, tokens: TokenSet | None):
         self.run, self.runtime, self.tokens = run, runtime, tokens
-        self.reference = tokens and Reference(stream, tokens)
+        self.reference = Reference(stream, tokens) if tokens else None
 
     def before(self) -> dict | None:
         """What the source makes of the text (`Reference.measured`); from the journal, if it is there."""

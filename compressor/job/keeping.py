@@ -84,13 +84,14 @@ def keeping(
         yield
     except BaseException as error:
         ending()
-        error.where = lines.where
+        error.where = lines.where  # type: ignore[attr-defined]
         if not finished():
             shutil.rmtree(partial, ignore_errors=True)
         for stale in work.glob(ACTIVATIONS):
             shutil.rmtree(stale, ignore_errors=True)
         if described(work) and not isinstance(error, DamagedError):
-            error.kept = f"What is done is kept in {work}; add --resume to go on."
+            kept = f"What is done is kept in {work}; add --resume to go on."
+            error.kept = kept  # type: ignore[attr-defined]
         else:
             shutil.rmtree(work, ignore_errors=True)
         raise

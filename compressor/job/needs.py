@@ -2,14 +2,21 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from compressor.config.choices import ALLOCATIONS, LAYOUTS
+from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
+from compressor.config.layouts import ALL, LAYOUTS, UNIFORM
 from compressor.config.options import options_of
 from compressor.config.plan import PlanConfig
 from compressor.config.score import ScoreConfig
 from compressor.config.target import Target, target_name
 from compressor.scoring.methods import METHODS, Method
+
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from compressor.model.source import Source
+    from compressor.recovery.data import RecoveryData
+    from compressor.text.tokens import TokenSet
 
 # What a resumed job may change.
 FREE = {"max_memory", "work_dir", "resume", "overwrite"}
@@ -36,14 +43,14 @@ def results_of(config: JobConfig, uniform: bool) -> list[tuple[str, Target, str]
     are to differ.
     """
     layout, plan = config.write.layout, config.plan
-    if layout != "all":
+    if layout != ALL:
         return [(target_name(target), target, layout) for target in plan.targets]
     same = uniform and ALLOCATIONS[plan.allocate].alike and not plan.protect
     return [
         (f"{target_name(target)}-{layout}", target, layout)
         for target in plan.targets
         for layout in LAYOUTS
-        if same or layout != "uniform"
+        if same or layout != UNIFORM
     ]
 
 
@@ -99,7 +106,9 @@ def chosen_method(score: ScoreConfig) -> Method:
     return replace(method, grains=method.choose_grains(**score.grains))
 
 
-def decisive(configs: Iterable, checkpoint, *tokens) -> dict[str, str]:
+def decisive(
+    configs: Iterable, checkpoint: "Source", *tokens: "TokenSet | RecoveryData | None"
+) -> dict[str, str]:
     """What decides a result, by the option's name: a resumed job must not change it.
 
     configs: those of its stages; tokens: what its texts gave.

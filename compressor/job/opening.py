@@ -8,6 +8,7 @@ import torch
 from compressor.config.choices import check_dtype
 from compressor.config.runtime import Runtime
 from compressor.errors import MachineError
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
 from compressor.text.tokens import TokenSet
@@ -17,7 +18,7 @@ ROOM = 0.25  # of the free memory of a device or the host, for activations
 
 def open_stream(
     runtime: Runtime,
-    checkpoint,
+    checkpoint: Source,
     offload: Path,
     states: int,
     *tokens: TokenSet | RecoveryData | None,
@@ -42,7 +43,7 @@ def chosen_device(asked: str | None) -> str:
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def place(needed: int, device: str, memory: int, folder: Path) -> torch.device | Path | None:
+def place(needed: int, device: str, memory: float, folder: Path) -> torch.device | Path | None:
     """Where so many bytes of activations are kept: on the GPU, in host memory (None) or in files."""
     if device.startswith("cuda") and needed <= ROOM * torch.cuda.mem_get_info(device)[0]:
         return torch.device(device)

@@ -21,9 +21,9 @@ from compressor.job.widths import measured_lattice, open_alignment, open_reach, 
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge
 from compressor.measuring.landscape import measure_landscape
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import count_blocks
+from compressor.model.source import Source
 from compressor.planning.alignment import Alignment
 from compressor.planning.allocation import allocate, plan_of
 from compressor.planning.allocation import protected as protected_blocks
@@ -36,7 +36,7 @@ from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 
 
-def facts_of_widths(config: JobConfig, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def facts_of_widths(config: JobConfig, checkpoint: Source) -> Iterator[tuple[str, str]]:
     """What is known of the result's size before the work begins, from headers alone: label, sentence."""
     targets = config.plan.targets
     for said in outside_note(open_reach(config, checkpoint), Costs.of(checkpoint), targets):
@@ -74,7 +74,7 @@ def measure_cuts(job: Job, scores: Scores) -> None:
     shutil.rmtree(saved, ignore_errors=True)
 
 
-def learning_of(plan: PlanConfig, checkpoint: Checkpoint, seed: int) -> Callable:
+def learning_of(plan: PlanConfig, checkpoint: Source, seed: int) -> Callable:
     """What learns the widths of a block (`learn_block`)."""
     budget = plan.targets[0].budget if plan.targets else "params"
     prices = Costs.of(checkpoint, budget).prices[Target("keep", 1, budget).measure]
@@ -164,7 +164,7 @@ def taken(
 
 
 def about_as_large(
-    plans: dict[str, Plan], how: str, target: Target, checkpoint: Checkpoint
+    plans: dict[str, Plan], how: str, target: Target, checkpoint: Source
 ) -> dict[str, Plan]:
     """The plans that are fairly compared with that of `how`, since a larger one would win for nothing:
     those no farther from the target than half a point, or than that one is.

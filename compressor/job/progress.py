@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psutil
 from rich.progress import (
@@ -20,6 +21,9 @@ from compressor.job.console import console
 from compressor.job.interruption import check
 from compressor.job.schedule import Schedule, words
 from compressor.text.tokens import TokenSet, describe
+
+if TYPE_CHECKING:  # it imports much more
+    from compressor.job.forecast import Forecast
 
 SECONDS = 60  # between two lines of a stage
 UNITS = {"recover": "step", "compare": "plan", "verify": "part", "generate": "token"}
@@ -102,7 +106,7 @@ class Lines:
             if some is not None:
                 self.fact(label, describe(some.protocol))
 
-    def forecast(self, found) -> None:
+    def forecast(self, found: "Forecast") -> None:
         """What the job will take (a `Forecast`), by which the time left is told."""
         self.fact("forecast", str(found))
         self.schedule = Schedule(found.parts, self.clock)

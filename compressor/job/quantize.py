@@ -21,12 +21,13 @@ from compressor.quantization.stream import Calibration, Quantizing
 from compressor.report.quantized import write_card
 from compressor.report.result import Result
 from compressor.verification.verify import verify
-from compressor.writing.packed import write_quantized
+from compressor.writing.packed import Packed
 from compressor.writing.packing import FORMAT, SCALE
 from compressor.writing.record import write_record
 from compressor.writing.shards import move_into
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
+from compressor.writing.writer import write_folder
 
 # A folder inside the dense one's, so that its files can be renamed into place.
 QUANTIZED = "quantized"
@@ -58,7 +59,7 @@ def quantize(job: Job, source: Path, out: Path, stem: Path, done: Done) -> None:
     quantizing = Quantizing(checkpoint, asked.group, prompts, learned, known, saved)
     shutil.rmtree(out, ignore_errors=True)
     with run.stage("quantize", count_blocks(saved)) as progress:
-        write_quantized(checkpoint, asked.group, quantizing.blocks(), out, progress=progress)
+        write_folder(Packed(checkpoint, asked.group, quantizing.blocks()), out, progress=progress)
     expected = stem.with_name(stem.name + ".quantized.safetensors")
     save_file({str(i): x for i, x in enumerate(quantizing.logits())}, expected)
     written = PackedCheckpoint(out)
@@ -109,7 +110,7 @@ def quantize_source(job: Job) -> Result:
     """`--quantize` without a cut, in the folder of unfinished results."""
     config, checkpoint, folder = job.config, job.checkpoint, job.run.partial
     before = job.judge.before()
-    dense = before and before["perplexity"]
+    dense = before["perplexity"] if before else None
     result = Result(
         source=str(checkpoint.path),
         dest=str(config.dest),

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from compressor.config.choices import NO_EVALUATION
 from compressor.config.text import TextConfig
 from compressor.errors import InputError
 from compressor.job.progress import Lines
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.recovery.data import RecoveryData
 from compressor.text.set_aside import SHARE, set_aside
 from compressor.text.texts import Text, read_text
 from compressor.text.tokens import TokenSet, check_ids, joined, tokenize
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 CALIBRATION_TOKENS = 65_536  # where --samples does not say how many sequences
 
@@ -28,7 +32,7 @@ class Texts:
     notes: list[str] = field(default_factory=list)
 
 
-def read_texts(config: TextConfig, checkpoint: Checkpoint, calibrates: bool) -> Texts:
+def read_texts(config: TextConfig, checkpoint: Source, calibrates: bool) -> Texts:
     """Calibration, if anything looks at activations (calibrates), and what results are measured on: the
     evaluation text, or by default the end of the calibration text, which is then read by nothing else.
     """
@@ -68,7 +72,9 @@ def read_texts(config: TextConfig, checkpoint: Checkpoint, calibrates: bool) -> 
     return Texts(calibration, evaluation, training, notes)
 
 
-def read_evaluation(config: TextConfig, checkpoint: Checkpoint, tokenizer) -> TokenSet | None:
+def read_evaluation(
+    config: TextConfig, checkpoint: Source, tokenizer: "PreTrainedTokenizerBase"
+) -> TokenSet | None:
     """The text of --evaluation; None where none is given, or the word `none`."""
     if config.evaluation in (None, NO_EVALUATION):
         return None
@@ -78,13 +84,17 @@ def read_evaluation(config: TextConfig, checkpoint: Checkpoint, tokenizer) -> To
     return tokens
 
 
-def longest(config: TextConfig, checkpoint: Checkpoint) -> int:
+def longest(config: TextConfig, checkpoint: Source) -> int:
     """Tokens of a sequence, at most."""
     return min(config.length, checkpoint.positions or config.length)
 
 
 def divided(
-    text: Text, sequences: Callable[[Text], TokenSet], tokenizer, limit: int, wanted: int
+    text: Text,
+    sequences: Callable[[Text], TokenSet],
+    tokenizer: "PreTrainedTokenizerBase",
+    limit: int,
+    wanted: int,
 ) -> tuple[Text, TokenSet, TokenSet | None]:
     """What of a text may be trained on, its sequences, and those of the end that is set aside; None
     where the text is too short for both.
@@ -121,7 +131,7 @@ def where_measured(
 
 
 def tell_texts(
-    lines: Lines, config: TextConfig, checkpoint: Checkpoint, **tokens: TokenSet | None
+    lines: Lines, config: TextConfig, checkpoint: Source, **tokens: TokenSet | None
 ) -> None:
     """Say before the work begins what each text is, by its label, and where it was cut."""
     lines.texts(**tokens)
@@ -131,7 +141,7 @@ def tell_texts(
 
 
 def reading_notes(
-    config: TextConfig, checkpoint: Checkpoint, *tokens: TokenSet | RecoveryData | None
+    config: TextConfig, checkpoint: Source, *tokens: TokenSet | RecoveryData | None
 ) -> list[str]:
     """Sentences about what was read otherwise than it stands there, or than it was asked for."""
     protocols = [t.protocol for t in tokens if t is not None]
@@ -142,7 +152,7 @@ def reading_notes(
     return list(dict.fromkeys(notes))
 
 
-def position_notes(config: TextConfig, checkpoint: Checkpoint, protocols: list[dict]) -> list[str]:
+def position_notes(config: TextConfig, checkpoint: Source, protocols: list[dict]) -> list[str]:
     """Texts were cut because the model has fewer positions than --length."""
     positions = checkpoint.positions
     if not positions or config.length <= positions or not protocols:

@@ -128,6 +128,6 @@ def pruned(judge: Judge, source: Path) -> float | None:
     journal = judge.run.journal
     if (found := journal.get("pruned")) is None:
         measured = judge.after(source)
-        found = measured and measured["perplexity"]
+        found = measured["perplexity"] if measured else None
         journal.put("pruned", found)
     return found

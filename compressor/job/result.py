@@ -17,12 +17,13 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.memory import trim_heap
 from compressor.model.per_layer import code_of
 from compressor.model.saved_blocks import count_blocks
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import width_notes
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
 from compressor.report.result import Result, kept_in_record
@@ -30,12 +31,12 @@ from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
-from compressor.writing.layouts import layout_of
+from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.record import versions, write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
-from compressor.writing.write import write
+from compressor.writing.writer import write_folder
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Done:
 
     @classmethod
     def of(cls, told: dict | None) -> "Done | None":
-        return told and cls(**told | {"result": Result(**told["result"])})
+        return cls(**told | {"result": Result(**told["result"])}) if told else None
 
 
 def open_repair(
@@ -80,23 +81,16 @@ def cut_one(
     config, checkpoint, run = job.config, job.checkpoint, job.run
     saved = run.work / "repair" / wanted.name
     repair = open_repair(config.repair, job.stream, plan, job.calibration, saved)
-    layout = layout_of(plan, wanted.layout, checkpoint.family)
+    changes = run.meter.timed("repair", repair.blocks()) if repair else None
+    writer = writer_of(checkpoint, plan, wanted.layout, config.write.container, changes)
     kept = count_blocks(saved) if repair else 0
     with run.stage("write", kept, "repair" if repair else "write") as progress:
-        container = write(
-            checkpoint,
-            plan,
-            folder,
-            layout,
-            config.write.container,
-            progress=progress,
-            changes=repair and run.meter.timed("repair", repair.blocks()),
-        )
-    result = described(job, wanted, plan, layout, container)
+        write_folder(writer, folder, progress=progress)
+    result = described(job, wanted, writer)
     result.warnings += repair.warnings if repair else []
-    result.warnings += layout_notes(checkpoint, wanted.layout, layout, container)
-    result.perplexity_before = before and before["perplexity"]
-    record = make_record(checkpoint, plan, layout, container, repair)
+    result.warnings += layout_notes(wanted.layout, writer)
+    result.perplexity_before = before["perplexity"] if before else None
+    record = make_record(checkpoint, plan, writer.layout, writer.container, repair)
     record["evaluation"] = before and before["protocol"]
     write_record(folder, record)
     trim_heap()
@@ -105,7 +99,7 @@ def cut_one(
             found = verify(folder, checkpoint.path, progress=progress)
         result.proven(f"logits within {found['logits_difference']:.1e}")
     written = Checkpoint(folder)
-    result.warnings += container_notes(checkpoint, written, layout)
+    result.warnings += container_notes(checkpoint, written, writer.layout)
     result.warnings += class_notes(checkpoint.path, folder)
     result.parameters_after, result.bytes_after = written.parameters, written.bytes
     with run.meter.stage("draw"):
@@ -119,22 +113,23 @@ def cut_one(
     return Done(result, record)
 
 
-def described(job: Job, wanted: WantedResult, plan: Plan, layout: str, container: str) -> Result:
+def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
     """What is known of a result before it is measured."""
-    config, checkpoint, target, about = job.config, job.checkpoint, wanted.target, plan.about
+    config, checkpoint, target = job.config, job.checkpoint, wanted.target
+    plan, about = writer.plan, writer.plan.about
     reach = open_reach(config, checkpoint)
     alignment = open_alignment(config, checkpoint, target, wanted.layout)
     return Result(
         source=str(checkpoint.path),
         dest=str(config.dest),
         model_type=checkpoint.family.model_type,
-        container=container,
+        container=writer.container,
         parameters_before=checkpoint.parameters,
         bytes_before=checkpoint.bytes,
         method=about["scores"]["method"],
         mode=about["scores"]["mode"],
         seed=config.runtime.seed,
-        layout=layout,
+        layout=writer.layout,
         asked=asdict(target),
         keep_asked=f"{target.value:g}" if "keep" in target.kind else None,
         budget=target.budget,
@@ -156,16 +151,16 @@ def described(job: Job, wanted: WantedResult, plan: Plan, layout: str, container
     )
 
 
-def layout_notes(checkpoint: Checkpoint, asked: str, layout: str, container: str) -> list[str]:
+def layout_notes(asked: str, writer: Cut) -> list[str]:
     """Sentences about code that the result brings, and about a layout that was not needed."""
-    notes = []
-    if not checkpoint.family.stock:
-        files = ", ".join(file.name for file in code_of(checkpoint.family))
+    notes, family = [], writer.source.family
+    if not family.stock:
+        files = ", ".join(file.name for file in code_of(family))
         notes.append(
-            f"transformers has no class of {container} with ALiBi, so the result brings its code "
+            f"transformers has no class of {writer.container} with ALiBi, so the result brings its code "
             f"({files}) and loads with trust_remote_code=True alone."
         )
-    if layout != asked:
+    if writer.layout != asked:
         notes.append(
             "All blocks came out with the same widths, so the result is uniform: it needs no code of "
             "its own and loads everywhere."
@@ -205,10 +200,10 @@ def publish_results(job: Job, results: Sequence[Result]) -> None:
 
 
 def make_record(
-    checkpoint: Checkpoint, plan: Plan, layout: str, container: str, repair: Repair | None = None
+    source: Source, plan: Plan, layout: str, container: str, repair: Repair | None = None
 ) -> dict:
     """What compression.json holds of every cut."""
-    return base_record(checkpoint) | {
+    return base_record(source) | {
         "plan": {"blocks": plan.blocks, "about": plan.about},
         "repair": repair and repair.about,
         "layout": layout,
@@ -216,11 +211,11 @@ def make_record(
     }
 
 
-def base_record(checkpoint: Checkpoint) -> dict:
+def base_record(source: Source) -> dict:
     """Where a result comes from, and what it was made with."""
     return {
         "format": 1,
         "compressor": __version__,
-        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint},
+        "source": {"name": Path(source.label).name, "fingerprint": source.fingerprint},
         "versions": versions(),
     }

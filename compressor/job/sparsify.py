@@ -21,10 +21,10 @@ from compressor.report.sparse import ZEROS_ALONE, shares, write_card, zeros_befo
 from compressor.sparse.stream import Sparsification
 from compressor.verification.child import TOLERANCE
 from compressor.verification.verify import verify
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
-from compressor.writing.write import write
 
 # Of logits that were computed in a dtype, against float32's: what its roundings add up to is less, and
 # what a wrong tensor does is more.
@@ -39,7 +39,7 @@ def zero_weights(job: Job) -> Result:
     shutil.rmtree(run.partial, ignore_errors=True)
     with run.stage("write", count_blocks(pruning.saved), "prune") as progress:
         changes = run.meter.timed("prune", pruning.blocks())
-        write(checkpoint, whole(checkpoint), run.partial, progress=progress, changes=changes)
+        write(checkpoint, Plan.whole(checkpoint), run.partial, progress=progress, changes=changes)
     record = make_record(job, pruning)
     write_record(run.partial, record)
     expected = run.work / "expected.safetensors"
@@ -50,7 +50,7 @@ def zero_weights(job: Job) -> Result:
     del pruning
     trim_heap()
     result = described(job, record)
-    result.perplexity_before = before and before["perplexity"]
+    result.perplexity_before = before["perplexity"] if before else None
     if config.runtime.verify:
         with run.stage("verify") as progress:
             found = verify(run.partial, expected=expected, progress=progress)
@@ -71,7 +71,7 @@ def unrounded(job: Job, pruning: Sparsification) -> Path:
     """The dense checkpoint before 4 bits; the folder of results holds what they leave already."""
     dense = job.run.work / "unrounded"
     shutil.rmtree(dense, ignore_errors=True)
-    write(job.checkpoint, whole(job.checkpoint), dense, changes=pruning.unrounded())
+    write(job.checkpoint, Plan.whole(job.checkpoint), dense, changes=pruning.unrounded())
     return dense
 
 
@@ -84,12 +84,6 @@ def open_pruning(job: Job) -> Sparsification:
     prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
     sequences = job.calibration.sequences if job.calibration else []
     return Sparsification(job.stream, sequences, recipe, prompts, job.run.work / "blocks")
-
-
-def whole(checkpoint: Checkpoint) -> Plan:
-    """The plan that keeps every unit."""
-    kept = {group: list(range(units)) for group, units in checkpoint.units.items()}
-    return Plan([kept] * checkpoint.blocks)
 
 
 def described(job: Job, record: dict) -> Result:

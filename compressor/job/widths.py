@@ -1,8 +1,9 @@
 """What the options of a job say of widths."""
 
 from compressor.config.job import JobConfig
+from compressor.config.layouts import ALL, UNIFORM
 from compressor.config.target import Target
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.planning.alignment import ANY, Alignment
 from compressor.planning.allocation import alignment, protected
 from compressor.planning.lattice import Lattice, Wanted
@@ -11,13 +12,13 @@ from compressor.planning.reach import Reach, reach_of
 
 def wanted_widths(config: JobConfig, layout: str | None = None) -> Wanted:
     """What the options say of widths. layout: that of one of the results."""
-    plan, served = config.plan, (layout or config.write.layout) in ("uniform", "all")
+    plan, served = config.plan, (layout or config.write.layout) in (UNIFORM, ALL)
     columns = config.quantization.columns
     return Wanted(plan.align, plan.tp, config.write.container, columns, served)
 
 
 def open_alignment(
-    config: JobConfig, checkpoint: Checkpoint, target: Target, layout: str | None = None
+    config: JobConfig, checkpoint: Source, target: Target, layout: str | None = None
 ) -> Alignment:
     """The widths that a target may have with the options, and what others would have given."""
     protect = protected(config.plan.protect, checkpoint)
@@ -25,14 +26,14 @@ def open_alignment(
     return alignment(target, checkpoint, wanted, protect, config.plan.allocate)
 
 
-def open_reach(config: JobConfig, checkpoint: Checkpoint) -> Reach:
+def open_reach(config: JobConfig, checkpoint: Source) -> Reach:
     """How small a model can become with the options."""
     wanted, protect = wanted_widths(config), protected(config.plan.protect, checkpoint)
     finest = wanted.lattice(checkpoint, wanted.multiples(checkpoint.units["ffn"])[-1])
     return reach_of(checkpoint, finest, protect)
 
 
-def measured_lattice(config: JobConfig, checkpoint: Checkpoint) -> Lattice:
+def measured_lattice(config: JobConfig, checkpoint: Source) -> Lattice:
     """The widths whose errors are measured once for all targets: the finest that one of them gets.
 
     Before there is a target, those in which any share between what can be reached and 1, of all

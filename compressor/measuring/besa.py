@@ -25,6 +25,7 @@ What attention computes before o_proj does not depend on the gates: it is comput
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -140,7 +141,7 @@ def within_budget(
         return {g: (theta - t * costs[g]).softmax(0) for g, theta in thetas.items()}
 
     def mean(found: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return sum(beta @ costs[g] for g, beta in found.items())
+        return cast(torch.Tensor, sum(beta @ costs[g] for g, beta in found.items()))
 
     with torch.no_grad():
         low, high = (next(iter(costs.values())).new_tensor(sign * STEEPEST) for sign in (-1, 1))
@@ -178,7 +179,9 @@ def learn(
     shares = {g: cost / whole for g, cost in costs.items()}
     least = float(sum(share[0] for share in shares.values()))
     shuffled = torch.Generator().manual_seed(seed)
-    path, order, step = [], [], 0
+    path: list[list[float]] = []
+    order: list[int] = []
+    step = 0
     for target in targets:
         mean = dict.fromkeys(GROUPS, 0.0)
         for at in range(STEPS):

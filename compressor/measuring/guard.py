@@ -7,7 +7,7 @@ unfairly. Each is cut, repaired as the result will be, training apart (on the
 other sequences), and the one of the least loss is taken. Ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import repeat
 
 import torch
@@ -18,7 +18,7 @@ from compressor.model.layers import narrowed, passed
 from compressor.model.memory import trim_heap
 from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.probing import head_nll
 from compressor.text.tokens import TokenSet
 
@@ -46,7 +46,7 @@ def loss_after(
     batches = judged.batches()
     checkpoint = stream.checkpoint
     states, calls = stream.record([b.ids for b in batches])
-    changes = repeat({}, checkpoint.blocks)
+    changes: Iterator[dict[str, torch.Tensor]] = repeat({}, checkpoint.blocks)
     if repair != "none":
         changes = Repair(stream, plan, fitted, repair).blocks()
     for index, changed in enumerate(changes):

@@ -39,8 +39,10 @@ def half(widths: Sequence[int]) -> int:
 
 def halves(lattice: Lattice) -> list[tuple[int, int]]:
     """The cuts of every block whose loss is measured: numbers of KV groups and of FFN channels."""
-    parts = (sorted({half(widths), widths[-1]}) for widths in (lattice.attention, lattice.ffn))
-    return list(product(*parts))[:-1]
+    groups, channels = (
+        sorted({half(widths), widths[-1]}) for widths in (lattice.attention, lattice.ffn)
+    )
+    return list(product(groups, channels))[:-1]
 
 
 class Probes:
@@ -70,7 +72,7 @@ class Probes:
         """`forward`, noting what the layer is called with besides the stream."""
 
         def iterate() -> Iterator[int]:
-            seen = {}
+            seen: dict[str, tuple[tuple, dict]] = {}
             handle = layer.register_forward_pre_hook(
                 lambda _, args, keywords: seen.update(call=(args[1:], keywords)), with_kwargs=True
             )

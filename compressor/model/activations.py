@@ -20,10 +20,11 @@ class Activations:
     """
 
     def __init__(self, place: Path | torch.device | None = None):
-        files, self.folder = isinstance(place, Path), None
-        if files:
+        self.folder: tempfile.TemporaryDirectory | None = None
+        if isinstance(place, Path):
             self.folder = tempfile.TemporaryDirectory(prefix="activations-", dir=place)
-        self.device = torch.device("cpu") if files or place is None else place
+            place = None
+        self.device = torch.device("cpu") if place is None else place
         self.states: dict[int, torch.Tensor] = {}
 
     def put(self, batch: int, hidden: torch.Tensor) -> None:

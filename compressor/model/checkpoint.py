@@ -21,9 +21,9 @@ from compressor.model.configs import check_task, load_config, made, read_as_give
 from compressor.model.empty_model import empty_model, misfits
 from compressor.model.families import family_of
 from compressor.model.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
-from compressor.model.geometry import Geometry
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
+from compressor.model.source import Source
 from compressor.model.tensors import DTYPES, completed, read_header, read_tensors, turned
 from compressor.model.weight_files import check_adapters, check_index, weight_files
 from compressor.text.tokenizer import open_tokenizer
@@ -32,7 +32,7 @@ FINGERPRINT_BYTES = 1 << 20
 COMPARED_ROWS = 4096
 
 
-class Checkpoint(Geometry):
+class Checkpoint(Source):
     """A Hugging Face folder, opened read-only.
 
     `config` has settings under their standard names; `written_config` is the file's. Where no class of
@@ -44,10 +44,10 @@ class Checkpoint(Geometry):
     """
 
     dtypes = DTYPES
-    group: int | None = None  # input channels that share a scale, where weights are packed
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.label = str(self.path)
         self.notes: list[str] = []  # what a user should know of how the folder is read
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
@@ -77,22 +77,6 @@ class Checkpoint(Geometry):
     # -- what the files hold ----------------------------------------------------------------------
 
     @property
-    def tied(self) -> bool:
-        return self.family.head not in self.tensors
-
-    @property
-    def vocabulary(self) -> int:
-        return self.tensors[self.family.embedding].shape[0]
-
-    @property
-    def parameters(self) -> int:
-        return sum(t.numel for t in self.tensors.values())
-
-    @property
-    def bytes(self) -> int:
-        return sum(t.end - t.begin for t in self.tensors.values())
-
-    @property
     def header_bytes(self) -> int:
         """What files have before their first tensor."""
         begins: dict[Path, int] = {}
@@ -104,39 +88,17 @@ class Checkpoint(Geometry):
     def dtype(self) -> torch.dtype:
         """The dtype to compute in and to name: what the config says, if anything is stored so, and
         otherwise that of the most weights."""
-        stored = Counter()
+        stored: Counter[torch.dtype] = Counter()
         for entry in self.tensors.values():
             stored[entry.dtype] += entry.numel
         said = self.model_config().dtype
         return said if said in stored else stored.most_common(1)[0][0]
-
-    def block_name(self, block: int, name: str) -> str:
-        return f"{self.family.layers}.{block}.{name}"
-
-    def block_tensors(self, block: int) -> list[str]:
-        """Names inside one block that the files hold, e.g. `mlp.up_proj.weight`."""
-        prefix = self.block_name(block, "")
-        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
-
-    def outer_tensors(self) -> list[str]:
-        """Names outside the blocks: embedding, last norm, head."""
-        return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
 
     # -- reading ----------------------------------------------------------------------------------
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors, mapped from the files on the CPU; not to be written to."""
         return read_tensors(self.tensors, names)
-
-    def read_block(self, block: int) -> dict[str, torch.Tensor]:
-        """All tensors of one block, by their name inside it."""
-        names = self.block_tensors(block)
-        tensors = self.read(self.block_name(block, name) for name in names)
-        return {name: tensors[self.block_name(block, name)] for name in names}
-
-    def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of this whole name as files hold it: what `read` gives, turned back."""
-        return tensor.t() if self.tensors[name].transposed else tensor
 
     def will_need_block(self, block: int) -> None:
         """Have the system read a block's bytes ahead, into its cache and not into our memory."""
@@ -209,11 +171,6 @@ class Checkpoint(Geometry):
         """Make `tensors` those of the model, where they are stored otherwise."""
         if self.translated:
             self.tensors = llama_tensors(self.tensors, self.config.get("vocab_size"))
-
-    @property
-    def ties(self) -> bool:
-        """Whether the config says that the head is the embedding."""
-        return bool(self.config.get("tie_word_embeddings"))
 
     def _settle_head(self) -> None:
         """Of a head and an embedding that the config ties, one is enough, as transformers 5 has it.

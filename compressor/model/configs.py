@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compressor.errors import CompressorError, InputError, in_a_line
 from compressor.model.families import FAMILIES, Family
-from compressor.model.per_layer import open_config
+from compressor.model.per_layer import config_name, open_config
 
 # Ends of the names of classes that predict the next token.
 GENERATORS = ("ForCausalLM", "LMHeadModel")
@@ -80,6 +80,15 @@ def load_config(path: Path, family: Family, written: Mapping, translated: bool):
             f"transformers {transformers.__version__} refuses the config of {path}: {in_a_line(error)}"
             f"{way_out(written, family)}"
         ) from error
+
+
+def config_of(written: Mapping, family: Family):
+    """transformers' config of what config.json is to say, by its own class or by the package's."""
+    if family.stock:
+        return made(written)
+    from compressor.model.families import modeling_alibi
+
+    return getattr(modeling_alibi, config_name(family)).from_dict(dict(written))
 
 
 def made(written: Mapping):

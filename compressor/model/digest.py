@@ -13,5 +13,6 @@ def digest(tensors: "dict[str, torch.Tensor]") -> str:
 
     found = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
-        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        found.update(data)  # type: ignore[arg-type]  # a Buffer to the stubs from Python 3.12 on
     return found.hexdigest()

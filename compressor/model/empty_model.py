@@ -32,7 +32,7 @@ class EmptyModel:
     ignored: tuple[str, ...] = ()
 
 
-def empty_model(config, family: Family, path: Path) -> EmptyModel:
+def empty_model(config, family: Family, path: Path | str) -> EmptyModel:
     """The model of transformers' config; InputError in its words where it cannot be built."""
     try:
         with torch.device("meta"):
@@ -58,7 +58,7 @@ def misfits(
     model: EmptyModel,
     family: Family,
     tied: bool,
-    path: Path,
+    path: Path | str,
 ) -> list[str]:
     """Sentences about tensors that are missing, of another shape or unknown; none if all is right.
 

@@ -19,13 +19,16 @@ def stored_rows(module: torch.nn.Linear, count: int) -> Iterator[torch.Tensor]:
 
 
 @torch.no_grad()
-def logits(model, ids: torch.Tensor, rows_of: RowsOf = stored_rows) -> torch.Tensor:
+def logits(
+    model: torch.nn.Module, ids: torch.Tensor, rows_of: RowsOf = stored_rows
+) -> torch.Tensor:
     """float32 logits [tokens, vocabulary] of one prompt [1, tokens], by the model's own forward."""
     handles, linears = [], []
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             linears.append((module, module.__dict__.get("forward")))
-            module.forward = partial(wide_linear, module, rows_of=rows_of)
+            wide = partial(wide_linear, module, rows_of=rows_of)
+            module.forward = wide  # type: ignore[method-assign]  # undone below
         elif isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
             handles.append(module.register_forward_hook(lambda m, args, out: out.float()))
         elif next(module.parameters(recurse=False), None) is not None:
@@ -39,7 +42,7 @@ def logits(model, ids: torch.Tensor, rows_of: RowsOf = stored_rows) -> torch.Ten
         for module, former in linears:
             del module.forward
             if former is not None:  # compressed-tensors gives its modules a forward of their own
-                module.forward = former
+                module.forward = former  # type: ignore[method-assign]
 
 
 def wide_linear(

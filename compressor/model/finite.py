@@ -3,21 +3,21 @@
 import torch
 
 from compressor.errors import DamagedError
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 
 
-def check_block(checkpoint: Checkpoint, index: int, weights: dict[str, torch.Tensor]) -> None:
+def check_block(checkpoint: Source, index: int, weights: dict[str, torch.Tensor]) -> None:
     for name, tensor in weights.items():
         check_finite(checkpoint.block_name(index, name), tensor)
 
 
-def check_outer(checkpoint: Checkpoint) -> None:
+def check_outer(checkpoint: Source) -> None:
     """Of embedding, last norm and head."""
     for name in checkpoint.outer_tensors():
         check_finite(name, checkpoint.read([name])[name])
 
 
-def check_weights(checkpoint: Checkpoint) -> None:
+def check_weights(checkpoint: Source) -> None:
     """Refuse a checkpoint with NaN or infinity anywhere, by the tensor's name; reads all of it."""
     check_outer(checkpoint)
     for index in range(checkpoint.blocks):

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import FAMILIES, Family
+from compressor.model.source import Source
 
 
 def choose_container(
-    checkpoint: Checkpoint, groups: set[int], container: str = "auto", served: bool = True
+    checkpoint: Source, groups: set[int], container: str = "auto", served: bool = True
 ) -> str:
     """The model type to write: the family's own where what loads the result takes the heads.
 
@@ -37,7 +37,7 @@ def choose_container(
     raise InputError(f"{'; '.join(reasons)}; {way_out(checkpoint, against, container)}.")
 
 
-def takes(checkpoint: Checkpoint, groups: set[int], container: str, served: bool) -> bool:
+def takes(checkpoint: Source, groups: set[int], container: str, served: bool) -> bool:
     """Whether there is a type to write so many KV groups as."""
     try:
         choose_container(checkpoint, groups, container, served)
@@ -46,7 +46,7 @@ def takes(checkpoint: Checkpoint, groups: set[int], container: str, served: bool
     return True
 
 
-def why_heads_stay(checkpoint: Checkpoint) -> str:
+def why_heads_stay(checkpoint: Source) -> str:
     """What keeps all heads of a model, as a sentence; nothing if they can go."""
     try:
         choose_container(checkpoint, {1})
@@ -55,7 +55,7 @@ def why_heads_stay(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def head_counts(checkpoint: Checkpoint, groups: set[int]) -> list[int]:
+def head_counts(checkpoint: Source, groups: set[int]) -> list[int]:
     return sorted(n * checkpoint.queries_per_group for n in groups)
 
 
@@ -63,7 +63,7 @@ def shown(counts: list[int]) -> str:
     return f"{' or '.join(map(str, counts))} heads"
 
 
-def refusal_of_own(checkpoint: Checkpoint, counts: list[int]) -> str | None:
+def refusal_of_own(checkpoint: Source, counts: list[int]) -> str | None:
     """Why the family's own class does not have these numbers of heads."""
     family, cut = checkpoint.family, counts != [checkpoint.heads]
     if cut and not family.cuts_heads:
@@ -79,7 +79,7 @@ def refusal_of_own(checkpoint: Checkpoint, counts: list[int]) -> str | None:
     return undivided(family, checkpoint, counts)
 
 
-def refusal_of_other(checkpoint: Checkpoint, counts: list[int]) -> str | None:
+def refusal_of_other(checkpoint: Source, counts: list[int]) -> str | None:
     """Why the family's container does not compute what the model does with these numbers of heads."""
     other = checkpoint.family.container
     if not other.biases and any("bias" in name for name in checkpoint.block_tensors(0)):
@@ -89,7 +89,7 @@ def refusal_of_other(checkpoint: Checkpoint, counts: list[int]) -> str | None:
     return undivided(FAMILIES[other.model_type], checkpoint, counts)
 
 
-def undivided(family: Family, checkpoint: Checkpoint, counts: list[int]) -> str | None:
+def undivided(family: Family, checkpoint: Source, counts: list[int]) -> str | None:
     """Why a config class that wants a hidden size that the heads divide refuses these."""
     divides = all(checkpoint.hidden_size % count == 0 for count in counts)
     alike = len(counts) == 1 or bool(family.per_layer_settings)
@@ -101,7 +101,7 @@ def undivided(family: Family, checkpoint: Checkpoint, counts: list[int]) -> str 
     )
 
 
-def refusal_of_vllm(checkpoint: Checkpoint, counts: list[int]) -> str | None:
+def refusal_of_vllm(checkpoint: Source, counts: list[int]) -> str | None:
     """Why vLLM's class of the family does not load these numbers of heads."""
     family, head_dim = checkpoint.family, checkpoint.head_dim
     if family.serves_heads(checkpoint.hidden_size, counts, head_dim):
@@ -112,7 +112,7 @@ def refusal_of_vllm(checkpoint: Checkpoint, counts: list[int]) -> str | None:
     )
 
 
-def way_out(checkpoint: Checkpoint, against: Mapping[str, str | None], container: str) -> str:
+def way_out(checkpoint: Source, against: Mapping[str, str | None], container: str) -> str:
     """What to do where no type takes the heads."""
     family = checkpoint.family
     accepting = next((name for name, reason in against.items() if reason is None), None)
@@ -130,7 +130,7 @@ def way_out(checkpoint: Checkpoint, against: Mapping[str, str | None], container
     return "keep a number of heads that divides it"
 
 
-def check_differing(checkpoint: Checkpoint, container: str) -> None:
+def check_differing(checkpoint: Source, container: str) -> None:
     """Refuse blocks of their own numbers of heads, where every number must divide the hidden size."""
     family = checkpoint.family
     if not family.heads_divide_hidden or family.per_layer_settings:

@@ -1,6 +1,7 @@
 """A folder loaded by transformers as a user loads it, and the prompts that it is tried with."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,13 +11,16 @@ from compressor.model.modules import make_linear
 from compressor.model.per_layer import may_run_code
 from compressor.text.tokenizer import PROMPTS, read_tokenizer
 
+if TYPE_CHECKING:  # it takes seconds to import
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-def prompt_ids(tokenizer, positions: int | None) -> list[torch.Tensor]:
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", positions: int | None) -> list[torch.Tensor]:
     """Token ids [1, tokens] of `PROMPTS`, cut at the model's positions; None: it has no end."""
     return [tokenizer(p, return_tensors="pt")["input_ids"][:, :positions] for p in PROMPTS]
 
 
-def positions_of(config) -> int | None:
+def positions_of(config: "PreTrainedConfig") -> int | None:
     """`Checkpoint.positions` of a model that transformers loaded, of whatever family."""
     name, family = "max_position_embeddings", FAMILIES.get(config.model_type)
     return getattr(config, family.spellings.get(name, name) if family else name, None)
@@ -34,12 +38,13 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     logging.disable_progress_bar()
     trusted = may_run_code(folder)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=trusted,
         )
+        model, found = loaded
         family = FAMILIES.get(model.config.model_type)
         tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load

@@ -1,6 +1,6 @@
 """Modules whose parameters and forward are lent for a while."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from types import MethodType
 
@@ -44,7 +44,7 @@ def make_linear(model: nn.Module) -> nn.Module:
     return model
 
 
-def assign(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def assign(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Make these tensors, of whatever shape, the parameters of `module`."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")

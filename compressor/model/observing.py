@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 Given = Callable[[torch.Tensor], None]
-Passed = Callable[[torch.Tensor, torch.Tensor | tuple], None]
+Passed = Callable[[torch.Tensor, Any], None]  # a tensor or a tuple, as the module returns
 
 
 @contextmanager

@@ -15,9 +15,15 @@ Code of a folder is run only where it is this very file; blocks are streamed by 
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from compressor.config.layouts import PER_LAYER
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
+
+if TYPE_CHECKING:  # they take seconds to import
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 KEY = "per_layer_config"
 HEADS = "alibi_heads"
@@ -32,7 +38,7 @@ def code_of(family: Family) -> tuple[Path, ...]:
 
 
 def needs_code(family: Family, layout: str) -> bool:
-    return layout == "per-layer" or not family.stock
+    return layout == PER_LAYER or not family.stock
 
 
 def has_uniform(family: Family) -> bool:
@@ -87,7 +93,8 @@ def check(config: dict, family: Family) -> None:
 
 def check_heads(block: str, heads, entry: dict, config: dict, family: Family) -> None:
     """Refuse what is no choice of as many of the first heads as a block is said to have."""
-    count, first = entry.get(family.heads_key), config.get(family.heads_key, 0)
+    first = config.get(family.heads_key, 0)
+    count = entry.get(family.heads_key, first)
     fits = isinstance(heads, list) and len(heads) == count and set(heads) <= {*range(first)}
     if not fits or sorted({*heads}) != heads:
         raise InputError(
@@ -107,7 +114,7 @@ def open_config(path: Path, family: Family):
     return getattr(modeling_alibi, config_name(family)).from_pretrained(path)
 
 
-def class_of(config, family: Family):
+def class_of(config: "PreTrainedConfig", family: Family):
     """The class that builds a transformers config's model: the package's, or None for a stock one."""
     if not (family.alibi or getattr(config, "is_heterogeneous", False)):
         return None
@@ -117,7 +124,7 @@ def class_of(config, family: Family):
     return getattr(module, class_name(family))
 
 
-def model_of(config, family: Family, dtype):
+def model_of(config: "PreTrainedConfig", family: Family, dtype: "torch.dtype") -> "PreTrainedModel":
     """A model of a transformers config, by the class that builds it."""
     from transformers import AutoModelForCausalLM
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,14 +15,17 @@ def finished_block(folder: Path | None, index: int) -> dict[str, torch.Tensor] |
     return load_file(file) if file and file.exists() else None
 
 
-def told_of_block(folder: Path, index: int) -> dict:
+def told_of_block(folder: Path, index: int) -> Any:
     """What was kept beside the tensors of a finished block."""
     with safe_open(folder / f"{index}.safetensors", "pt") as file:
         return json.loads(file.metadata()["told"])
 
 
 def keep_block(
-    folder: Path | None, index: int, tensors: dict[str, torch.Tensor], told: dict | None = None
+    folder: Path | None,
+    index: int,
+    tensors: dict[str, torch.Tensor],
+    told: dict | list | None = None,
 ) -> None:
     """Save what a pass found out about a block; a kill leaves the whole file or none."""
     if folder is None:

@@ -7,21 +7,25 @@ are replaced by recorders; the head is that same forward with the blocks replace
 So a stream computes the very numbers of the ordinary model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
 from compressor.model.activations import Activations, states_of
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.memory import trim_heap
 from compressor.model.modules import loaded, make_linear, move_buffers, replaced_forward
 from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
+from compressor.model.source import Source
+
+# visit(index, layer, forward), as `BlockStream.run` says.
+Visit = Callable[[int, nn.Module, Callable[[], Iterator[int]]], None]
 
 
 class BlockStream:
@@ -33,7 +37,7 @@ class BlockStream:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         place: Path | torch.device | None = None,
@@ -47,7 +51,7 @@ class BlockStream:
             self.model = make_linear(model_of(config, checkpoint.family, self.dtype))
         self.model.eval()
         move_buffers(self.model, self.device)
-        self.layers = self.model.get_submodule(checkpoint.family.layers)
+        self.layers = cast(nn.ModuleList, self.model.get_submodule(checkpoint.family.layers))
 
     host = torch.device("cpu")
 
@@ -102,7 +106,7 @@ class BlockStream:
     def run(
         self,
         batches: list[torch.Tensor],
-        visit=None,
+        visit: Visit | None = None,
         kept: list[tuple] | None = None,
         pauses: Pauses | None = None,
         blocks: int | None = None,

@@ -1,13 +1,14 @@
 """The units of one block: what they own, and the block without some of them."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family
+from compressor.model.source import Source
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class BlockGeometry:
     norm_eps: float
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, block: int = 0) -> "BlockGeometry":
+    def of(cls, checkpoint: Source, block: int = 0) -> "BlockGeometry":
         """Of one block: only `units` may differ between blocks."""
         return cls(
             family=checkpoint.family,
@@ -42,7 +43,7 @@ class BlockGeometry:
 
 
 @contextmanager
-def only_units(layer: nn.Module, geometry: BlockGeometry, kept: dict[str, list[int]]):
+def only_units(layer: nn.Module, geometry: BlockGeometry, kept: Mapping[str, Sequence[int]]):
     """While open, `layer` computes what it would with the units `kept[group]` alone.
 
     A removed unit contributes nothing to its output projection, so zeroing its channels there is

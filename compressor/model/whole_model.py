@@ -26,7 +26,7 @@ def open_whole(checkpoint: Checkpoint, device: str, dtype: torch.dtype, instead:
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, trust_remote_code=trusted
     )
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]  # a wrapper hides the method
 
 
 def check_device(device: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family
+from compressor.model.source import Source
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ModelWidths:
         return self.blocks[0].hidden
 
 
-def model_widths(checkpoint: Checkpoint) -> ModelWidths:
+def model_widths(checkpoint: Source) -> ModelWidths:
     """Widths of a checkpoint, from its headers; only sliding windows come from its config."""
     family, tensors = checkpoint.family, checkpoint.tensors
     blocks = tuple(
@@ -142,7 +142,7 @@ def block_widths(
     return widths
 
 
-def sliding_windows(checkpoint: Checkpoint) -> list[int | None]:
+def sliding_windows(checkpoint: Source) -> list[int | None]:
     """The window of every block, as transformers' own cache sees it."""
     from transformers import DynamicCache
 

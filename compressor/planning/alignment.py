@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compressor.config.target import Target
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.planning.costs import CLOSE, Costs, meets, miss_of, reached, unit_of
 from compressor.planning.lattice import CHOICE, MULTIPLES, Lattice, Wanted
 from compressor.planning.reach import least_widths
@@ -81,7 +81,7 @@ class Alignment:
 
 def alignment_of(
     target: Target,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     wanted: Wanted,
     protect: Sequence[int] = (),
     rule: str = "solved",

@@ -11,12 +11,13 @@ Which units stay is the same in all: the best-scored of each group of each block
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from compressor.config.choices import ALLOCATIONS, check_allocation
 from compressor.config.target import Target
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
+from compressor.model.source import Source
 from compressor.planning.alignment import Alignment, alignment_of
 from compressor.planning.costs import Costs, reached
 from compressor.planning.landscape import Landscape
@@ -34,12 +35,12 @@ SOLVERS: dict[str, Callable[..., list[Widths]]] = {
     "uniform": lambda scores, *given: solve(*given[:-1]),
     "global": lambda *given: solve_globally(*given[:-1]),
     "exact": solve_measured,
-    "measured": lambda *given: solve_measured(*given, in_nats=True),
-    "besa": lambda *given: solve_measured(*given, learned=True),
+    "measured": partial(solve_measured, in_nats=True),
+    "besa": partial(solve_measured, learned=True),
 }
 
 
-def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
+def protected(blocks: Sequence[int], checkpoint: Source) -> list[int]:
     """Block numbers, negative ones counted from the end, as sorted non-negative ones."""
     count = checkpoint.blocks
     outside = [b for b in blocks if not -count <= b < count]
@@ -48,18 +49,18 @@ def protected(blocks: Sequence[int], checkpoint: Checkpoint) -> list[int]:
     return sorted({b % count for b in blocks})
 
 
-def check_scores(scores: Scores, checkpoint: Checkpoint) -> None:
+def check_scores(scores: Scores, checkpoint: Source) -> None:
     if len(scores.blocks) != checkpoint.blocks or any(
         len(block[g]) != units[g]
         for block, units in zip(scores.blocks, checkpoint.block_units, strict=True)
         for g in GROUPS
     ):
-        raise InputError(f"The scores do not fit {checkpoint.path}: other numbers of units.")
+        raise InputError(f"The scores do not fit {checkpoint.label}: other numbers of units.")
 
 
 def alignment(
     target: Target,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     wanted: Wanted,
     protect: Sequence[int] = (),
     how: str = "uniform",
@@ -73,7 +74,7 @@ def alignment(
 
 def allocate(
     scores: Scores,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     target: Target,
     wanted: Wanted = Wanted(),
     protect: Sequence[int] = (),
@@ -96,7 +97,7 @@ def allocate(
 
 def plan_of(
     scores: Scores,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     target: Target,
     widths: Sequence[Widths],
     how: str,

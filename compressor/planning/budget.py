@@ -24,8 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
+from compressor.model.source import Source
 from compressor.model.widths import model_widths
 from compressor.model.work import Step, attended, flops
 
@@ -33,7 +33,7 @@ CONTEXT = 2048
 PARTS = 20_000  # few, as the knapsack looks at all sums of them
 
 
-def flops_of(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
+def flops_of(checkpoint: Source) -> tuple[dict[str, int], int]:
     """FLOPs of a unit of each group in one block, and of the whole model."""
     context = min(CONTEXT, checkpoint.positions or CONTEXT)
     model, step = model_widths(checkpoint), Step(1, context, context)
@@ -49,7 +49,7 @@ def flops_of(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
     return unit, sum(flops(b, step) for b in model.blocks) + head
 
 
-def table_of(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Sequence[int]], int, int]:
+def table_of(path: str | Path, checkpoint: Source) -> tuple[dict[str, Sequence[int]], int, int]:
     """Costs of 0, 1, .. units of each group, of what is outside the blocks, and of all: in parts.
 
     InputError for a file that is no table, has costs that are not positive, or ends before the widths
@@ -72,7 +72,9 @@ def table_of(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Sequence[int
     if not (math.isfinite(other) and other >= 0):
         raise InputError(f"{path} has {other} for `other`; it must be 0 or more.")
     whole = other + sum(costs[g][units[g]] for units in checkpoint.block_units for g in GROUPS)
-    counted = {g: [math.ceil(c / whole * PARTS) for c in own] for g, own in costs.items()}
+    counted: dict[str, Sequence[int]] = {
+        g: [math.ceil(c / whole * PARTS) for c in own] for g, own in costs.items()
+    }
     return counted, math.ceil(other / whole * PARTS), PARTS
 
 

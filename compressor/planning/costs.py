@@ -9,7 +9,7 @@ from compressor.errors import InputError
 from compressor.model.groups import GROUPS
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
-    from compressor.model.checkpoint import Checkpoint
+    from compressor.model.source import Source
 
 
 HEADER_ENTRY = 150  # bytes of a tensor in the header of a file, at most
@@ -34,7 +34,7 @@ class Costs:
     added: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checkpoint: "Checkpoint", budget: str = "params") -> "Costs":
+    def of(cls, checkpoint: "Source", budget: str = "params") -> "Costs":
         from compressor.planning.budget import flops_of, table_of
 
         unit, prunable = {}, 0
@@ -57,7 +57,7 @@ class Costs:
             for group in GROUPS:
                 unit[group]["flops"] = each[group]
         most = {g: max(own[g] for own in checkpoint.block_units) for g in GROUPS}
-        prices = {
+        prices: dict[str, dict[str, Sequence[int]]] = {
             measure: {g: [n * unit[g][measure] for n in range(most[g] + 1)] for g in GROUPS}
             for measure in total
         }
@@ -122,7 +122,7 @@ def meets(target: Target, costs: Costs, size: float) -> bool:
     return size < whole and size <= aim + (0 if target.hard else CLOSE * unit_of(target, costs))
 
 
-def reached(target: Target, costs: Costs, size: int) -> float:
+def reached(target: Target, costs: Costs, size: float) -> float:
     """A size in the unit the target was given in."""
     if target.kind == "keep":
         return size / costs.total[target.measure]

@@ -35,7 +35,7 @@ class Landscape:
         """The landscape that was measured in the order of these scores, if one was."""
         if scores.measured is None:
             return None
-        tensors = {name: scores.measured.tensors.get(name, []) for name in TENSORS}
+        tensors: dict = {name: scores.measured.tensors.get(name, []) for name in TENSORS}
         return cls(**tensors, **scores.measured.about)
 
     def keep_with(self, scores: Scores) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.heads import takes
+from compressor.model.source import Source
 
 # Usual multiples of FFN channels: which of them a target gets, `alignment.py` says. What
 # kernels and formats want: tensor cores read bf16 best in lines of 64; Marlin's 4-bit kernels take 128
@@ -64,7 +64,7 @@ class Wanted:
         each = dict.fromkeys(math.lcm(m, self.least) for m in (*MULTIPLES, *FINER))
         return [m for m in each if m <= width] or [self.least]
 
-    def lattice(self, checkpoint: Checkpoint, align: int) -> Lattice:
+    def lattice(self, checkpoint: Source, align: int) -> Lattice:
         return lattice(checkpoint, align, self.tp, self.container, self.columns, self.served)
 
 
@@ -74,7 +74,7 @@ def default_align(width: int) -> int:
 
 
 def lattice(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     align: int | None = None,
     tp: int = 1,
     container: str = "auto",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from compressor.config.target import Target
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
+from compressor.model.source import Source
 from compressor.planning.costs import Costs, aim_of
 from compressor.planning.landscape import Landscape, scaled
 from compressor.planning.lattice import Lattice
@@ -20,7 +20,7 @@ from compressor.solvers.exact import Widths, best_split, own_widths
 def solve_measured(
     scores: Scores,
     target: Target,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     lattice: Lattice,
     protect: Sequence[int] = (),
     alike: bool = True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from compressor.errors import NOT_JSON, InputError
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
-    from compressor.model.checkpoint import Checkpoint
+    from compressor.model.source import Source
 
 
 @dataclass
@@ -17,6 +17,13 @@ class Plan:
 
     blocks: list[dict[str, list[int]]]
     about: dict = field(default_factory=dict)
+
+    @classmethod
+    def whole(cls, source: "Source") -> "Plan":
+        """The plan that keeps every unit."""
+        return cls(
+            [{group: [*range(n)] for group, n in units.items()} for units in source.block_units]
+        )
 
     def widths(self) -> list[dict[str, int]]:
         return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
@@ -32,11 +39,11 @@ class Plan:
         least, most = min(counts), max(counts)
         return f"{least}" if least == most else f"{least} to {most}"
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "Plan":
+    def load(cls, path: str | Path) -> "Plan":
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
             blocks = [{g: list(kept) for g, kept in b.items()} for b in value["blocks"]]
@@ -44,11 +51,11 @@ class Plan:
         except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
-    def check(self, checkpoint: "Checkpoint") -> None:
+    def check(self, checkpoint: "Source") -> None:
         """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one."""
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(
-                f"The plan is for {len(self.blocks)} blocks; {checkpoint.path} has "
+                f"The plan is for {len(self.blocks)} blocks; {checkpoint.label} has "
                 f"{checkpoint.blocks}."
             )
         made_for = self.about.get("units", checkpoint.block_units)
@@ -57,7 +64,7 @@ class Plan:
                 if block[group] != units:
                     raise InputError(
                         f"The plan was made for {block[group]} units of {group} in block {index}, and "
-                        f"{checkpoint.path} has {units}; score it, and make a plan of its own."
+                        f"{checkpoint.label} has {units}; score it, and make a plan of its own."
                     )
         for index, block in enumerate(self.blocks):
             for group, units in checkpoint.block_units[index].items():

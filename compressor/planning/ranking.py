@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 
 from compressor.config.target import Target
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.planning.costs import Costs, aim_of
 from compressor.planning.lattice import Lattice, up_to
 from compressor.planning.uniform import smallest
@@ -101,7 +101,8 @@ def left_out(
 
     And what all steps that were not taken cost.
     """
-    found, costs = {}, {}
+    found: dict[tuple[int, str], tuple[int, int, Widths]] = {}
+    costs: dict[tuple[int, str], int] = {}
     for step in steps:
         own, place = widths[step.block], (step.block, step.group)
         if step.width > own[step.group]:
@@ -114,7 +115,7 @@ def left_out(
 def solve_globally(
     scores: Scores,
     target: Target,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     lattice: Lattice,
     protect: Sequence[int] = (),
 ) -> list[Widths]:

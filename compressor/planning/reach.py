@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.config.target import Target
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.heads import why_heads_stay
+from compressor.model.source import Source
 from compressor.planning.costs import Costs, aim_of, reached
 from compressor.planning.lattice import Lattice
 
@@ -67,7 +67,7 @@ class Reach:
         }
 
 
-def reach_of(checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()) -> Reach:
+def reach_of(checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()) -> Reach:
     """What can be reached on a lattice with these blocks protected, from the headers alone."""
     costs = Costs.of(checkpoint)
     least = costs.size(least_widths(costs, lattice, protect), "params")
@@ -107,7 +107,7 @@ def in_the_other_unit(target: Target, costs: Costs) -> str:
 
 def refusal(
     target: Target,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     costs: Costs,
     lattice: Lattice,
     protect: Sequence[int] = (),
@@ -126,7 +126,7 @@ def refusal(
     return f"{said}. {note[0]}{heads_that_stay(checkpoint, lattice)}"
 
 
-def heads_that_stay(checkpoint: Checkpoint, lattice: Lattice) -> str:
+def heads_that_stay(checkpoint: Source, lattice: Lattice) -> str:
     """A sentence where FFN channels alone can go, with the reason."""
     if len(lattice.attention) > 1:
         return ""

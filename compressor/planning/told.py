@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.planning.alignment import Alignment, Outcome, alignment_of
 from compressor.planning.costs import CLOSE, Costs, miss_of, reached
 from compressor.planning.lattice import MULTIPLES
@@ -39,9 +39,7 @@ def in_words(alignment: Alignment) -> str:
     return f"FFN widths are multiples of {alignment.align} ({said})."
 
 
-def plan_in_words(
-    alignment: Alignment, checkpoint: Checkpoint, widths: Sequence[Widths]
-) -> list[str]:
+def plan_in_words(alignment: Alignment, checkpoint: Source, widths: Sequence[Widths]) -> list[str]:
     """All that there is to say of a plan's widths."""
     notes = width_notes(alignment, checkpoint, widths)
     return [in_words(alignment), *kernels([alignment]), *notes]
@@ -67,7 +65,7 @@ def points(share: float) -> str:
 
 
 def width_notes(
-    alignment: Alignment, checkpoint: Checkpoint, widths: Sequence[Widths] | None = None
+    alignment: Alignment, checkpoint: Source, widths: Sequence[Widths] | None = None
 ) -> list[str]:
     """Sentences where the multiple is narrower than the usual ones, and where a result of these widths
     misses the target; without widths, of what is known before there are any.
@@ -96,7 +94,7 @@ def narrow(alignment: Alignment) -> list[str]:
 
 
 def missed(
-    alignment: Alignment, checkpoint: Checkpoint, size: float | None, miss: float | None
+    alignment: Alignment, checkpoint: Source, size: float | None, miss: float | None
 ) -> list[str]:
     """A sentence where a size, in the target's unit, is more than half a point from it."""
     if miss is None or abs(miss) <= CLOSE:
@@ -108,7 +106,7 @@ def missed(
     ]
 
 
-def what_comes_nearer(alignment: Alignment, checkpoint: Checkpoint) -> str:
+def what_comes_nearer(alignment: Alignment, checkpoint: Source) -> str:
     """The --align that would do, or what allows none."""
     wanted = alignment.wanted
     free = alignment_of(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from compressor.config.target import Target
 from compressor.errors import InputError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
+from compressor.model.source import Source
 from compressor.planning.costs import CLOSE, Costs, aim_of, meets, miss_of, reached
 from compressor.planning.lattice import Lattice
 from compressor.planning.reach import least_widths, refusal
@@ -14,7 +14,7 @@ from compressor.solvers.exact import Widths
 
 
 def smallest(
-    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+    target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
     """The least widths of every block; `InputError` where even they are above the target."""
     costs = Costs.of(checkpoint, target.budget)
@@ -88,7 +88,7 @@ def taken_split(
 
 
 def feasible_splits(
-    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+    target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
 ) -> tuple[Costs, list[Widths]]:
     """`nearest_splits`, and costs; `InputError` where there are none."""
     smallest(target, checkpoint, lattice, protect)
@@ -106,7 +106,7 @@ def feasible_splits(
 
 
 def constant_splits(
-    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+    target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
     """The `nearest_splits` that can fairly be compared: a larger model would win without being better.
 
@@ -125,7 +125,7 @@ def constant_splits(
 
 
 def check_equal(
-    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+    target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
 ) -> None:
     """Refuse a target that equal widths stay far below, since blocks differ: the narrowest sets them."""
     costs = Costs.of(checkpoint, target.budget)
@@ -138,19 +138,19 @@ def check_equal(
     if miss_of(target, costs, size) < -CLOSE:
         raise InputError(
             f"The target {target.kind} {target.value:,g} is more than equal widths leave: the blocks of "
-            f"{checkpoint.path} differ, and with those of the narrowest everywhere it is "
+            f"{checkpoint.label} differ, and with those of the narrowest everywhere it is "
             f"{reached(target, costs, size):,.6g}. Ask for no more than that, or add "
             "--layout per-layer --allocate global."
         )
 
 
-def everywhere(split: Widths, model: Checkpoint | Costs, protect: Sequence[int]) -> list[Widths]:
+def everywhere(split: Widths, model: Source | Costs, protect: Sequence[int]) -> list[Widths]:
     """The same widths in all blocks that are not protected."""
     return [dict(units if b in protect else split) for b, units in enumerate(model.block_units)]
 
 
 def solve(
-    target: Target, checkpoint: Checkpoint, lattice: Lattice, protect: Sequence[int] = ()
+    target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
     """Uniform widths: those on the lattice that come nearest to the target, and never above a bound."""
     costs, splits = feasible_splits(target, checkpoint, lattice, protect)

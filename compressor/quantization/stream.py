@@ -24,7 +24,7 @@ from compressor.model.saved_blocks import finished_block, keep_block, told_of_bl
 from compressor.model.stream import BlockStream
 from compressor.quantization.clipping import learn
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
-from compressor.repair.streaming import HELD_BACK
+from compressor.repairing.streaming import HELD_BACK
 from compressor.text.tokens import held_back
 from compressor.writing.packing import packed
 
@@ -111,7 +111,7 @@ class Quantizing:
                     n: stored_scales(scales(w, self.group, gammas.get(n)), w.dtype)
                     for n, w in dense.items()
                 }
-            found = {}
+            found: dict[str, torch.Tensor] = {}
             for name, weight in dense.items():
                 found |= packed(name, weight, steps[name], self.group)
                 weights[name] = dequantized(integers(weight, steps[name]), steps[name])

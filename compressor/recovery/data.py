@@ -63,7 +63,7 @@ def read_data(
         source = text.source
         examples, protocol = plain(text, tokenizer, length, total, selected, seed)
     else:
-        examples, protocol = answered(source, rows, tokenizer, length, total, selected, seed)
+        examples, protocol = answered(str(source), rows, tokenizer, length, total, selected, seed)
         protocol["replaced"] = replaced
     if len(examples) < 2:
         raise InputError(
@@ -91,8 +91,13 @@ def plain(text: Text, tokenizer, length: int, total: int, selected: str | None, 
     else:
         taken = tokenize(text, tokenizer, length, total, selected)
         sequences = shuffled(taken.sequences, seed)
-    protocol = {"source": text.source, "sha256": text.sha256, "kind": text.kind, "range": selected}
-    protocol |= {"length": length, "bos": taken.protocol["bos"], "replaced": text.replaced}
+    protocol: dict = {"source": text.source, "sha256": text.sha256, "kind": text.kind}
+    protocol |= {
+        "range": selected,
+        "length": length,
+        "bos": taken.protocol["bos"],
+        "replaced": text.replaced,
+    }
     return [Example(ids, ids) for ids in sequences], protocol
 
 
@@ -139,7 +144,7 @@ def answered(
             f"No answer in {source!r}{f' ({selected})' if selected else ''} begins within {length} "
             f"tokens ({too_long} rows); raise --length."
         )
-    protocol = {"source": source, "sha256": digest, "kind": "rows", "range": selected}
+    protocol: dict = {"source": source, "sha256": digest, "kind": "rows", "range": selected}
     protocol |= {"length": length, "rows_too_long": too_long}
     return examples[:total], protocol
 

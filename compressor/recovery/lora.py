@@ -38,7 +38,7 @@ def load_adapted(
     model, _ = load(folder, held_dtype(checkpoint.dtype, device.type == "cpu", asked))
     config = LoraConfig(
         r=recovery.rank,
-        lora_alpha=recovery.alpha,
+        lora_alpha=recovery.alpha,  # type: ignore[arg-type]  # peft divides by the rank anyway
         lora_dropout=recovery.dropout,
         target_modules=target_modules(checkpoint),
     )

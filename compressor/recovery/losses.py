@@ -40,7 +40,7 @@ class Soft:
     def __getitem__(self, rows: slice) -> "Soft":
         return Soft(self.tokens[rows], self.logs[rows])
 
-    def to(self, device: torch.device) -> "Soft":
+    def to(self, device: torch.device | str) -> "Soft":
         return Soft(self.tokens.to(device), self.logs.to(device))
 
 

@@ -12,9 +12,9 @@ from compressor.config.json_files import ESCAPED
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import SHIPPED
 from compressor.recovery.lora import Adapters
+from compressor.writing.cuts import empty
 from compressor.writing.shards import check_space, opened, write_index
 from compressor.writing.side_files import copy_side_files
-from compressor.writing.write import empty
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:

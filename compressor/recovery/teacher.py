@@ -26,7 +26,7 @@ class Teacher:
     """Reads what `teach` wrote; `soft(i)` is the source's distribution of example i."""
 
     def __init__(self, folder: Path):
-        self.files = {}
+        self.files: dict[int, Path] = {}
         for file in sorted(folder.iterdir()):
             with safe_open(file, framework="pt") as handle:
                 names = handle.keys()
@@ -65,7 +65,7 @@ def teach(
     pauses = Pauses(folder.with_name(f"{folder.name}.paused"))
     found = stream.logits(ids, pauses=pauses)
     for number, (batch, logits) in enumerate(zip(batches, found, strict=True)):
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for i, row in zip(batch, logits, strict=True):
             predicted = examples[i].predicted
             soft = Soft.of(row[: len(predicted)][predicted.to(row.device)], top).to("cpu")

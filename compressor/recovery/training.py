@@ -42,7 +42,7 @@ class History:
 
 def order(step: int, batch: int, count: int, seed: int) -> list[int]:
     """Which of `count` sequences a step takes: one epoch's permutation after the other."""
-    chosen = []
+    chosen: list[int] = []
     for position in range(step * batch, (step + 1) * batch):
         epoch, place = divmod(position, count)
         if not chosen or place == 0:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from compressor.config.layouts import PER_LAYER
 from compressor.model.families import FAMILIES, Family
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.report.drawing import PICTURE
@@ -84,11 +85,11 @@ def how_it_loads(family: Family, layout: str) -> str:
     files = f"{first} (with {', '.join(others)})" if others else first
     what = "of which `transformers` has no class."
     closing = ""
-    if layout == "per-layer":
+    if layout == PER_LAYER:
         what = "whose blocks have widths of their own."
         closing = """, and what knows one width for all blocks (vLLM's
 classes, llama.cpp, 4-bit kernels) does not load it"""
-    if layout == "per-layer" and has_uniform(family):
+    if layout == PER_LAYER and has_uniform(family):
         closing += ". A `uniform` result loads everywhere"
     return f""" {what} {files}, which is
 in this folder, builds them; `transformers` runs it only where it is told to:

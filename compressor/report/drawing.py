@@ -13,7 +13,7 @@ import torch
 
 from compressor.config.target import Target
 from compressor.errors import MachineError
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.planning.costs import Costs
 from compressor.planning.landscape import Landscape, scaled
 from compressor.planning.lattice import Lattice
@@ -77,7 +77,7 @@ def varying_rates(scores: Scores) -> dict[str, list[dict[str, torch.Tensor]]]:
 
 
 def ranked_sparsity(
-    scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Lattice
+    scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice
 ) -> dict[str, np.ndarray]:
     """`block_sparsity` of a global ranking by the fused score and by each of its parts, by name.
 
@@ -104,7 +104,7 @@ def loss_curves(scores: Scores, group: str) -> tuple[list[int], np.ndarray] | No
     return steps[group], torch.stack(rows).numpy()
 
 
-def draw(path: Path, scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Lattice) -> None:
+def draw(path: Path, scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice) -> None:
     """Draw a plan and the scores it was made from into a PNG; `MachineError` without matplotlib."""
     try:
         import matplotlib.figure  # noqa: F401
@@ -118,12 +118,12 @@ def draw(path: Path, scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
-def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Lattice):
+def figure_of(scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice):
     """The figure: a row a subject, FFN on the left and attention on the right, blocks along x."""
     from matplotlib.figure import Figure
 
     rates = varying_rates(scores)
-    rows = [list(NAMES)]
+    rows: list = [list(NAMES)]
     rows += [[f"{part} rate {g}" for g in NAMES] for part in rates]
     rows += [[f"scores {g}" for g in NAMES]]
     curves = {g: loss_curves(scores, g) for g in NAMES}
@@ -154,10 +154,10 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
         if not name.startswith("curves"):
             axes.set_xlim(-0.6, checkpoint.blocks - 0.4)
             axes.set_xlabel("block", labelpad=1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # a MaxNLocator
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:  # beside the title, where no data are
-            place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
+            place: dict = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
             axes.legend(
                 **place,
                 ncols=4,
@@ -169,7 +169,7 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Checkpoint, lattice: Latti
     return figure
 
 
-def title_of(scores: Scores, plan: Plan, checkpoint: Checkpoint) -> str:
+def title_of(scores: Scores, plan: Plan, checkpoint: Source) -> str:
     about = scores.about
     return (
         f"{checkpoint.path.name}, {about['method']} ({about['mode']}): "

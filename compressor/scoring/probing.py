@@ -13,12 +13,12 @@ import torch
 
 from compressor.errors import InputError
 from compressor.model.activations import states_of
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.gradients import LOGITS_TOKENS
 from compressor.model.memory import trim_heap
 from compressor.model.modules import loaded
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import finished_block, keep_block
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.text.tokens import Batch
@@ -170,7 +170,7 @@ def sample_probes(
     cells = [(block, group) for block in range(len(units)) for group in units[block]]
     order = torch.randperm(len(cells), generator=generator).tolist()
     cells = sorted((cells[i] for i in order), key=lambda cell: units[cell[0]][cell[1]])
-    probes = []
+    probes: list[tuple[int, str, int]] = []
     for done, (block, group) in enumerate(cells):
         share = (count - len(probes)) // (len(cells) - done)
         drawn = torch.randperm(units[block][group], generator=generator)[:share]
@@ -196,11 +196,10 @@ def kept_units(probe: Probe, geometry: BlockGeometry) -> Mapping[str, Sequence[i
     return {group: [unit for unit in range(geometry.units[group]) if unit != lost]}
 
 
-def check(probe: Probe, checkpoint: Checkpoint) -> None:
+def check(probe: Probe, checkpoint: Source) -> None:
     """Refuse a block, group or unit that the model has not."""
-    block, *rest = probe
-    blocks = checkpoint.blocks
-    named = rest[0] if len(rest) == 1 else {rest[0]: [rest[1]]}
+    block, blocks = probe[0], checkpoint.blocks
+    named = probe[1] if len(probe) == 2 else {probe[1]: [probe[2]]}
     if not 0 <= block < blocks:
         raise InputError(f"There is no block {block} to probe: the model has {blocks}.")
     present = checkpoint.block_units[block]

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import torch
 
 from compressor.config.seeding import of_block
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.finite import check_block, check_finite, check_outer
 from compressor.model.gradients import backward
 from compressor.model.passes import Passing, on_cpu, pass_over
 from compressor.model.pauses import Pauses
 from compressor.model.saved_blocks import finished_block, keep_block
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.scoring.methods import METHODS, Method
@@ -25,7 +25,7 @@ Rate = Callable[[int, Block, dict], Block]  # of a block's number, weights and s
 
 
 def score(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     method: str | Method,
     mode: str | None = None,
     tokens: TokenSet | None = None,
@@ -68,7 +68,7 @@ def score(
             "mode": found.mode,
             "grains": chosen.grains and asdict(chosen.grains),
             "seed": seed,
-            "source": str(checkpoint.path),
+            "source": checkpoint.label,
             "fingerprint": checkpoint.fingerprint,
             "statistics": "pruned" if kept_units else "dense",
             "calibration": tokens.protocol if tokens and chosen.wants(mode) else None,
@@ -83,7 +83,7 @@ def wholly_float32(named: Mapping[str, list[Block]]) -> dict[str, list[Block]]:
     return {name: [as_float32(block) for block in blocks] for name, blocks in named.items()}
 
 
-def rate_weights(checkpoint: Checkpoint, rate: Rate, passing: Passing) -> list[Block]:
+def rate_weights(checkpoint: Source, rate: Rate, passing: Passing) -> list[Block]:
     """Scores of methods that look at weights alone."""
     blocks, saved = [], passing.saved
     for index in range(checkpoint.blocks):
@@ -99,7 +99,7 @@ def rate_weights(checkpoint: Checkpoint, rate: Rate, passing: Passing) -> list[B
 
 
 def rate_forward(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     wanted: frozenset[str],
     tokens: TokenSet,
     stream: BlockStream,
@@ -133,7 +133,7 @@ def rate_forward(
 
 
 def observe_backward(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     method: Method,
     tokens: TokenSet,
     stream: BlockStream,

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from compressor.errors import InputError
 from compressor.model.groups import GROUPS
+from compressor.model.source import Source
 
 Blocks = list[dict[str, torch.Tensor]]
 
@@ -30,7 +31,8 @@ class Scores:
     """`blocks[b][group]` is a float32 tensor [units]; `about` says how it was made.
 
     `parts` holds lists of the same form by name, of scores that are made of several; `rates`, by the
-    part's name, how much of a unit's score is of it, from 0 to 1.
+    part's name, how much of a unit's score is of it, from 0 to 1. `source` is what was scored, as long
+    as it is in memory: a file of scores does not hold it.
     """
 
     blocks: Blocks
@@ -38,8 +40,9 @@ class Scores:
     parts: dict[str, Blocks] = field(default_factory=dict)
     rates: dict[str, Blocks] = field(default_factory=dict)
     measured: Measured | None = None
+    source: Source | None = field(default=None, repr=False, compare=False)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         tensors = dict(self._named())
         told = {"about": self.about, "parts": [*self.parts], "rates": [*self.rates]}
         if self.measured is not None:
@@ -60,7 +63,7 @@ class Scores:
                     yield f"{b}.{group}{suffix}", tensor
 
     @classmethod
-    def load(cls, path: Path) -> "Scores":
+    def load(cls, path: str | Path) -> "Scores":
         try:
             with safe_open(path, framework="pt") as handle:
                 told = json.loads((handle.metadata() or {})["scores"])

@@ -116,7 +116,7 @@ def channels_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.
         left = torch.ones_like(names, dtype=torch.bool)
         for step in range(some):
             cost = (prior * k.clamp_min(0) / h).masked_fill(~left, math.inf)
-            gone = cost.argmin().item()  # waits for the device once; a tensor would at every use
+            gone = int(cost.argmin())  # waits for the device once; a tensor would at every use
             order.append(names[gone])
             costs.append(cost[gone])
             left[gone] = False

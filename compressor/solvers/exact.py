@@ -6,7 +6,7 @@ over the sizes that can be reached: a state is dropped only if another is no lar
 the result is the optimum. Ours; errors: `planning/landscape.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 import torch
@@ -126,7 +126,9 @@ def own_widths(
     prices: of 0, 1, .. units of each group. allowed: of each block, the places in `errors` to choose
     from; all by default.
     """
-    places = allowed or [product(*(range(len(own[g])) for g in GROUPS)) for own in lattices]
+    places: Sequence[Iterable[tuple[int, ...]]] = allowed or [
+        product(*(range(len(own[g])) for g in GROUPS)) for own in lattices
+    ]
     choices, sizes, values = [], [], []
     for error, own, some in zip(errors, lattices, places, strict=True):
         some = list(some)

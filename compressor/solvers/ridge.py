@@ -84,7 +84,10 @@ class Moments:
 @contextmanager
 def products_of(dtype: torch.dtype):
     """Let matrix products of float32 numbers that `dtype` holds exactly be computed in that."""
-    units = {torch.backends.mkldnn.matmul: "bf16", torch.backends.cuda.matmul: "tf32"}
+    units = {
+        torch.backends.mkldnn.matmul: "bf16",  # type: ignore[attr-defined]  # made on import
+        torch.backends.cuda.matmul: "tf32",
+    }
     former = {unit: unit.fp32_precision for unit in units}
     if dtype == torch.bfloat16:
         for unit, precision in units.items():

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compressor.errors import NOT_JSON, InputError
 from compressor.text.stdlib_text import stdlib_documents
@@ -60,7 +61,7 @@ def names_a_file(source: str) -> bool:
     return Path(source).suffix.lower() in (".txt", *ROWS)
 
 
-def read_rows(path: Path) -> list[tuple[str, object]]:
+def read_rows(path: Path) -> list[tuple[str, Any]]:
     """Each value of a JSON list or of the lines of a JSONL file, behind a name of where it stands."""
     content = _content(path)
     if path.suffix.lower() == ".json":
@@ -73,8 +74,8 @@ def read_rows(path: Path) -> list[tuple[str, object]]:
 
 
 def mended(
-    rows: list[tuple[str, object]],
-) -> tuple[list[tuple[str, object]], dict | None]:
+    rows: list[tuple[str, Any]],
+) -> tuple[list[tuple[str, Any]], dict | None]:
     """Rows whose strings can be encoded, and how many characters were replaced and where the first."""
     found, count, first = [], 0, None
     for where, value in rows:
@@ -89,7 +90,7 @@ def mended(
     return found, {"characters": count, "first": first} if count else None
 
 
-def mend(value: object) -> tuple[object, int]:
+def mend(value: Any) -> tuple[Any, int]:
     """A JSON value whose strings have U+FFFD for halves of characters; how many of these there were."""
     if isinstance(value, str):
         return SURROGATES.subn("\ufffd", value)

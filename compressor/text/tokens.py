@@ -1,7 +1,8 @@
 """Text to token windows: how it is cut, and what is written about it."""
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -155,6 +156,45 @@ def tokenize(
         "replaced": text.replaced,
     }
     return TokenSet(sequences, protocol)
+
+
+def of_ids(rows: torch.Tensor | Sequence[torch.Tensor]) -> TokenSet:
+    """Token ids [sequences, tokens], or a list of rows of any lengths, as they are.
+
+    InputError for anything else.
+    """
+    listed = isinstance(rows, torch.Tensor | Sequence) and not isinstance(rows, str)
+    sequences = list(rows) if listed else []
+    if not all(isinstance(row, torch.Tensor) and row.dim() == 1 for row in sequences) or not listed:
+        raise InputError(
+            "Token ids are a tensor [sequences, tokens] or a list of tensors [tokens], not "
+            f"{type(rows).__name__}."
+        )
+    if any(row.is_floating_point() or row.dtype == torch.bool for row in sequences):
+        raise InputError(f"Token ids are whole numbers, not {sequences[0].dtype}.")
+    if sum(len(row) > 1 for row in sequences) == 0:
+        raise InputError("There are no tokens to predict; give rows of at least two.")
+    sequences = [row.long() for row in sequences if len(row) > 1]
+    digest = hashlib.sha256()
+    for row in sequences:
+        digest.update(str(row.tolist()).encode() if row.device.type != "meta" else b"")
+    return TokenSet(
+        sequences,
+        {
+            "source": "token ids",
+            "sha256": digest.hexdigest(),
+            "kind": "windows",
+            "part": None,
+            "range": None,
+            "length": max(map(len, sequences)),
+            "stride": None,
+            "bos": False,
+            "asked": None,
+            "sequences": len(sequences),
+            "tokens": sum(map(len, sequences)),
+            "replaced": None,
+        },
+    )
 
 
 def joined(first: TokenSet, second: TokenSet) -> TokenSet:

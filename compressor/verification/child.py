@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> None:
         if against and against[0].is_file():
             report = verify_here(folder, expected=against[0], progress=tell)
         else:
-            report = verify_here(folder, *against, progress=tell)
+            report = verify_here(folder, against[0] if against else None, progress=tell)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

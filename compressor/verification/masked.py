@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
+from compressor.config.layouts import PADDED
 from compressor.errors import VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
@@ -26,9 +28,9 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     plan = Plan(record["plan"]["blocks"])
     repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
     stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
-    if record.get("layout") == "padded":
+    if record.get("layout") == PADDED:
         stands = [padding.places for padding in paddings(plan, checkpoint)]
-    layers = model.get_submodule(checkpoint.family.layers)
+    layers = cast(nn.ModuleList, model.get_submodule(checkpoint.family.layers))
     with ExitStack() as changes:
         for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
             changes.enter_context(only_units(layer, BlockGeometry.of(checkpoint, index), kept))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -41,7 +42,7 @@ def rows_of(module: torch.nn.Linear, count: int) -> Iterator[torch.Tensor]:
     if not hasattr(module, "weight_packed"):
         yield from stored_rows(module, count)
         return
-    columns = int(module.weight_shape[1])
+    columns = int(cast(torch.Tensor, module.weight_shape)[1])
     pairs = zip(module.weight_packed.split(count), module.weight_scale.split(count), strict=True)
     for packed, scale in pairs:
         yield unpacked(packed, scale, [len(packed), columns])

@@ -1,23 +1,24 @@
 """What a result is written as: its model type, and the config with the new widths."""
 
-import json
 from collections.abc import Mapping
 
 import torch
 
-from compressor.model.checkpoint import Checkpoint
+from compressor.config.layouts import PER_LAYER
 from compressor.model.families import FAMILIES
 from compressor.model.heads import refusal_of_vllm
+from compressor.model.source import Source
 from compressor.writing.per_layer import make_uniform
+from compressor.writing.tokenizer_class import config_of
 
 DROPPED_DEFAULTS = ("architectures", "dtype", "rope_parameters", "transformers_version")
 
 
-def container_notes(checkpoint: Checkpoint, written: Checkpoint, layout: str) -> list[str]:
+def container_notes(checkpoint: Source, written: Source, layout: str) -> list[str]:
     """What to say of the type that a result was written as."""
     own, chosen = checkpoint.family, written.family
     if chosen is not own:
-        if layout == "per-layer":
+        if layout == PER_LAYER:
             why = f"{own.model_type}'s config class refuses numbers of heads that differ"
         elif own.heads_divide_hidden:
             why = f"{own.model_type}'s config class refuses this number of heads"
@@ -26,10 +27,10 @@ def container_notes(checkpoint: Checkpoint, written: Checkpoint, layout: str) ->
         zeros = "; the biases that this type has besides are zeros" * bool(own.container.zeros)
         return [f"Written as {chosen.model_type}: {why}; the arithmetic is the same{zeros}."]
     unserved = refusal_of_vllm(written, [written.heads])
-    return [f"{unserved}."] if unserved and layout != "per-layer" else []
+    return [f"{unserved}."] if unserved and layout != PER_LAYER else []
 
 
-def zeros_of(checkpoint: Checkpoint, container: str) -> dict[str, torch.Tensor]:
+def zeros_of(checkpoint: Source, container: str) -> dict[str, torch.Tensor]:
     """The biases that every block of this model type has and the source's have not, by inner name."""
     if container == checkpoint.family.model_type:
         return {}
@@ -39,7 +40,7 @@ def zeros_of(checkpoint: Checkpoint, container: str) -> dict[str, torch.Tensor]:
     }
 
 
-def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str) -> dict:
+def patched_config(checkpoint: Source, units: dict[str, int], container: str) -> dict:
     """The original config with new widths, both spellings of what transformers renamed."""
     family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
@@ -63,13 +64,12 @@ def patched_config(checkpoint: Checkpoint, units: dict[str, int], container: str
         version = str(config.get("transformers_version", "0"))
         if int(version.split(".")[0]) < 5:
             config["transformers_version"] = "5.0.0"
-        tokenizer = checkpoint.path / "tokenizer_config.json"
-        if not (tokenizer.exists() and "tokenizer_class" in json.loads(tokenizer.read_text())):
+        if checkpoint.path is None or "tokenizer_class" not in config_of(checkpoint.path):
             config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     return config
 
 
-def defaults_of(checkpoint: Checkpoint, config: Mapping, container: str) -> dict:
+def defaults_of(checkpoint: Source, config: Mapping, container: str) -> dict:
     """Settings that a config does not say, where the container's class would take them otherwise."""
     from transformers import AutoConfig
 

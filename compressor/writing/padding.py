@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.planning.plan import Plan
 
 
@@ -16,7 +16,7 @@ class Padding:
     places: dict[str, list[int] | range]
 
 
-def paddings(plan: Plan, checkpoint: Checkpoint) -> list[Padding]:
+def paddings(plan: Plan, checkpoint: Source) -> list[Padding]:
     """The padding of every block: behind the kept units, as many as the widest block needs.
 
     Where the class of a model knows one width alone, up to that. A head with a slope of its own stands
@@ -34,7 +34,7 @@ def paddings(plan: Plan, checkpoint: Checkpoint) -> list[Padding]:
     return found
 
 
-def heads_left(plan: Plan, checkpoint: Checkpoint) -> list[list[int]]:
+def heads_left(plan: Plan, checkpoint: Source) -> list[list[int]]:
     """Which of the heads that the config counts every block keeps, of one query a KV head."""
     return [
         [heads[unit] for unit in kept["attention"]]
@@ -43,7 +43,7 @@ def heads_left(plan: Plan, checkpoint: Checkpoint) -> list[list[int]]:
 
 
 def padded_block(
-    block: dict[str, torch.Tensor], checkpoint: Checkpoint, padding: Padding
+    block: dict[str, torch.Tensor], checkpoint: Source, padding: Padding
 ) -> dict[str, torch.Tensor]:
     """A cut block filled with zeros, which computes the same."""
     found, sizes = dict(block), checkpoint.channel_sizes

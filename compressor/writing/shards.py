@@ -45,7 +45,7 @@ def divided(
 def opened(folder: Path, shards: list[dict[str, torch.Tensor]]):
     """The new files of all shards, by the name of each tensor they are to hold."""
     with ExitStack() as stack:
-        files = {}
+        files: dict[str, ShardFile] = {}
         for shard, file_name in zip(shards, shard_names(shards), strict=True):
             file = ShardFile(folder / file_name, shard)
             stack.callback(file.close)
@@ -101,7 +101,8 @@ class ShardFile:
         if list(tensor.shape) != self.header[name]["shape"]:
             raise AssertionError(f"{name}: {list(tensor.shape)} was announced otherwise")
         self.file.seek(self.begin + self.header[name]["data_offsets"][0])
-        self.file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        self.file.write(data)  # type: ignore[arg-type]  # a Buffer to the stubs from Python 3.12 on
 
     def close(self) -> None:
         self.file.close()

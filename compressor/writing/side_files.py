@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import SHIPPED
+from compressor.model.source import Source
 
 # Weights in any other format would contradict the new ones; the card is written anew.
 WEIGHTS = {
@@ -34,11 +34,13 @@ LOGS = "events.out.tfevents"  # of TensorBoard
 MOST_BYTES = 128 << 20  # a file or a subfolder of more is no side data
 
 
-def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
+def copy_side_files(checkpoint: Source, folder: Path) -> None:
     """Copy what goes along into the new folder.
 
     Of a model that runs by its folder's code without that, and without what names a class in it.
     """
+    if checkpoint.path is None:  # a model in memory has none
+        return
     for file in side_files(checkpoint):
         copied = folder / file.relative_to(checkpoint.path)
         copied.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def side_files(checkpoint: Checkpoint) -> Iterator[Path]:
+def side_files(checkpoint: Source) -> Iterator[Path]:
     """The files that go along."""
     for path in sorted(checkpoint.path.iterdir()):
         if path.is_dir() and not reason(path):
@@ -61,7 +63,7 @@ def side_files(checkpoint: Checkpoint) -> Iterator[Path]:
             yield path
 
 
-def left_behind(checkpoint: Checkpoint) -> list[str]:
+def left_behind(checkpoint: Source) -> list[str]:
     """A sentence about files and subfolders that do not go along, but for the weights that were read."""
     read = {entry.file for entry in checkpoint.tensors.values()}
     paths = [p for p in sorted(checkpoint.path.iterdir()) if p not in read]

@@ -9,6 +9,12 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # they take seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+    from compressor.model.source import Source
 
 CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
 NEUTRAL = "PreTrainedTokenizerFast"  # in every version: tokenizer.json as it is
@@ -77,7 +83,7 @@ def strings(specials: Sequence[str] = ()) -> list[str]:
     return fixed[:STRINGS]
 
 
-def ids_of(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def ids_of(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """Ids of every text, with special tokens around it and without."""
     return [tokenizer(t, add_special_tokens=s)["input_ids"] for t in texts for s in (True, False)]
 
@@ -113,7 +119,7 @@ def older_ids(folder: Path, texts: Sequence[str], name: str = NEUTRAL) -> list[l
     return ids_of(tokenizer, texts)
 
 
-def name_class(checkpoint, folder: Path, moved: bool = False) -> None:
+def name_class(checkpoint: "Source", folder: Path, moved: bool = False) -> None:
     """Have a written folder name a class by which it gives the ids that its source's tokenizer gives.
 
     moved: whether the model type is another one. Nothing is changed where what is named does so in 4.57
@@ -121,7 +127,12 @@ def name_class(checkpoint, folder: Path, moved: bool = False) -> None:
     """
     named = config_of(folder).get("tokenizer_class")
     fits_older = named is None or known_to_older(named)
-    if checkpoint.coded or not (folder / FILE).exists() or (fits_older and not moved):
+    if (
+        checkpoint.path is None
+        or checkpoint.coded
+        or not (folder / FILE).exists()
+        or (fits_older and not moved)
+    ):
         return
     from transformers import AutoTokenizer
 

@@ -13,7 +13,7 @@ from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.text.texts import read_text
 from compressor.text.tokens import TokenSet, tokenize
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 
 def test_equals_the_definition(any_family):

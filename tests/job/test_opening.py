@@ -57,7 +57,7 @@ def test_another_second_text_is_another_job(llama, texts, tmp_path, monkeypatch,
     one, other, _ = texts
     asked = llama, tmp_path / "out", "--calibration", one, "--calibration-also", other
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.job.result.write", interrupt)
+        patched.setattr("compressor.job.result.write_folder", interrupt)
         assert short(*asked) == 130
     kept = other.read_text()
     documents(other, "something else that is not that")

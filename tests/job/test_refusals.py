@@ -190,13 +190,13 @@ def test_interruption_leaves_nothing(llama, quick, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compressor.job.result, "write", interrupt)
+    monkeypatch.setattr(compressor.job.result, "write_folder", interrupt)
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *quick) == 130
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_interruption_of_a_repair_leaves_nothing(llama, quick, tmp_path, monkeypatch):
-    from compressor.repair.block import BlockRepair
+    from compressor.repairing.block import BlockRepair
 
     run_block = BlockRepair.run
 

@@ -16,10 +16,10 @@ from compressor.model.stream import BlockStream
 from compressor.model.tensors import SINGLE
 from compressor.planning.allocation import allocate
 from compressor.planning.costs import CLOSE
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.tokens import TokenSet
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 
 def texts(count=9, seed=0) -> TokenSet:

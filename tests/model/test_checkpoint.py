@@ -13,7 +13,7 @@ from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import INDEX, SINGLE
 from compressor.planning.plan import Plan
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.verification.child import verify_here
 from compressor.verification.verify import verify
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 IDS = torch.arange(3, 23)[None]
 

@@ -23,6 +23,10 @@ def pytest_generate_tests(metafunc):
 def poisoned_empty(monkeypatch):
     """`torch.empty` gives NaN or the largest integer: an element that nobody writes fails its test."""
     empty = torch.empty
+    # Torch keeps, from the first time on, which functions `torch.device` contexts are about. If it
+    # were to keep this one, models built without memory in later tests would have all of theirs.
+    with torch.device("meta"):
+        empty(0)
 
     def poisoned(*args, **kwargs):
         tensor = empty(*args, **kwargs)

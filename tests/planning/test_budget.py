@@ -229,7 +229,7 @@ def test_the_same_budget_resumes(llama, quick, tmp_path, monkeypatch, capsys):
     table = write_table(Checkpoint(llama), tmp_path)
     asked = [str(llama), str(tmp_path / "out"), "--keep", "0.8", "--budget", table, *quick]
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.job.result.write", interrupt)
+        patched.setattr("compressor.job.result.write_folder", interrupt)
         assert compress(*asked) == 130
     write_table(Checkpoint(llama), tmp_path, other=4)
     assert compress(*asked, "--resume") == 2

@@ -22,7 +22,8 @@ from compressor.report.result import Result
 from compressor.report.sparse import table
 from compressor.text.tokenizer import PROMPTS
 from compressor.verification.child import verify_here
-from compressor.writing.packed import quantized_bytes, write_quantized
+from compressor.writing.packed import Packed
+from compressor.writing.writer import write_folder
 
 GROUP = 16
 
@@ -86,7 +87,7 @@ def test_sizes_are_those_of_the_files(llama, quantised):
     source, written = Checkpoint(llama), open_model(quantised)
     record = json.loads((quantised / "compression.json").read_text())
     assert written.parameters == source.parameters == record["parameters_after"]
-    assert written.bytes == record["bytes_after"] == quantized_bytes(source, GROUP)
+    assert written.bytes == record["bytes_after"] == Packed(source, GROUP).bytes()
     stored = load_file(quantised / SINGLE)
     assert sum(t.nbytes for t in stored.values()) == written.bytes
     # 4 bits, a float32 scale for 16 weights, and 16 bytes of shape a matrix
@@ -173,7 +174,7 @@ def test_the_stages_read_it(llama, quantised, text_file, capsys):
 def test_several_shards(llama, tmp_path):
     checkpoint = Checkpoint(llama)
     blocks = Quantizing(checkpoint, GROUP).blocks()
-    write_quantized(checkpoint, GROUP, blocks, tmp_path / "q", shard_bytes=12_000)
+    write_folder(Packed(checkpoint, GROUP, blocks), tmp_path / "q", shard_bytes=12_000)
     assert len(list((tmp_path / "q").glob("*.safetensors"))) > 1
     model, found = AutoModelForCausalLM.from_pretrained(tmp_path / "q", output_loading_info=True)
     assert not any(found.values())

@@ -19,7 +19,7 @@ from compressor.recovery.lora import adapters, layers, load_adapted, target_modu
 from compressor.recovery.merge import merged, write_merged
 from compressor.recovery.precision import computed_dtype, held_dtype
 from compressor.scoring.score import score
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 CPU = torch.device("cpu")
 RECOVERY = RecoveryConfig("lora", rank=3, alpha=5.0)

@@ -18,7 +18,7 @@ from jobs import compress, said, stage
         (["--sparsity", "0.5", "--method", "hywia"], "'hywia' does not zero single weights"),
         (["--sparsity", "0.5", "--repair", "none"], "There is no option 'repair'"),
         (["--sparsity", "0.5", "--update", "some"], "--update must be none or obs"),
-        (["--sparsity", "0.5", "--besa-sharing", "head"], "--besa-sharing must be row or layer"),
+        (["--sparsity", "0.5", "--besa-sharing", "head"], "besa_sharing must be row or layer"),
         (
             ["--sparsity", "0.5", "--method", "wanda", "--update", "obs"],
             "--update is for the method besa, and not for wanda",

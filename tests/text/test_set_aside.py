@@ -14,7 +14,7 @@ from compressor.job.reading import Texts, read_texts
 from compressor.job.recovery_data import read_recovery
 from compressor.measuring.guard import JUDGED
 from compressor.model.checkpoint import Checkpoint
-from compressor.repair.streaming import HELD_BACK
+from compressor.repairing.streaming import HELD_BACK
 from compressor.text.set_aside import LEAST, set_aside
 from compressor.text.texts import Text
 

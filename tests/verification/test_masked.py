@@ -9,12 +9,12 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import load
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
 from compressor.text.tokens import tokenize
 from compressor.verification.masked import masked_plan
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 
 @pytest.mark.parametrize("layout", ["uniform", "padded"])

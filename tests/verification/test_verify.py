@@ -15,14 +15,14 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
 from compressor.text.tokens import tokenize
 from compressor.verification.child import verify_here
 from compressor.verification.verify import verify
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
-from compressor.writing.write import write
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from compressor.analysis.inspection import inspect
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.plan import Plan
+from compressor.writing.cuts import write
 from compressor.writing.tokenizer_class import (
     CONFIG,
     FILE,
@@ -22,7 +23,6 @@ from compressor.writing.tokenizer_class import (
     older_ids,
     strings,
 )
-from compressor.writing.write import write
 
 
 @pytest.fixture

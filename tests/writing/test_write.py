@@ -19,8 +19,8 @@ from compressor.planning.allocation import allocate
 from compressor.planning.plan import Plan
 from compressor.scoring.score import score
 from compressor.writing.containers import patched_config, zeros_of
+from compressor.writing.cuts import write
 from compressor.writing.shards import check_space
-from compressor.writing.write import write
 
 
 def plan_for(checkpoint, keep=0.7, **options) -> Plan:

@@ -83,7 +83,7 @@ def checked_context(opened: list[Checkpoint], batch: int, asked: int | None) -> 
         raise InputError(f"--batch must be at least 1, not {batch}.")
     stated = [c.positions for c in opened]
     positions = min(filter(None, stated), default=math.inf)
-    context = min(CONTEXT, positions) if asked is None else asked
+    context = int(min(CONTEXT, positions)) if asked is None else asked
     if not 1 <= context <= positions:
         raise InputError(
             f"--context must lie between 1 and the model's {positions} positions, not {context}."
@@ -95,7 +95,7 @@ def described(
     checkpoint: Checkpoint, found: list[Part], roof: Device, dtype: torch.dtype, batch: int
 ) -> dict:
     """One model as plain data."""
-    rows = []
+    rows: list[dict] = []
     for part in found:
         widths = part.widths
         rows.append(
@@ -165,7 +165,7 @@ def compared(
     dtype = checkpoint.dtype
     prefill = model["total"]["prefill_seconds"]
     decode = total_seconds((part.decode for part in found), products, dtype)
-    result = {"product_bandwidth": products.bandwidth}
+    result: dict = {"product_bandwidth": products.bandwidth}
     for name, work, measured, spent in (
         ("decode", decode, times.decode, overhead.decode),
         ("prefill", prefill, times.prefill, overhead.prefill),

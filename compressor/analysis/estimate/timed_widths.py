@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def timed(
     blocks, ffns, other = defaultdict(list), defaultdict(list), []
     for done in range(ROUNDS):
         model = shortened(checkpoint, chosen).to(device).eval()
-        layers = model.get_submodule(family.layers)
+        layers = cast(nn.ModuleList, model.get_submodule(family.layers))
 
         def feed(layers=layers) -> None:
             for layer in layers:
@@ -76,10 +77,14 @@ def timed(
                 blocks[n].append(inner)
                 ffns[most].append(ffn)
                 other.append(whole - inner)
+
+        def alone(feed=feed) -> list[float]:
+            return [clocked(feed, x.device) for _ in range(count)]
+
         for n in reversed(widths["ffn"]):
             narrow(layers, checkpoint, {"attention": least, "ffn": n})
             feed()
-            ffns[n] += repeated(lambda run=feed: [clocked(run, x.device) for _ in range(count)])
+            ffns[n] += repeated(alone)
         progress(done + 1, ROUNDS)
     ffn = {n: min(found) / len(chosen) for n, found in ffns.items()}
     attention = {n: min(found) / len(chosen) - ffn[most] for n, found in blocks.items()}
@@ -137,8 +142,9 @@ def passes_of(
     else:
         run, count = prefill_of(model, step.batch, step.context), 1 + PREFILLS
         warm = 1
-    with within(layers, model.device) as inner:
-        found = [(clocked(run, model.device), clocked(feed, model.device)) for _ in range(count)]
+    device = cast(torch.device, model.device)
+    with within(layers, device) as inner:
+        found = [(clocked(run, device), clocked(feed, device)) for _ in range(count)]
     pairs = zip(found, inner, strict=True)
     return [(whole, blocks, ffn) for (whole, ffn), blocks in pairs][warm:]
 

@@ -11,6 +11,7 @@ from compressor.analysis.inspection.disagreements import differing_head, disagre
 from compressor.analysis.inspection.folder import Folder, open_folder
 from compressor.analysis.inspection.loaders import answers
 from compressor.analysis.inspection.loaders.answer import distinct
+from compressor.config.layouts import PADDED, PER_LAYER, UNIFORM
 from compressor.model.configs import read_as_given
 from compressor.model.widths import BlockWidths
 from compressor.report.table import equal_runs
@@ -80,8 +81,8 @@ def layout(folder: Folder, widths: list[BlockWidths] | None, record: dict) -> st
     if widths is None:
         return None
     if len(distinct(widths)) > 1:
-        return "per-layer"
-    return "padded" if record.get("layout") == "padded" else "uniform"
+        return PER_LAYER
+    return PADDED if record.get("layout") == PADDED else UNIFORM
 
 
 def block_row(index: int, tensors: dict, widths: list[BlockWidths] | None) -> dict:

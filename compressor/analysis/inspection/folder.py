@@ -65,7 +65,7 @@ class Folder:
     @property
     def dtypes(self) -> dict[str, int]:
         """Elements by dtype, the most frequent first."""
-        found = Counter()
+        found: Counter[str] = Counter()
         for tensor in self.stored.values():
             found[tensor.dtype] += tensor.numel
         return dict(found.most_common())

@@ -5,7 +5,7 @@ take them (`stages.py`); memory and disk are counted (`room.py`). Of stages that
 that is said. While the job runs, what its stages really take corrects the time (`schedule.py`).
 """
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Forecast:
     @property
     def told(self) -> dict:
         """As JSON has it."""
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = defaultdict(int)
         for part in self.parts:
             seconds[part.stage] += part.seconds or 0
         unknown = {part.stage for part in self.parts if part.seconds is None}
@@ -75,7 +75,7 @@ def forecast(load: Load, stream: BlockStream) -> Forecast:
     config, checkpoint = load.config, load.checkpoint
     parts_of = stages if config.cuts else stages_of_weights
     tokens = load.calibration or load.evaluation
-    parts = []
+    parts: list[Part] = []
     if tokens is not None:
         parts = on_a_block(stream, tokens, lambda bench: list(parts_of(load, bench)))
     room = disk(config, checkpoint, load.wanted)

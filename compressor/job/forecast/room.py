@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from compressor.config.job import JobConfig
+from compressor.config.layouts import PADDED
 from compressor.config.repair import KINDS
 from compressor.evaluation.reference import LOGITS
 from compressor.job.forecast.stages import Load
@@ -16,7 +17,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import ROWS
 from compressor.planning.costs import Costs
 from compressor.recovery.precision import held_dtype
-from compressor.repair.refine import LOGITS_ROWS, STEP_TOKENS
+from compressor.repairing.refine import LOGITS_ROWS, STEP_TOKENS
 from compressor.scoring.selection import FINE_CHANNELS
 
 FLOAT = 4  # bytes
@@ -42,7 +43,7 @@ def disk(config: JobConfig, checkpoint: Checkpoint, wanted: Sequence[WantedResul
         return Disk(checkpoint.bytes, checkpoint.bytes * (1 + joint))
     costs, sizes = Costs.of(checkpoint), []
     for result in wanted:
-        padded = result.layout == "padded"
+        padded = result.layout == PADDED
         sizes.append(checkpoint.bytes if padded else costs.size(result.widths, "bytes"))
     changed = config.recovery.method != "none" or config.quantization.wanted
     # Repaired blocks until the cut is complete; the cut until what is made of it is.

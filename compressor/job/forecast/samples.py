@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,13 +16,15 @@ from compressor.model.finite import check_block
 from compressor.model.modules import loaded
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
-from compressor.repair.refine import STEP_TOKENS, Course, Example, predictions, relative_distance
+from compressor.repairing.refine import STEP_TOKENS, Course, Example, predictions, relative_distance
 from compressor.scoring.methods import METHODS
 from compressor.scoring.methods.statistics import BlockStatistics
 from compressor.scoring.selection import FINE_CHANNELS
 from compressor.solvers.elimination import eliminate
 from compressor.solvers.ridge import GRID, Moments, ridge
 from compressor.text.tokens import TokenSet
+
+Found = TypeVar("Found")
 
 CHANNELS = (
     1024  # of the matrices whose algebra is timed; how what larger ones take grows is told by
@@ -179,7 +182,7 @@ class Bench:
     def widened(self) -> float:
         """A weight of a projection in a verification, which computes in float32."""
         name = self.geometry.output_module("ffn")
-        module = copy.copy(self.layer.get_submodule(name)).cpu()
+        module = copy.copy(cast(nn.Linear, self.layer.get_submodule(name))).cpu()
         inputs = torch.ones(WIDENED, module.weight.shape[1])
         with torch.no_grad():
             return seconds_of(lambda: wide_linear(module, inputs)) / module.weight.numel()
@@ -195,7 +198,7 @@ class Bench:
         return drawn @ drawn.T / size + torch.eye(size, dtype=dtype, device=drawn.device)
 
 
-def on_a_block(stream: BlockStream, tokens: TokenSet, measure: Callable[[Bench], object]) -> object:
+def on_a_block(stream: BlockStream, tokens: TokenSet, measure: Callable[[Bench], Found]) -> Found:
     """What `measure` finds on the middle block and the first sequence of a text."""
     block = stream.checkpoint.blocks // 2
     stream = copy.copy(stream)

@@ -17,8 +17,8 @@ from compressor.job.needs import WantedResult, looks
 from compressor.job.schedule import Part
 from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.data import RecoveryData
-from compressor.repair.refine import EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
-from compressor.repair.streaming import HELD_BACK
+from compressor.repairing.refine import EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
+from compressor.repairing.streaming import HELD_BACK
 from compressor.scoring.methods import METHODS
 from compressor.text.tokenizer import PROMPTS
 from compressor.text.tokens import TokenSet

@@ -4,6 +4,7 @@ Its class has hidden / heads channels a head.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,8 @@ from compressor.model.families.table import Family, Slice
 
 def fit(layer: nn.Module, kept: Sequence[int]) -> None:
     """Attention takes q, k and v apart by the hidden size that it was made with."""
-    layer.attn.split_size = layer.attn.c_proj.weight.shape[1]
+    attention: Any = layer.attn
+    attention.split_size = attention.c_proj.weight.shape[1]
 
 
 def unlike(config: Mapping) -> str | None:

@@ -5,6 +5,7 @@ With `longrope` the config class derives the length of its factors from hidden s
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from compressor.model.families.table import Family, Slice
 
 def fit(layer: nn.Module, kept: Sequence[int]) -> None:
     """Attention takes q, k and v apart by numbers of heads that it was made with."""
-    attention = layer.self_attn
+    attention: Any = layer.self_attn
     heads = attention.o_proj.weight.shape[1] // attention.head_dim
     groups = heads // attention.num_key_value_groups
     attention.config.num_attention_heads, attention.num_key_value_heads = heads, groups

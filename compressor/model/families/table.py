@@ -35,9 +35,7 @@ class Slice:
         """Channels that one unit owns; sizes: channels of each letter."""
         return sum(sizes[letter] for letter in self.owns if letter != " ")
 
-    def channels(
-        self, kept: list[int] | range, units: int, sizes: Mapping[str, int]
-    ) -> torch.Tensor:
+    def channels(self, kept: Sequence[int], units: int, sizes: Mapping[str, int]) -> torch.Tensor:
         """Positions along the axis of what the kept ones of so many units own, in order: int64."""
         found, begin = [], 0
         for section in self.owns.split():

@@ -16,7 +16,8 @@ PROBES, PROBE_SEQUENCES = 128, 8  # the work of a few forwards of 128 calibratio
 
 def combine(blocks: Blocks, mode: str, given: Calibration) -> Combined:
     """The fused scores of all blocks, in any mode of `hywia` and of the methods of one part alone."""
-    shares, notes = {}, []
+    shares: dict[str, float] = {}
+    notes: list[str] = []
     if mode == "attention" and len(given.tokens.sequences) == 1:
         mode = "fixed:0.5"
         notes.append(

@@ -17,6 +17,7 @@ both orders within a weight, which needs F itself: two float32 copies of one blo
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from compressor.errors import InputError
 from compressor.kernels.taylor import taylor
@@ -42,7 +43,7 @@ class GradientStatistics:
         self.layer, self.geometry, self.block = layer, geometry, block
         self.sources = sources
         self.sequences = 0
-        self.handles = []
+        self.handles: list[RemovableHandle] = []
         self.parts: dict[str, tuple[Slice, int]] = {}  # of each module, and its units
         self.sums: dict[str, torch.Tensor] = {}  # of this sequence, by module: [3, channels]
         self.found: dict[str, list[torch.Tensor]] = {}

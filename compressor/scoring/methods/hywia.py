@@ -18,7 +18,7 @@ between blocks is kept. Then
                 the unit to second order, without a weight gradient: the root of its K-FAC output error
                 if it is an FFN channel, of its mask's Fisher information if it is a KV group
                 (`kfac.py`), normalised like a token. A granularity is attended to as far as it agrees
-                with the query, and what comes of it is added to the query, as in a residual connection:
+                with the query, and the attended value is added to it, as in a residual connection:
                 alpha = softmax(-(log key - log q)^2 / tau), score = q + sum alpha * token
     fixed:a     a * coarse + (1 - a) * fine
     calibrated  alpha of each group fitted to the measured loss changes of single masked units

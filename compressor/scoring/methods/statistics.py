@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
-from compressor.model.observing import observed
+from compressor.model.observing import Given, Passed, observed
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods.activations import slope
 
@@ -36,8 +36,10 @@ class BlockStatistics:
 
     def __enter__(self) -> "BlockStatistics":
         geometry, family = self.geometry, self.geometry.family
-        given = {geometry.output_module(g): partial(self._inputs, g) for g in geometry.units}
-        passed = {}
+        given: dict[str, Given] = {
+            geometry.output_module(g): partial(self._inputs, g) for g in geometry.units
+        }
+        passed: dict[str, Passed] = {}
         if "gated" in self.wanted:
             given[family.ffn_norm] = self._before_norm
             passed[family.up] = self._plain if family.gate is None else self._gated
@@ -51,7 +53,7 @@ class BlockStatistics:
         self.open.__exit__(*error)
         self.gate_output = None
 
-    def means(self, sequences: int) -> dict[str, torch.Tensor]:
+    def means(self, sequences: int) -> dict[str, torch.Tensor | int]:
         """Every sum over the number of tokens, as float64; plus the counts themselves."""
         found = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
         return found | {"tokens": self.tokens, "sequences": sequences}

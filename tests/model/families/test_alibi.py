@@ -20,12 +20,12 @@ from compressor.model.per_layer import HEADS, KEY, SHIPPED
 from compressor.model.stream import BlockStream
 from compressor.model.tensors import SINGLE
 from compressor.planning.plan import Plan
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.text.texts import read_text
 from compressor.text.tokens import tokenize
 from compressor.verification.child import verify_here
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
-from compressor.writing.write import write
 
 IDS = torch.arange(3, 40)[None]
 SIZES = {"num_attention_heads": 6, "hidden_size": 24}

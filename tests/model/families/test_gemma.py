@@ -19,7 +19,7 @@ from compressor.planning.plan import Plan
 from compressor.scoring.methods.llm_bip import amplification
 from compressor.scoring.score import score
 from compressor.text.tokens import TokenSet
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 IDS = torch.arange(3, 40)[None]
 SIZES = {"tie_word_embeddings": True, "query_pre_attn_scalar": 4, "sliding_window": 5}

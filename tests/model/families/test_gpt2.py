@@ -15,11 +15,11 @@ from compressor.model.stream import BlockStream
 from compressor.model.tensors import INDEX, SINGLE
 from compressor.model.widths import model_widths
 from compressor.planning.plan import Plan
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.text.tokens import TokenSet
 from compressor.verification.child import verify_here
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
-from compressor.writing.write import write
 
 IDS = torch.arange(3, 27)[None]
 KEPT = [*range(0, 128, 3)]

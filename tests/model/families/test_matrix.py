@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor.config.choices import LAYOUTS
+from compressor.config.layouts import LAYOUTS
 from compressor.config.repair import DEFAULT_REPAIR
 from compressor.config.target import Target
 from compressor.errors import InputError
@@ -21,14 +21,14 @@ from compressor.model.groups import GROUPS
 from compressor.model.per_layer import ships_own_code
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.methods import METHODS
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
 from compressor.text.tokens import TokenSet, tokenize
 from compressor.verification.child import verify_here
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
-from compressor.writing.write import write
 
 # What a family cannot be written as, and the words that say so.
 REFUSED: dict[tuple[str, str], str] = {

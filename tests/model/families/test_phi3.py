@@ -17,7 +17,7 @@ from compressor.planning.plan import Plan
 from compressor.scoring.methods import METHODS
 from compressor.scoring.score import score
 from compressor.text.tokens import TokenSet
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
 IDS = torch.arange(3, 40)[None]

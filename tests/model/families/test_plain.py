@@ -16,11 +16,11 @@ from compressor.model.units import BlockGeometry
 from compressor.planning.lattice import lattice
 from compressor.planning.plan import Plan
 from compressor.planning.uniform import solve
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.methods.llm_bip import amplification
 from compressor.scoring.methods.statistics import BlockStatistics
 from compressor.text.tokens import TokenSet
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 PLAIN = ["gpt2", "gpt_neox", "opt"]
 

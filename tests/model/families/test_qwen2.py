@@ -17,14 +17,14 @@ from compressor.planning.allocation import allocate
 from compressor.planning.lattice import Wanted, lattice
 from compressor.planning.plan import Plan
 from compressor.planning.uniform import solve
-from compressor.repair.streaming import Repair
+from compressor.repairing.streaming import Repair
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
 from compressor.text.tokens import tokenize
 from compressor.verification.child import verify_here
 from compressor.writing.containers import container_notes
+from compressor.writing.cuts import write
 from compressor.writing.record import write_record
-from compressor.writing.write import write
 
 SIZES = {"hidden_size": 48, "head_dim": 6}
 WINDOWS = SIZES | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}

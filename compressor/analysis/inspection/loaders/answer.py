@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compressor.analysis.inspection.folder import Folder
 from compressor.model.widths import BlockWidths
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 UNKNOWN = "the widths are not known"
 RAN, RULES = "ran", "its rules"
@@ -36,7 +40,7 @@ class Loading:
     tensors: str | None
     padding: bool = False  # whether the padding id alone was refused
     config_refused: bool = False  # whether it was the config, of which no model was made
-    tokenizer: object | None = None
+    tokenizer: "PreTrainedTokenizerBase | None" = None
     no_tokenizer: str | None = None
 
 

@@ -4,12 +4,16 @@ import io
 from contextlib import redirect_stderr
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import RAN, Answer, Facts, Loading
 from compressor.errors import InputError
 from compressor.errors import in_a_line as sentence_of
 from compressor.text.tokenizer import check_files, read_tokenizer
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def installed(facts: Facts) -> Answer:
@@ -68,7 +72,7 @@ def load_here(folder: Folder, code: bool = False) -> Loading:
 
 
 def load_weights(
-    path: Path, code: bool = False, config: object | None = None
+    path: Path, code: bool = False, config: "PreTrainedConfig | None" = None
 ) -> tuple[str | None, str | None]:
     """What is raised; what of the tensors does not fit."""
     import transformers
@@ -76,7 +80,7 @@ def load_weights(
     given = {} if config is None else {"config": config}
     try:
         with redirect_stderr(io.StringIO()):  # progress bars of compressed-tensors
-            _, found = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
                 device_map="meta",
                 use_safetensors=True,
@@ -87,6 +91,7 @@ def load_weights(
             )
     except Exception as error:  # whatever it raises, it does not load
         return in_a_line(error), None
+    _, found = loaded
     if mismatched := sorted(found["mismatched_keys"]):
         name, stored, made = mismatched[0]
         shapes = f"{name} is {list(stored)}, its config makes {list(made)}"
@@ -98,7 +103,7 @@ def load_weights(
     return None, None
 
 
-def read_config(path: Path) -> object | None:
+def read_config(path: Path) -> "PreTrainedConfig | None":
     """The config by its class; None where that refuses it."""
     from transformers import AutoConfig
 
@@ -108,7 +113,7 @@ def read_config(path: Path) -> object | None:
         return None
 
 
-def as_its_container(folder: Folder) -> object | None:
+def as_its_container(folder: Folder) -> "PreTrainedConfig | None":
     """A config of the same tensors by the type that takes what the family's own refuses."""
     from transformers import AutoConfig
 
@@ -126,8 +131,8 @@ def as_its_container(folder: Folder) -> object | None:
 
 
 def load_tokenizer(
-    folder: Folder, config: object | None = None
-) -> tuple[object | None, str | None]:
+    folder: Folder, config: "PreTrainedConfig | None" = None
+) -> tuple["PreTrainedTokenizerBase | None", str | None]:
     """The tokenizer, or why there is none; config: what to go by where the folder's own is refused."""
     from transformers import AutoTokenizer
 

@@ -6,7 +6,7 @@ from compressor.config.repair import check_kind
 from compressor.errors import InputError
 
 if TYPE_CHECKING:  # the command line reads the table, and torch takes seconds to import
-    from compressor.model.checkpoint import Checkpoint
+    from compressor.model.source import Source
     from compressor.text.tokens import TokenSet
 
 
@@ -19,7 +19,7 @@ def check_text(repair: str, tokens: "TokenSet") -> None:
         )
 
 
-def check_repair(repair: str, epochs: int | None, checkpoint: "Checkpoint") -> None:
+def check_repair(repair: str, epochs: int | None, checkpoint: "Source") -> None:
     """The same, and refuse biases to move where there are none."""
     check_kind(repair, epochs)
     if repair != "bias":
@@ -29,6 +29,6 @@ def check_repair(repair: str, epochs: int | None, checkpoint: "Checkpoint") -> N
         bias = checkpoint.family.output(group).replace(".weight", ".bias")
         if bias not in present:
             raise InputError(
-                f"--repair bias folds what is lost into {bias}, which {checkpoint.path} does not "
+                f"--repair bias folds what is lost into {bias}, which {checkpoint.label} does not "
                 "have; use --repair ridge."
             )

@@ -176,7 +176,14 @@ def refine(
 class Course:
     """The weights of a block on their way from where they start, and what they lose there."""
 
-    def __init__(self, module, start: dict[str, torch.Tensor], example, held: range, measure: Loss):
+    def __init__(
+        self,
+        module: nn.Module,
+        start: dict[str, torch.Tensor],
+        example: Callable[[int], Example],
+        held: range,
+        measure: Loss,
+    ):
         self.module, self.example, self.held, self.measure = module, example, held, measure
         self.start = {n: w.detach() for n, w in start.items()}
         self.sizes = {n: step_size(w) for n, w in self.start.items()}

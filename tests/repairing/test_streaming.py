@@ -16,11 +16,11 @@ from compressor.model.modules import make_linear
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
-from compressor.repair import block as one_block
-from compressor.repair import refine as training
-from compressor.repair.streaming import HELD_BACK, Repair
+from compressor.repairing import block as one_block
+from compressor.repairing import refine as training
+from compressor.repairing.streaming import HELD_BACK, Repair
 from compressor.text.tokens import TokenSet
-from compressor.writing.write import write
+from compressor.writing.cuts import write
 
 STEPS = ("attention inputs", "attention", "ffn inputs", "ffn")
 PLAN = {"attention": [0, 2, 3], "ffn": [*range(0, 40, 2), 41]}

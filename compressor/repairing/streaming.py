@@ -34,9 +34,9 @@ from compressor.model.saved_blocks import finished_block, keep_block, told_of_bl
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.plan import Plan
-from compressor.repair.block import BlockRepair, Task
-from compressor.repair.checks import check_repair, check_text
-from compressor.repair.refine import EPOCHS, STEP_TOKENS
+from compressor.repairing.block import BlockRepair, Task
+from compressor.repairing.checks import check_repair, check_text
+from compressor.repairing.refine import EPOCHS, STEP_TOKENS
 from compressor.text.tokens import TokenSet
 
 HELD_BACK = 16
@@ -83,12 +83,12 @@ class Repair:
             epochs or EPOCHS,
         )
         self.tokens = fitted.tokens
-        self.record: list[dict[str, dict]] = []
+        self.record: list[dict] = []
 
     @property
     def about(self) -> dict:
         """What compression.json keeps."""
-        found = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
+        found: dict = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
         found["left_out"] = self.left_out
         if self.task.kind.refined:
             found |= {"epochs": self.task.epochs, "untrained": self.untrained}

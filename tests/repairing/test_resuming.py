@@ -7,7 +7,7 @@ import sys
 import pytest
 from jobs import compress, same_files
 
-from compressor.repair.block import BlockRepair
+from compressor.repairing.block import BlockRepair
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ KILLED = """
 import os, signal, sys
 from compressor.cli.compress import app
 from compressor.cli.running import run
-from compressor.repair import streaming
+from compressor.repairing import streaming
 keep = streaming.keep_block
 def killed(folder, index, *given):
     if index == 2:

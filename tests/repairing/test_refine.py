@@ -10,8 +10,8 @@ from torch import nn
 
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
-from compressor.repair import refine as module
-from compressor.repair.refine import (
+from compressor.repairing import refine as module
+from compressor.repairing.refine import (
     RATES,
     SHARES,
     Course,

@@ -15,7 +15,7 @@ from compressor.model.modules import assign
 from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
-from compressor.repair.refine import Example, predictions, refine, relative_distance
+from compressor.repairing.refine import Example, predictions, refine, relative_distance
 from compressor.solvers.regression import Pairs, regress
 from compressor.solvers.ridge import GRID
 from compressor.solvers.weighing import rates
@@ -49,7 +49,9 @@ class BlockRepair:
     the held-back error before and after every step that had anything to repair.
     """
 
-    def __init__(self, task: Task, index: int, layer, narrow, stored, calls: list[tuple]):
+    def __init__(
+        self, task: Task, index: int, layer, narrow, stored, calls: list[tuple[tuple, dict]]
+    ):
         self.task, self.index, self.calls = task, index, calls
         self.layer, self.narrow, self.stored = layer, narrow, stored
         self.device, self.family = task.stream.device, task.geometry.family
@@ -94,7 +96,7 @@ class BlockRepair:
         def ffn() -> Pairs:
             for i in batches:
                 x, read = cut_after.get(i, self.device), cut_read.get(i, self.device)
-                inputs = captured(self.output("ffn"), lambda read=read: self.ffn(self.narrow, read))
+                inputs = captured(self.output("ffn"), partial(self.ffn, self.narrow, read))
                 if self.toward_dense:
                     out = dense_out.get(i, self.device)
                     given = dense_ffn.get(i, self.device) if normed else None
@@ -118,7 +120,8 @@ class BlockRepair:
         """As `run`, by what a former one has left in `changed` and `record`."""
         self.changed, self.record = changed, steps
         assign(self.narrow, self.task.stream.cast(changed))
-        after = tuple(Activations(self.task.stream.place) for _ in range(2))
+        place = self.task.stream.place
+        after = Activations(place), Activations(place)
         for i, (args, call) in enumerate(self.calls):
             for out, layer, states in zip(
                 after, (self.layer, self.narrow), (dense, cut), strict=True

@@ -1,0 +1,15 @@
+"""Layouts: how a result's widths are written, by name. Their writers are in `writing/cuts.py`."""
+
+from compressor.errors import InputError
+
+UNIFORM = "uniform"  # all blocks alike: loads everywhere
+PER_LAYER = "per-layer"  # blocks of their own widths: loads with code of its own
+PADDED = "padded"  # the same, filled with zeros: for evaluation
+LAYOUTS = (UNIFORM, PER_LAYER, PADDED)
+ALL = "all"  # one result of each
+UNLIKE = "--layout per-layer (loads with code of its own) or padded (zeros, to evaluate it)"
+
+
+def check_layout_name(layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")

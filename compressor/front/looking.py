@@ -1,0 +1,31 @@
+"""What a model is worth, what it holds, and whether it loads."""
+
+from pathlib import Path
+
+from compressor.analysis.inspection import inspect as inspect_folder
+from compressor.front.models import Model, Tokens, as_folder, judging, open_source, stream_of
+from compressor.job.evaluate import measured
+from compressor.job.judging import STATES
+from compressor.verification.verify import verify as verify_folder
+
+
+def evaluate(model: Model, text: Tokens, *, length: int = 512, **runtime) -> dict:
+    """`perplexity` and `nll` (nats a token) of a text, of how many `tokens` in how many `documents`."""
+    source = open_source(model, packed=True)
+    known = judging(text, source, length=length)
+    return measured(stream_of(source, known, STATES, runtime), known)
+
+
+def inspect(model: Model) -> dict:
+    """Widths of every block, sizes, and what loads it, with the number that decides."""
+    with as_folder(model) as folder:
+        return inspect_folder(folder)
+
+
+def verify(folder: str | Path, source: str | Path | None = None) -> dict:
+    """Load a folder with transformers in a fresh process, and compare it with its source.
+
+    `VerificationError` where it does not load, or gives other logits than the source without the units
+    that were cut.
+    """
+    return verify_folder(Path(folder), Path(source) if source else None)

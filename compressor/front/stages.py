@@ -1,0 +1,196 @@
+"""The stages of a job, one by one: score, plan, cut, repair, save."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from compressor.config.choices import check_selection
+from compressor.config.job import JobConfig
+from compressor.config.layouts import PER_LAYER, UNIFORM
+from compressor.config.repair import DEFAULT_REPAIR
+from compressor.config.score import ScoreConfig
+from compressor.errors import InputError
+from compressor.front.models import TEMPORARY, Model, Tokens, open_source, stream_of, tokens
+from compressor.job import asked, checks
+from compressor.job.needs import chosen_method, kept_states, looks, repair_states
+from compressor.job.opening import open_stream
+from compressor.job.plan_scores import judged_plan, plan_scores
+from compressor.job.resolve import default_selection
+from compressor.job.result import make_record
+from compressor.job.run import partial_of
+from compressor.planning.plan import Plan
+from compressor.repairing.streaming import Repair
+from compressor.scoring.methods import DEFAULT_METHOD
+from compressor.scoring.score import score as score_units
+from compressor.scoring.scores import Scores
+from compressor.scoring.selection import refined
+from compressor.writing.cuts import Cut, writer_of
+from compressor.writing.in_memory import build
+from compressor.writing.record import read_record, write_record
+from compressor.writing.shards import publish
+from compressor.writing.writer import write_folder
+
+CUT = "compressor_record"  # of a model in memory: what compression.json would say
+
+
+def score(
+    model: Model,
+    text: Tokens | None = None,
+    method: str = DEFAULT_METHOD,
+    *,
+    select: str | None = None,
+    kv_cost: str = "score",
+    seed: int = 0,
+    **runtime,
+) -> Scores:
+    """How much every unit matters: float32 `blocks[b]["ffn"]` [channels], `["attention"]` [KV groups].
+
+    text: what to calibrate on (`tokens`); a method that looks at weights alone needs none. method:
+    METHOD or METHOD:MODE of `compressor.scoring`. select: `score`, or `obs`, the default of methods that
+    look at activations. kv_cost: `score`, or `measured`: KV groups by the loss
+    without each. runtime: `device`, `dtype` (to compute in), `max_memory`.
+    """
+    source = open_source(model)
+    name, _, mode = method.partition(":")
+    select = select or default_selection(name, DEFAULT_REPAIR)
+    config = ScoreConfig(name, mode or None, select=select, kv_cost=kv_cost)
+    asked.check_method(config)
+    check_selection(config.select, config.kv_cost)
+    checks.check_method(config, source)
+    calibration = None
+    if looks(config) or config.needs_text:
+        if text is None:
+            raise InputError(f"The method {name} looks at activations: give a text, or token ids.")
+        calibration = tokens(text, source)
+    stream = stream_of(source, calibration, source.blocks + 3, runtime)
+    found = score_units(source, chosen_method(config), config.mode, calibration, stream, seed)
+    if config.needs_text:
+        found = refined(found, stream, calibration, config.select, config.kv_cost)
+    found.source = source
+    return found
+
+
+def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None, **options) -> Plan:
+    """Which units stay: `blocks[b][group]`, sorted indices. See `Plan.about` for the shares reached.
+
+    model: what was scored, if it is not where it was. text: what allocations that measure (`exact`,
+    `measured`, `besa`) measure cuts on, and are judged by. options: one of `keep`, `keep_blocks`,
+    `target`, and `budget`, `allocate`, `align`, `protect`, `layout`, `container`, `tp` as `compressor
+    plan` has them; with a text, too, `repair` (that will follow), `device`, `dtype`.
+    """
+    source = scores.source if model is None else open_source(model)
+    if source is None:
+        source = open_source(scores.about["source"])
+    config = JobConfig(Path(), Path()).with_options(**options)
+    asked.check_planning(config)
+    if text is None:
+        return plan_scores(scores, source, config)[0]
+    how = replace(config.plan, allocate=config.plan.allocate or "uniform")
+    scored = ScoreConfig(scores.about["method"])  # for the room that states need
+    config = replace(config, plan=how, score=scored)
+    calibration = tokens(text, source)
+    stream = open_stream(config.runtime, source, TEMPORARY, kept_states(config, 1), calibration)
+    return judged_plan(scores, config, stream, calibration)
+
+
+def cut(
+    model: Model,
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    layout: str = UNIFORM,
+    container: str = "auto",
+) -> nn.Module | Path:
+    """The model with the units of a plan alone, whose weights are the source's."""
+    return made(writer_of(open_source(model), plan, layout, container), out)
+
+
+def repair(
+    small: Model,
+    dense: Model,
+    text: Tokens,
+    kind: str = DEFAULT_REPAIR,
+    out: str | Path | None = None,
+    **runtime,
+) -> nn.Module | Path:
+    """A cut model with its weights fitted to what the dense one computes on a text.
+
+    small: what `cut` gave. dense: what it was cut from. kind: `refine` (or `refine:EPOCHS`), `ridge`.
+    """
+    record, source = record_of(small), open_source(dense)
+    plan = Plan(record["plan"]["blocks"], record["plan"]["about"])
+    plan.check(source)
+    config = JobConfig(Path(), Path()).with_options(repair=kind).repair
+    config.check()
+    calibration = tokens(text, source)
+    stream = stream_of(source, calibration, repair_states(config.kind), runtime)
+    repairing = Repair(stream, plan, calibration, config.kind, config.epochs)
+    writer = writer_of(source, plan, record["layout"], record["container"], repairing.blocks())
+    return made(writer, out, repairing)
+
+
+def save(model: Model, out: str | Path, tokenizer=None) -> Path:
+    """Write a model in memory, cut or not, as a folder that stock loaders read.
+
+    tokenizer: transformers' own, which is saved with it.
+    """
+    source = open_source(model)
+    module = getattr(source, "module", None)
+    with new_folder(out) as folder:
+        write_folder(writer_of(source, Plan.whole(source), PER_LAYER), folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if (settings := getattr(module, "generation_config", None)) is not None:
+            settings.save_pretrained(folder)
+        if (record := getattr(module, CUT, None)) is not None:
+            write_record(folder, record)
+    return Path(out)
+
+
+def made(writer: Cut, out: str | Path | None, repairing: Repair | None = None) -> nn.Module | Path:
+    """What a writer makes, with its record: a model in memory, or the new folder `out`."""
+    source, plan = writer.source, writer.plan
+
+    def record() -> dict:  # of a repair only when it is over
+        return make_record(source, plan, writer.layout, writer.container, repairing)
+
+    if out is None:
+        module = build(writer)
+        setattr(module, CUT, record())
+        origin = getattr(source, "module", None)
+        return module if origin is None else module.to(origin.device)
+    with new_folder(out) as folder:
+        write_folder(writer, folder)
+        write_record(folder, record())
+    return Path(out)
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder to write to, which gets the name `out` when it is complete, and else is removed."""
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out} exists; name a new folder.")
+    partial = partial_of(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def record_of(small: Model) -> dict:
+    """What is known of how a model was cut."""
+    if isinstance(small, str | Path):
+        found = read_record(Path(small))
+    else:
+        found = getattr(getattr(small, "module", small), CUT, {})
+    if "plan" not in found:
+        label = open_source(small).label
+        raise InputError(f"It is not known how {label} was cut; give what compressor.cut made.")
+    return found

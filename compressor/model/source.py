@@ -1,0 +1,90 @@
+"""What is read: a checkpoint folder (`checkpoint.py`) or a model in memory (`loaded_model.py`)."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from compressor.errors import InputError
+from compressor.model.geometry import Geometry
+
+
+class Source(Geometry):
+    """A model by its tensors, which are read one block at a time and never changed.
+
+    `label` is what sentences call it; `path` its folder, None in memory. `config` has settings under
+    their standard names, `written_config` is what config.json says. `tensors` maps a name, as files have
+    it, to what is known without reading: `shape`, `dtype`, `numel`, `begin` and `end` in bytes, and
+    `transposed` if files hold it as [in, out]. `coded` is whether transformers runs the model by code of
+    its folder alone.
+    """
+
+    label: str
+    path: Path | None = None
+    written_config: dict
+    tensors: Mapping[str, SimpleNamespace]
+    dtype: torch.dtype
+    fingerprint: str
+    coded: bool = False
+    group: int | None = None  # input channels that share a scale, where weights are packed
+    notes: list[str]  # what a user should know of how it is read
+    header_bytes = 0  # what files have before their first tensor
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors on the CPU, matrices as [out, in]; not to be written to."""
+        raise NotImplementedError
+
+    def model_config(self):
+        """transformers' config of the model, a copy."""
+        raise NotImplementedError
+
+    def tokenizer(self):
+        """transformers' tokenizer; InputError where there is none."""
+        raise InputError(f"{self.label} has no tokenizer; give token ids.")
+
+    def will_need_block(self, block: int) -> None:
+        """Have a block's tensors ready soon."""
+
+    @property
+    def tied(self) -> bool:
+        return self.family.head not in self.tensors
+
+    @property
+    def ties(self) -> bool:
+        """Whether the config says that the head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings"))
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tensors[self.family.embedding].shape[0]
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.numel for t in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.end - t.begin for t in self.tensors.values())
+
+    def block_name(self, block: int, name: str) -> str:
+        return f"{self.family.layers}.{block}.{name}"
+
+    def block_tensors(self, block: int) -> list[str]:
+        """Names inside one block, e.g. `mlp.up_proj.weight`."""
+        prefix = self.block_name(block, "")
+        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+
+    def outer_tensors(self) -> list[str]:
+        """Names outside the blocks: embedding, last norm, head."""
+        return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]
+
+    def read_block(self, block: int) -> dict[str, torch.Tensor]:
+        """All tensors of one block, by their name inside it."""
+        names = self.block_tensors(block)
+        tensors = self.read(self.block_name(block, name) for name in names)
+        return {name: tensors[self.block_name(block, name)] for name in names}
+
+    def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of this whole name as files hold it: what `read` gives, turned back."""
+        return tensor.t() if self.tensors[name].transposed else tensor

@@ -1,0 +1,194 @@
+"""Cuts as folders, one writer a layout: which plans it can hold, and what it writes of them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from pathlib import Path
+
+from compressor.config.layouts import PADDED, PER_LAYER, UNIFORM, UNLIKE, check_layout_name
+from compressor.cutting.cut import cut_block
+from compressor.errors import InputError
+from compressor.model.families import FAMILIES, Family
+from compressor.model.heads import choose_container
+from compressor.model.per_layer import code_of, has_uniform, needs_code
+from compressor.model.source import Source
+from compressor.planning.plan import Plan
+from compressor.writing.containers import patched_config, zeros_of
+from compressor.writing.padding import heads_left, padded_block, paddings
+from compressor.writing.per_layer import layer_config, make_per_layer
+from compressor.writing.shards import SHARD_BYTES
+from compressor.writing.writer import Block, Writer, empty, write_folder
+
+
+class Cut(Writer):
+    """A cut by a plan. `units` are the numbers of units that the config says, of each group.
+
+    changes: of every block in order, the tensors that go out in place of the cut ones (a repair's), by
+    their names inside it; they are asked for one block at a time.
+    """
+
+    layout: str
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        container: str = "auto",
+        changes: Iterable[Block] | None = None,
+    ):
+        plan.check(source)
+        self.source, self.plan, self.changes = source, plan, changes
+        self.units = plan.widest()
+        self.settle()
+        groups = {width["attention"] for width in self.widths()}
+        served = self.layout == UNIFORM
+        self.container = choose_container(source, groups, container, served)
+        self.zeros = zeros_of(source, self.container)
+        self.built_by = FAMILIES.get(self.container, source.family)
+        if needs_code(source.family, self.layout):
+            self.code = code_of(self.built_by)
+
+    def settle(self) -> None:
+        """InputError for a plan that the layout cannot hold."""
+
+    def widths(self) -> list[dict[str, int]]:
+        """The units that blocks are written with."""
+        return [self.units]
+
+    def filled(self, index: int, block: Block) -> Block:
+        """A cut block as the layout has it."""
+        return block
+
+    def entries(self) -> dict[str, dict] | None:
+        """What config.json says of each block, for the code that the folder brings; None if nothing."""
+        source = self.source
+        heads = heads_left(self.plan, source)
+        return layer_config(source.family, self.plan.widths(), source.queries_per_group, heads)
+
+    def empty_blocks(self) -> Iterator[Block]:
+        for index in range(self.source.blocks):
+            names = self.source.block_tensors(index)
+            whole = {n: empty(self.source, self.source.block_name(index, n)) for n in names}
+            yield self.finished(index, whole, {})
+
+    def blocks(self) -> Iterator[Block]:
+        changes = repeat({}) if self.changes is None else self.changes
+        for index, changed in zip(range(self.source.blocks), changes, strict=False):
+            yield self.finished(index, self.source.read_block(index), changed)
+
+    def finished(self, index: int, whole: Block, changed: Block) -> Block:
+        """What files hold of a block, of all that the source has of it."""
+        source = self.source
+        block = self.filled(index, cut_block(whole, source, self.plan.blocks[index], changed))
+        named = {source.block_name(index, inner): tensor for inner, tensor in block.items()}
+        stored = {name: source.as_stored(name, tensor) for name, tensor in named.items()}
+        return stored | {source.block_name(index, n): t for n, t in self.zeros.items()}
+
+    def config(self) -> dict:
+        found = patched_config(self.source, self.units, self.container)
+        if self.code:
+            entries = self.entries()
+            if entries is not None:
+                found["head_dim"] = self.source.head_dim
+            make_per_layer(found, self.built_by, entries)
+        return found
+
+
+class Uniform(Cut):
+    """Blocks that are alike, of a class that every loader knows."""
+
+    layout = UNIFORM
+
+    def settle(self) -> None:
+        source, widths = self.source, self.plan.widths()
+        family = source.family
+        if not has_uniform(family):
+            whole = {"attention": source.heads, "ffn": source.config[family.ffn_width_key]}
+            if any(width != whole for width in widths):
+                raise InputError(no_uniform(family))
+        if any(width != widths[0] for width in widths):
+            raise InputError(
+                "The plan has blocks of different widths (global allocation, or protected blocks), "
+                f"which no stock model class loads; make a plan without, or use {UNLIKE}."
+            )
+
+
+class PerLayer(Cut):
+    """Blocks of their own widths, of a class that the folder brings."""
+
+    layout = PER_LAYER
+
+    def settle(self) -> None:
+        check_built(self.source.family)
+
+    def widths(self) -> list[dict[str, int]]:
+        return self.plan.widths()
+
+
+class Padded(Cut):
+    """Blocks filled with zeros up to the widest of them, which computes the same."""
+
+    layout = PADDED
+
+    def settle(self) -> None:
+        self.padding = paddings(self.plan, self.source)
+        self.units = self.padding[0].units
+
+    def filled(self, index: int, block: Block) -> Block:
+        return padded_block(block, self.source, self.padding[index])
+
+    def entries(self) -> None:
+        return None
+
+
+WRITERS: dict[str, type[Cut]] = {kind.layout: kind for kind in (Uniform, PerLayer, Padded)}
+
+
+def writer_of(
+    source: Source,
+    plan: Plan,
+    layout: str = UNIFORM,
+    container: str = "auto",
+    changes: Iterable[Block] | None = None,
+) -> Cut:
+    """The writer of a plan; of `per-layer` blocks that turn out alike, the uniform one."""
+    check_layout_name(layout)
+    return WRITERS[layout_of(plan, layout, source.family)](source, plan, container, changes)
+
+
+def write(
+    source: Source,
+    plan: Plan,
+    folder: Path,
+    layout: str = UNIFORM,
+    container: str = "auto",
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    changes: Iterable[Block] | None = None,
+) -> str:
+    """Cut `source` by `plan` into the new folder; returns the container's model type."""
+    writer = writer_of(source, plan, layout, container, changes)
+    write_folder(writer, folder, shard_bytes, progress)
+    return writer.container
+
+
+def layout_of(plan: Plan, layout: str, family: Family) -> str:
+    """What a plan is written as: `per-layer` is `uniform` where all blocks are alike."""
+    widths = plan.widths()
+    equal = has_uniform(family) and all(width == widths[0] for width in widths)
+    return UNIFORM if layout == PER_LAYER and equal else layout
+
+
+def no_uniform(family: Family) -> str:
+    return (
+        f"transformers' class of {family.model_type} always has {family.ffn_per_hidden} x hidden FFN "
+        "channels and as many heads as its hidden size has room for, and its slopes (ALiBi) are those "
+        f"of all heads, so no cut of it can be written in the uniform layout; use {UNLIKE}."
+    )
+
+
+def check_built(family: Family) -> None:
+    if not family.own_widths:
+        raise InputError(
+            f"There is no code for {family.model_type} blocks of different widths; use --layout "
+            "uniform, or padded (zeros, to evaluate it)."
+        )

@@ -1,0 +1,87 @@
+"""Writing a checkpoint folder that stock transformers and vLLM load.
+
+A `Writer` says what goes into the folder of one result: `cuts.py` and `packed.py` have the forms. A new
+form is one more file, and a line in `cuts.WRITERS` if --layout is to offer it.
+
+The config is the original text with the changed keys patched, never re-serialised by a config class;
+side files are copied byte for byte; tensors are written one block at a time.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from compressor.config.json_files import ESCAPED
+from compressor.model.source import Source
+from compressor.writing.shards import SHARD_BYTES, check_space, divided, opened, write_index
+from compressor.writing.side_files import copy_side_files
+from compressor.writing.tokenizer_class import name_class
+
+Block = dict[str, torch.Tensor]
+
+
+class Writer:
+    """What goes into the folder of one result of a source.
+
+    container: the model type that is written. code: Python files that config.json names.
+    """
+
+    source: Source
+    container: str
+    code: tuple[Path, ...] = ()
+
+    def empty_blocks(self) -> Iterator[Block]:
+        """What `blocks` gives, as tensors on the meta device."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[Block]:
+        """Of every block in order, all tensors as files hold them, by their whole names."""
+        raise NotImplementedError
+
+    def config(self) -> dict:
+        """What config.json says."""
+        raise NotImplementedError
+
+    def empty_outer(self) -> Block:
+        """What lies outside the blocks, which no form changes, on the meta device."""
+        return {name: empty(self.source, name) for name in self.source.outer_tensors()}
+
+    def bytes(self) -> int:
+        """What all tensors of the result will take."""
+        results = [self.empty_outer(), *self.empty_blocks()]
+        return sum(t.nbytes for result in results for t in result.values())
+
+
+def write_folder(
+    writer: Writer,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Make the new folder `folder`; MachineError, before anything is made, where it has no room."""
+    source = writer.source
+    shards = divided([writer.empty_outer(), *writer.empty_blocks()], shard_bytes)
+    check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
+    folder.mkdir(parents=True)
+    with opened(folder, shards) as files:
+        for name in source.outer_tensors():
+            files[name].put(name, source.read([name])[name])
+        for index, block in enumerate(writer.blocks()):
+            for name in list(block):  # taken out, so that no block is in memory beside the next
+                files[name].put(name, block.pop(name))
+            progress(index + 1, source.blocks)
+    write_index(folder, shards)
+    copy_side_files(source, folder)
+    for file in writer.code:
+        shutil.copyfile(file, folder / file.name)
+    text = json.dumps(writer.config(), indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)
+    name_class(source, folder, moved=writer.container != source.family.model_type)
+
+
+def empty(source: Source, name: str) -> torch.Tensor:
+    entry = source.tensors[name]
+    return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
