@@ -29,11 +29,8 @@ GROUPS: dict[str, type] = {
     "quantization": QuantConfig,
     "runtime": Runtime,
 }
-SPARSIFY = (
-    "text",
-    "quantization",
-    "runtime",
-)  # the groups that zeroing weights has, besides its own
+# The groups that zeroing weights has, besides its own.
+SPARSIFY = ("text", "quantization", "runtime")
 SIZES = ("keep", "keep_blocks", "target", "target_params", "target_bytes", "budget")
 PART = re.compile(r"(.+)\[(-?\d*:-?\d*)\]")  # TEXT[A:B]
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
+from compressor.config.layouts import UNIFORM
 from compressor.config.plan import PlanConfig
 from compressor.config.repair import closed_form
 from compressor.config.target import Target, target_name
@@ -88,7 +89,7 @@ def plan_result(job: Job, wanted: WantedResult, scores: Scores) -> Plan:
     token), which one was taken, and on how much text.
     """
     config, checkpoint, target = job.config, job.checkpoint, wanted.target
-    how, alike = config.plan.allocate, wanted.layout == "uniform"
+    how, alike = config.plan.allocate, wanted.layout == UNIFORM
     alignment = open_alignment(config, checkpoint, target, wanted.layout)
     given = replace(wanted_widths(config, wanted.layout), align=alignment.align, served=alike)
     protect = config.plan.protect

@@ -1,16 +1,12 @@
 """The digest of tensors, by which what was made is known again."""
 
 import hashlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the command line reads the table, and torch takes seconds to import
-    import torch
+import torch
 
 
-def digest(tensors: "dict[str, torch.Tensor]") -> str:
+def digest(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 of the bytes of tensors, in the order of their names."""
-    import torch
-
     found = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
         data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()

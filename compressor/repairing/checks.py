@@ -1,16 +1,12 @@
 """What a repair needs of a checkpoint and of a text."""
 
-from typing import TYPE_CHECKING
-
 from compressor.config.repair import check_kind
 from compressor.errors import InputError
-
-if TYPE_CHECKING:  # the command line reads the table, and torch takes seconds to import
-    from compressor.model.source import Source
-    from compressor.text.tokens import TokenSet
+from compressor.model.source import Source
+from compressor.text.tokens import TokenSet
 
 
-def check_text(repair: str, tokens: "TokenSet") -> None:
+def check_text(repair: str, tokens: TokenSet) -> None:
     """Refuse a calibration text of which nothing can be held back."""
     if repair != "none" and len(tokens.sequences) < 2:
         raise InputError(
@@ -19,7 +15,7 @@ def check_text(repair: str, tokens: "TokenSet") -> None:
         )
 
 
-def check_repair(repair: str, epochs: int | None, checkpoint: "Source") -> None:
+def check_repair(repair: str, epochs: int | None, checkpoint: Source) -> None:
     """The same, and refuse biases to move where there are none."""
     check_kind(repair, epochs)
     if repair != "bias":

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, field
 
+from compressor.config.layouts import UNIFORM
+
 
 @dataclass
 class Result:
@@ -25,7 +27,7 @@ class Result:
     mode: str | None = None
     seed: int = 0
     granularity: str = "channel"
-    layout: str = "uniform"
+    layout: str = UNIFORM
     asked: dict | None = None
     keep_asked: str | None = None
     budget: str = "params"

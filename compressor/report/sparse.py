@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from compressor.config.layouts import UNIFORM
 from compressor.model.families import FAMILIES
 from compressor.report.card import how_it_loads, quality
 from compressor.report.result import Result
@@ -52,7 +53,7 @@ tags: [pruned]
 # {name}, {result.sparsity_reached:.1%} of the blocks' weights zero
 
 {result.zeros:,} weights of the blocks' projections are zero{changed}. Architecture and shapes
-are those of `{name}`{how_it_loads(FAMILIES[result.container], "uniform")}
+are those of `{name}`{how_it_loads(FAMILIES[result.container], UNIFORM)}
 
 {ZEROS_ALONE}
 

@@ -80,8 +80,8 @@ def table(results: Sequence[Result]) -> Table:
         row("held-back loss", "", comparison)
     row("type", first.model_type, lambda r: f"{r.container} ({r.layout})")
     if first.perplexity_before is not None:
-        after = lambda r: f"{r.perplexity_after:.4f}"  # noqa: E731
-        row("perplexity", f"{first.perplexity_before:.4f}", after)
+        before = f"{first.perplexity_before:.4f}"
+        row("perplexity", before, lambda r: f"{r.perplexity_after:.4f}")
         if any(r.perplexity_pruned != r.perplexity_after for r in results) and (
             any(r.recovery for r in results)
         ):

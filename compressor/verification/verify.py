@@ -12,7 +12,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import FAMILIES
 from compressor.model.weight_files import weight_files
 from compressor.verification.child import TOLD, Progress
-from compressor.writing.record import read_record
+from compressor.writing.record import RECORD, read_record
 
 
 def verify(
@@ -31,20 +31,8 @@ def verify(
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
             raise InputError(f"There is no checkpoint in {path}: it has no config.json.")
-    if source is not None and not (folder / "compression.json").exists():
-        raise InputError(f"{folder} has no compression.json, so what was removed is unknown.")
-    if source is not None and "plan" not in read_record(folder):
-        raise InputError(f"{folder / 'compression.json'} has no plan; verify it without --source.")
-    if source is not None and (read_record(folder).get("recovery") or {}).get("kept"):
-        raise InputError(
-            f"{folder} was trained after the cut, so it computes something else than its source "
-            "without some units; verify it without --source."
-        )
-    if source is not None and "quantization" in read_record(folder):
-        raise InputError(
-            f"{folder} was quantised after the cut, so it computes something else than its source "
-            "without some units; verify it without --source."
-        )
+    if source is not None:
+        check_is_a_cut(folder)
     check_opens(folder)
     command = [sys.executable, "-P", "-m", "compressor.verification.child", str(folder)]
     command += [str(against)] if (against := source or expected) else []
@@ -62,6 +50,25 @@ def verify(
     if report["error"]:
         raise VerificationError(report["error"])
     return report
+
+
+def check_is_a_cut(folder: Path) -> None:
+    """Refuse what does not compute what its source does without some units."""
+    if not (folder / RECORD).exists():
+        raise InputError(f"{folder} has no {RECORD}, so what was removed is unknown.")
+    record = read_record(folder)
+    if "plan" not in record:
+        raise InputError(f"{folder / RECORD} has no plan; verify it without --source.")
+    done = {
+        "trained": (record.get("recovery") or {}).get("kept"),
+        "quantised": "quantization" in record,
+    }
+    for what, so in done.items():
+        if so:
+            raise InputError(
+                f"{folder} was {what} after the cut, so it computes something else than its source "
+                "without some units; verify it without --source."
+            )
 
 
 def check_opens(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compressor.config.json_files import read_object
 
+RECORD = "compression.json"  # what every result has
 VERSIONED = ("torch", "transformers", "safetensors")
 
 
@@ -18,13 +19,10 @@ def versions() -> dict[str, str]:
 def write_record(folder: Path, record: dict) -> None:
     """compression.json: the plan and everything that is needed to make the same again."""
     text = json.dumps(record, indent=1, sort_keys=False)
-    (folder / "compression.json").write_text(text + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict:
     """What compression.json says; nothing where there is none."""
-    file = folder / "compression.json"
+    file = folder / RECORD
     return read_object(file) if file.exists() else {}
-
-
-RECORD = "compression.json"  # what every result has
