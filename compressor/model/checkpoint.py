@@ -18,7 +18,6 @@ import torch
 from compressor.config.json_files import read_object
 from compressor.errors import InputError
 from compressor.model.configs import check_task, load_config, made, read_as_given, settings
-from compressor.model.empty_model import empty_model, misfits
 from compressor.model.families import family_of
 from compressor.model.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
 from compressor.model.per_layer import check as check_per_layer
@@ -29,7 +28,6 @@ from compressor.model.weight_files import check_adapters, check_index, weight_fi
 from compressor.text.tokenizer import open_tokenizer
 
 FINGERPRINT_BYTES = 1 << 20
-COMPARED_ROWS = 4096
 
 
 class Checkpoint(Source):
@@ -66,11 +64,9 @@ class Checkpoint(Source):
         )  # what is written may have other files
         self._find_weights()
         self.tensors = turned(completed(self.tensors, self.family), self.family)
-        self._settle_head()
+        self.settle_head()
         self._check_count()
-        model = empty_model(self.model_config(), self.family, self.path)
-        for sentence in misfits(self.tensors, model, self.family, self.ties, self.path):
-            raise InputError(sentence)
+        self.check_tensors()
         self._check_units()
         self._compare_dtypes()
 
@@ -172,27 +168,6 @@ class Checkpoint(Source):
         if self.translated:
             self.tensors = llama_tensors(self.tensors, self.config.get("vocab_size"))
 
-    def _settle_head(self) -> None:
-        """Of a head and an embedding that the config ties, one is enough, as transformers 5 has it.
-
-        A second copy is forgotten. A head of other values is used, and the config is made to say so.
-        """
-        head, embedding = self.family.head, self.family.embedding
-        if not self.ties or head not in self.tensors:
-            return
-        if embedding not in self.tensors:
-            self.tensors[embedding] = self.tensors.pop(head)
-        elif self._equal(head, embedding):
-            del self.tensors[head]
-        else:
-            self.config["tie_word_embeddings"] = self.written_config["tie_word_embeddings"] = False
-            self.notes.append(
-                f"The config of {self.path} ties the head to the embedding, but the files hold a head "
-                f"({head}) of other values. It is used here, as transformers 5 does; transformers 4.57 "
-                "and vLLM would use the embedding. What is written says tie_word_embeddings false, so "
-                "that all use the head."
-            )
-
     def _compare_dtypes(self) -> None:
         """Say where transformers would load the weights in another dtype than they are read in here."""
         said, stored = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
@@ -210,12 +185,6 @@ class Checkpoint(Source):
                 f"The config of {self.path} says {names[1]}, and no weight is stored so. {kept}; "
                 f"transformers' dtype='auto' would round them to {names[1]}."
             )
-
-    def _equal(self, name: str, other: str) -> bool:
-        pair = self.read([name, other])
-        parts = zip(*(pair[n].split(COMPARED_ROWS) for n in (name, other)), strict=False)
-        same_shape = pair[name].shape == pair[other].shape
-        return same_shape and all(torch.equal(a.float(), b.float()) for a, b in parts)
 
     def _check_count(self) -> None:
         """No block is there beyond those that the config counts."""

@@ -8,13 +8,13 @@ once, and a reader of the tensors need not ask again.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from compressor.errors import InputError, in_a_line
 from compressor.model.families import Family
+from compressor.model.modules import head_name
 from compressor.model.per_layer import model_of
 
 
@@ -32,17 +32,17 @@ class EmptyModel:
     ignored: tuple[str, ...] = ()
 
 
-def empty_model(config, family: Family, path: Path | str) -> EmptyModel:
+def empty_model(config, family: Family, path: str) -> EmptyModel:
     """The model of transformers' config; InputError in its words where it cannot be built."""
     try:
         with torch.device("meta"):
             model = model_of(config, family, torch.float32)
     except Exception as error:  # whatever the class raises, it is the config that it cannot take
         raise InputError(f"The config of {path} makes no model: {in_a_line(error)}") from error
-    head = next(n for n, m in model.named_modules() if m is model.get_output_embeddings())
+    head = head_name(model)
 
     def shapes(tensors: Iterable) -> dict[str, list[int]]:
-        own = {f"{head}.weight": family.head}  # files of GPT-NeoX call it otherwise
+        own = {head: family.head}
         return {own.get(name, name): list(tensor.shape) for name, tensor in tensors}
 
     return EmptyModel(
@@ -58,7 +58,7 @@ def misfits(
     model: EmptyModel,
     family: Family,
     tied: bool,
-    path: Path | str,
+    path: str,
 ) -> list[str]:
     """Sentences about tensors that are missing, of another shape or unknown; none if all is right.
 

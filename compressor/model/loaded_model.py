@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from compressor.errors import InputError
-from compressor.model.empty_model import empty_model, misfits
 from compressor.model.families import family_of
+from compressor.model.modules import head_name
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.source import Source
 from compressor.model.tensors import turned
@@ -53,31 +53,26 @@ class LoadedModel(Source):
         self.parameters_by_name = self._find_tensors()
         entries = {name: entry_of(tensor) for name, tensor in self.parameters_by_name.items()}
         self.tensors = turned(entries, self.family)
+        self.settle_head()
         self._check_class()
 
     def _find_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors by the names that files have; a head that is the embedding is left out."""
-        family, output = self.family, self.module.get_output_embeddings()
-        head = next(n for n, m in self.module.named_modules() if m is output)
-        found = {
-            family.head if name == f"{head}.weight" else name: tensor
+        """The tensors by the names that files have."""
+        head = head_name(self.module)
+        return {
+            self.family.head if name == head else name: tensor
             for name, tensor in self.module.state_dict(keep_vars=True).items()
-            if not name.endswith(family.not_read)
+            if not name.endswith(self.family.not_read)
         }
-        if self.ties and found.get(family.head) is found.get(family.embedding):
-            del found[family.head]
-        return found
 
     def _check_class(self) -> None:
         """The module is what its config makes, so that what is computed here is what it computes."""
-        empty = empty_model(self.model_config(), self.family, self.label)
+        empty = self.check_tensors()
         if type(self.module).__name__ not in (empty.name, self.family.architecture):
             raise InputError(
                 f"{self.label} is not of the class that its config makes, {empty.name}, and would be "
                 "computed as one; give that."
             )
-        for sentence in misfits(self.tensors, empty, self.family, self.ties, self.label):
-            raise InputError(sentence)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -44,6 +44,12 @@ def make_linear(model: nn.Module) -> nn.Module:
     return model
 
 
+def head_name(model: nn.Module) -> str:
+    """What a class calls the head's weight; files of GPT-NeoX call it otherwise."""
+    head = model.get_output_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+
+
 def assign(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Make these tensors, of whatever shape, the parameters of `module`."""
     for name, tensor in tensors.items():

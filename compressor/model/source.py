@@ -1,16 +1,20 @@
 """What is read: a checkpoint folder (`checkpoint.py`) or a model in memory (`loaded_model.py`)."""
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from compressor.errors import InputError
+from compressor.model.empty_model import EmptyModel, empty_model, misfits
 from compressor.model.geometry import Geometry
 
+COMPARED_ROWS = 4096
 
-class Source(Geometry):
+
+class Source(Geometry, ABC):
     """A model by its tensors, which are read one block at a time and never changed.
 
     `label` is what sentences call it; `path` its folder, None in memory. `config` has settings under
@@ -23,7 +27,7 @@ class Source(Geometry):
     label: str
     path: Path | None = None
     written_config: dict
-    tensors: Mapping[str, SimpleNamespace]
+    tensors: dict[str, SimpleNamespace]
     dtype: torch.dtype
     fingerprint: str
     coded: bool = False
@@ -31,13 +35,13 @@ class Source(Geometry):
     notes: list[str]  # what a user should know of how it is read
     header_bytes = 0  # what files have before their first tensor
 
+    @abstractmethod
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors on the CPU, matrices as [out, in]; not to be written to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def model_config(self):
         """transformers' config of the model, a copy."""
-        raise NotImplementedError
 
     def tokenizer(self):
         """transformers' tokenizer; InputError where there is none."""
@@ -88,3 +92,39 @@ class Source(Geometry):
     def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of this whole name as files hold it: what `read` gives, turned back."""
         return tensor.t() if self.tensors[name].transposed else tensor
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def settle_head(self) -> None:
+        """Of a head and an embedding that the config ties, one is enough, as transformers 5 has it.
+
+        A second copy is forgotten. A head of other values is used, and the config is made to say so.
+        """
+        head, embedding = self.family.head, self.family.embedding
+        if not self.ties or head not in self.tensors:
+            return
+        if embedding not in self.tensors:
+            self.tensors[embedding] = self.tensors.pop(head)
+        elif self.equal(head, embedding):
+            del self.tensors[head]
+        else:
+            self.config["tie_word_embeddings"] = self.written_config["tie_word_embeddings"] = False
+            self.notes.append(
+                f"The config of {self.label} ties the head to the embedding, but the files hold a head "
+                f"({head}) of other values. It is used here, as transformers 5 does; transformers 4.57 "
+                "and vLLM would use the embedding. What is written says tie_word_embeddings false, so "
+                "that all use the head."
+            )
+
+    def equal(self, name: str, other: str) -> bool:
+        pair = self.read([name, other])
+        parts = zip(*(pair[n].split(COMPARED_ROWS) for n in (name, other)), strict=False)
+        same_shape = pair[name].shape == pair[other].shape
+        return same_shape and all(torch.equal(a.float(), b.float()) for a, b in parts)
+
+    def check_tensors(self) -> EmptyModel:
+        """The model that the config makes; InputError where the tensors are not those of it."""
+        empty = empty_model(self.model_config(), self.family, self.label)
+        for sentence in misfits(self.tensors, empty, self.family, self.ties, self.label):
+            raise InputError(sentence)
+        return empty

@@ -1,12 +1,13 @@
 """A cut as a model in memory, of the very tensors that its folder would have."""
 
-import torch
 from accelerate import init_empty_weights
 from torch import nn
 
 from compressor.model.configs import config_of
+from compressor.model.modules import assign, head_name
 from compressor.model.per_layer import model_of
 from compressor.writing.cuts import Cut
+from compressor.writing.writer import Block
 
 
 def build(writer: Cut) -> nn.Module:
@@ -15,19 +16,16 @@ def build(writer: Cut) -> nn.Module:
     config = config_of(writer.config(), family)
     with init_empty_weights(include_buffers=False):
         model = model_of(config, family, source.dtype)
-    head = model.get_output_embeddings()
-    for name in source.outer_tensors():
-        put(model, head if name == source.family.head else None, name, source.read([name])[name])
+    outer = source.read(source.outer_tensors())
+    if not source.tied:
+        outer[head_name(model)] = outer.pop(source.family.head)
+    assign(model, copies(outer))
     for block in writer.blocks():
-        for name in list(block):
-            put(model, None, name, block.pop(name))
+        assign(model, copies(block))
     if source.tied:
         model.tie_weights()
-    return model.eval()
+    return model.eval().requires_grad_()
 
 
-def put(model: nn.Module, owner: nn.Module | None, name: str, tensor: torch.Tensor) -> None:
-    """Make a copy of the tensor a parameter, of the module that its name says or of another one."""
-    module, _, leaf = name.rpartition(".")
-    value = nn.Parameter(tensor.contiguous().clone())
-    setattr(owner or model.get_submodule(module), leaf, value)
+def copies(tensors: Block) -> Block:
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

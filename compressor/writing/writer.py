@@ -9,6 +9,7 @@ side files are copied byte for byte; tensors are written one block at a time.
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from compressor.writing.tokenizer_class import name_class
 Block = dict[str, torch.Tensor]
 
 
-class Writer:
+class Writer(ABC):
     """What goes into the folder of one result of a source.
 
     container: the model type that is written. code: Python files that config.json names.
@@ -33,17 +34,17 @@ class Writer:
     container: str
     code: tuple[Path, ...] = ()
 
+    @abstractmethod
     def empty_blocks(self) -> Iterator[Block]:
         """What `blocks` gives, as tensors on the meta device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self) -> Iterator[Block]:
         """Of every block in order, all tensors as files hold them, by their whole names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def config(self) -> dict:
         """What config.json says."""
-        raise NotImplementedError
 
     def empty_outer(self) -> Block:
         """What lies outside the blocks, which no form changes, on the meta device."""

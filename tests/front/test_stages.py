@@ -102,6 +102,17 @@ def test_what_is_saved_is_verified(llama, loaded, ids, tmp_path):
     assert compressor.inspect(small)["parameters"] == Checkpoint(tmp_path / "out").parameters
 
 
+def test_a_head_of_its_own_under_a_config_that_ties_it(llama, ids, tmp_path):
+    """It is used, as of a folder, and what is written is untied."""
+    module = AutoModelForCausalLM.from_pretrained(llama, dtype="auto")
+    module.config.tie_word_embeddings = True
+    source = LoadedModel(module)
+    assert not source.tied and "of other values" in source.notes[0]
+    written = Checkpoint(compressor.save(module, tmp_path / "out"))
+    assert same(written, source) and written.written_config["tie_word_embeddings"] is False
+    assert compressor.evaluate(written, ids) == compressor.evaluate(llama, ids)
+
+
 def test_the_source_stays_as_it_is(llama, loaded, ids):
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     small = compressor.cut(loaded, compressor.plan(compressor.score(loaded, ids), keep=0.8))
