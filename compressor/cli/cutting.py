@@ -78,8 +78,7 @@ def plan(
 ) -> None:
     """Turn scores into the list of units that stay."""
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
-    config = job_config(source or ".", out, allocate=allocate, **sizes, **given)
-    check_planning(config)
+    config = check_planning(job_config(source or ".", out, allocate=allocate, **sizes, **given))
     from compressor.job.plan_scores import plan_scores
     from compressor.model.checkpoint import Checkpoint
     from compressor.planning.told import plan_in_words

@@ -3,17 +3,19 @@
 from pathlib import Path
 
 from compressor.analysis.inspection import inspect as inspect_folder
-from compressor.front.models import Model, Tokens, as_folder, judging, open_source, stream_of
+from compressor.front.jobs import as_folder
+from compressor.front.models import TEMPORARY, Model, Tokens, asked_for, judging, open_source
 from compressor.job.evaluate import measured
 from compressor.job.judging import STATES
+from compressor.job.opening import open_stream
 from compressor.verification.verify import verify as verify_folder
 
 
 def evaluate(model: Model, text: Tokens, *, length: int = 512, **runtime) -> dict:
     """`perplexity` and `nll` (nats a token) of a text, of how many `tokens` in how many `documents`."""
     source = open_source(model, packed=True)
-    known = judging(text, source, length=length)
-    return measured(stream_of(source, known, STATES, runtime), known)
+    known, config = judging(text, source, length), asked_for(**runtime)
+    return measured(open_stream(config.runtime, source, TEMPORARY, STATES, known), known)
 
 
 def inspect(model: Model) -> dict:

@@ -9,18 +9,18 @@ from pathlib import Path
 from torch import nn
 
 from compressor.config.choices import check_selection
-from compressor.config.job import JobConfig
 from compressor.config.layouts import PER_LAYER, UNIFORM
-from compressor.config.repair import DEFAULT_REPAIR
+from compressor.config.plan import PlanConfig
+from compressor.config.repair import DEFAULT_REPAIR, RepairConfig
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
-from compressor.front.models import TEMPORARY, Model, Tokens, open_source, stream_of, tokens
+from compressor.front.models import TEMPORARY, Model, Tokens, asked_for, open_source, tokens
 from compressor.job import asked, checks
-from compressor.job.needs import chosen_method, kept_states, looks, repair_states
+from compressor.job.needs import calibrates, chosen_method, kept_states, repair_states
 from compressor.job.opening import open_stream
 from compressor.job.plan_scores import judged_plan, plan_scores
-from compressor.job.resolve import default_selection
-from compressor.job.result import make_record
+from compressor.job.resolve import resolve
+from compressor.job.result import make_record, open_repair
 from compressor.job.run import partial_of
 from compressor.planning.plan import Plan
 from compressor.repairing.streaming import Repair
@@ -51,25 +51,30 @@ def score(
 
     text: what to calibrate on (`tokens`); a method that looks at weights alone needs none. method:
     METHOD or METHOD:MODE of `compressor.scoring`. select: `score`, or `obs`, the default of methods that
-    look at activations. kv_cost: `score`, or `measured`: KV groups by the loss
-    without each. runtime: `device`, `dtype` (to compute in), `max_memory`.
+    look at activations. kv_cost: `score`, or `measured`: KV groups by the loss without each. runtime:
+    `device`, `dtype` (to compute in), `max_memory`.
     """
     source = open_source(model)
-    name, _, mode = method.partition(":")
-    select = select or default_selection(name, DEFAULT_REPAIR)
-    config = ScoreConfig(name, mode or None, select=select, kv_cost=kv_cost)
-    asked.check_method(config)
-    check_selection(config.select, config.kv_cost)
-    checks.check_method(config, source)
+    options = {"method": method, "select": select, "kv_cost": kv_cost, "seed": seed}
+    config = resolve(asked_for(**options, **runtime))
+    # What goes with a repair and an allocation is decided; neither is at work here.
+    config = replace(config, repair=RepairConfig("none"), plan=PlanConfig(allocate="uniform"))
+    wanted = config.score
+    asked.check_method(wanted)
+    check_selection(wanted.select, wanted.kv_cost)
+    checks.check_method(wanted, source)
     calibration = None
-    if looks(config) or config.needs_text:
+    if calibrates(config):
         if text is None:
-            raise InputError(f"The method {name} looks at activations: give a text, or token ids.")
+            raise InputError(
+                f"The method {wanted.method} looks at activations: give a text, or token ids."
+            )
         calibration = tokens(text, source)
-    stream = stream_of(source, calibration, source.blocks + 3, runtime)
-    found = score_units(source, chosen_method(config), config.mode, calibration, stream, seed)
-    if config.needs_text:
-        found = refined(found, stream, calibration, config.select, config.kv_cost)
+    states = kept_states(config, source.blocks)
+    stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
+    found = score_units(source, chosen_method(wanted), wanted.mode, calibration, stream, seed)
+    if wanted.needs_text:
+        found = refined(found, stream, calibration, wanted.select, wanted.kv_cost)
     found.source = source
     return found
 
@@ -85,13 +90,11 @@ def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None,
     source = scores.source if model is None else open_source(model)
     if source is None:
         source = open_source(scores.about["source"])
-    config = JobConfig(Path(), Path()).with_options(**options)
-    asked.check_planning(config)
+    config = asked.check_planning(asked_for(**options))
     if text is None:
         return plan_scores(scores, source, config)[0]
-    how = replace(config.plan, allocate=config.plan.allocate or "uniform")
-    scored = ScoreConfig(scores.about["method"])  # for the room that states need
-    config = replace(config, plan=how, score=scored)
+    # Its states take room.
+    config = replace(config, score=ScoreConfig(scores.about["method"]))
     calibration = tokens(text, source)
     stream = open_stream(config.runtime, source, TEMPORARY, kept_states(config, 1), calibration)
     return judged_plan(scores, config, stream, calibration)
@@ -119,17 +122,19 @@ def repair(
 ) -> nn.Module | Path:
     """A cut model with its weights fitted to what the dense one computes on a text.
 
-    small: what `cut` gave. dense: what it was cut from. kind: `refine` (or `refine:EPOCHS`), `ridge`.
+    small: what `cut` gave. dense: what it was cut from. kind: `refine` (or `refine:EPOCHS`),
+    `ridge` or `none`.
     """
     record, source = record_of(small), open_source(dense)
     plan = Plan(record["plan"]["blocks"], record["plan"]["about"])
     plan.check(source)
-    config = JobConfig(Path(), Path()).with_options(repair=kind).repair
-    config.check()
-    calibration = tokens(text, source)
-    stream = stream_of(source, calibration, repair_states(config.kind), runtime)
-    repairing = Repair(stream, plan, calibration, config.kind, config.epochs)
-    writer = writer_of(source, plan, record["layout"], record["container"], repairing.blocks())
+    config = asked_for(repair=kind, **runtime)
+    config.repair.check()
+    calibration, states = tokens(text, source), repair_states(config.repair.kind)
+    stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
+    repairing = open_repair(config.repair, stream, plan, calibration)
+    changes = repairing.blocks() if repairing else None
+    writer = writer_of(source, plan, record["layout"], record["container"], changes)
     return made(writer, out, repairing)
 
 

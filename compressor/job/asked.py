@@ -5,6 +5,7 @@ What needs the source is in `checks.py`.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from compressor.config.choices import (
@@ -96,16 +97,17 @@ def check_scoring(asked: JobConfig) -> JobConfig:
     return config
 
 
-def check_planning(config: JobConfig) -> None:
-    """What is asked of the stage `plan`."""
-    plan, layout = config.plan, config.write.layout
+def check_planning(asked: JobConfig) -> JobConfig:
+    """What is asked of the stage `plan`; decided."""
+    plan = replace(asked.plan, allocate=asked.plan.allocate or "uniform")
+    layout = asked.write.layout
     if len(plan.targets) != 1:
         raise InputError("Give one of --keep, --keep-blocks, --target.")
-    how = plan.allocate or "uniform"
-    check_allocation(how)
+    check_allocation(plan.allocate)
     check_layout_name(layout)
-    if ALLOCATIONS[how].equal(layout == UNIFORM):
+    if ALLOCATIONS[plan.allocate].equal(layout == UNIFORM):
         check_protect(plan.protect, layout)
+    return replace(asked, plan=plan)
 
 
 def check_applying(

@@ -26,7 +26,7 @@ from compressor.text.tokens import TokenSet
 
 def plan_scores(scores: Scores, source: Source, config: JobConfig) -> tuple[Plan, Alignment]:
     """The plan of the config's one target, and the widths that it had to choose from."""
-    (target,), how = config.plan.targets, config.plan.allocate or "uniform"
+    (target,), how = config.plan.targets, config.plan.allocate
     wanted, protect = wanted_widths(config), protected(config.plan.protect, source)
     found = alignment(target, source, wanted, protect, how, scores)
     equal = ALLOCATIONS[how].equal(wanted.served)

@@ -158,8 +158,8 @@ def tokenize(
     return TokenSet(sequences, protocol)
 
 
-def of_ids(rows: torch.Tensor | Sequence[torch.Tensor]) -> TokenSet:
-    """Token ids [sequences, tokens], or a list of rows of any lengths, as they are.
+def as_rows(rows: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Token ids [sequences, tokens], or a list of rows of any lengths, as int64 rows of two and more.
 
     InputError for anything else.
     """
@@ -174,27 +174,28 @@ def of_ids(rows: torch.Tensor | Sequence[torch.Tensor]) -> TokenSet:
         raise InputError(f"Token ids are whole numbers, not {sequences[0].dtype}.")
     if sum(len(row) > 1 for row in sequences) == 0:
         raise InputError("There are no tokens to predict; give rows of at least two.")
-    sequences = [row.long() for row in sequences if len(row) > 1]
+    return [row.long() for row in sequences if len(row) > 1]
+
+
+def protocol_of_ids(rows: list[torch.Tensor]) -> dict:
+    """The protocol of ids that came without a text, as `tokenize` has it."""
     digest = hashlib.sha256()
-    for row in sequences:
-        digest.update(str(row.tolist()).encode() if row.device.type != "meta" else b"")
-    return TokenSet(
-        sequences,
-        {
-            "source": "token ids",
-            "sha256": digest.hexdigest(),
-            "kind": "windows",
-            "part": None,
-            "range": None,
-            "length": max(map(len, sequences)),
-            "stride": None,
-            "bos": False,
-            "asked": None,
-            "sequences": len(sequences),
-            "tokens": sum(map(len, sequences)),
-            "replaced": None,
-        },
-    )
+    for row in rows:
+        digest.update(str(row.tolist()).encode())
+    return {
+        "source": "token ids",
+        "sha256": digest.hexdigest(),
+        "kind": "windows",
+        "part": None,
+        "range": None,
+        "length": max(map(len, rows)),
+        "stride": None,
+        "bos": False,
+        "asked": None,
+        "sequences": len(rows),
+        "tokens": sum(map(len, rows)),
+        "replaced": None,
+    }
 
 
 def joined(first: TokenSet, second: TokenSet) -> TokenSet:

@@ -92,6 +92,12 @@ def test_allocations_measure_on_a_text(llama, loaded, ids, allocate):
     assert plans[0].blocks == plans[1].blocks and "held_back" in plans[0].about
 
 
+def test_no_repair_is_the_cut(llama, loaded, ids):
+    small = compressor.cut(llama, compressor.plan(compressor.score(llama, ids), keep=0.8))
+    left = compressor.repair(small, loaded, ids, "none")
+    assert same(LoadedModel(left), LoadedModel(small))
+
+
 def test_what_is_saved_is_verified(llama, loaded, ids, tmp_path):
     """With a tokenizer it loads in a fresh process, and computes what its source does without units."""
     tokenizer = Checkpoint(llama).tokenizer()
@@ -223,6 +229,22 @@ def test_what_was_cut_must_be_known(loaded, ids):
 def test_tokens_that_cannot_be_are_refused(loaded, rows, message):
     with pytest.raises(InputError, match=message):
         compressor.score(loaded, rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_memory": -5}, "--max-memory is a number of bytes"),
+        ({"dtype": "int4"}, "--dtype is auto"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"method": "hywia:magic"}, "has no mode 'magic'"),
+        ({"method": "magic"}, "'magic' is not one of"),
+        ({"select": "magic"}, "--select is score or obs"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(loaded, ids, options, message):
+    with pytest.raises(InputError, match=message):
+        compressor.score(loaded, ids, **options)
 
 
 def test_an_existing_folder_is_not_replaced(loaded, ids, tmp_path):
