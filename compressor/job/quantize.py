@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.job.job import Job
 from compressor.job.opening import open_stream
-from compressor.job.result import Done, base_record, conclude
+from compressor.job.result import Done, base_record, begun, conclude
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap
@@ -111,14 +111,10 @@ def quantize_source(job: Job) -> Result:
     config, checkpoint, folder = job.config, job.checkpoint, job.run.partial
     before = job.judge.before()
     dense = before["perplexity"] if before else None
-    result = Result(
-        source=str(checkpoint.path),
-        dest=str(config.dest),
-        model_type=checkpoint.family.model_type,
-        container=checkpoint.family.model_type,
-        parameters_before=checkpoint.parameters,
-        bytes_before=checkpoint.bytes,
-        seed=config.runtime.seed,
+    result = begun(
+        checkpoint,
+        config.dest,
+        config.runtime.seed,
         perplexity_before=dense,
         perplexity_pruned=dense,
         perplexity_after=dense,

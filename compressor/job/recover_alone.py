@@ -23,7 +23,7 @@ from compressor.job.progress import Lines, Meter
 from compressor.job.reading import read_texts, reading_notes
 from compressor.job.recover import Recovering, recover_one
 from compressor.job.recovery_data import STATE, agree_on_recovery, read_recovery
-from compressor.job.result import Done
+from compressor.job.result import Done, begun
 from compressor.job.run import Run, partial_of
 from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.precision import check_memory
@@ -84,7 +84,9 @@ def recover_folder(
         judge = Judge(run, runtime, stream, texts.evaluation)
         chooses = text.evaluation is not None
         given = Recovering(training, stream, judge, chooses, runtime.verify)
-        result = begun(checkpoint, dest, runtime.seed)
+        # The training removes nothing.
+        sizes = {"parameters_after": checkpoint.parameters, "bytes_after": checkpoint.bytes}
+        result = begun(checkpoint, dest, runtime.seed, **sizes, verified="")
         result.perplexity_pruned = pruned(judge, source)
         notes = reading_notes(text, checkpoint, texts.evaluation, data)
         result.warnings = [*notes, *texts.notes, *left_behind(checkpoint)]
@@ -113,14 +115,6 @@ def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryCon
             "--source must be what it was cut from."
         )
     return teacher
-
-
-def begun(checkpoint: Checkpoint, dest: Path, seed: int) -> Result:
-    """What is known before the training, which removes nothing."""
-    kind, sizes = checkpoint.family.model_type, (checkpoint.parameters, checkpoint.bytes)
-    return Result(
-        str(checkpoint.path), str(dest), kind, kind, *sizes, *sizes, seed=seed, verified=""
-    )
 
 
 def pruned(judge: Judge, source: Path) -> float | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -113,22 +114,33 @@ def cut_one(
     return Done(result, record)
 
 
+def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:
+    """A result of `checkpoint`, of which is known what goes in, and what else is given."""
+    return Result(
+        source=str(checkpoint.path),
+        dest=str(dest),
+        model_type=checkpoint.family.model_type,
+        container=known.pop("container", checkpoint.family.model_type),
+        parameters_before=checkpoint.parameters,
+        bytes_before=checkpoint.bytes,
+        seed=seed,
+        **known,
+    )
+
+
 def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
     """What is known of a result before it is measured."""
     config, checkpoint, target = job.config, job.checkpoint, wanted.target
     plan, about = writer.plan, writer.plan.about
     reach = open_reach(config, checkpoint)
     alignment = open_alignment(config, checkpoint, target, wanted.layout)
-    return Result(
-        source=str(checkpoint.path),
-        dest=str(config.dest),
-        model_type=checkpoint.family.model_type,
+    return begun(
+        checkpoint,
+        config.dest,
+        config.runtime.seed,
         container=writer.container,
-        parameters_before=checkpoint.parameters,
-        bytes_before=checkpoint.bytes,
         method=about["scores"]["method"],
         mode=about["scores"]["mode"],
-        seed=config.runtime.seed,
         layout=writer.layout,
         asked=asdict(target),
         keep_asked=f"{target.value:g}" if "keep" in target.kind else None,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from compressor.job import quantize
 from compressor.job.job import Job
-from compressor.job.result import Done, base_record, conclude
+from compressor.job.result import Done, base_record, begun, conclude
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap
@@ -90,18 +90,15 @@ def described(job: Job, record: dict) -> Result:
     """What is known of the result before it is measured."""
     checkpoint, sparsity = job.checkpoint, record["sparsity"]
     written = Checkpoint(job.run.partial)
-    return Result(
-        source=str(checkpoint.path),
-        dest=str(job.config.dest),
-        model_type=checkpoint.family.model_type,
+    return begun(
+        checkpoint,
+        job.config.dest,
+        job.config.runtime.seed,
         container=written.family.model_type,
-        parameters_before=checkpoint.parameters,
-        bytes_before=checkpoint.bytes,
         parameters_after=written.parameters,
         bytes_after=written.bytes,
         granularity="weight",
         method=job.config.sparse.method,
-        seed=job.config.runtime.seed,
         update=sparsity["recipe"]["update"],
         sparsity_asked=sparsity["asked"],
         sparsity_reached=sparsity["reached"],

@@ -1,7 +1,6 @@
 """Reading, and every input that must be refused with a sentence."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -14,16 +13,6 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import INDEX, SINGLE
 from compressor.planning.plan import Plan
 from compressor.writing.cuts import write
-
-
-@pytest.fixture
-def copy(llama, tmp_path):
-    return shutil.copytree(llama, tmp_path / "copy")
-
-
-@pytest.fixture
-def sharded(make_checkpoint, tmp_path):
-    return make_checkpoint(tmp_path / "sharded", max_shard_size="20KB")
 
 
 def test_a_config_that_is_no_object(copy):

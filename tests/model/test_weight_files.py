@@ -15,16 +15,6 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import INDEX, SINGLE
 
 
-@pytest.fixture
-def copy(llama, tmp_path):
-    return shutil.copytree(llama, tmp_path / "copy")
-
-
-@pytest.fixture
-def sharded(make_checkpoint, tmp_path):
-    return make_checkpoint(tmp_path / "sharded", max_shard_size="20KB")
-
-
 def index_of(folder, **files) -> None:
     """An index that places the single file's tensors in these files, by turns."""
     names = sorted(load_file(folder / SINGLE))
