@@ -16,7 +16,7 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Annotated
 
@@ -29,14 +29,11 @@ from rich.table import Table
 
 import compressor
 from compressor import Plan, Scores
-from compressor.job.reading import CALIBRATION_TOKENS
-from compressor.model.checkpoint import Checkpoint
-from compressor.planning.costs import Costs
-from compressor.text.texts import read_text
-from compressor.text.tokens import TokenSet, joined, tokenize
 
 RESULTS = Path(__file__).parent / "results/quality"
 PEERS = Path(__file__).with_name("peers.csv")
+LONGEST = 1 << 20  # tokens of a sequence: as many as the model has positions
+Ids = list[torch.Tensor]  # the token ids of sequences
 CHARTED = ("dashed", "solid", "dotted", "dashdot")
 
 
@@ -80,18 +77,29 @@ class Rows:
             writer.writerow([*astuple(cell), text, f"{seconds:.1f}"])
 
 
-def drawn(tokens: TokenSet, samples: int, seed: int) -> TokenSet:
-    """So many sequences: the first for seed 0, else drawn."""
-    count = len(tokens.sequences)
+def read(text: str, span: str, folder: Path) -> Ids:
+    """The documents or windows A:B of a text."""
+    part = f"{text}[{span}]" if span else text
+    return compressor.tokens(part, folder, whole=True, length=LONGEST).sequences
+
+
+def drawn(rows: Ids, samples: int, seed: int) -> Ids:
+    """So many sequences of token ids: the first for seed 0, else drawn."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator).tolist() if seed else range(count)
-    return TokenSet([tokens.sequences[i] for i in order[:samples]], tokens.protocol)
+    order = torch.randperm(len(rows), generator=generator).tolist() if seed else range(len(rows))
+    return [rows[i] for i in order[:samples]]
+
+
+def as_many(rows: Ids, tokens: int) -> Ids:
+    """The first sequences, until they come to so many tokens."""
+    before = accumulate((len(row) for row in rows), initial=0)
+    return [row for row, count in zip(rows, before, strict=False) if count < tokens]
 
 
 class Planned:
     """The plans that `compress` makes of one calibration set's scores, each made once."""
 
-    def __init__(self, folder: Path, calibration: TokenSet, name: str, how: str, seed: int):
+    def __init__(self, folder: Path, calibration: Ids, name: str, how: str, seed: int):
         self.folder, self.calibration = folder, calibration
         select, _, cost = how.partition("+")
         options = {"select": select, "kv_cost": cost or "score", "seed": seed, "dtype": "float32"}
@@ -113,7 +121,7 @@ class Planned:
 
 
 def perplexity_after(
-    folder: Path, plan: Plan, repair: str, calibration: TokenSet, judged: TokenSet
+    folder: Path, plan: Plan, repair: str, calibration: Ids, judged: Ids
 ) -> tuple[float, float]:
     """Perplexity of what a plan leaves, and the seconds of cutting and repairing."""
     begin = time.perf_counter()
@@ -173,24 +181,17 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder of the CSV files.")] = RESULTS,
 ) -> None:
     for folder in model:
-        checkpoint = Checkpoint(folder)
-        length = checkpoint.config["max_position_embeddings"]
-        tokenizer = checkpoint.tokenizer()
-        source, other = read_text(text), read_text(evaluation or text)
-        second = read_text(str(also)) if also else None
-        known, default = (
-            tokenize(source, tokenizer, length, None, calibration_range, budget)
-            for budget in (None, CALIBRATION_TOKENS)
-        )
-        judged = tokenize(other, tokenizer, length, None, evaluation_range)
-        count = samples or len(default.sequences)
+        known = read(text, calibration_range, folder)
+        judged = read(evaluation or text, evaluation_range, folder)
+        second = read(str(also), "", folder) if also else None
+        default = f"{text}[{calibration_range}]"
+        count = samples or len(compressor.tokens(default, folder, length=LONGEST).sequences)
         rows = Rows(results / f"{folder.name}.csv")
         medians = defaultdict(lambda: defaultdict(list))
         for name, chosen, seed in product(method, select, range(seeds)):
             calibration, planned = drawn(known, count, seed), None
             if second is not None:
-                own = tokenize(second, tokenizer, length, budget=calibration.tokens)
-                calibration = joined(calibration, own)
+                calibration += as_many(second, sum(map(len, calibration)))
             for allocation, share, how in product(allocate, keep, repair):
                 cell = Cell(
                     *(name, chosen, how, share, count, calibration_range, evaluation_range),
@@ -220,9 +221,10 @@ def main(
             shown = (f"{values[k]:g}" if k in values else "-" for k in keep)
             table.add_row(name, "", "", "", *shown)
         Console(width=130).print(table)
-        costs = Costs.of(checkpoint)
+        source = compressor.inspect(folder)
+        prunable = sum(block["parameters"] for block in source["blocks"])
         shares = {k for values in [*found.values(), *peers.values()] for k in values}
-        sizes = {k: (costs.total["params"] - (1 - k) * costs.prunable) / 1e6 for k in shares}
+        sizes = {k: (source["parameters"] - (1 - k) * prunable) / 1e6 for k in shares}
         figure = draw(title, sizes, peers | found, {*found})
         figure.savefig(results / f"{folder.name}.png", dpi=100, metadata={"Software": None})
 

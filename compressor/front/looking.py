@@ -4,7 +4,7 @@ from pathlib import Path
 
 from compressor.analysis.inspection import inspect as inspect_folder
 from compressor.front.jobs import as_folder
-from compressor.front.models import TEMPORARY, Model, Tokens, asked_for, judging, open_source
+from compressor.front.models import TEMPORARY, Model, Tokens, asked_for, open_source, tokens
 from compressor.job.evaluate import measured
 from compressor.job.judging import STATES
 from compressor.job.opening import open_stream
@@ -14,7 +14,7 @@ from compressor.verification.verify import verify as verify_folder
 def evaluate(model: Model, text: Tokens, *, length: int = 512, **runtime) -> dict:
     """`perplexity` and `nll` (nats a token) of a text, of how many `tokens` in how many `documents`."""
     source = open_source(model, packed=True)
-    known, config = judging(text, source, length), asked_for(**runtime)
+    known, config = tokens(text, source, whole=True, length=length), asked_for(**runtime)
     return measured(open_stream(config.runtime, source, TEMPORARY, STATES, known), known)
 
 

@@ -45,25 +45,24 @@ def asked_for(**options) -> JobConfig:
     return config
 
 
-def tokens(text: Tokens, model: Model, **options) -> TokenSet:
-    """A text as the token ids that a job would calibrate on.
+def tokens(
+    text: Tokens, model: Model, *, whole: bool = False, length: int = 512, **options
+) -> TokenSet:
+    """A text as the token ids that a job would calibrate on; `whole`, as those that it measures on.
 
     text: what --calibration takes (`stdlib`, `stories.jsonl[0:400]`), for a model with a tokenizer; or
-    ids, int64 on the CPU, [sequences, tokens] or a list of rows. options of texts: `samples`, `length`.
+    ids, int64 on the CPU, [sequences, tokens] or a list of rows. length: tokens of a sequence, at most.
+    A job calibrates on as many sequences as come to 65,536 tokens, unless `samples` says how many, and
+    sets the end of the text aside.
     """
     source = open_source(model)
     if not isinstance(text, str):
         return ids_of(text, source)
-    config = asked_for(calibration=text, **options).text
+    if whole:
+        config = asked_for(evaluation=text, length=length, **options).text
+        return read_evaluation(config, source, source.tokenizer())
+    config = asked_for(calibration=text, length=length, **options).text
     return read_texts(config, source, calibrates=True).calibration
-
-
-def judging(text: Tokens, source: Source, length: int) -> TokenSet:
-    """A text to measure on, all of it, in sequences of at most `length` tokens."""
-    if not isinstance(text, str):
-        return ids_of(text, source)
-    config = asked_for(evaluation=text, length=length).text
-    return read_evaluation(config, source, source.tokenizer())
 
 
 def ids_of(given: TokenSet | torch.Tensor | Sequence[torch.Tensor], source: Source) -> TokenSet:
