@@ -15,20 +15,17 @@ from compressor.job.needs import decisive, repair_states
 from compressor.job.opening import open_stream
 from compressor.job.progress import Lines
 from compressor.job.reading import read_texts, reading_notes
-from compressor.job.result import make_record, open_repair
+from compressor.job.result import make_record, open_repair, write_cut
 from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.saved_blocks import count_blocks
 from compressor.planning.plan import Plan
 from compressor.repairing.checks import check_repair, check_text
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
-from compressor.writing.cuts import writer_of
 from compressor.writing.record import write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
-from compressor.writing.writer import write_folder
 
 
 def apply_plan(
@@ -58,13 +55,8 @@ def apply_plan(
         run.journal.agree("settings", agreed | {"the plan's SHA-256": planned})
         states = repair_states(repair.kind)
         stream = open_stream(runtime, checkpoint, run.work, states, calibration)
-        saved = run.work / "repair"
-        repairing = open_repair(repair, stream, plan, calibration, saved)
-        changes = repairing.blocks() if repairing else None
-        writer = writer_of(checkpoint, plan, writing.layout, writing.container, changes)
-        stage = "repair" if repairing else "write"
-        with run.stage(stage, count_blocks(saved)) as progress:
-            write_folder(writer, run.partial, progress=progress)
+        repairing = open_repair(repair, stream, plan, calibration, run.work / "repair")
+        writer = write_cut(run, checkpoint, plan, repairing, writing, run.partial)
         record = make_record(checkpoint, plan, writer.layout, writer.container, repairing)
         write_record(run.partial, record)
         proof = "not verified"

@@ -1,7 +1,7 @@
 """One result of a job: cut, repaired, written, verified, measured, judged."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 
 from compressor import __version__
 from compressor.config.repair import RepairConfig
+from compressor.config.write import WriteConfig
 from compressor.errors import MachineError
 from compressor.job.job import Job
 from compressor.job.needs import WantedResult
 from compressor.job.planning import comparison_note
+from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.memory import trim_heap
@@ -82,11 +84,8 @@ def cut_one(
     config, checkpoint, run = job.config, job.checkpoint, job.run
     saved = run.work / "repair" / wanted.name
     repair = open_repair(config.repair, job.stream, plan, job.calibration, saved)
-    changes = run.meter.timed("repair", repair.blocks()) if repair else None
-    writer = writer_of(checkpoint, plan, wanted.layout, config.write.container, changes)
-    kept = count_blocks(saved) if repair else 0
-    with run.stage("write", kept, "repair" if repair else "write") as progress:
-        write_folder(writer, folder, progress=progress)
+    writing = replace(config.write, layout=wanted.layout)
+    writer = write_cut(run, checkpoint, plan, repair, writing, folder)
     result = described(job, wanted, writer)
     result.warnings += repair.warnings if repair else []
     result.warnings += layout_notes(wanted.layout, writer)
@@ -112,6 +111,18 @@ def cut_one(
     result.measure(job.judge.after(folder))
     result.perplexity_pruned = result.perplexity_after
     return Done(result, record)
+
+
+def write_cut(
+    run: Run, source: Source, plan: Plan, repair: Repair | None, config: WriteConfig, folder: Path
+) -> Cut:
+    """Write the folder of a cut, block by block as each is repaired; what wrote it."""
+    changes = run.meter.timed("repair", repair.blocks()) if repair else None
+    writer = writer_of(source, plan, config.layout, config.container, changes)
+    kept = count_blocks(repair.saved) if repair else 0
+    with run.stage("write", kept, "repair" if repair else "write") as progress:
+        write_folder(writer, folder, progress=progress)
+    return writer
 
 
 def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:
