@@ -24,8 +24,8 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'compressor' has no attribute {name!r}")
     from importlib import import_module
 
-    found = globals()[name] = getattr(import_module(f"compressor.{_PLACES[name]}"), name)
-    return found
+    offered = globals()[name] = getattr(import_module(f"compressor.{_PLACES[name]}"), name)
+    return offered
 
 
 def __dir__() -> list[str]:

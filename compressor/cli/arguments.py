@@ -35,16 +35,16 @@ def spread_ratios(arguments: list[str]) -> list[str]:
 Panels = Mapping[str, Mapping[type, tuple[str, ...]]]
 
 
-def offers(panels: Panels, **own: tuple[Any, Any]) -> Callable:
+def offers(panels: Panels, **retyped: tuple[Any, Any]) -> Callable:
     """Give a command options of configs, by their names in Python and under the title of a panel.
 
-    What was given of them comes as one dictionary, `given`, by these names; what was not given is not in
-    it. own: another type and default of an option in this command.
+    The command gets one dictionary, `options`, by these names, of those that differ from their defaults.
+    retyped: another type and default of an option in this command.
     """
 
     def changed(command: Callable) -> Callable:
         added = [
-            parameter(each, panel, *own.get(name_of(each), ()))
+            parameter(each, panel, *retyped.get(name_of(each), ()))
             for panel, configs in panels.items()
             for config, names in configs.items()
             for each in options_of(config)
@@ -52,15 +52,15 @@ def offers(panels: Panels, **own: tuple[Any, Any]) -> Callable:
         ]
 
         def called(**values):
-            given = {p.name: values.pop(p.name) for p in added}
+            options = {p.name: values.pop(p.name) for p in added}
             defaults = {p.name: p.default for p in added}
-            chosen = {n: v for n, v in given.items() if v != defaults[n] or n in own}
-            return command(**values, given=chosen)
+            chosen = {n: v for n, v in options.items() if v != defaults[n] or n in retyped}
+            return command(**values, options=chosen)
 
         kept = [
             p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for p in inspect.signature(command).parameters.values()
-            if p.name != "given"
+            if p.name != "options"
         ]
         every = sorted([*kept, *added], key=lambda p: place(panel_of(p), [*panels]))
         called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # as inspect reads it
@@ -71,14 +71,14 @@ def offers(panels: Panels, **own: tuple[Any, Any]) -> Callable:
     return changed
 
 
-def parameter(described: Field, panel: str, *own) -> inspect.Parameter:
+def parameter(described: Field, panel: str, *retyped) -> inspect.Parameter:
     """An option's parameter of a command. One that is parsed is text, and None is its default."""
     about = described.metadata
     kind, default = described.type, described.default
     if about["parse"]:
         kind, default = str | None, None
-    if own:
-        kind, default = own
+    if retyped:
+        kind, default = retyped
     flag = about["flag"]
     flags = f"{flag}/--no-{flag.removeprefix('--')}" if default is True else flag
     option = typer.Option(flags, help=about["help"], rich_help_panel=panel, show_default=True)

@@ -92,13 +92,13 @@ def compress(
     as_json: flags.Json = False,
     version: Version = False,
     *,
-    given: dict,
+    options: dict,
 ) -> None:
     """Make a smaller dense checkpoint that loads anywhere."""
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
     if recover_config is not None:
-        given |= read_details(recover_config)
-    run_and_show(job_config(source, dest, **sizes, **given), as_json)
+        options |= read_details(recover_config)
+    run_and_show(job_config(source, dest, **sizes, **options), as_json)
 
 
 def run_and_show(config: JobConfig, as_json: bool) -> None:

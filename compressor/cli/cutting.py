@@ -44,10 +44,12 @@ Moved = Annotated[Path | None, Option(help="The checkpoint, if it moved since sc
 
 
 @offers(SCORE, calibration=CALIBRATION)
-def score(source: flags.Source, out: flags.Out, quiet: flags.Quiet = False, *, given: dict) -> None:
+def score(
+    source: flags.Source, out: flags.Out, quiet: flags.Quiet = False, *, options: dict
+) -> None:
     """Score every unit of SOURCE once, for any number of ratios."""
     check_folder(out)
-    config = check_scoring(job_config(source, out, **given))
+    config = check_scoring(job_config(source, out, **options))
     from compressor.job.progress import Lines
     from compressor.job.score import score_file
 
@@ -69,16 +71,16 @@ def plan(
     allocate: Annotated[
         str,
         Option(
-            help="uniform, exact, measured or besa (of scores made for it), or global (every block its "
-            "own)."
+            help="uniform; exact, measured or besa, where scores were made with it; or global: one "
+            "ranking of the units of all blocks."
         ),
     ] = "uniform",
     *,
-    given: dict,
+    options: dict,
 ) -> None:
     """Turn scores into the list of units that stay."""
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
-    config = check_planning(job_config(source or ".", out, allocate=allocate, **sizes, **given))
+    config = check_planning(job_config(source or ".", out, allocate=allocate, **sizes, **options))
     from compressor.job.plan_scores import plan_scores
     from compressor.model.checkpoint import Checkpoint
     from compressor.planning.told import plan_in_words
@@ -103,9 +105,9 @@ def report(
     keep: Annotated[float, Option(help="Share of all parameters that the shown cut keeps.")] = 0.7,
     align: Annotated[int | None, Option(help="FFN widths are multiples of this.")] = None,
     protect: Annotated[str, Option(help="Blocks left whole, such as 0,1,-1.")] = "",
-    allocate: Annotated[str, Option(help="As of `plan`.")] = "uniform",
+    allocate: Annotated[str, Option(help="As in `compressor plan`.")] = "uniform",
 ) -> None:
-    """Draw scores, what they are made of and a cut, block by block."""
+    """Draw the scores and a cut, block by block."""
     check_folder(out)
     if out.suffix.lower() != ".png":
         raise InputError(f"The picture is a PNG, so name it *.png, not {out.name}.")
@@ -127,13 +129,13 @@ def report(
 def cut(
     source: flags.Source,
     dest: flags.Dest,
-    plan: Annotated[Path, Option(help="Plan to apply; SOURCE may be a sibling of the scored one.")],
+    plan: Annotated[Path, Option(help="Plan to apply, made for SOURCE or a model of its shape.")],
     quiet: flags.Quiet = False,
     *,
-    given: dict,
+    options: dict,
 ) -> None:
     """Apply a plan to a checkpoint, and repair what stays."""
-    config = JobConfig(source, dest).with_options(**given)
+    config = JobConfig(source, dest).with_options(**options)
     parts = (config.text, config.repair, config.write, config.runtime)
     check_applying(source, dest, *parts)
     from compressor.job.apply_plan import apply_plan

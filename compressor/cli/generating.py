@@ -25,10 +25,10 @@ def generate(
     length: Annotated[int, Option(help="Tokens of a document, at most.")] = 512,
     quiet: flags.Quiet = False,
     *,
-    given: dict,
+    options: dict,
 ) -> None:
-    """Let a model write text to calibrate on: a second --calibration. It is in memory as a whole."""
-    runtime = JobConfig(source, out).with_options(**given).runtime
+    """Let the model write a text of its own, for a second --calibration; needs room for the model."""
+    runtime = JobConfig(source, out).with_options(**options).runtime
     check_runtime(runtime)
     check_folder(out)
     if out.suffix != ".jsonl":

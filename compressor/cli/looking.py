@@ -25,15 +25,17 @@ EVALUATE: Panels = {
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder to verify.")],
-    source: Annotated[Path | None, Option(help="Compare logits with this, masked.")] = None,
+    source: Annotated[
+        Path | None, Option(help="What it was cut from; its logits without the cut units.")
+    ] = None,
 ) -> None:
-    """Load a folder with plain transformers in a fresh process; compare it with its source."""
+    """Load a folder with plain transformers in a fresh process, and compare its logits."""
     from compressor.job.progress import Lines
     from compressor.verification.verify import verify as run
 
     with Lines(False).stage("verify") as progress:
-        found = run(folder, source, progress=progress)
-    print(json.dumps(found, indent=1))
+        report = run(folder, source, progress=progress)
+    print(json.dumps(report, indent=1))
 
 
 @offers(EVALUATE)
@@ -42,21 +44,21 @@ def evaluate(
     text: Annotated[str, Option(help="Text as for --evaluation.")],
     as_json: flags.Json = False,
     *,
-    given: dict,
+    options: dict,
 ) -> None:
-    """Perplexity of a checkpoint, streamed block by block."""
-    config = JobConfig(folder, folder).with_options(evaluation=text, **given)
+    """Measure the perplexity of a checkpoint, streamed block by block."""
+    config = JobConfig(folder, folder).with_options(evaluation=text, **options)
     check_values(config.text)
     check_runtime(config.runtime)
     from compressor.job.evaluate import evaluate_folder
     from compressor.text.tokens import describe
 
-    found = evaluate_folder(folder, config.text, config.runtime)
+    measurement = evaluate_folder(folder, config.text, config.runtime)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(measurement, indent=1))
         return
-    print(f"perplexity {found['perplexity']:.4f}  ({describe(found['protocol'])})")
-    for note in found["warnings"]:
+    print(f"perplexity {measurement['perplexity']:.4f}  ({describe(measurement['protocol'])})")
+    for note in measurement["warnings"]:
         print(note)
 
 
@@ -64,7 +66,7 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
     as_json: flags.Json = False,
 ) -> None:
-    """Widths of every block, sizes, and what loads the folder, with the number that decides."""
+    """Show the widths of every block, sizes, and which engines load the folder, and why not."""
     from compressor.analysis.inspection import inspect as run
     from compressor.analysis.inspection import tables
 
@@ -80,18 +82,20 @@ def estimate(
     folder: flags.Source,
     before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
     device: Annotated[
-        str | None, Option(help="h200, a100, rtx4090; cpu or cuda of this machine are measured.")
+        str | None, Option(help="h200, a100 or rtx4090; or cpu or cuda, measured on this machine.")
     ] = None,
     batch: Annotated[int, Option(help="Sequences at a time.")] = 1,
     context: Annotated[int | None, Option(help="Tokens of a prompt and in the cache.")] = None,
-    measure: Annotated[bool, Option(help="Time both on this machine.")] = False,
+    measure: Annotated[bool, Option(help="Time the models on this machine.")] = False,
     costs: Annotated[
         Path | None, Option(help="Write costs by width to this JSON file, for --budget.")
     ] = None,
-    phase: Annotated[str | None, Option(help="decode or prefill, what --costs are of.")] = None,
+    phase: Annotated[
+        str | None, Option(help="What --costs are the costs of: decode or prefill.")
+    ] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
+    """Show parameters, bytes, FLOPs, KV cache and roofline times, block by block."""
     from compressor.analysis.estimate import estimate as run
     from compressor.analysis.estimate.tables import tables
     from compressor.job.progress import Lines
@@ -117,7 +121,7 @@ def estimate(
 def write_costs(
     folder: Path,
     out: Path,
-    *given: *tuple[str | None, int, int | None, str, bool],
+    *conditions: *tuple[str | None, int, int | None, str, bool],
     as_json: bool,
 ) -> None:
     """The table of costs by width that `compress --budget` takes, to a file and to see."""
@@ -127,7 +131,7 @@ def write_costs(
 
     check_folder(out)
     with Lines(as_json).stage("estimate") as progress:
-        result = table(folder, *given, progress)
+        result = table(folder, *conditions, progress)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(result, indent=1))

@@ -31,13 +31,13 @@ def run(app: Callable, arguments: list[str]) -> int:
             )
             return INTERRUPTED
         except Exception as error:
-            found, kept = as_error(error), getattr(error, "kept", "")
-            if found is None or os.environ.get(DEBUG) == "1":
+            known, kept = as_error(error), getattr(error, "kept", "")
+            if known is None or os.environ.get(DEBUG) == "1":
                 if kept:
                     say(kept)
                 raise
-            say(str(found), kept)
-            return found.exit_code
+            say(str(known), kept)
+            return known.exit_code
 
 
 def say(*sentences: str) -> None:

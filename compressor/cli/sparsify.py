@@ -22,7 +22,7 @@ PANELS: Panels = {
 
 @offers(PANELS, calibration=CALIBRATION)
 def sparsify(
-    source: flags.Source, dest: flags.Dest, as_json: flags.Json = False, *, given: dict
+    source: flags.Source, dest: flags.Dest, as_json: flags.Json = False, *, options: dict
 ) -> None:
-    """Zero single weights; tensors keep their shapes. For study, and formats that leave zeros out."""
-    run_and_show(sparsify_config(source, dest, **given), as_json)
+    """Set single weights to zero; tensors keep their shapes, and files their size."""
+    run_and_show(sparsify_config(source, dest, **options), as_json)

@@ -34,16 +34,16 @@ def recover(
     ] = None,
     quiet: flags.Quiet = False,
     *,
-    given: dict,
+    options: dict,
 ) -> None:
     """Train a cut checkpoint; with torchrun on several GPUs."""
     if recover_config is not None:
-        given |= read_details(recover_config)
-    config = JobConfig(folder, dest).with_options(**given)
+        options |= read_details(recover_config)
+    config = JobConfig(folder, dest).with_options(**options)
     groups = (config.recovery, config.text, config.runtime)
     check_recovery(folder, dest, *groups)
     from compressor.job.progress import Lines
     from compressor.job.recover_alone import recover_folder
 
-    if found := recover_folder(folder, dest, source, *groups, Lines(quiet)):
-        print(json.dumps(found.told(), indent=1))
+    if result := recover_folder(folder, dest, source, *groups, Lines(quiet)):
+        print(json.dumps(result.told(), indent=1))

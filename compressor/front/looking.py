@@ -19,7 +19,7 @@ def evaluate(model: Model, text: Tokens, *, length: int = 512, **runtime) -> dic
 
 
 def inspect(model: Model) -> dict:
-    """Widths of every block, sizes, and what loads it, with the number that decides."""
+    """Widths of every block, sizes, and which engines load it, with the number that decides."""
     with as_folder(model) as folder:
         return inspect_folder(folder)
 

@@ -65,13 +65,13 @@ def tokens(
     return read_texts(config, source, calibrates=True).calibration
 
 
-def ids_of(given: TokenSet | torch.Tensor | Sequence[torch.Tensor], source: Source) -> TokenSet:
+def ids_of(ids: TokenSet | torch.Tensor | Sequence[torch.Tensor], source: Source) -> TokenSet:
     """Token ids, which have to be the model's and on the CPU."""
-    rows = given.sequences if isinstance(given, TokenSet) else as_rows(given)
+    rows = ids.sequences if isinstance(ids, TokenSet) else as_rows(ids)
     for row in rows:
         if row.device.type != "cpu":
             raise InputError(
                 f"The tokens are on {row.device}; give them on the CPU, from where they are streamed."
             )
     check_ids(rows, source.vocabulary)
-    return given if isinstance(given, TokenSet) else TokenSet(rows, protocol_of_ids(rows))
+    return ids if isinstance(ids, TokenSet) else TokenSet(rows, protocol_of_ids(rows))

@@ -72,11 +72,11 @@ def score(
         calibration = tokens(text, source)
     states = kept_states(config, source.blocks)
     stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
-    found = score_units(source, chosen_method(wanted), wanted.mode, calibration, stream, seed)
+    scores = score_units(source, chosen_method(wanted), wanted.mode, calibration, stream, seed)
     if wanted.needs_text:
-        found = refined(found, stream, calibration, wanted.select, wanted.kv_cost)
-    found.source = source
-    return found
+        scores = refined(scores, stream, calibration, wanted.select, wanted.kv_cost)
+    scores.source = source
+    return scores
 
 
 def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None, **options) -> Plan:
@@ -192,10 +192,10 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 def record_of(small: Model) -> dict:
     """What is known of how a model was cut."""
     if isinstance(small, str | Path):
-        found = read_record(Path(small))
+        record = read_record(Path(small))
     else:
-        found = getattr(getattr(small, "module", small), CUT, {})
-    if "plan" not in found:
+        record = getattr(getattr(small, "module", small), CUT, {})
+    if "plan" not in record:
         label = open_source(small).label
         raise InputError(f"It is not known how {label} was cut; give what compressor.cut made.")
-    return found
+    return record

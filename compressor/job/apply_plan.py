@@ -62,8 +62,8 @@ def apply_plan(
         proof = "not verified"
         if runtime.verify:
             with run.stage("verify") as progress:
-                found = verify(run.partial, source, progress=progress)
-            proof = f"verified, logits within {found['logits_difference']:.1e}"
+                report = verify(run.partial, source, progress=progress)
+            proof = f"verified, logits within {report['logits_difference']:.1e}"
         written = Checkpoint(run.partial)
         publish(run.partial, dest)
     said = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"

@@ -246,9 +246,9 @@ def check_nothing_cut(asked: JobConfig) -> None:
 def check_texts(text: TextConfig) -> None:
     """Refuse the name of a file that is not there; what else it may be is found out on reading."""
     for name in ("calibration", "calibration_also", "evaluation"):
-        given = getattr(text, name)
-        if given and names_a_file(given) and not Path(given).exists():
-            raise InputError(f"There is no file {given!r} (--{name.replace('_', '-')}).")
+        source = getattr(text, name)
+        if source and names_a_file(source) and not Path(source).exists():
+            raise InputError(f"There is no file {source!r} (--{name.replace('_', '-')}).")
 
 
 def check_source(source: Path) -> None:

@@ -19,8 +19,8 @@ def check_dest(source: Path, dest: Path, runtime: Runtime) -> None:
         raise InputError(
             f"DEST is {str(dest)!r}, which names no new folder; give one, such as ./small."
         )
-    own = [dest, *(dest.with_name(dest.name + end) for end in BESIDE)]
-    for path in (*own, work_folder(dest, runtime.work_dir)):
+    touched = [dest, *(dest.with_name(dest.name + end) for end in BESIDE)]
+    for path in (*touched, work_folder(dest, runtime.work_dir)):
         if real(path) in (source, *source.parents):
             raise InputError(
                 f"{path} holds the source {source}, and the job makes or removes that folder; choose "
@@ -37,12 +37,12 @@ def check_dest(source: Path, dest: Path, runtime: Runtime) -> None:
                 "result of a former run and is not replaced; choose another DEST, or remove it."
             )
     check_place(dest, dest.parent, source, "DEST")
-    if (given := runtime.work_dir) is not None:
-        for path in own:
+    if (work_dir := runtime.work_dir) is not None:
+        for path in touched:
             check_outside(
-                given, real(path), "--work-dir", "the job's own folder", "it makes or removes"
+                work_dir, real(path), "--work-dir", "the job's own folder", "it makes or removes"
             )
-        check_place(given, given, source, "--work-dir")
+        check_place(work_dir, work_dir, source, "--work-dir")
 
 
 def check_place(path: Path, folder: Path, source: Path, called: str) -> None:

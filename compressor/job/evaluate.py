@@ -24,17 +24,17 @@ def evaluate_folder(folder: Path, text: TextConfig, runtime: Runtime) -> dict:
     checkpoint = open_model(folder)
     tokens = read_evaluation(text, checkpoint, checkpoint.tokenizer())
     place = Path(tempfile.gettempdir())
-    found = measured(open_stream(runtime, checkpoint, place, STATES, tokens), tokens)
-    return found | {"warnings": reading_notes(text, checkpoint, tokens)}
+    measurement = measured(open_stream(runtime, checkpoint, place, STATES, tokens), tokens)
+    return measurement | {"warnings": reading_notes(text, checkpoint, tokens)}
 
 
 def measured(stream: BlockStream, tokens: TokenSet) -> dict:
     """`perplexity` of a stream; InputError where it is no number, by the tensor that is to blame."""
-    found = perplexity(stream, tokens)
-    if not math.isfinite(found["perplexity"]):
+    measurement = perplexity(stream, tokens)
+    if not math.isfinite(measurement["perplexity"]):
         check_weights(stream.checkpoint)
         raise InputError(
-            f"The perplexity of {stream.checkpoint.label} is {found['perplexity']}, though its weights "
-            "are finite: it computes numbers that are too large or none; try --dtype float32."
+            f"The perplexity of {stream.checkpoint.label} is {measurement['perplexity']}, though its "
+            "weights are finite: it computes numbers that are too large or none; try --dtype float32."
         )
-    return found
+    return measurement

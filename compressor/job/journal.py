@@ -45,16 +45,16 @@ class Journal:
             os.fsync(file.fileno())
         unfinished.replace(self.path)
 
-    def agree(self, name: str, given: dict) -> None:
+    def agree(self, name: str, settings: dict) -> None:
         """Store what a part depends on, or refuse a value other than the stored one, by its name."""
         begun = self.get(name)
         if begun is None:
-            self.put(name, given)
+            self.put(name, settings)
             return
-        for option in sorted(begun.keys() | given.keys()):
-            if begun.get(option) != given.get(option):
+        for option in sorted(begun.keys() | settings.keys()):
+            if begun.get(option) != settings.get(option):
                 raise InputError(
                     f"The interrupted job had {option} {begun.get(option)}, and this one has "
-                    f"{given.get(option)}; give the same, or remove {self.path.parent} to begin anew "
+                    f"{settings.get(option)}; give the same, or remove {self.path.parent} to begin anew "
                     "without --resume."
                 )

@@ -24,11 +24,11 @@ class Judge:
         """What the source makes of the text (`Reference.measured`); from the journal, if it is there."""
         if self.reference is None:
             return None
-        if (found := self.run.journal.get("before")) is None:
+        if (measurement := self.run.journal.get("before")) is None:
             with self.run.stage("evaluate") as progress:
-                found = self.reference.measured(progress)
-            self.run.journal.put("before", found)
-        return found
+                measurement = self.reference.measured(progress)
+            self.run.journal.put("before", measurement)
+        return measurement
 
     def after(self, folder: Path) -> dict | None:
         """What the checkpoint in a folder makes of it (`Reference.compared`)."""

@@ -113,16 +113,16 @@ def decisive(
 
     configs: those of its stages; tokens: what its texts gave.
     """
-    given: dict[str, str] = {}
+    decided: dict[str, str] = {}
     for config in configs:
         for each in options_of(config):
             if each.name not in FREE:
-                given[each.metadata["flag"]] = str(getattr(config, each.name))
+                decided[each.metadata["flag"]] = str(getattr(config, each.name))
         if isinstance(config, PlanConfig):
-            given |= decisive_targets(config)
-    given["the source's fingerprint"] = checkpoint.fingerprint
-    given["the SHA-256 of its texts"] = str([t and hashes(t.protocol) for t in tokens])
-    return given
+            decided |= decisive_targets(config)
+    decided["the source's fingerprint"] = checkpoint.fingerprint
+    decided["the SHA-256 of its texts"] = str([t and hashes(t.protocol) for t in tokens])
+    return decided
 
 
 def decisive_targets(plan: PlanConfig) -> dict[str, str]:

@@ -28,15 +28,15 @@ def plan_scores(scores: Scores, source: Source, config: JobConfig) -> tuple[Plan
     """The plan of the config's one target, and the widths that it had to choose from."""
     (target,), how = config.plan.targets, config.plan.allocate
     wanted, protect = wanted_widths(config), protected(config.plan.protect, source)
-    found = alignment(target, source, wanted, protect, how, scores)
+    aligned = alignment(target, source, wanted, protect, how, scores)
     equal = ALLOCATIONS[how].equal(wanted.served)
     if equal:
-        check_equal(target, source, found.lattice, protect)
+        check_equal(target, source, aligned.lattice, protect)
     made = allocate(scores, source, target, wanted, config.plan.protect, how)
     if equal:
         groups = {width["attention"] for width in made.widths()}
         choose_container(source, groups, wanted.container, wanted.served)
-    return made, found
+    return made, aligned
 
 
 def judged_plan(

@@ -43,9 +43,9 @@ def facts_of_widths(config: JobConfig, checkpoint: Source) -> Iterator[tuple[str
     for said in outside_note(open_reach(config, checkpoint), Costs.of(checkpoint), targets):
         yield "embedding", said
     each = [open_alignment(config, checkpoint, target) for target in targets]
-    for found in each:
-        yield "widths", (f"{found.target.flag}: " if len(each) > 1 else "") + in_words(found)
-        for said in width_notes(found, checkpoint):
+    for aligned in each:
+        yield "widths", (f"{aligned.target.flag}: " if len(each) > 1 else "") + in_words(aligned)
+        for said in width_notes(aligned, checkpoint):
             yield "widths", said
     for said in kernels(each):
         yield "widths", said
@@ -91,11 +91,11 @@ def plan_result(job: Job, wanted: WantedResult, scores: Scores) -> Plan:
     config, checkpoint, target = job.config, job.checkpoint, wanted.target
     how, alike = config.plan.allocate, wanted.layout == UNIFORM
     alignment = open_alignment(config, checkpoint, target, wanted.layout)
-    given = replace(wanted_widths(config, wanted.layout), align=alignment.align, served=alike)
+    asked = replace(wanted_widths(config, wanted.layout), align=alignment.align, served=alike)
     protect = config.plan.protect
 
     def allocated(how: str) -> Plan:
-        return allocate(scores, checkpoint, target, given, protect, how)
+        return allocate(scores, checkpoint, target, asked, protect, how)
 
     plan = allocated(how)
     plan.about |= described(alignment)
@@ -180,13 +180,13 @@ def about_as_large(
 
 def comparison_note(plan: Plan) -> list[str]:
     """A sentence where something else than the asked allocation was taken."""
-    found, how = plan.about.get("held_back"), plan.about["allocate"]
-    if found is None or found["taken"] == how:
+    compared, how = plan.about.get("held_back"), plan.about["allocate"]
+    if compared is None or compared["taken"] == how:
         return []
-    rows = {row["allocation"]: row for row in found["rows"]}
-    best = rows[found["taken"]]
+    rows = {row["allocation"]: row for row in compared["rows"]}
+    best = rows[compared["taken"]]
     return [
-        f"On {found['sequences']} held-back sequences the allocation {best['allocation']} "
+        f"On {compared['sequences']} held-back sequences the allocation {best['allocation']} "
         f"({best['attention']} KV groups, {best['ffn']} FFN channels a block) loses less than "
         f"{how} ({best['loss']:.4f} against {rows[how]['loss']:.4f} nats a token), so it was taken."
     ]

@@ -66,8 +66,8 @@ class Meter:
             yield
         finally:
             spent = time.monotonic() - begun
-            own = spent - self._nested
-            self.seconds[name] = round(self.seconds.get(name, 0) + own, 3)
+            alone = spent - self._nested
+            self.seconds[name] = round(self.seconds.get(name, 0) + alone, 3)
             self._nested = before + spent
 
     def timed(self, name: str, items: Iterable) -> Iterator:
@@ -106,10 +106,10 @@ class Lines:
             if some is not None:
                 self.fact(label, describe(some.protocol))
 
-    def forecast(self, found: "Forecast") -> None:
+    def forecast(self, foreseen: "Forecast") -> None:
         """What the job will take (a `Forecast`), by which the time left is told."""
-        self.fact("forecast", str(found))
-        self.schedule = Schedule(found.parts, self.clock)
+        self.fact("forecast", str(foreseen))
+        self.schedule = Schedule(foreseen.parts, self.clock)
 
     def each(self, wanted: Sequence) -> Iterator:
         """Results one after the other, by their `name`: meanwhile stages are those of one of them."""

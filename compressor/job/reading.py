@@ -165,11 +165,11 @@ def position_notes(config: TextConfig, checkpoint: Source, protocols: list[dict]
 
 def count_notes(config: TextConfig, protocol: dict) -> list[str]:
     """A text has fewer sequences than --samples asks for."""
-    asked, given = config.samples, protocol["sequences"]
-    if asked is None or protocol.get("asked") != asked or given >= asked:
+    asked, read = config.samples, protocol["sequences"]
+    if asked is None or protocol.get("asked") != asked or read >= asked:
         return []
     return [
-        f"--samples asks for {asked} sequences, and {protocol['source']} gives {given}: these were used."
+        f"--samples asks for {asked} sequences, and {protocol['source']} gives {read}: these were used."
     ]
 
 

@@ -32,7 +32,7 @@ class Recovering:
     verifies: bool
 
 
-def recover_one(given: Recovering, folder: Path, out: Path, stem: Path, done: Done) -> None:
+def recover_one(recovering: Recovering, folder: Path, out: Path, stem: Path, done: Done) -> None:
     """Recover the cut in `folder` as the folder `out`, which is there afterwards if it is better.
     `done` tells of the result, and if it says that it is recovered, nothing is left to do.
 
@@ -43,13 +43,13 @@ def recover_one(given: Recovering, folder: Path, out: Path, stem: Path, done: Do
     # peft takes seconds to import
     from compressor.recovery.stage import expected_of, recover
 
-    result, data, run = done.result, given.training.data, given.judge.run
+    result, data, run = done.result, recovering.training.data, recovering.judge.run
     state = stem.with_name(stem.name + STATE)
     with run.stage("recover") as progress:
-        history = recover(given.training, folder, out, state, given.source, progress)
-    measured = None if history.stopped else given.judge.after(out)
+        history = recover(recovering.training, folder, out, state, recovering.source, progress)
+    measured = None if history.stopped else recovering.judge.after(out)
     after = measured and measured["perplexity"]
-    failure = verdict(history, *((result.perplexity_pruned, after) if given.chooses else ()))
+    failure = verdict(history, *((result.perplexity_pruned, after) if recovering.chooses else ()))
     if too_long := data.protocol.get("rows_too_long"):
         result.warnings.append(
             f"{too_long} rows of {data.protocol['source']} have no answer within "
@@ -60,13 +60,13 @@ def recover_one(given: Recovering, folder: Path, out: Path, stem: Path, done: Do
         result.warnings.append(failure)
     else:
         result.measure(measured)
-        if given.verifies:
+        if recovering.verifies:
             with run.stage("verify") as progress:
-                found = verify(out, expected=expected_of(state), progress=progress)
-            result.proven(f"recovered within {found['logits_difference']:.1e}")
+                report = verify(out, expected=expected_of(state), progress=progress)
+            result.proven(f"recovered within {report['logits_difference']:.1e}")
     done.record["recovery"] = result.recovery = {
         "kept": failure is None,
-        "settings": asdict(given.training.recovery),
+        "settings": asdict(recovering.training.recovery),
         "data": data.protocol,
         "losses": history.losses,
         "held_back": history.held_back,

@@ -83,7 +83,7 @@ def recover_folder(
         run = Run(partial, work, journal, meter, lines)
         judge = Judge(run, runtime, stream, texts.evaluation)
         chooses = text.evaluation is not None
-        given = Recovering(training, stream, judge, chooses, runtime.verify)
+        recovering = Recovering(training, stream, judge, chooses, runtime.verify)
         # The training removes nothing.
         sizes = {"parameters_after": checkpoint.parameters, "bytes_after": checkpoint.bytes}
         result = begun(checkpoint, dest, runtime.seed, **sizes, verified="")
@@ -91,7 +91,7 @@ def recover_folder(
         notes = reading_notes(text, checkpoint, texts.evaluation, data)
         result.warnings = [*notes, *texts.notes, *left_behind(checkpoint)]
         done = Done(result, {})
-        recover_one(given, source, partial, work / NAME, done)
+        recover_one(recovering, source, partial, work / NAME, done)
         better = done.record["recovery"]["kept"]
         if better:
             known = ("perplexity_pruned", "perplexity_after")
@@ -120,8 +120,8 @@ def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryCon
 def pruned(judge: Judge, source: Path) -> float | None:
     """The perplexity before the training; from the journal, if it is there."""
     journal = judge.run.journal
-    if (found := journal.get("pruned")) is None:
+    if (perplexity := journal.get("pruned")) is None:
         measured = judge.after(source)
-        found = measured["perplexity"] if measured else None
-        journal.put("pruned", found)
-    return found
+        perplexity = measured["perplexity"] if measured else None
+        journal.put("pruned", perplexity)
+    return perplexity

@@ -28,14 +28,14 @@ def read_recovery(
     """
     if recovery.method == "none":
         return None
-    own = recovery.data or recovery.data_range
+    apart = recovery.data or recovery.data_range
     source = recovery.data or text.calibration
     data = read_data(
         calibration if calibration and source == text.calibration else source,
         checkpoint.tokenizer(),
         min(text.length, checkpoint.positions or 1 << 30),
         recovery.steps * recovery.batch,
-        recovery.data_range if own else text.calibration_range,
+        recovery.data_range if apart else text.calibration_range,
         seed,
     )
     check_ids([e.ids for e in (*data.train, *data.held_back)], checkpoint.vocabulary)
@@ -57,6 +57,8 @@ def agree_on_recovery(
     if not any(work.glob(f"*{STATE}")):
         shutil.rmtree(work / "teacher", ignore_errors=True)
         journal.put("recovery", None)
-    given = {each.metadata["flag"]: getattr(recovery, each.name) for each in options_of(recovery)}
-    given["the SHA-256 of the text to train on"] = data and data.protocol["sha256"]
-    journal.agree("recovery", given)
+    settings = {
+        each.metadata["flag"]: getattr(recovery, each.name) for each in options_of(recovery)
+    }
+    settings["the SHA-256 of the text to train on"] = data and data.protocol["sha256"]
+    journal.agree("recovery", settings)

@@ -96,8 +96,8 @@ def cut_one(
     trim_heap()
     if config.runtime.verify:
         with run.stage("verify") as progress:
-            found = verify(folder, checkpoint.path, progress=progress)
-        result.proven(f"logits within {found['logits_difference']:.1e}")
+            report = verify(folder, checkpoint.path, progress=progress)
+        result.proven(f"logits within {report['logits_difference']:.1e}")
     written = Checkpoint(folder)
     result.warnings += container_notes(checkpoint, written, writer.layout)
     result.warnings += class_notes(checkpoint.path, folder)

@@ -26,8 +26,8 @@ def score_file(config: JobConfig, lines: Lines) -> list[str]:
         config = replace(config, repair=replace(config.repair, kind="none"))
     with open_run(config.dest, config.runtime, lines) as run:
         job = begin_scoring(config, checkpoint, run)
-        found = score_units(job)
-        measure_cuts(job, found)
-        found.save(run.partial)
+        scores = score_units(job)
+        measure_cuts(job, scores)
+        scores.save(run.partial)
         run.partial.replace(config.dest)
-    return [*job.notes, *found.about["notes"]]
+    return [*job.notes, *scores.about["notes"]]

@@ -53,9 +53,9 @@ def zero_weights(job: Job) -> Result:
     result.perplexity_before = before["perplexity"] if before else None
     if config.runtime.verify:
         with run.stage("verify") as progress:
-            found = verify(run.partial, expected=expected, progress=progress)
-        difference = found["logits_difference"]
-        result.proven(f"{found['zeros']:,} zeros, logits within {difference:.1e}")
+            report = verify(run.partial, expected=expected, progress=progress)
+        difference = report["logits_difference"]
+        result.proven(f"{report['zeros']:,} zeros, logits within {difference:.1e}")
     result.measure(job.judge.after(dense))
     done = Done(result, record, scales=str(run.work / "blocks") if joint else None)
     card = write_card

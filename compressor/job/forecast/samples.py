@@ -54,12 +54,12 @@ def grown(seconds: Callable[[int], float], channels: int, width: int = 1) -> flo
     of a width.
     """
     some = max(width, min(channels, CHANNELS) // width * width)
-    found = seconds(some)
+    spent = seconds(some)
     if some == channels:
-        return found
+        return spent
     less = max(width, HALF // width * width)
-    power = math.log(found / seconds(less), some / less) if less < some else 3
-    return found * (channels / some) ** min(3, max(2, power))
+    power = math.log(spent / seconds(less), some / less) if less < some else 3
+    return spent * (channels / some) ** min(3, max(2, power))
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Bench:
         return BlockGeometry.of(self.stream.checkpoint, self.block)
 
     def run(self, layer: nn.Module | None = None, hidden: torch.Tensor | None = None):
-        given = self.hidden if hidden is None else hidden
-        return states_of((layer or self.layer)(given, *self.args, **self.keywords))
+        hidden = self.hidden if hidden is None else hidden
+        return states_of((layer or self.layer)(hidden, *self.args, **self.keywords))
 
     # -- a token through the block ----------------------------------------------------------------
 
