@@ -32,7 +32,7 @@ def compress(*arguments) -> int:
     if names <= offered(command):
         return run(stages, [command, *given]) if ZEROS in names else run(app, given)
     made = sparsify_config if ZEROS in names else job_config
-    job = typer.Typer(pretty_exceptions_enable=False)
+    job = typer.Typer(name="compress", pretty_exceptions_enable=False)
     job.command()(in_python(given, made))
     return run(job, [])
 

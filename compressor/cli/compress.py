@@ -55,6 +55,7 @@ compress ./llama ./small --keep 0.8 --repair refine:8 --recover lora:500 --quant
 """
 
 app = typer.Typer(
+    name="compress",
     add_completion=False,
     context_settings=running.HELP,
     pretty_exceptions_enable=False,

@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+
+import typer
 
 from compressor.cli.arguments import spread_ratios
 from compressor.errors import CompressorError, MachineError
@@ -15,7 +16,7 @@ INTERRUPTED = 130  # the exit code
 DEBUG = "COMPRESSOR_DEBUG"  # set to 1, errors show tracebacks
 
 
-def run(app: Callable, arguments: list[str]) -> int:
+def run(app: typer.Typer, arguments: list[str]) -> int:
     """The exit code; every failure is a sentence on stderr."""
     with interruptible():
         try:
@@ -26,6 +27,7 @@ def run(app: Callable, arguments: list[str]) -> int:
             ending()
             where = getattr(stop, "where", "")
             say(
+                app,
                 f"interrupted{where and f' in {where}'}.",
                 getattr(stop, "kept", "Nothing was kept."),
             )
@@ -34,16 +36,16 @@ def run(app: Callable, arguments: list[str]) -> int:
             known, kept = as_error(error), getattr(error, "kept", "")
             if known is None or os.environ.get(DEBUG) == "1":
                 if kept:
-                    say(kept)
+                    say(app, kept)
                 raise
-            say(str(known), kept)
+            say(app, str(known), kept)
             return known.exit_code
 
 
-def say(*sentences: str) -> None:
+def say(app: typer.Typer, *sentences: str) -> None:
     """Why the command ends, on stderr."""
     text = " ".join(filter(None, sentences))
-    console(stderr=True).print(f"compress: {text}", style="red")
+    console(stderr=True).print(f"{app.info.name}: {text}", style="red")
 
 
 def as_error(error: BaseException) -> CompressorError | None:
@@ -57,7 +59,7 @@ def as_error(error: BaseException) -> CompressorError | None:
     return None
 
 
-def main(app: Callable) -> None:
+def main(app: typer.Typer) -> None:
     """An app, to the end of the process."""
     code = run(app, sys.argv[1:])
     for number in SIGNALS:  # what comes now would only tear what ends anyway

@@ -11,7 +11,10 @@ from compressor.cli.sparsify import sparsify
 from compressor.cli.training import recover
 
 stages = typer.Typer(
-    context_settings=running.HELP, no_args_is_help=True, pretty_exceptions_enable=False
+    name="compressor",
+    context_settings=running.HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 
 
