@@ -4,16 +4,7 @@ transformers has no class for them, and their own code is not run: the package's
 with whatever is cut from them. The 7B, which have rotary embeddings, are Llama (`rotary_baichuan.py`).
 """
 
-from collections.abc import Sequence
-
-from torch import nn
-
 from compressor.model.families.table import GATED_FFN, Family, Slice
-
-
-def fit(layer: nn.Module, kept: Sequence[int]) -> None:
-    layer.keep_heads(kept)
-
 
 FAMILY = Family(
     model_type="baichuan",
@@ -23,7 +14,7 @@ FAMILY = Family(
         Slice("self_attn.W_pack.weight", 0, "q k v"),
         Slice("self_attn.o_proj.weight", 1, "q"),
     ),
-    fit=fit,
+    fit=lambda layer, kept: layer.keep_heads(kept),
     spellings={"max_position_embeddings": "model_max_length"},
     heads_fixed=True,
     alibi=True,

@@ -4,15 +4,11 @@ transformers' class knows no other widths, so a cut model goes out with the pack
 Hub files name tensors from `h.` and `word_embeddings` on, and the settings in two ways.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
-from compressor.model.families.table import Family, Slice
-
-
-def feed_forward(layer: torch.nn.Module, normed: torch.Tensor) -> torch.Tensor:
-    return layer.mlp(normed, torch.zeros_like(normed))  # it adds the stream that it is given
+from compressor.model.families.table import Family, Slice, inward
 
 
 def unlike(config: Mapping) -> str | None:
@@ -24,30 +20,22 @@ def unlike(config: Mapping) -> str | None:
     return None
 
 
-def fit(layer: torch.nn.Module, kept: Sequence[int]) -> None:
-    layer.keep_heads(kept)
-
-
 FAMILY = Family(
     model_type="bloom",
     architecture="BloomForCausalLM",
-    ffn=(
-        Slice("mlp.dense_h_to_4h.weight", 0, "c"),
-        Slice("mlp.dense_h_to_4h.bias", 0, "c", optional=True),
-        Slice("mlp.dense_4h_to_h.weight", 1, "c"),
-    ),
+    ffn=(*inward("mlp.dense_h_to_4h", "c"), Slice("mlp.dense_4h_to_h.weight", 1, "c")),
     attention=(
-        Slice("self_attention.query_key_value.weight", 0, "qkv"),
-        Slice("self_attention.query_key_value.bias", 0, "qkv", optional=True),
+        *inward("self_attention.query_key_value", "qkv"),
         Slice("self_attention.dense.weight", 1, "q"),
     ),
     layers="transformer.h",
     embedding="transformer.word_embeddings.weight",
     up="mlp.dense_h_to_4h",
     gate=None,
-    feed_forward=feed_forward,
+    # Its module adds the stream that it is given.
+    feed_forward=lambda layer, normed: layer.mlp(normed, torch.zeros_like(normed)),
     in_a_tuple=True,
-    fit=fit,
+    fit=lambda layer, kept: layer.keep_heads(kept),
     unlike=unlike,
     spellings={
         "hidden_size": "n_embed",

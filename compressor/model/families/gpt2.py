@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.model.families.table import Family, Slice
+from compressor.model.families.table import Family, Slice, inward
 
 
 def fit(layer: nn.Module, kept: Sequence[int]) -> None:
@@ -29,16 +29,8 @@ def unlike(config: Mapping) -> str | None:
 FAMILY = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
-    ffn=(
-        Slice("mlp.c_fc.weight", 0, "c"),
-        Slice("mlp.c_fc.bias", 0, "c", optional=True),
-        Slice("mlp.c_proj.weight", 1, "c"),
-    ),
-    attention=(
-        Slice("attn.c_attn.weight", 0, "q k v"),
-        Slice("attn.c_attn.bias", 0, "q k v", optional=True),
-        Slice("attn.c_proj.weight", 1, "q"),
-    ),
+    ffn=(*inward("mlp.c_fc", "c"), Slice("mlp.c_proj.weight", 1, "c")),
+    attention=(*inward("attn.c_attn", "q k v"), Slice("attn.c_proj.weight", 1, "q")),
     transposed=True,
     layers="transformer.h",
     embedding="transformer.wte.weight",

@@ -3,19 +3,14 @@
 Its class has hidden / heads channels a head.
 """
 
-from compressor.model.families.table import Family, Slice
+from compressor.model.families.table import Family, Slice, inward
 
 FAMILY = Family(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
-    ffn=(
-        Slice("mlp.dense_h_to_4h.weight", 0, "c"),
-        Slice("mlp.dense_h_to_4h.bias", 0, "c", optional=True),
-        Slice("mlp.dense_4h_to_h.weight", 1, "c"),
-    ),
+    ffn=(*inward("mlp.dense_h_to_4h", "c"), Slice("mlp.dense_4h_to_h.weight", 1, "c")),
     attention=(
-        Slice("attention.query_key_value.weight", 0, "qkv"),
-        Slice("attention.query_key_value.bias", 0, "qkv", optional=True),
+        *inward("attention.query_key_value", "qkv"),
         Slice("attention.dense.weight", 1, "q"),
     ),
     layers="gpt_neox.layers",

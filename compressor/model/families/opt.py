@@ -6,7 +6,7 @@ stream.
 
 from collections.abc import Mapping
 
-from compressor.model.families.table import Family, Slice
+from compressor.model.families.table import GROUPED_ATTENTION, Family, Slice, inward
 
 
 def unlike(config: Mapping) -> str | None:
@@ -23,20 +23,8 @@ def unlike(config: Mapping) -> str | None:
 FAMILY = Family(
     model_type="opt",
     architecture="OPTForCausalLM",
-    ffn=(
-        Slice("fc1.weight", 0, "c"),
-        Slice("fc1.bias", 0, "c", optional=True),
-        Slice("fc2.weight", 1, "c"),
-    ),
-    attention=(
-        Slice("self_attn.q_proj.weight", 0, "q"),
-        Slice("self_attn.q_proj.bias", 0, "q", optional=True),
-        Slice("self_attn.k_proj.weight", 0, "k"),
-        Slice("self_attn.k_proj.bias", 0, "k", optional=True),
-        Slice("self_attn.v_proj.weight", 0, "v"),
-        Slice("self_attn.v_proj.bias", 0, "v", optional=True),
-        Slice("self_attn.out_proj.weight", 1, "q"),
-    ),
+    ffn=(*inward("fc1", "c"), Slice("fc2.weight", 1, "c")),
+    attention=(*GROUPED_ATTENTION[:-1], Slice("self_attn.out_proj.weight", 1, "q")),
     layers="model.decoder.layers",
     embedding="model.decoder.embed_tokens.weight",
     up="fc1",

@@ -58,14 +58,6 @@ class Slice:
         ]
 
 
-def by_mlp(layer: nn.Module, normed: torch.Tensor) -> torch.Tensor:
-    return layer.mlp(normed)
-
-
-def as_it_is(layer: nn.Module, kept: Sequence[int]) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Container:
     """A model type whose class computes what a family's does, and takes heads that the family's own,
@@ -114,11 +106,13 @@ class Family:
     # Norms that what a group's output projection gives goes through before it is added.
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
-    feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = by_mlp
+    feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = lambda layer, normed: (
+        layer.mlp(normed)
+    )
     in_a_tuple: bool = False  # what a block returns, for the model that it is in
     # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
     # told which of its KV groups are left.
-    fit: Callable[[nn.Module, Sequence[int]], None] = as_it_is
+    fit: Callable[[nn.Module, Sequence[int]], None] = lambda layer, kept: None
     # Of the config of a model that is of the type, but not of this table, a sentence that says why.
     unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
@@ -206,20 +200,20 @@ class Family:
         return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
 
 
+def inward(module: str, owns: str) -> tuple[Slice, Slice]:
+    """The weight and the bias of a projection whose output channels units own."""
+    return Slice(f"{module}.weight", 0, owns), Slice(f"{module}.bias", 0, owns, optional=True)
+
+
 GATED_FFN = (
-    Slice("mlp.gate_proj.weight", 0, "c"),
-    Slice("mlp.gate_proj.bias", 0, "c", optional=True),
-    Slice("mlp.up_proj.weight", 0, "c"),
-    Slice("mlp.up_proj.bias", 0, "c", optional=True),
+    *inward("mlp.gate_proj", "c"),
+    *inward("mlp.up_proj", "c"),
     Slice("mlp.down_proj.weight", 1, "c"),
 )
 
 GROUPED_ATTENTION = (
-    Slice("self_attn.q_proj.weight", 0, "q"),
-    Slice("self_attn.q_proj.bias", 0, "q", optional=True),
-    Slice("self_attn.k_proj.weight", 0, "k"),
-    Slice("self_attn.k_proj.bias", 0, "k", optional=True),
-    Slice("self_attn.v_proj.weight", 0, "v"),
-    Slice("self_attn.v_proj.bias", 0, "v", optional=True),
+    *inward("self_attn.q_proj", "q"),
+    *inward("self_attn.k_proj", "k"),
+    *inward("self_attn.v_proj", "v"),
     Slice("self_attn.o_proj.weight", 1, "q"),
 )
