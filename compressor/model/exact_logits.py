@@ -1,11 +1,13 @@
 """Logits in float32, a few rows of a weight being widened at a time."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import torch
 
 from compressor.model.memory import drop_pages
+from compressor.model.modules import replaced_forward
 
 ROWS = 4096
 
@@ -23,26 +25,18 @@ def logits(
     model: torch.nn.Module, ids: torch.Tensor, rows_of: RowsOf = stored_rows
 ) -> torch.Tensor:
     """float32 logits [tokens, vocabulary] of one prompt [1, tokens], by the model's own forward."""
-    handles, linears = [], []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            linears.append((module, module.__dict__.get("forward")))
-            wide = partial(wide_linear, module, rows_of=rows_of)
-            module.forward = wide  # type: ignore[method-assign]  # undone below
-        elif isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
-            handles.append(module.register_forward_hook(lambda m, args, out: out.float()))
-        elif next(module.parameters(recurse=False), None) is not None:
-            handles.append(module.register_forward_pre_hook(_widen))
-            handles.append(module.register_forward_hook(_restore))
-    try:
+    wide = partial(wide_linear, rows_of=rows_of)
+    with ExitStack() as undone:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                undone.enter_context(replaced_forward([module], wide))
+            elif isinstance(module, torch.nn.Embedding):  # a look-up is exact in any dtype
+                hook = module.register_forward_hook(lambda m, args, out: out.float())
+                undone.enter_context(hook)
+            elif next(module.parameters(recurse=False), None) is not None:
+                undone.enter_context(module.register_forward_pre_hook(_widen))
+                undone.enter_context(module.register_forward_hook(_restore))
         return model(input_ids=ids, use_cache=False).logits[0].float()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, former in linears:
-            del module.forward
-            if former is not None:  # compressed-tensors gives its modules a forward of their own
-                module.forward = former  # type: ignore[method-assign]
 
 
 def wide_linear(

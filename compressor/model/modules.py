@@ -60,13 +60,17 @@ def assign(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 @contextmanager
 def replaced_forward(layers: Iterable[nn.Module], forward):
     """Every one of these modules calls `forward(module, ...)` instead of its own forward."""
+    # compressed-tensors gives its modules a forward of their own in place of their class's.
+    former = [(layer, vars(layer).get("forward")) for layer in layers]
     for layer in layers:
         layer.forward = MethodType(forward, layer)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, own in former:
             del layer.forward
+            if own is not None:
+                layer.forward = own
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:

@@ -22,15 +22,11 @@ def observed(
     """
     with ExitStack() as handles:
         for name, take in (given or {}).items():
-            handles.enter_context(_before(layer.get_submodule(name), take))
+            module = layer.get_submodule(name)
+            hook = module.register_forward_pre_hook(lambda _, args, take=take: take(args[0]))
+            handles.enter_context(hook)
         for name, take in (passed or {}).items():
-            handles.enter_context(_after(layer.get_submodule(name), take))
+            module = layer.get_submodule(name)
+            hook = module.register_forward_hook(lambda _, args, out, take=take: take(args[0], out))
+            handles.enter_context(hook)
         yield
-
-
-def _before(module: nn.Module, take: Given):
-    return module.register_forward_pre_hook(lambda _, args: take(args[0]))
-
-
-def _after(module: nn.Module, take: Passed):
-    return module.register_forward_hook(lambda _, args, output: take(args[0], output))

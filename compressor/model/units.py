@@ -1,7 +1,7 @@
 """The units of one block: what they own, and the block without some of them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -49,19 +49,16 @@ def only_units(layer: nn.Module, geometry: BlockGeometry, kept: Mapping[str, Seq
     A removed unit contributes nothing to its output projection, so zeroing its channels there is
     exactly the cut.
     """
-    handles = []
-    for group, units in kept.items():
-        width = geometry.channels(group)
-        lost = torch.tensor(sorted({*range(geometry.units[group])} - {*units}), dtype=torch.long)
-        dead = (lost[:, None] * width + torch.arange(width)).flatten()
+    with ExitStack() as handles:
+        for group, units in kept.items():
+            width = geometry.channels(group)
+            left = {*range(geometry.units[group])} - {*units}
+            lost = torch.tensor(sorted(left), dtype=torch.long)
+            dead = (lost[:, None] * width + torch.arange(width)).flatten()
 
-        def hook(_, args, dead=dead):
-            return (args[0].index_fill(-1, dead.to(args[0].device), 0.0), *args[1:])
+            def hook(_, args, dead=dead):
+                return (args[0].index_fill(-1, dead.to(args[0].device), 0.0), *args[1:])
 
-        module = layer.get_submodule(geometry.output_module(group))
-        handles.append(module.register_forward_pre_hook(hook))
-    try:
+            module = layer.get_submodule(geometry.output_module(group))
+            handles.enter_context(module.register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -106,9 +106,7 @@ class Family:
     # Norms that what a group's output projection gives goes through before it is added.
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The FFN of a normed stream, before such a norm.
-    feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = lambda layer, normed: (
-        layer.mlp(normed)
-    )
+    feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = lambda layer, x: layer.mlp(x)
     in_a_tuple: bool = False  # what a block returns, for the model that it is in
     # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
     # told which of its KV groups are left.
