@@ -53,31 +53,31 @@ def empty_model(config, family: Family, path: str) -> EmptyModel:
     )
 
 
-def misfits(
+def check_fit(
     tensors: Mapping[str, SimpleNamespace],
     model: EmptyModel,
     family: Family,
     tied: bool,
     path: str,
-) -> list[str]:
-    """Sentences about tensors that are missing, of another shape or unknown; none if all is right.
+) -> None:
+    """InputError for tensors that are missing, of another shape or unknown.
 
     tensors: header entries by whole name, as `tensors.completed` and `turned` leave them. tied: whether
     the config ties the head to the embedding, so that one of them is enough.
     """
-    found = []
     missing = [n for n in model.needed if n not in tensors and not (tied and n == family.head)]
     if missing:
         name = missing[0]
         said = f"{path} lacks the tensor {name} {model.needed[name]}{rest(missing)}"
         if missing == [family.head]:
             said += ", and its config does not tie it to the embedding (tie_word_embeddings)"
-        found.append(f"{said}; loaders would make it up. Give a folder that has it.")
-    stored = {name: stored_shape(entry) for name, entry in tensors.items()}
+        raise InputError(f"{said}; loaders would make it up. Give a folder that has it.")
+    # As files have it; entries have it as `Linear` does.
+    stored = {name: t.shape[::-1] if t.transposed else t.shape for name, t in tensors.items()}
     wrong = [n for n, shape in stored.items() if shape != model.known.get(n, shape)]
     if wrong:
         name = wrong[0]
-        found.append(
+        raise InputError(
             f"{name} in {path} has the shape {stored[name]}, but the config implies "
             f"{model.known[name]}{rest(wrong)}; give a folder whose config is of these weights."
         )
@@ -88,18 +88,11 @@ def misfits(
     ]
     if unknown:
         name = unknown[0]
-        found.append(
+        raise InputError(
             f"{path} holds {name} {stored[name]}, which {model.name} does not have{rest(unknown)}. "
             "Give the language model without it: transformers' from_pretrained and save_pretrained "
             "leave it out."
         )
-    return found
-
-
-def stored_shape(entry: SimpleNamespace) -> list[int]:
-    """The shape as files have it; entries have it as `Linear` does."""
-    shape = list(entry.shape)
-    return shape[::-1] if getattr(entry, "transposed", False) else shape
 
 
 def rest(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 
 from compressor.errors import InputError
-from compressor.model.empty_model import EmptyModel, empty_model, misfits
+from compressor.model.empty_model import EmptyModel, check_fit, empty_model
 from compressor.model.geometry import Geometry
 
 COMPARED_ROWS = 4096
@@ -125,6 +125,5 @@ class Source(Geometry, ABC):
     def check_tensors(self) -> EmptyModel:
         """The model that the config makes; InputError where the tensors are not those of it."""
         empty = empty_model(self.model_config(), self.family, self.label)
-        for sentence in misfits(self.tensors, empty, self.family, self.ties, self.label):
-            raise InputError(sentence)
+        check_fit(self.tensors, empty, self.family, self.ties, self.label)
         return empty
