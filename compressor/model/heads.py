@@ -16,7 +16,7 @@ def choose_container(
     whether vLLM is to load it, as it does models of equal blocks.
     """
     family, other = checkpoint.family, checkpoint.family.container
-    own, counts = family.model_type, head_counts(checkpoint, groups)
+    own, counts = family.model_type, sorted(n * checkpoint.queries_per_group for n in groups)
     against = {own: refusal_of_own(checkpoint, counts)}
     if other:
         against[other.model_type] = refusal_of_other(checkpoint, counts)
@@ -37,26 +37,15 @@ def choose_container(
     raise InputError(f"{'; '.join(reasons)}; {way_out(checkpoint, against, container)}.")
 
 
-def takes(checkpoint: Source, groups: set[int], container: str, served: bool) -> bool:
-    """Whether there is a type to write so many KV groups as."""
+def why_refused(
+    checkpoint: Source, groups: set[int], container: str = "auto", served: bool = True
+) -> str:
+    """Why there is no type to write so many KV groups as, as a sentence; nothing if there is one."""
     try:
         choose_container(checkpoint, groups, container, served)
-    except InputError:
-        return False
-    return True
-
-
-def why_heads_stay(checkpoint: Source) -> str:
-    """What keeps all heads of a model, as a sentence; nothing if they can go."""
-    try:
-        choose_container(checkpoint, {1})
     except InputError as reason:
         return str(reason)
     return ""
-
-
-def head_counts(checkpoint: Source, groups: set[int]) -> list[int]:
-    return sorted(n * checkpoint.queries_per_group for n in groups)
 
 
 def shown(counts: list[int]) -> str:

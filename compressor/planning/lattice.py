@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.errors import InputError
-from compressor.model.heads import takes
+from compressor.model.heads import why_refused
 from compressor.model.source import Source
 
 # Usual multiples of FFN channels: which of them a target gets, `alignment.py` says. What
@@ -109,7 +109,7 @@ def lattice(
     counts = [
         g
         for g in whole
-        if g == groups or (g % tp == 0 and takes(checkpoint, {g}, container, served))
+        if g == groups or (g % tp == 0 and not why_refused(checkpoint, {g}, container, served))
     ]
     if not counts:
         raise InputError(refused)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.config.target import Target
-from compressor.model.heads import why_heads_stay
+from compressor.model.heads import why_refused
 from compressor.model.source import Source
 from compressor.planning.costs import Costs, aim_of, reached
 from compressor.planning.lattice import Lattice
@@ -133,6 +133,6 @@ def heads_that_stay(checkpoint: Source, lattice: Lattice) -> str:
     alone = "so FFN channels alone go: keep more."
     if checkpoint.units["attention"] == 1:
         return f" A block has one KV group, which stays, {alone}"
-    if reason := why_heads_stay(checkpoint):
+    if reason := why_refused(checkpoint, {1}):
         return f" {reason}"
     return f" With these options no KV group can go, {alone}"
