@@ -1,10 +1,11 @@
-"""Giving resident memory back: pages of mapped files, and what the allocator keeps."""
+"""Memory: how much is free, and giving back mapped pages and what the allocator keeps."""
 
 import ctypes
 import mmap
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 MADV_DONTNEED = 4
@@ -35,6 +36,13 @@ def is_mapped(tensor: torch.Tensor) -> bool:
         if begin <= address < end:
             return name.startswith("/") and not name.startswith("/dev/")
     return False
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free where tensors on `device` would be."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def trim_heap() -> None:

@@ -1,10 +1,10 @@
 """A checkpoint as one transformers model: what times a model or writes text with it does not stream."""
 
-import psutil
 import torch
 
 from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.memory import free_memory
 from compressor.model.per_layer import may_run_code
 
 
@@ -38,12 +38,7 @@ def check_device(device: str) -> None:
 
 def check_room(checkpoint: Checkpoint, needed: int, device: str, instead: str) -> None:
     """MachineError if so many bytes are not free."""
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.startswith("cuda")
-        else psutil.virtual_memory().available
-    )
-    if needed > free:
+    if needed > (free := free_memory(device)):
         raise MachineError(
             f"{checkpoint.path} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
             f"{instead}, or free some."

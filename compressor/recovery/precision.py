@@ -1,9 +1,9 @@
 """What a training holds and computes in, and whether there is memory for it."""
 
-import psutil
 import torch
 
 from compressor.errors import MachineError
+from compressor.model.memory import free_memory
 
 
 def held_dtype(stored: torch.dtype, on_cpu: bool, asked: str) -> torch.dtype:
@@ -25,9 +25,7 @@ def check_memory(
     """Refuse a model of so many parameters whose weights alone do not fit: training, unlike all else,
     holds the whole cut model. limit: bytes, in place of the memory that is free.
     """
-    free = limit or psutil.virtual_memory().available
-    if limit is None and device.startswith("cuda") and torch.cuda.is_available():
-        free = torch.cuda.mem_get_info(device)[0]
+    free = limit or free_memory(device)
     held = held_dtype(stored, device.startswith("cpu"), asked)
     needed = parameters * held.itemsize
     if needed > free:
