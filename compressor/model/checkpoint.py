@@ -59,9 +59,8 @@ class Checkpoint(Source):
             held[file] = list(header)
             self.tensors |= header
         check_index(self.path, held, self.family.not_read)
-        self.written_config.pop(
-            "transformers_weights", None
-        )  # what is written may have other files
+        # What is written may have other files.
+        self.written_config.pop("transformers_weights", None)
         self._find_weights()
         self.tensors = turned(completed(self.tensors, self.family), self.family)
         self.settle_head()

@@ -66,8 +66,7 @@ def backward(
                 for i, (args, call) in enumerate(calls):
                     hidden = inputs.get(i, stream.device).requires_grad_()
                     with torch.enable_grad():
-                        output = layer(hidden, *args, **call)
-                        output = states_of(output)
+                        output = states_of(layer(hidden, *args, **call))
                         output.backward(given.get(i, stream.device))
                     if not hidden.grad.isfinite().all():
                         raise InputError(
@@ -82,10 +81,8 @@ def backward(
         given.discard()
         gradients = passed
         if pauses is not None and index:
-            kept = gradients
-            pauses.keep(
-                index - 1, len(batches), lambda i, g=kept: g.get(i, stream.host), {"losses": losses}
-            )
+            told = {"losses": losses}
+            pauses.keep(index - 1, len(batches), lambda i, g=gradients: g.get(i, stream.host), told)
     gradients.discard()
     return losses
 

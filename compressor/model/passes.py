@@ -41,15 +41,13 @@ def pass_over(
     saved, progress = passing.saved, passing.progress
 
     def visit(index: int, layer, forward) -> None:
-        known = finished_block(saved, index)
-        if known is None:
+        known = kept = finished_block(saved, index)
+        if kept is None:
             known = on_cpu(find(index, layer, forward))
             keep_block(saved, index, known)
-            if go_on is not None:
-                go_on(index, layer, forward, known)
-        elif go_on is not None:
+        if go_on is not None:
             go_on(index, layer, forward, known)
-        else:
+        elif kept is not None:  # nothing else has gone through it
             for _ in forward():
                 pass
         found[index] = known

@@ -27,9 +27,9 @@ class Pauses:
     backward: leave).
     """
 
-    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: Path | None):
         self.folder = folder and folder / STREAM
-        self.clock, self.last, self.wait = clock, clock(), EVERY
+        self.last, self.wait = time.monotonic(), EVERY
 
     def latest(self) -> tuple[int, dict, Callable[[int], torch.Tensor]] | None:
         """The place, what was told beside, and the states by the number of their batch."""
@@ -51,14 +51,14 @@ class Pauses:
 
     def keep(self, place: int, batches: int, state: Callable, told: dict | None = None) -> None:
         """Keep the states of so many batches, `state(batch)` each, if it is time to."""
-        begun = self.clock()
+        begun = time.monotonic()
         if self.folder is None or begun - self.last < self.wait:
             return
         needed = sum(state(i).nbytes for i in range(batches))
         self.folder.mkdir(parents=True, exist_ok=True)
         if ROOM * needed <= shutil.disk_usage(self.folder).free:
             self._write(place, batches, state, told or {})
-        self.last = self.clock()
+        self.last = time.monotonic()
         self.wait = max(EVERY, PARTS * (self.last - begun))
 
     def _write(self, place: int, batches: int, state: Callable, told: dict) -> None:
