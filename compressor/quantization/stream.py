@@ -13,11 +13,12 @@ import torch
 
 from compressor.config.seeding import of_block
 from compressor.errors import InputError
-from compressor.model.activations import Activations, states_of
+from compressor.model.activations import Activations
 from compressor.model.block import Block
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
 from compressor.model.finite import check_block
+from compressor.model.layers import passed
 from compressor.model.memory import trim_heap
 from compressor.model.modules import loaded
 from compressor.model.saved_blocks import finished_block, keep_block, told_of_block
@@ -89,21 +90,16 @@ class Quantizing:
         """Of every block in order all tensors to store, by their names inside it."""
         checkpoint, exact = self.checkpoint, self.exact
         self.states, calls = exact.record(self.prompts)
-        path = self.calibration and Paths(self.calibration, self.group)
+        path = self.calibration and Paths(self.calibration, self.group, self.saved)
         matrices = checkpoint.family.projections()
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
             check_block(checkpoint, index, weights)
             dense = {name: weights[name] for name in matrices}
-            entry, gammas = {}, {}
+            entry: dict = {}
+            gammas: dict[str, torch.Tensor] = {}
             if path:
-                gammas = finished_block(self.saved, index)
-                losses = None if gammas is None else told_of_block(self.saved, index)
-                learned = path.learn(index, weights, gammas is not None)
-                if gammas is None:
-                    gammas, losses = learned
-                    keep_block(self.saved, index, gammas, losses)
-                entry["held_back"] = losses
+                gammas, entry["held_back"] = path.learned(index, weights)
             if self.scales:
                 steps = self.scales(index)
             else:
@@ -118,10 +114,7 @@ class Quantizing:
             if path:
                 path.advance(weights)
             with loaded(exact.layers[index], exact.cast(weights)) as layer:
-                for i, call in enumerate(calls):
-                    args, keywords = call[index]
-                    hidden = layer(self.states.get(i, exact.device), *args, **keywords)
-                    self.states.put(i, states_of(hidden))
+                self.states = passed(exact, layer, self.states, [call[index] for call in calls])
             errors = {name: relative(weights[name], weight) for name, weight in dense.items()}
             self.record.append({"sha256": digest(found), "error": errors} | entry)
             yield found | {n: t for n, t in weights.items() if n not in errors}
@@ -135,20 +128,20 @@ class Quantizing:
 class Paths:
     """The calibration text on its way through the blocks, dense and quantised."""
 
-    def __init__(self, calibration: Calibration, group: int):
+    def __init__(self, calibration: Calibration, group: int, saved: Path | None):
         self.calibration, self.group, self.stream = calibration, group, calibration.stream
+        self.saved = saved
         self.quantized, self.calls = self.stream.record([s[None] for s in calibration.sequences])
         self.dense = self.quantized
 
-    def learn(
-        self, index: int, weights: dict[str, torch.Tensor], known: bool = False
-    ) -> tuple[dict, list[float]]:
-        """Gammas of a block with these weights, as they are stored, and its held-back losses; of one
-        that is known already, nothing.
+    def learned(self, index: int, weights: dict[str, torch.Tensor]) -> tuple[dict, list[float]]:
+        """Gammas of a block with these weights, as they are stored, and its held-back losses; those
+        that were kept, if it is finished.
 
         The dense path goes on behind the block.
         """
         stream, calibration = self.stream, self.calibration
+        gammas = finished_block(self.saved, index)
         readers = stream.checkpoint.family.readers()
         with loaded(stream.layers[index], stream.cast(weights)) as layer:
             calls = [call[index] for call in self.calls]
@@ -161,19 +154,20 @@ class Paths:
             if self.dense is not self.quantized:
                 self.dense.discard()
             self.dense = following
-            if known:
-                return {}, []
-            dtype = stream.checkpoint.dtype
+            if gammas is not None:
+                return gammas, told_of_block(self.saved, index)
             gammas, losses = learn(
                 self.block,
                 following,
                 calibration.fitted,
                 calibration.held,
                 self.group,
-                dtype,
+                stream.checkpoint.dtype,
                 of_block(calibration.seed, index),
             )
-        return {name: gamma.cpu() for name, gamma in gammas.items()}, losses
+        gammas = {name: gamma.cpu() for name, gamma in gammas.items()}
+        keep_block(self.saved, index, gammas, losses)
+        return gammas, losses
 
     def advance(self, weights: dict[str, torch.Tensor]) -> None:
         """The quantised path goes on behind the last block, which now has these weights."""
@@ -188,23 +182,18 @@ class Paths:
 
 def check_columns(checkpoint: Checkpoint, group: int) -> None:
     """Refuse input channels that are not whole groups, by the tensor's name."""
-    for name in checkpoint.family.projections():
-        whole = checkpoint.block_name(0, name)
-        columns = checkpoint.tensors[whole].shape[1]
+    names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
+    widths = {name: checkpoint.tensors[name].shape[1] for name in names}
+    for name, columns in widths.items():
         if columns % group:
             raise InputError(
-                f"{whole} has {columns} input channels, which are not whole groups of "
-                f"{group} (quantize_group). {remedy(checkpoint, group)}"
+                f"{name} has {columns} input channels, which are not whole groups of {group} "
+                f"(quantize_group). {remedy(checkpoint, group, math.gcd(*widths.values()))}"
             )
 
 
-def remedy(checkpoint: Checkpoint, group: int) -> str:
-    """Which groups every width of the model has, and whether a cut can make this one fit."""
-    shapes = (
-        checkpoint.tensors[checkpoint.block_name(0, n)].shape
-        for n in checkpoint.family.projections()
-    )
-    common = math.gcd(*(columns for _, columns in shapes))
+def remedy(checkpoint: Checkpoint, group: int, common: int) -> str:
+    """That groups of `common` have every width of the model, and whether a cut can make this one fit."""
     advice = f"Groups of {common}, or of a divisor of it, fit all of this model's widths"
     width = checkpoint.units["ffn"]
     if checkpoint.hidden_size % group == 0 and group <= width:
