@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,13 +21,7 @@ def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: floa
     return (weight.float() + scaling * (b @ a)).to(weight.dtype)
 
 
-def write_merged(
-    folder: Path,
-    out: Path,
-    adapters: Adapters,
-    scaling: float,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) -> None:
     """The checkpoint in `folder` with its adapters merged, as the new folder `out`.
 
     Shards, tensor order and dtypes are those of `folder`; what has no adapter is copied.
@@ -42,13 +35,12 @@ def write_merged(
     shards = list(by_file.values())
     names = [name for shard in shards for name in shard]
     with opened(out, shards) as files:
-        for done, name in enumerate(names, 1):
+        for name in names:
             tensor = checkpoint.read([name])[name]
             module, _, leaf = name.rpartition(".")
             if leaf == "weight" and module in adapters:
                 tensor = merged(tensor, *adapters[module], scaling)
             files[name].put(name, checkpoint.as_stored(name, tensor))
-            progress(done, len(names))
     write_index(out, shards)
     copy_side_files(checkpoint, out)
     config, text = checkpoint.written_config, (folder / "config.json").read_text(encoding="utf-8")

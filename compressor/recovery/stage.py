@@ -5,7 +5,6 @@ Started by torchrun, every process trains its share of each step, and the first 
 
 import shutil
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,14 +47,19 @@ def recover(
             teach(source, training.data.train, recovery.teacher_top, kept, progress)
         processes.wait_for_everyone()
         teacher = Teacher(kept)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_errors():
-        model = load_adapted(folder, recovery, device, training.dtype, training.seed)
-        history = train(model, training, state, teacher, progress)
-        if not history.stopped and processes.is_main_process:
-            trained = adapters(model)
-            save_expected(model, folder, expected_of(state))
-            shutil.rmtree(out, ignore_errors=True)
-            write_merged(folder, out, trained, recovery.alpha / recovery.rank)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model = load_adapted(folder, recovery, device, training.dtype, training.seed)
+            history = train(model, training, state, teacher, progress)
+            if not history.stopped and processes.is_main_process:
+                trained = adapters(model)
+                save_expected(model, folder, expected_of(state))
+                shutil.rmtree(out, ignore_errors=True)
+                write_merged(folder, out, trained, recovery.alpha / recovery.rank)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(
+            f"Memory ran out while training: {error}. Raise recover_accumulate, or lower --length."
+        ) from error
     del model
     trim_heap()
     return history
@@ -83,14 +87,3 @@ def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
         for i, ids in enumerate(prompt_ids(tokenizer, checkpoint.positions))
     }
     save_file(found, path)
-
-
-@contextmanager
-def memory_errors():
-    """Memory that runs out while training, in a sentence."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MachineError(
-            f"Memory ran out while training: {error}. Raise recover_accumulate, or lower --length."
-        ) from error
