@@ -72,8 +72,8 @@ def read_data(
         )
     held = min(HELD_MOST, max(1, int(HELD_SHARE * len(examples))))
     train, held_back = examples[held:][:wanted], examples[:held]
-    protocol |= {"sequences": len(train), "held_back": held}
-    protocol["tokens"] = sum(int(e.predicted.sum()) for e in train)
+    tokens = sum(int(e.predicted.sum()) for e in train)
+    protocol |= {"sequences": len(train), "held_back": held, "tokens": tokens}
     return RecoveryData(train, held_back, protocol)
 
 
@@ -127,7 +127,7 @@ def answered(
     seed: int,
 ):
     """Instruction rows in a shuffled order; plain texts among them count as a whole."""
-    conversations = [as_conversation(row, tokenizer, where) for where, row in rows]
+    conversations = [conversation(row, tokenizer, where) for where, row in rows]
     digest = hashlib.sha256(json.dumps([row for _, row in rows]).encode()).hexdigest()
     chosen = shuffled(conversations[parse_range(selected)], seed)
     examples, too_long = [], 0
@@ -147,16 +147,6 @@ def answered(
     protocol: dict = {"source": source, "sha256": digest, "kind": "rows", "range": selected}
     protocol |= {"length": length, "rows_too_long": too_long}
     return examples[:total], protocol
-
-
-def as_conversation(row: dict, tokenizer, where: str) -> Conversation:
-    if "text" in row:
-        if not isinstance(row["text"], str) or not row["text"].strip():
-            raise InputError(
-                f"{where}: text is {row['text']!r}, and must be a string with content."
-            )
-        return Conversation(row["text"], [(0, len(row["text"]))], bare=True)
-    return conversation(row, tokenizer, where)
 
 
 def encode(conversations: list[Conversation], tokenizer, length: int) -> list[Example]:

@@ -1,8 +1,9 @@
 """Instruction rows: a conversation as one string, and which of its characters are answers.
 
-Rows of three forms, which one file may mix: `messages` (a list of {role, content}), `instruction`
-with `output` and perhaps `input`, and `prompt` with `completion`. The first two are written by the
-tokenizer's chat template; an `instruction` row has a form of its own for tokenizers without one.
+Rows of four forms, which one file may mix: `text`, which counts as a whole, `messages` (a list of
+{role, content}), `instruction` with `output` and perhaps `input`, and `prompt` with `completion`.
+`messages` and `instruction` are written by the tokenizer's chat template; an `instruction` row has a
+form of its own for tokenizers without one.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,15 @@ def conversation(row: dict, tokenizer, where: str) -> Conversation:
         if key in row:
             return read(row, tokenizer, where)
     raise InputError(
-        f"{where} has none of the keys text, {', '.join(FORMS)}; its keys are {', '.join(row)}."
+        f"{where} has none of the keys {', '.join(FORMS)}; its keys are {', '.join(row)}."
     )
+
+
+def from_text(row: dict, tokenizer, where: str) -> Conversation:
+    text = row["text"]
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: text is {text!r}, and must be a string with content.")
+    return Conversation(text, [(0, len(text))], bare=True)
 
 
 def from_messages(row: dict, tokenizer, where: str) -> Conversation:
@@ -97,4 +105,9 @@ def string(row: dict, key: str, where: str, optional: bool = False) -> str:
     return value
 
 
-FORMS = {"messages": from_messages, "instruction": from_instruction, "prompt": from_prompt}
+FORMS = {
+    "text": from_text,
+    "messages": from_messages,
+    "instruction": from_instruction,
+    "prompt": from_prompt,
+}
