@@ -68,7 +68,3 @@ def check_selection(select: str, kv_cost: str) -> None:
     ):
         if given not in known:
             raise InputError(f"{option} is {' or '.join(known)}, not {given!r}.")
-
-
-def needs_text(select: str, kv_cost: str) -> bool:
-    return (select, kv_cost) != (SELECTIONS[0], KV_COSTS[0])

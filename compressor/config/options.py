@@ -51,17 +51,12 @@ def parsed(described: Field, value):
     return parse(value) if parse and isinstance(value, str) else value
 
 
-def check_value(described: Field, value) -> None:
-    """InputError, by the option's name, for a value that is given (not None) and does not fit."""
-    wanted, fits = described.metadata["fits"]
-    if value is not None and not fits(value):
-        raise InputError(f"{described.metadata['flag']} must be {wanted}, not {value!r}.")
-
-
 def check_values(config) -> None:
-    """`check_value` of every option of a config."""
+    """InputError, by the option's name, for a value that is given (not None) and does not fit."""
     for each in options_of(config):
-        check_value(each, getattr(config, each.name))
+        value, (wanted, fits) = getattr(config, each.name), each.metadata["fits"]
+        if value is not None and not fits(value):
+            raise InputError(f"{each.metadata['flag']} must be {wanted}, not {value!r}.")
 
 
 def given_options(config) -> list[str]:

@@ -20,7 +20,6 @@ POSITIVE: Fits = ("positive", lambda x: 0 < x < float("inf"))
 SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
-METHODS = one_of("none", "lora", "distill")
 COMPACT = ("method", "steps")  # what --recover METHOD:STEPS says
 
 
@@ -35,7 +34,7 @@ class RecoveryConfig:
         "none",
         "--recover",
         "Train what is left: none, lora or distill; lora:500 takes 500 steps (default 200).",
-        METHODS,
+        one_of("none", "lora", "distill"),
     )
     steps: int = option(200, "recover_steps", "Optimiser steps.", COUNT)
     data: str | None = option(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from compressor.config.choices import needs_text
 from compressor.config.options import option
 
 
@@ -47,4 +46,4 @@ class ScoreConfig:
     @property
     def needs_text(self) -> bool:
         """Whether the selection looks at activations."""
-        return needs_text(self.select or "score", self.kv_cost)
+        return (self.select or "score", self.kv_cost) != ("score", "score")
