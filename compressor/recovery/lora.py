@@ -61,9 +61,8 @@ def layers(model: nn.Module) -> dict[str, LoraLayer]:
 def adapters(model: nn.Module) -> Adapters:
     """A [rank, in] and B [out, rank] of every adapted projection, in float32 on the CPU."""
     return {
-        name: tuple(getattr(module, x)[NAME].weight.detach().float().cpu() for x in ADAPTER)
+        name: tuple(
+            getattr(module, x)[NAME].weight.detach().float().cpu() for x in ("lora_A", "lora_B")
+        )
         for name, module in layers(model).items()
     }
-
-
-ADAPTER = ("lora_A", "lora_B")

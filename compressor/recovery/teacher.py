@@ -17,6 +17,7 @@ from compressor.model.pauses import Pauses
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import Example
 from compressor.recovery.losses import Soft, padded
+from compressor.text.tokens import of_similar_length
 from compressor.writing.shards import check_space
 
 TOKENS = 1024  # a batch: its logits are 128 MB in float32 at a vocabulary of 32,000
@@ -60,7 +61,7 @@ def teach(
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    batches = batches_of(examples)
+    batches = of_similar_length([e.ids for e in examples], TOKENS)
     ids = [padded([examples[i] for i in batch], torch.device("cpu"))[0] for batch in batches]
     pauses = Pauses(folder.with_name(f"{folder.name}.paused"))
     found = stream.logits(ids, pauses=pauses)
@@ -75,14 +76,3 @@ def teach(
     unfinished.rename(folder)
     pauses.over()
     return Teacher(folder)
-
-
-def batches_of(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices of examples of similar length together, at most `TOKENS` tokens with padding."""
-    ordered = sorted(range(len(examples)), key=lambda i: len(examples[i].ids), reverse=True)
-    batches, begin = [], 0
-    while begin < len(ordered):
-        count = max(1, TOKENS // len(examples[ordered[begin]].ids))
-        batches.append(ordered[begin : begin + count])
-        begin += count
-    return batches

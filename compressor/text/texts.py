@@ -47,13 +47,11 @@ def read_text(source: str) -> Text:
     if source in STDLIB:
         return Text(source, "windows", stdlib_documents(STDLIB[source]))
     path = Path(source)
-    if not path.exists():
-        return _read_hub(source)
-    if path.suffix.lower() in ROWS:
-        rows, replaced = mended(read_rows(path))
-        return Text(source, "documents", [_string(*row) for row in rows], replaced)
-    content = _content(path)
-    return Text(source, "windows", [content] if content.strip() else [])
+    if path.exists() and path.suffix.lower() not in ROWS:
+        content = _content(path)
+        return Text(source, "windows", [content] if content.strip() else [])
+    rows, replaced = mended(read_rows(path) if path.exists() else _hub_rows(source))
+    return Text(source, "documents", [_string(*row) for row in rows], replaced)
 
 
 def names_a_file(source: str) -> bool:
@@ -124,7 +122,7 @@ def _string(where: str, value: object) -> str:
     return text
 
 
-def _read_hub(source: str) -> Text:
+def _hub_rows(source: str) -> list[tuple[str, Any]]:
     if names_a_file(source):
         raise InputError(f"There is no file {source!r}.")
     name, *rest = source.split(":")
@@ -144,6 +142,4 @@ def _read_hub(source: str) -> Text:
         ) from error
     if "text" not in rows.column_names:
         raise InputError(f"The data set {source!r} has no column 'text' but {rows.column_names}.")
-    named = [(f"Row {i} of {source}", value) for i, value in enumerate(rows["text"])]
-    strings, replaced = mended(named)
-    return Text(source, "documents", [_string(*row) for row in strings], replaced)
+    return [(f"Row {i} of {source}", value) for i, value in enumerate(rows["text"])]

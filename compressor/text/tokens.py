@@ -53,16 +53,26 @@ class TokenSet:
 
     def batches(self, tokens_per_batch: int = 2048) -> list[Batch]:
         """Sequences of similar length together, at most `tokens_per_batch` with padding."""
-        ordered = sorted(self.sequences, key=len, reverse=True)
-        batches, start = [], 0
-        while start < len(ordered):
-            longest = len(ordered[start])
-            members = ordered[start : start + max(1, tokens_per_batch // longest)]
+        batches = []
+        for places in of_similar_length(self.sequences, tokens_per_batch):
+            members = [self.sequences[i] for i in places]
             ids = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
             lengths = torch.tensor([len(m) for m in members])
-            batches.append(Batch(ids, torch.arange(longest) < lengths[:, None]))
-            start += len(members)
+            batches.append(Batch(ids, torch.arange(ids.shape[1]) < lengths[:, None]))
         return batches
+
+
+def of_similar_length(sequences: Sequence[torch.Tensor], tokens: int) -> list[list[int]]:
+    """Places of sequences of similar length together, the longest first; at most so many tokens with
+    padding, or a single sequence.
+    """
+    ordered = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
+    batches: list[list[int]] = []
+    while ordered:
+        count = max(1, tokens // len(sequences[ordered[0]]))
+        batches.append(ordered[:count])
+        ordered = ordered[count:]
+    return batches
 
 
 def held_back(count: int, every: int) -> range:
