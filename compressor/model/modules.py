@@ -16,14 +16,12 @@ def loaded(module: nn.Module, tensors: dict[str, torch.Tensor], strict: bool = T
     """`module` with these tensors as its parameters; the former ones return on leaving."""
     former = {n: p for n, p in module.state_dict(keep_vars=True).items() if n in tensors}
     try:
-        missing = set(module.state_dict()) - set(tensors)
-        unknown = set(tensors) - set(module.state_dict())
+        missing, unknown = module.load_state_dict(tensors, assign=True, strict=False)
         if strict and (missing or unknown):
             raise InputError(
                 f"The checkpoint's tensors do not fit {type(module).__name__}: "
                 f"missing {sorted(missing)}, unknown {sorted(unknown)}."
             )
-        module.load_state_dict(tensors, assign=True, strict=False)
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         yield module

@@ -27,13 +27,16 @@ def weight_files(path: Path, config: Mapping) -> list[str]:
     check_adapters(path)
     check_redirection(path, config)
     single, index = (path / SINGLE).is_file(), (path / INDEX).is_file()
-    if single and index:
-        check_agreement(path)
-    if single:
-        return [SINGLE]
-    if index:
-        return sorted(set(weight_map(path).values()))
-    raise InputError(no_weights(path))
+    indexed = sorted(set(weight_map(path).values())) if index else []
+    if single and index and indexed != [SINGLE]:
+        raise InputError(
+            f"{path} holds two sets of weights, {SINGLE} and those of {INDEX} ({shown(indexed)}): "
+            f"transformers reads the first, and others may read the second. Keep one: remove {SINGLE}, "
+            f"or {INDEX} and its files."
+        )
+    if not single and not index:
+        raise InputError(no_weights(path))
+    return [SINGLE] if single else indexed
 
 
 def check_adapters(path: Path) -> None:
@@ -68,18 +71,6 @@ def check_redirection(path: Path, config: Mapping) -> None:
             "and other loaders do not. Remove it, or load the model with transformers and save it with "
             "save_pretrained in another folder."
         )
-
-
-def check_agreement(path: Path) -> None:
-    """Refuse an index beside a single file, unless it says the same."""
-    files = sorted(set(weight_map(path).values()))
-    if files == [SINGLE]:
-        return
-    raise InputError(
-        f"{path} holds two sets of weights, {SINGLE} and those of {INDEX} ({shown(files)}): "
-        f"transformers reads the first, and others may read the second. Keep one: remove {SINGLE}, or "
-        f"{INDEX} and its files."
-    )
 
 
 def weight_map(path: Path) -> dict[str, str]:

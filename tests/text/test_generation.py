@@ -2,13 +2,13 @@
 
 import json
 
+import psutil
 import pytest
 import torch
 from jobs import said, stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.errors import InputError
-from compressor.model import whole_model
 from compressor.text import generation
 from compressor.text.generation import sample, written
 from compressor.text.texts import read_text
@@ -93,8 +93,8 @@ def test_what_is_refused(llama, tmp_path, monkeypatch, capsys):
     ):
         assert stage("generate", llama, *words) == code
         assert message in said(capsys)
-    memory = whole_model.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
+    memory = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert stage("generate", llama, new, "--device", "cpu") == 4
     assert "calibrate on a text, or free some" in said(capsys)
     assert not new.exists() and json.loads(taken.read_text()) == {"text": "kept"}

@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from jobs import compress, said, stage
@@ -11,7 +12,6 @@ from jobs import compress, said, stage
 from compressor.analysis.estimate import estimate, measuring, timed_widths
 from compressor.analysis.estimate.by_width import table
 from compressor.errors import MachineError
-from compressor.model import whole_model
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
 from compressor.planning.budget import PARTS, interpolated, table_of
@@ -225,8 +225,8 @@ def test_models_without_one_table(llama, quick, tmp_path, capsys):
 
 
 def test_too_little_memory_to_measure(llama, tmp_path, monkeypatch, capsys):
-    memory = whole_model.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
+    memory = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert (
         stage("estimate", llama, "--device", "cpu", "--measure", "--costs", tmp_path / "t.json")
         == 4

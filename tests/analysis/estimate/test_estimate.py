@@ -3,6 +3,7 @@
 import io
 import json
 
+import psutil
 import pytest
 import torch
 from jobs import compress, said, stage
@@ -10,7 +11,6 @@ from rich.console import Console
 
 from compressor.analysis.estimate import estimate, machine, measuring
 from compressor.analysis.estimate.tables import scaled, tables
-from compressor.model import whole_model
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import class_of
 from compressor.model.widths import model_widths
@@ -165,8 +165,8 @@ def test_a_gpu_that_is_not_there(llama, capsys):
 
 
 def test_too_little_memory_to_measure(llama, quick_ceilings, monkeypatch, capsys):
-    memory = whole_model.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: memory)
+    memory = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert stage("estimate", llama, "--device", "cpu", "--context", 8, "--measure") == 4
     assert "leave --measure out" in said(capsys)
 
