@@ -42,7 +42,7 @@ def generate(
     from compressor.job.progress import Lines
     from compressor.model.checkpoint import Checkpoint
     from compressor.model.finite import check_finite
-    from compressor.model.whole_model import open_whole
+    from compressor.model.loading import open_whole
     from compressor.text.generation import written
 
     checkpoint = Checkpoint(source)

@@ -23,8 +23,8 @@ from compressor.analysis.estimate.timed_widths import spread, timed
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.groups import GROUPS
+from compressor.model.loading import check_device
 from compressor.model.per_layer import KEY
-from compressor.model.whole_model import check_device
 from compressor.model.widths import BlockWidths, model_widths
 from compressor.model.work import Step, Work, flops, moved, parts
 from compressor.planning.lattice import lattice

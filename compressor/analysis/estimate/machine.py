@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 from compressor.analysis.estimate.roofline import Device
-from compressor.model.whole_model import check_device
+from compressor.model.loading import check_device
 from compressor.model.widths import ModelWidths
 
 LARGE = {"cpu": 2**28, "cuda": 2**30}  # bytes, far beyond any cache

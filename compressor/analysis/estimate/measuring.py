@@ -15,8 +15,8 @@ import torch
 
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.loading import open_whole
 from compressor.model.per_layer import model_of
-from compressor.model.whole_model import open_whole
 
 WITHOUT = "leave --measure out"
 STEPS, WARM = 24, 4

@@ -34,9 +34,9 @@ from compressor.analysis.estimate.measuring import (
 from compressor.cutting.cut import cut_block
 from compressor.errors import MachineError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.loading import check_room
 from compressor.model.modules import assign, make_linear
 from compressor.model.per_layer import model_of
-from compressor.model.whole_model import check_room
 from compressor.model.work import Step
 
 BLOCKS = 6
