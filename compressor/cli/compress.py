@@ -12,6 +12,7 @@ import compressor
 from compressor.cli import flags, running
 from compressor.cli.arguments import Panels, offers
 from compressor.config.job import JobConfig, job_config
+from compressor.config.layouts import WriteConfig
 from compressor.config.plan import PlanConfig
 from compressor.config.quantization import QuantConfig
 from compressor.config.recovery import RecoveryConfig, read_details
@@ -19,7 +20,6 @@ from compressor.config.repair import RepairConfig
 from compressor.config.runtime import Runtime
 from compressor.config.score import ScoreConfig
 from compressor.config.text import TextConfig
-from compressor.config.write import WriteConfig
 from compressor.errors import QualityError
 from compressor.job.asked import check_asked
 from compressor.job.console import console

@@ -10,12 +10,12 @@ from compressor.cli import flags
 from compressor.cli.arguments import Panels, check_folder, offers
 from compressor.cli.compress import CALIBRATION
 from compressor.config.job import JobConfig, job_config
+from compressor.config.layouts import WriteConfig
 from compressor.config.plan import PlanConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.runtime import Runtime
 from compressor.config.score import ScoreConfig
 from compressor.config.text import TextConfig
-from compressor.config.write import WriteConfig
 from compressor.errors import InputError
 from compressor.job.asked import check_applying, check_planning, check_scoring
 

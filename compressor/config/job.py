@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from compressor.config.layouts import WriteConfig
 from compressor.config.options import name_of, options_of, parsed
 from compressor.config.plan import PlanConfig
 from compressor.config.quantization import QuantConfig
@@ -16,7 +17,6 @@ from compressor.config.score import ScoreConfig
 from compressor.config.sparse import SparseConfig
 from compressor.config.target import targets_of
 from compressor.config.text import TextConfig
-from compressor.config.write import WriteConfig
 from compressor.errors import InputError
 
 GROUPS: dict[str, type] = {

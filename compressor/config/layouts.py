@@ -1,5 +1,11 @@
-"""Layouts: how a result's widths are written, by name. Their writers are in `writing/cuts.py`."""
+"""What a result is written as: its model type, and its layout, which is how its widths are written.
 
+The layouts' writers are in `writing/cuts.py`.
+"""
+
+from dataclasses import dataclass
+
+from compressor.config.options import option
 from compressor.errors import InputError
 
 UNIFORM = "uniform"  # all blocks alike: loads everywhere
@@ -13,3 +19,14 @@ UNLIKE = "--layout per-layer (loads with code of its own) or padded (zeros, to e
 def check_layout_name(layout: str) -> None:
     if layout not in LAYOUTS:
         raise InputError(f"The layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
+
+
+@dataclass(frozen=True)
+class WriteConfig:
+    layout: str = option(
+        UNIFORM,
+        "--layout",
+        "uniform: equal blocks, loads everywhere; per-layer: blocks of their own widths, loads with "
+        "trust_remote_code.",
+    )
+    container: str = option("auto", "--container", "auto, or the model type to write.")

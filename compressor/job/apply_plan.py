@@ -6,10 +6,10 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
+from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.runtime import Runtime
 from compressor.config.text import TextConfig
-from compressor.config.write import WriteConfig
 from compressor.job.destination import check_dest
 from compressor.job.needs import decisive, repair_states
 from compressor.job.opening import open_stream

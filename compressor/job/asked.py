@@ -17,7 +17,7 @@ from compressor.config.choices import (
     check_statistics,
 )
 from compressor.config.job import JobConfig
-from compressor.config.layouts import ALL, UNIFORM, UNLIKE, check_layout_name
+from compressor.config.layouts import ALL, UNIFORM, UNLIKE, WriteConfig, check_layout_name
 from compressor.config.options import check_values, given_options
 from compressor.config.plan import PlanConfig
 from compressor.config.recovery import RecoveryConfig
@@ -26,7 +26,6 @@ from compressor.config.runtime import Runtime
 from compressor.config.score import ScoreConfig
 from compressor.config.target import target_name
 from compressor.config.text import TextConfig
-from compressor.config.write import WriteConfig
 from compressor.errors import InputError
 from compressor.job.destination import check_dest, check_outside
 from compressor.job.needs import chosen_method
