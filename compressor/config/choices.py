@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from compressor.errors import InputError
 
 STATISTICS = ("dense", "pruned")
-SELECTIONS = ("score", "obs")
-KV_COSTS = ("score", "measured")
 NO_EVALUATION = "none"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -63,8 +61,8 @@ def check_dtype(asked: str) -> None:
 
 def check_selection(select: str, kv_cost: str) -> None:
     for option, given, known in (
-        ("--select", select, SELECTIONS),
-        ("--kv-cost", kv_cost, KV_COSTS),
+        ("--select", select, ("score", "obs")),
+        ("--kv-cost", kv_cost, ("score", "measured")),
     ):
         if given not in known:
             raise InputError(f"{option} is {' or '.join(known)}, not {given!r}.")

@@ -12,14 +12,12 @@ from compressor.errors import InputError
 
 Fits = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
 
-ANYTHING: Fits = ("", lambda x: True)
-
 
 def option(
     default,
     flag: str,
     help: str,
-    fits: Fits = ANYTHING,
+    fits: Fits = ("", lambda x: True),
     parse: Callable[[str], Any] | None = None,
 ) -> Any:
     """A field. parse: makes its value of what is written on a command line, if that is not the value."""

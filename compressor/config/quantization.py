@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from compressor.config.options import at_least, check_values, one_of, option
 from compressor.errors import InputError
 
-SCHEMES = one_of("none", "w4a16")
-
 
 @dataclass(frozen=True)
 class QuantConfig:
@@ -18,7 +16,7 @@ class QuantConfig:
         "--quantize",
         "none, or w4a16: 4-bit weights of the blocks' projections; w4a16:64 for groups of 64 that share "
         "a scale (default 128).",
-        SCHEMES,
+        one_of("none", "w4a16"),
     )
     group: int = option(
         128,

@@ -32,7 +32,9 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
         raise InputError(
             "The tokenizer has neither BOS nor EOS to begin a document with; calibrate on a text."
         )
-    ends = {opening, tokenizer.eos_token_id, *ends_of(model)} - {None}
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    ends = {opening, tokenizer.eos_token_id, *own} - {None}
     batch, left, empty = min(BATCH, -(-tokens // length)), tokens, 0
     for number in count():
         empty += 1
@@ -50,12 +52,6 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
                 f"The model ended {EMPTY_BATCHES * batch} documents before it wrote a word; calibrate "
                 "on a text."
             )
-
-
-def ends_of(model) -> list[int]:
-    """The ids that the model's own settings end a text with."""
-    found = model.generation_config.eos_token_id
-    return found if isinstance(found, list) else [found]
 
 
 def sample(
