@@ -7,7 +7,7 @@ loaded, recomputed and differentiated, and the gradient of its input goes on to 
 Gradients of embedding and head are never built.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -15,11 +15,9 @@ from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
 from compressor.model.modules import loaded
 from compressor.model.pauses import Pauses
-from compressor.model.stream import BlockStream
+from compressor.model.stream import BlockStream, Visit
 
 LOGITS_TOKENS = 256  # at a time: 33 MB in float32 at a vocabulary of 32,000
-
-Visit = Callable[[int, torch.nn.Module, Callable[[], Iterator[int]]], None]
 
 
 def backward(
@@ -41,12 +39,10 @@ def backward(
     called: list[tuple] = []
     gradients = Activations(stream.place)
     losses: list[float] = []
-    if pauses is not None and (reached := pauses.latest()):
-        last, told, gradient_of = reached
+    if pauses is not None and (reached := pauses.restore(gradients)):
+        last, told = reached
         losses = told["losses"]
         stream.run(batches, kept=called, blocks=last + 1).discard()
-        for i in range(len(batches)):
-            gradients.put(i, gradient_of(i))
     else:
         last = stream.checkpoint.blocks - 1
         final = stream.run(batches, kept=called)
@@ -81,8 +77,7 @@ def backward(
         given.discard()
         gradients = passed
         if pauses is not None and index:
-            told = {"losses": losses}
-            pauses.keep(index - 1, len(batches), lambda i, g=gradients: g.get(i, stream.host), told)
+            pauses.keep(index - 1, len(batches), gradients, {"losses": losses})
     gradients.discard()
     return losses
 

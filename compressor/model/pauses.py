@@ -8,15 +8,17 @@ hidden states themselves are kept, the last ones only.
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.model.activations import Activations
+
 EVERY = 60.0  # seconds from one time to the next
 PARTS = 50  # keeping takes one part in so many of the time, at most
 STREAM = "stream"
+HOST = torch.device("cpu")
 ROOM = 3  # times as much must be free on the disk
 
 
@@ -31,17 +33,15 @@ class Pauses:
         self.folder = folder and folder / STREAM
         self.last, self.wait = time.monotonic(), EVERY
 
-    def latest(self) -> tuple[int, dict, Callable[[int], torch.Tensor]] | None:
-        """The place, what was told beside, and the states by the number of their batch."""
+    def restore(self, states: Activations) -> tuple[int, dict] | None:
+        """Put the kept states into `states`; their place, and what was told beside."""
         if not self.places():
             return None
         folder = self.places()[-1]
         told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
-
-        def state(batch: int) -> torch.Tensor:
-            return load_file(folder / f"{batch}.safetensors")["hidden"].clone()
-
-        return int(folder.name), told, state
+        for file in folder.glob("*.safetensors"):
+            states.put(int(file.stem), load_file(file)["hidden"].clone())
+        return int(folder.name), told
 
     def places(self) -> list[Path]:
         """Folders of whole states; two after a kill at the wrong moment."""
@@ -49,24 +49,25 @@ class Pauses:
             return []
         return [folder for folder in self.folder.iterdir() if folder.name.isdigit()]
 
-    def keep(self, place: int, batches: int, state: Callable, told: dict | None = None) -> None:
-        """Keep the states of so many batches, `state(batch)` each, if it is time to."""
+    def keep(self, place: int, batches: int, states: Activations, told: dict | None = None) -> None:
+        """Keep the states of so many batches, if it is time to."""
         begun = time.monotonic()
         if self.folder is None or begun - self.last < self.wait:
             return
-        needed = sum(state(i).nbytes for i in range(batches))
+        needed = sum(states.get(i, HOST).nbytes for i in range(batches))
         self.folder.mkdir(parents=True, exist_ok=True)
         if ROOM * needed <= shutil.disk_usage(self.folder).free:
-            self._write(place, batches, state, told or {})
+            self._write(place, batches, states, told or {})
         self.last = time.monotonic()
         self.wait = max(EVERY, PARTS * (self.last - begun))
 
-    def _write(self, place: int, batches: int, state: Callable, told: dict) -> None:
+    def _write(self, place: int, batches: int, states: Activations, told: dict) -> None:
         unfinished = self.folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         for i in range(batches):
-            save_file({"hidden": state(i).contiguous()}, unfinished / f"{i}.safetensors")
+            hidden = states.get(i, HOST).contiguous()
+            save_file({"hidden": hidden}, unfinished / f"{i}.safetensors")
         (unfinished / "told.json").write_text(json.dumps(told), encoding="utf-8")
         former = self.places()
         unfinished.rename(self.folder / str(place))

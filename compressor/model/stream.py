@@ -19,7 +19,7 @@ from torch import nn
 
 from compressor.model.activations import Activations, states_of
 from compressor.model.memory import trim_heap
-from compressor.model.modules import loaded, make_linear, move_buffers, replaced_forward
+from compressor.model.modules import head_name, loaded, make_linear, move_buffers, replaced_forward
 from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
 from compressor.model.source import Source
@@ -53,8 +53,6 @@ class BlockStream:
         move_buffers(self.model, self.device)
         self.layers = cast(nn.ModuleList, self.model.get_submodule(checkpoint.family.layers))
 
-    host = torch.device("cpu")
-
     # -- weights ----------------------------------------------------------------------------------
 
     def cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -68,24 +66,18 @@ class BlockStream:
         tensors = self.cast(self.checkpoint.read(names))
         if head and self.checkpoint.tied:
             tensors[family.head] = tensors[family.embedding]
+        own = {family.head: head_name(self.model)}
         with ExitStack() as stack:
             for name, tensor in tensors.items():
-                module, _, leaf = name.rpartition(".")
-                # Files of GPT-NeoX call the head otherwise than its class.
-                owner = (
-                    self.model.get_output_embeddings()
-                    if name == family.head
-                    else self.model.get_submodule(module)
-                )
+                module, _, leaf = own.get(name, name).rpartition(".")
+                owner = self.model.get_submodule(module)
                 stack.enter_context(loaded(owner, {leaf: tensor}, strict=False))
             yield self.model
 
     # -- running ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def record(
-        self, batches: list[torch.Tensor], **kwargs
-    ) -> tuple[Activations, list[list[tuple]]]:
+    def record(self, batches: list[torch.Tensor]) -> tuple[Activations, list[list[tuple]]]:
         """Inputs of the first block, and what each block is called with: calls[batch][block]."""
         states, calls = Activations(self.place), []
         with self.outer(head=False) as model:
@@ -97,7 +89,7 @@ class BlockStream:
                     return self.as_returned(hidden)
 
                 with replaced_forward(self.layers, recorder):
-                    model.base_model(input_ids=batch.to(self.device), use_cache=False, **kwargs)
+                    model.base_model(input_ids=batch.to(self.device), use_cache=False)
                 states.put(i, seen[0][0])
                 calls.append([(args, call) for _, args, call in seen])
         return states, calls
@@ -122,18 +114,14 @@ class BlockStream:
         """
         states, calls = self.record(batches)
         first = 0
-        if pauses is not None and (reached := pauses.latest()):
-            first, _, state = reached
-            for i in range(len(batches)):
-                states.put(i, state(i))
+        if pauses is not None and (reached := pauses.restore(states)):
+            first, _ = reached
         for index, weights in self.weights(range(first, blocks or self.checkpoint.blocks)):
             with loaded(self.layers[index], weights) as layer:
                 del weights
-                following_states = Activations(self.place)
+                following = Activations(self.place)
 
-                def forward(
-                    layer=layer, index=index, given=states, out=following_states
-                ) -> Iterator[int]:
+                def forward(layer=layer, index=index, given=states, out=following) -> Iterator[int]:
                     for i in range(len(batches)):
                         args, call = calls[i][index]
                         hidden = layer(given.get(i, self.device), *args, **call)
@@ -149,9 +137,9 @@ class BlockStream:
                 states.discard()
             else:
                 kept.append((states, [call[index] for call in calls]))
-            states = following_states
+            states = following
             if pauses is not None:
-                pauses.keep(index + 1, len(batches), lambda i, s=states: s.get(i, self.host))
+                pauses.keep(index + 1, len(batches), states)
             trim_heap()
         return states
 
