@@ -64,7 +64,7 @@ def plan(
     source: Moved = None,
     keep: Annotated[float | None, Option(help="Share of all parameters that stay.")] = None,
     keep_blocks: Annotated[
-        float | None, Option(help="The same as a share of the blocks' projections.")
+        float | None, Option(help="Share of the weights of the blocks' projections that stay.")
     ] = None,
     target: flags.Target = None,
     budget: flags.Budget = "params",

@@ -21,7 +21,7 @@ Keep = Annotated[
 ]
 KeepBlocks = Annotated[
     list[float] | None,
-    Option(help="The same as a share of the blocks' projections.", rich_help_panel=SIZE),
+    Option(help="Share of the weights of the blocks' projections that stay.", rich_help_panel=SIZE),
 ]
 Target = Annotated[
     str | None,

@@ -26,7 +26,7 @@ class WriteConfig:
     layout: str = option(
         UNIFORM,
         "--layout",
-        "uniform: equal blocks, loads everywhere; per-layer: blocks of their own widths, loads with "
-        "trust_remote_code.",
+        "uniform: all blocks alike, which stock engines load. per-layer: every block with its own "
+        "widths, which transformers loads with trust_remote_code.",
     )
-    container: str = option("auto", "--container", "auto, or the model type to write.")
+    container: str = option("auto", "--container", "Model type to write, or auto.")

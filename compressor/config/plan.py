@@ -15,22 +15,26 @@ class PlanConfig:
     allocate: str | None = option(
         None,
         "--allocate",
-        "uniform shares (default); exact: widths of the least measured errors; measured: the same with "
-        "errors in nats of the model's loss; besa: learned ones (default of the method besa); all three "
-        "judged by held-back text; or global: one ranking of all units (layout per-layer).",
+        "How widths are divided among blocks and parts. uniform: equal shares (default). exact: by the "
+        "measured error of each cut. measured: by the model's loss after it. besa: learned (default of "
+        "--method besa). Held-back text judges these three. global: one ranking of the units of all "
+        "blocks, with --layout per-layer.",
     )
     align: int | None = option(
         None,
         "--align",
-        "FFN widths are multiples of this (by default of the widest of 256, 128, .. 8 that comes within "
-        "half a point of the target; where none does, of 4, 2 or 1).",
+        "FFN widths are multiples of this; by default of the largest of 256, 128, ... 1 that comes "
+        "within half a point of the target.",
         at_least(1),
     )
     protect: tuple[int, ...] = option(
-        (), "--protect", "Blocks left whole, such as 0,1,-1 (layout per-layer).", parse=parse_blocks
+        (),
+        "--protect",
+        "Blocks from which nothing is cut, such as 0,1,-1; with --layout per-layer.",
+        parse=parse_blocks,
     )
     tp: int = option(
-        1, "--tp", "Tensor-parallel devices that the widths must divide by.", at_least(1)
+        1, "--tp", "Devices that are to share the result by tensor parallelism.", at_least(1)
     )
     besa_sampling: str | None = option(
         None,

@@ -47,19 +47,22 @@ class RecoveryConfig:
     )
     batch: int = option(8, "recover_batch", "Sequences a step.", COUNT)
     accumulate: int = option(
-        2, "recover_accumulate", "Parts a step is computed in, one after the other.", COUNT
+        2, "recover_accumulate", "Parts that a step is computed in, to need less memory.", COUNT
     )
     learning_rate: float | None = option(
-        None, "learning_rate", "At its highest; else one that suits the model's width.", POSITIVE
+        None,
+        "learning_rate",
+        "Highest learning rate; by default one that suits the model's width.",
+        POSITIVE,
     )
     warmup: float = option(
-        0.1, "recover_warmup", "Share of the steps in which the rate rises.", BELOW_ONE
+        0.1, "recover_warmup", "Share of the steps in which the learning rate rises.", BELOW_ONE
     )
-    weight_decay: float = option(0.0, "weight_decay", "AdamW's.", NOT_NEGATIVE)
+    weight_decay: float = option(0.0, "weight_decay", "Weight decay of AdamW.", NOT_NEGATIVE)
     clip_norm: float = option(1.0, "clip_norm", "Largest norm of a gradient.", POSITIVE)
     rank: int = option(8, "lora_rank", "Rank of the adapters.", COUNT)
-    alpha: float = option(16.0, "lora_alpha", "Adapters count alpha / rank times.", POSITIVE)
-    dropout: float = option(0.05, "lora_dropout", "Of what adapters see.", BELOW_ONE)
+    alpha: float = option(16.0, "lora_alpha", "Scale of the adapters, times the rank.", POSITIVE)
+    dropout: float = option(0.05, "lora_dropout", "Dropout of the adapters' inputs.", BELOW_ONE)
     distill_weight: float = option(
         1.0,
         "distill_weight",

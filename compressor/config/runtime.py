@@ -13,11 +13,15 @@ class Runtime:
     device: str | None = option(
         None, "--device", "cpu, cuda, cuda:1, ...; by default a GPU if one is there."
     )
-    dtype: str = option("auto", "--dtype", f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
+    dtype: str = option(
+        "auto",
+        "--dtype",
+        f"To compute in: {', '.join(DTYPES[:-1])} or {DTYPES[-1]}; auto is as stored.",
+    )
     max_memory: float | None = option(
         None,
         "--max-memory",
-        "Memory to count on, such as 8GB: activations that do not fit go to files.",
+        "Memory that may be used, such as 8GB; activations that do not fit go to files.",
         parse=parse_size,
     )
     work_dir: Path | None = option(
@@ -30,7 +34,7 @@ class Runtime:
     max_perplexity_ratio: float | None = option(
         3.0,
         "--max-perplexity-ratio",
-        "Reject a result whose perplexity is more than this times the source's; or off.",
+        "Reject a result whose perplexity is more than this many times the source's; or off.",
         parse=parse_ratio,
     )
     verify: bool = option(

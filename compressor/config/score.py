@@ -12,8 +12,8 @@ class ScoreConfig:
     method: str | None = option(
         None,
         "--method",
-        "llm-bip (default), besa, hywia, taylor, taylor-vector, taylor-mix, kfac, mask-fisher, wanda-sp,"
-        " magnitude or random; METHOD:MODE for a variant of it.",
+        "What scores the units: llm-bip (default), besa, hywia, taylor, taylor-vector, taylor-mix, "
+        "kfac, mask-fisher, wanda-sp, magnitude or random; METHOD:MODE for a variant.",
     )
     mode: str | None = option(None, "mode", "Variant of the method.")
     coarse: str | None = option(None, "coarse", "hywia: gate or vector.")
@@ -24,18 +24,18 @@ class ScoreConfig:
     statistics: str = option(
         "dense",
         "statistics",
-        "What blocks see while they are scored: dense or pruned blocks' output.",
+        "What blocks read while they are scored: the output of dense or of pruned blocks.",
     )
     select: str | None = option(
         None,
         "--select",
-        "Which units stay: those of the best score, or obs, those that the others replace worst (the "
-        "default where a repair refits the others).",
+        "Which units stay. score: those with the best. obs: those that the others can replace least "
+        "(the default where a repair refits the others).",
     )
     kv_cost: str = option(
         "score",
         "--kv-cost",
-        "KV groups by their score, or measured: by the loss of the model without each of them.",
+        "How KV groups are judged. score: as all units. measured: by the model's loss without each.",
     )
 
     @property

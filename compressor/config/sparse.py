@@ -69,16 +69,18 @@ class SparseConfig:
     sparsity: float | None = option(
         None,
         "--sparsity",
-        "Share of the blocks' projection weights to zero.",
+        "Share of the weights of the blocks' projections that become zero.",
         ("between 0 and 1", lambda x: 0 < x < 1),
     )
     method: str = option(
-        DEFAULT_METHOD, "--method", "besa (default), sparsegpt, wanda or magnitude."
+        DEFAULT_METHOD,
+        "--method",
+        "What chooses the weights: besa (default), sparsegpt, wanda or magnitude.",
     )
     update: str | None = option(
         None,
         "--update",
-        "besa: none, or obs to correct the weights that stay (SparseGPT's update).",
+        "With besa: none, or obs, which corrects the weights that stay (SparseGPT's update).",
         one_of("none", "obs"),
     )
     sharing: str | None = option(

@@ -21,20 +21,20 @@ class TextConfig:
     calibration_also: str | None = option(
         None,
         "calibration_also",
-        "A second text, as many tokens of it: the model's own, which `compressor generate` writes.",
+        "A second text, as many tokens of it: what `compressor generate` lets the model write.",
     )
     calibration_also_range: str | None = option(None, "calibration_also_range", RANGE)
     evaluation: str | None = option(
         None,
         "--evaluation",
-        "Text to measure results on, TEXT[A:B] of it, or none; by default the end of the calibration "
-        "text, which is set aside for that.",
+        "Text to measure results on (TEXT or TEXT[A:B]), or none; by default the end of the calibration "
+        "text, which then calibrates nothing.",
     )
     evaluation_range: str | None = option(None, "evaluation_range", RANGE)
     samples: int | None = option(
         None,
         "--samples",
-        "Calibration sequences (by default as many as come to 65,536 tokens).",
+        "How many sequences to calibrate on; by default as many as come to 65,536 tokens.",
         at_least(1),
     )
-    length: int = option(512, "--length", "Tokens of a sequence.", at_least(2))
+    length: int = option(512, "--length", "Tokens of a sequence, at most.", at_least(2))

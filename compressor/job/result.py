@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from compressor import __version__
+from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
-from compressor.config.write import WriteConfig
 from compressor.errors import MachineError
 from compressor.job.job import Job
 from compressor.job.needs import WantedResult
