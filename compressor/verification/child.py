@@ -15,7 +15,7 @@ larger than the memory can be verified.
 import json
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -63,12 +63,10 @@ class Passed:
             self.done += 1
             self.progress(self.done, total)
 
-        handles = [block.register_forward_hook(count) for block in blocks]
-        try:
+        with ExitStack() as hooks:
+            for block in blocks:
+                hooks.enter_context(block.register_forward_hook(count))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def verify_here(
@@ -157,11 +155,9 @@ def built(checkpoint: Checkpoint):
 
 def main(arguments: list[str]) -> None:
     try:
-        folder, *against = map(Path, arguments)
-        if against and against[0].is_file():
-            report = verify_here(folder, expected=against[0], progress=tell)
-        else:
-            report = verify_here(folder, against[0] if against else None, progress=tell)
+        folder, *given = map(Path, arguments)
+        against = {"expected" if path.is_file() else "source": path for path in given}
+        report = verify_here(folder, **against, progress=tell)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

@@ -51,15 +51,11 @@ def lent(layer: nn.Module, tensors: Callable[[], dict[str, torch.Tensor]]):
         former.update({name: layer.get_parameter(name) for name in found})
         assign(layer, found)
 
-    handles = [
-        layer.register_forward_pre_hook(take),
-        layer.register_forward_hook(lambda *_: assign(layer, former)),
-    ]
-    try:
+    def give_back(*_) -> None:
+        assign(layer, former)
+
+    with layer.register_forward_pre_hook(take), layer.register_forward_hook(give_back):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def repaired(

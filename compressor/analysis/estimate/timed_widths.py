@@ -153,15 +153,15 @@ def passes_of(
 def within(layers: nn.ModuleList, device: torch.device) -> Iterator[list[float]]:
     """Seconds from the first block's begin to the last one's end, of every pass while open."""
     spent, begun = [], []
-    handles = [
-        layers[0].register_forward_pre_hook(lambda *_: begun.append(now(device))),
-        layers[-1].register_forward_hook(lambda *_: spent.append(now(device) - begun[-1])),
-    ]
-    try:
+
+    def begin(*_) -> None:
+        begun.append(now(device))
+
+    def end(*_) -> None:
+        spent.append(now(device) - begun[-1])
+
+    with layers[0].register_forward_pre_hook(begin), layers[-1].register_forward_hook(end):
         yield spent
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def rising(costs: dict[int, float], group: str) -> dict[int, float]:
