@@ -31,9 +31,8 @@ from compressor.model.per_layer import model_of
 from compressor.planning.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.text.tokenizer import PROMPTS, check_vocabulary
+from compressor.verification.contents import check_packed, check_sparse, rows_of, stay_packed
 from compressor.verification.masked import masked_plan
-from compressor.verification.packed import check_packed, rows_of, stay_packed
-from compressor.verification.sparse import check_sparse
 from compressor.writing.record import read_record
 
 TOLERANCE = 1e-3  # of the logits' standard deviation

@@ -1,0 +1,87 @@
+"""What the files of a quantised or sparse folder must hold, by its compression.json.
+
+And how a quantised model computes without being unpacked as a whole.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from compressor.errors import VerificationError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.digest import digest
+from compressor.model.exact_logits import stored_rows
+from compressor.model.tensors import read_tensors
+from compressor.quantization.reading import PackedCheckpoint
+from compressor.writing.packing import PACKED, SCALE, SHAPE, unpacked
+
+
+def check_packed(folder: Path, record: dict) -> None:
+    """`VerificationError` unless every block's packed tensors have the digest in `record`."""
+    checkpoint = PackedCheckpoint(folder)
+    for index, entry in enumerate(record["blocks"]):
+        prefix = checkpoint.block_name(index, "")
+        names = [
+            name
+            for name in checkpoint.stored
+            if name.startswith(prefix) and name.endswith((PACKED, SCALE, SHAPE))
+        ]
+        found = read_tensors(checkpoint.stored, names)
+        if digest({n.removeprefix(prefix): t for n, t in found.items()}) != entry["sha256"]:
+            raise VerificationError(
+                f"The packed weights of block {index} in {folder} are not those that were made."
+            )
+
+
+def check_sparse(folder: Path, record: dict, source: Path | None = None) -> int:
+    """Zeros in the folder's projections, counted from its files; they must be those of the record.
+
+    The tensors' bytes must have the recorded digests. With a source, all other tensors must be the
+    source's, and the weights that stay too unless the method corrects them. `VerificationError`.
+    """
+    checkpoint, given = Checkpoint(folder), source and Checkpoint(source)
+    total = 0
+    for index, entry in enumerate(record["blocks"]):
+        tensors = checkpoint.read_block(index)
+        for name, zeros in entry["zeros"].items():
+            found = int((tensors[name] == 0).sum())
+            total += found
+            if found != zeros:
+                raise VerificationError(
+                    f"{checkpoint.block_name(index, name)} in {folder} has {found:,} zeros, and "
+                    f"compression.json says {zeros:,}."
+                )
+        if digest({name: tensors[name] for name in entry["zeros"]}) != entry["sha256"]:
+            raise VerificationError(
+                f"The weights of block {index} in {folder} are not those that were made."
+            )
+        for name, tensor in (given.read_block(index) if given else {}).items():
+            pruned = name in entry["zeros"]
+            if pruned and record["corrects"]:
+                continue
+            kept = tensors[name] != 0 if pruned else torch.ones_like(tensor, dtype=torch.bool)
+            if not torch.equal(tensors[name][kept], tensor[kept]):
+                raise VerificationError(
+                    f"{checkpoint.block_name(index, name)} in {folder} differs from {source} where "
+                    "it should not."
+                )
+    return total
+
+
+def stay_packed(model: torch.nn.Module) -> None:
+    """Have a loaded model not unpack all its weights at its first forward."""
+    if hook := getattr(model, "ct_decompress_hook", None):
+        hook.remove()
+
+
+def rows_of(module: torch.nn.Linear, count: int) -> Iterator[torch.Tensor]:
+    """The weight of a linear layer, `count` rows at a time; a packed one is unpacked so."""
+    if not hasattr(module, "weight_packed"):
+        yield from stored_rows(module, count)
+        return
+    columns = int(cast(torch.Tensor, module.weight_shape)[1])
+    pairs = zip(module.weight_packed.split(count), module.weight_scale.split(count), strict=True)
+    for packed, scale in pairs:
+        yield unpacked(packed, scale, [len(packed), columns])
