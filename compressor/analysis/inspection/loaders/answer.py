@@ -90,6 +90,13 @@ def tensors(facts: Facts) -> str | None:
     return facts.here.tensors
 
 
+def no_tokenizer(facts: Facts) -> str | None:
+    """The others load the tokenizer as transformers does."""
+    if facts.here.tokenizer is not None:
+        return None
+    return f"tokenizer: {facts.here.no_tokenizer}"
+
+
 def distinct(widths: list[BlockWidths]) -> set[tuple]:
     """The shapes of the blocks' matrices, of blocks that differ in them."""
     return {tuple(block.matrices) for block in widths}

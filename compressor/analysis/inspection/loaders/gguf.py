@@ -10,11 +10,11 @@ from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
     Answer,
-    Check,
     Facts,
     architecture,
     files,
     first_of,
+    no_tokenizer,
     tensors,
     unequal,
 )
@@ -57,7 +57,8 @@ def k_quants(facts: Facts) -> Answer:
         return Answer(TARGET, False, reason, SEEN)
     if architecture(facts) not in CONVERTED:
         return Answer(TARGET, None, f"{architecture(facts)} was not tried with it")
-    if reason := first_of(CHECKS, facts):
+    checks = (files, heads, ffn, setting, tensors, head, no_tokenizer, tokenizer)
+    if reason := first_of(checks, facts):
         return Answer(TARGET, False, reason, SEEN)
     rows = by_multiples(
         TARGET, facts.widths, (("input", input_channels(facts.widths), SUPER_BLOCK),)
@@ -107,10 +108,7 @@ def head(facts: Facts) -> str | None:
 
 
 def tokenizer(facts: Facts) -> str | None:
-    if facts.here.tokenizer is None:
-        return f"tokenizer: {facts.here.no_tokenizer}"
-    taken = CONVERTED[architecture(facts)]
-    if kind_of(facts) in taken:
+    if kind_of(facts) in CONVERTED[architecture(facts)]:
         return None
     return f"tokenizer: its converter wants a {PIECES} for {architecture(facts)}"
 
@@ -142,14 +140,3 @@ def not_known(facts: Facts) -> str | None:
     if kind_of(facts) == BPE:
         return "whether its converter knows the tokenizer (byte-level BPE) a checksum in it decides"
     return None
-
-
-CHECKS: tuple[Check, ...] = (
-    files,
-    heads,
-    ffn,
-    setting,
-    tensors,
-    head,
-    tokenizer,
-)

@@ -9,11 +9,11 @@ from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
     Answer,
-    Check,
     Facts,
     different,
     files,
     first_of,
+    no_tokenizer,
     tensors,
 )
 from compressor.model.per_layer import CODE, KEY
@@ -56,7 +56,8 @@ def older(facts: Facts) -> Answer:
     shipped = facts.coded is not None
     target = f"{OLDER}, trust_remote_code" if shipped else OLDER
     facts = replace(facts, here=facts.coded or facts.here)
-    if reason := first_of(CHECKS, facts):
+    checks = (files, disagreement, tensors, padding, rotation, head, no_tokenizer, tokenizer)
+    if reason := first_of(checks, facts):
         return Answer(OLDER, False, reason, SEEN)
     if not facts.equal and not (folder.config.get(KEY) and shipped):
         return Answer(OLDER, False, different(widths), SEEN)
@@ -130,8 +131,6 @@ def head(facts: Facts) -> str | None:
 
 def tokenizer(facts: Facts) -> str | None:
     folder, found = facts.folder, facts.here.tokenizer
-    if found is None:
-        return f"tokenizer: {facts.here.no_tokenizer}"
     config = config_of(folder.path)
     by_type = TOKENIZERS.get(folder.family.model_type, "")
     name = config.get("tokenizer_class") or folder.written.get("tokenizer_class") or by_type
@@ -146,14 +145,3 @@ def tokenizer(facts: Facts) -> str | None:
     if differing := sum(here != there for here, there in pairs):
         return f"tokenizer: by {name} {differing // 2 or 1} of {STRINGS} strings get other ids"
     return None
-
-
-CHECKS: tuple[Check, ...] = (
-    files,
-    disagreement,
-    tensors,
-    padding,
-    rotation,
-    head,
-    tokenizer,
-)

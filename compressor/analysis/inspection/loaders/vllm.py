@@ -7,11 +7,11 @@ from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
     Answer,
-    Check,
     Facts,
     architecture,
     files,
     first_of,
+    no_tokenizer,
     tensors,
     unequal,
 )
@@ -48,7 +48,8 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
         return Answer(target, False, reason, how)
     if own_class(facts) not in CLASSES:
         return Answer(target, None, f"{own_class(facts)} was not tried with it")
-    if reason := first_of(CHECKS, facts):
+    checks = (files, config, activation, heads, tensors, head, no_tokenizer)
+    if reason := first_of(checks, facts):
         return Answer(target, False, reason, how)
     block = facts.widths[0]
     counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}
@@ -77,10 +78,9 @@ def no_class(facts: Facts) -> str | None:
 
 def config(facts: Facts) -> str | None:
     """It reads the config by transformers' class, and makes the model by its own."""
-    here = facts.here
-    return (
-        f"it reads the config as transformers does: {here.refused}" if here.config_refused else None
-    )
+    if not facts.here.config_refused:
+        return None
+    return f"it reads the config as transformers does: {facts.here.refused}"
 
 
 def activation(facts: Facts) -> str | None:
@@ -111,19 +111,3 @@ def head(facts: Facts) -> str | None:
     if facts.differing_head and name in TIED_OTHERWISE:
         return f"{family.head} differs from the embedding that the config ties it to"
     return None
-
-
-def tokenizer(facts: Facts) -> str | None:
-    """It loads the tokenizer by transformers."""
-    return None if facts.here.tokenizer else f"tokenizer: {facts.here.no_tokenizer}"
-
-
-CHECKS: tuple[Check, ...] = (
-    files,
-    config,
-    activation,
-    heads,
-    tensors,
-    head,
-    tokenizer,
-)
