@@ -8,14 +8,12 @@ compared with what the loader did.
 from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import Answer, Facts
 from compressor.analysis.inspection.loaders.gguf import k_quants
-from compressor.analysis.inspection.loaders.installed import installed, load_here, with_its_code
+from compressor.analysis.inspection.loaders.installed import by_loading, load_here, with_its_code
 from compressor.analysis.inspection.loaders.kernels import GROUP, four_bits
 from compressor.analysis.inspection.loaders.older import older
 from compressor.analysis.inspection.loaders.vllm import TENSOR_PARALLEL, tensor_parallel
 from compressor.model.per_layer import ships_own_code
 from compressor.model.widths import BlockWidths
-
-__all__ = ["Answer", "answers"]
 
 
 def answers(
@@ -29,7 +27,7 @@ def answers(
     facts = Facts(folder, widths, wrong, load_here(folder), coded, differing_head)
     own = [with_its_code(facts)] if folder.written.get("auto_map") else []
     return [
-        installed(facts),
+        by_loading(facts, "installed", facts.here),
         *own,
         older(facts),
         *(tensor_parallel(facts, devices) for devices in TENSOR_PARALLEL),

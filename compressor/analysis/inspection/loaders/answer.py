@@ -60,8 +60,10 @@ class Facts:
     differing_head: bool = False
 
     @property
-    def equal(self) -> bool:
-        return len(distinct(self.widths or [])) <= 1
+    def architecture(self) -> str | None:
+        """The class that the config names first, by which other loaders look for theirs."""
+        named = self.folder.written.get("architectures")
+        return named[0] if isinstance(named, list) and named else None
 
 
 Check = Callable[[Facts], str | None]
@@ -70,16 +72,6 @@ Check = Callable[[Facts], str | None]
 def first_of(checks: Iterable[Check], facts: Facts) -> str | None:
     """What the first check that finds something says."""
     return next((reason for check in checks if (reason := check(facts))), None)
-
-
-def architecture(facts: Facts) -> str | None:
-    """The class that the config names first, by which other loaders look for theirs."""
-    named = facts.folder.written.get("architectures")
-    return named[0] if isinstance(named, list) and named else None
-
-
-def unequal(facts: Facts) -> str | None:
-    return None if facts.equal else different(facts.widths)
 
 
 def files(facts: Facts) -> str | None:
@@ -102,5 +94,9 @@ def distinct(widths: list[BlockWidths]) -> set[tuple]:
     return {tuple(block.matrices) for block in widths}
 
 
-def different(widths: list[BlockWidths]) -> str:
-    return f"the blocks have {len(distinct(widths))} different widths, and one config says one"
+def different(widths: list[BlockWidths]) -> str | None:
+    """What is wrong with blocks that differ, for loaders that know one width."""
+    count = len(distinct(widths))
+    if count <= 1:
+        return None
+    return f"the blocks have {count} different widths, and one config says one"

@@ -11,12 +11,11 @@ from compressor.analysis.inspection.loaders.answer import (
     UNKNOWN,
     Answer,
     Facts,
-    architecture,
+    different,
     files,
     first_of,
     no_tokenizer,
     tensors,
-    unequal,
 )
 from compressor.analysis.inspection.loaders.kernels import by_multiples, input_channels
 from compressor.writing.tokenizer_class import FILE, config_of
@@ -53,10 +52,10 @@ def k_quants(facts: Facts) -> Answer:
         return Answer(TARGET, None, "made from the dense checkpoint, not from packed weights")
     if not facts.widths:
         return Answer(TARGET, None, UNKNOWN)
-    if reason := first_of((unequal, no_class), facts):
+    if reason := different(facts.widths) or no_class(facts):
         return Answer(TARGET, False, reason, SEEN)
-    if architecture(facts) not in CONVERTED:
-        return Answer(TARGET, None, f"{architecture(facts)} was not tried with it")
+    if facts.architecture not in CONVERTED:
+        return Answer(TARGET, None, f"{facts.architecture} was not tried with it")
     checks = (files, heads, ffn, setting, tensors, head, no_tokenizer, tokenizer)
     if reason := first_of(checks, facts):
         return Answer(TARGET, False, reason, SEEN)
@@ -68,18 +67,18 @@ def k_quants(facts: Facts) -> Answer:
     if reason := not_known(facts):
         return Answer(TARGET, None, f"{rows.because}; {reason}", SEEN)
     window = facts.folder.written.get("sliding_window")
-    beyond = architecture(facts) == "MistralForCausalLM" and window
+    beyond = facts.architecture == "MistralForCausalLM" and window
     note = f"; beyond {window} tokens it attends to more than the model" if beyond else ""
     return Answer(TARGET, True, rows.because + note, SEEN)
 
 
 def no_class(facts: Facts) -> str | None:
-    name = architecture(facts)
+    name = facts.architecture
     return f"llama.cpp's converter has no {name}" if name in NOT_CONVERTED else None
 
 
 def heads(facts: Facts) -> str | None:
-    name, block = architecture(facts), facts.widths[0]
+    name, block = facts.architecture, facts.widths[0]
     if name not in HEADS_BY_DIVISION or block.hidden // block.heads == block.head_dim:
         return None
     return (
@@ -89,14 +88,14 @@ def heads(facts: Facts) -> str | None:
 
 
 def ffn(facts: Facts) -> str | None:
-    name, block = architecture(facts), facts.widths[0]
+    name, block = facts.architecture, facts.widths[0]
     if name not in FFN_BY_HIDDEN or block.ffn == 4 * block.hidden:
         return None
     return f"it has 4 x {block.hidden} FFN channels for {name}, and there are {block.ffn}"
 
 
 def setting(facts: Facts) -> str | None:
-    needed = NEEDED.get(architecture(facts))
+    needed = NEEDED.get(facts.architecture)
     if needed is None or needed in facts.folder.written:
         return None
     return f"its converter needs {needed} in the config"
@@ -108,19 +107,18 @@ def head(facts: Facts) -> str | None:
 
 
 def tokenizer(facts: Facts) -> str | None:
-    if kind_of(facts) in CONVERTED[architecture(facts)]:
+    if kind_of(facts) in CONVERTED[facts.architecture]:
         return None
-    return f"tokenizer: its converter wants a {PIECES} for {architecture(facts)}"
+    return f"tokenizer: its converter wants a {PIECES} for {facts.architecture}"
 
 
 def kind_of(facts: Facts) -> str:
     """Which of the tokenizers that a converter takes the folder has."""
-    path, taken = facts.folder.path, CONVERTED[architecture(facts)]
+    path, taken = facts.folder.path, CONVERTED[facts.architecture]
     if PIECES in taken and (path / PIECES).exists():
         return PIECES
-    if architecture(facts) == "Phi3ForCausalLM" and config_of(path).get("tokenizer_class") == (
-        PHI4_TOKENIZER
-    ):
+    named = config_of(path).get("tokenizer_class")
+    if facts.architecture == "Phi3ForCausalLM" and named == PHI4_TOKENIZER:
         return PIECES  # as good as one: it is read as BPE
     try:
         found = json.loads((path / FILE).read_text(encoding="utf-8"))
@@ -128,14 +126,13 @@ def kind_of(facts: Facts) -> str:
     except (OSError, ValueError, KeyError):
         return BPE
     like = model.get("type") == "BPE" and model.get("byte_fallback")
-    return (
-        LIKE_PIECES if like and decoder.get("type") == "Sequence" and LIKE_PIECES in taken else BPE
-    )
+    like = like and decoder.get("type") == "Sequence"
+    return LIKE_PIECES if like and LIKE_PIECES in taken else BPE
 
 
 def not_known(facts: Facts) -> str | None:
     """What is found out by converting alone."""
-    if architecture(facts) == "GPTNeoXForCausalLM":
+    if facts.architecture == "GPTNeoXForCausalLM":
         return "its converter reads rotary_pct, which it finds with transformers 4 beside it alone"
     if kind_of(facts) == BPE:
         return "whether its converter knows the tokenizer (byte-level BPE) a checksum in it decides"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import RAN, Answer, Facts, Loading
-from compressor.errors import InputError
 from compressor.errors import in_a_line as sentence_of
 from compressor.text.tokenizer import check_files, read_tokenizer
 
@@ -16,21 +15,17 @@ if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-def installed(facts: Facts) -> Answer:
-    """The class that transformers has, and the tokenizer."""
-    return answer(facts, "installed", facts.here)
-
-
 def with_its_code(facts: Facts) -> Answer:
-    """The same with the folder's own code, which is run only where it is this package's."""
+    """What it makes of the folder with its own code, which is run only where it is this package's."""
     if facts.coded:
-        return answer(facts, "trust_remote_code", facts.coded)
+        return by_loading(facts, "trust_remote_code", facts.coded)
     return Answer(
         "transformers, trust_remote_code", None, "the folder has code of its own, which is not run"
     )
 
 
-def answer(facts: Facts, how: str, found: Loading) -> Answer:
+def by_loading(facts: Facts, how: str, found: Loading) -> Answer:
+    """What the class made of the weights, and the tokenizer."""
     import transformers
 
     target = f"transformers {transformers.__version__} ({how})"
@@ -142,8 +137,6 @@ def load_tokenizer(
         if config is not None:
             return AutoTokenizer.from_pretrained(folder.path, config=config), None
         return read_tokenizer(folder.path, coded), None
-    except InputError as error:
-        return None, shorten(str(error), 240, placeholder=" ...")
     except Exception as error:  # whatever it raises, it does not load
         return None, in_a_line(error)
 

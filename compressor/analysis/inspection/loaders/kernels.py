@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from compressor.analysis.inspection.loaders.answer import UNKNOWN, Answer, different, distinct
+from compressor.analysis.inspection.loaders.answer import UNKNOWN, Answer, different
 from compressor.model.widths import BlockWidths
 
 GROUP, MARLIN_GROUPS = 128, (32, 64, 128)  # weights of one scale
@@ -35,8 +35,8 @@ def by_multiples(
     """Equal blocks, and channels that are multiples: `checks` are (side, channels, of how many)."""
     if not widths or not all(counts for _, counts, _ in checks):
         return Answer(target, None, UNKNOWN)
-    if len(distinct(widths)) > 1:
-        return Answer(target, False, different(widths))
+    if reason := different(widths):
+        return Answer(target, False, reason)
     shown = []
     for side, counts, multiple in checks:
         for channels in sorted(counts):

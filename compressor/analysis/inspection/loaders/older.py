@@ -59,8 +59,9 @@ def older(facts: Facts) -> Answer:
     checks = (files, disagreement, tensors, padding, rotation, head, no_tokenizer, tokenizer)
     if reason := first_of(checks, facts):
         return Answer(OLDER, False, reason, SEEN)
-    if not facts.equal and not (folder.config.get(KEY) and shipped):
-        return Answer(OLDER, False, different(widths), SEEN)
+    reason = different(widths)
+    if reason and not (folder.config.get(KEY) and shipped):
+        return Answer(OLDER, False, reason, SEEN)
     if folder.config.get("auto_map") and (folder.family.alibi or not shipped):
         return Answer(f"{OLDER}, trust_remote_code", None, "its code was not tried with it")
     if not (folder.path / FILE).exists():

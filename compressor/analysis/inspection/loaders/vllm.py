@@ -8,12 +8,11 @@ from compressor.analysis.inspection.loaders.answer import (
     UNKNOWN,
     Answer,
     Facts,
-    architecture,
+    different,
     files,
     first_of,
     no_tokenizer,
     tensors,
-    unequal,
 )
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
@@ -44,7 +43,7 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
     how = SEEN if devices == 1 else RULES
     if not facts.widths:
         return Answer(target, None, UNKNOWN)
-    if reason := first_of((unequal, no_class), facts):
+    if reason := different(facts.widths) or no_class(facts):
         return Answer(target, False, reason, how)
     if own_class(facts) not in CLASSES:
         return Answer(target, None, f"{own_class(facts)} was not tried with it")
@@ -68,7 +67,7 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
 
 def own_class(facts: Facts) -> str:
     """The architecture by which it looks for a class: that of the model type, where none is named."""
-    return architecture(facts) or facts.folder.family.architecture
+    return facts.architecture or facts.folder.family.architecture
 
 
 def no_class(facts: Facts) -> str | None:
