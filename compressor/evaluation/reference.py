@@ -37,10 +37,8 @@ class Reference:
         nll, count = 0.0, 0
         states = self.known(progress)
         with self.source.outer(head=True) as model:
-            for i in range(len(self.batches)):
-                targets, rows = self.targets(i), self.predicting(states, i)
-                for part, token in self.parts(rows, targets):
-                    nll += losses(self.source.head(model, part), token).sum().item()
+            for ours, targets in self.rows(states):
+                nll += losses(self.source.head(model, ours), targets).sum().item()
                 count += len(targets)
         return self.about(nll, count)
 
@@ -54,14 +52,11 @@ class Reference:
         agreed = count = 0
         known, states = self.known(), run(stream, self.batches, progress)
         with self.source.outer(head=True) as dense, stream.outer(head=True) as model:
-            for i in range(len(self.batches)):
-                targets = self.targets(i)
-                theirs, ours = self.predicting(known, i), self.predicting(states, i)
-                for their, our, token in self.parts(theirs, ours, targets):
-                    expected, found = self.source.head(dense, their), stream.head(model, our)
-                    nll += losses(found, token).sum().item()
-                    kl += divergence(found, expected).double().sum().item()
-                    agreed += (found.argmax(-1) == expected.argmax(-1)).sum().item()
+            for theirs, ours, targets in self.rows(known, states):
+                expected, found = self.source.head(dense, theirs), stream.head(model, ours)
+                nll += losses(found, targets).sum().item()
+                kl += divergence(found, expected).double().sum().item()
+                agreed += (found.argmax(-1) == expected.argmax(-1)).sum().item()
                 count += len(targets)
         states.discard()
         return self.about(nll, count) | {"kl": kl / count, "agreement": agreed / count}
@@ -72,20 +67,16 @@ class Reference:
             self.states = run(self.source, self.batches, progress)
         return self.states
 
-    def targets(self, i: int) -> torch.Tensor:
-        """The ids to predict of a batch: [tokens]."""
-        batch = self.batches[i]
-        return batch.ids[:, 1:][batch.mask[:, 1:]].to(self.source.device)
-
-    def predicting(self, states: Activations, i: int) -> torch.Tensor:
-        """What the head makes the predictions of these of: [tokens, hidden]."""
-        real = self.batches[i].mask[:, 1:].to(self.source.device)
-        return states.get(i, self.source.device)[:, :-1][real]
-
-    def parts(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The tensors [tokens, ...] in rows whose logits are few enough to have them at once."""
-        rows = max(1, LOGITS // self.source.checkpoint.vocabulary)
-        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    def rows(self, *states: Activations) -> Iterator[tuple[torch.Tensor, ...]]:
+        """What the head predicts from, of each of `states` [tokens, hidden], and the ids to predict
+        [tokens]: so many at once that their logits are few enough.
+        """
+        device, few = self.source.device, max(1, LOGITS // self.source.checkpoint.vocabulary)
+        for i, batch in enumerate(self.batches):
+            real = batch.mask[:, 1:]
+            targets = batch.ids[:, 1:][real].to(device)
+            hidden = [known.get(i, device)[:, :-1][real.to(device)] for known in states]
+            yield from zip(*(tensor.split(few) for tensor in (*hidden, targets)), strict=True)
 
     def about(self, nll: float, count: int) -> dict:
         return {
