@@ -14,19 +14,8 @@ from compressor.model.source import Source
 
 # Weights in any other format would contradict the new ones; the card is written anew.
 WEIGHTS = {
-    *(
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".distcp",
-        ".gguf",
-        ".ggml",
-        ".msgpack",
-        ".h5",
-    ),
-    *(".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".nemo"),
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".gguf", ".ggml", ".msgpack"),
+    *(".h5", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".nemo"),
 }
 WRITTEN_ANEW = ("config.json", "README.md", *SHIPPED)
 MODELS = {"config.json", "params.json", "trainer_state.json"}  # what a model's own folder has

@@ -52,28 +52,14 @@ def known_to_older(name: str) -> bool:
 def strings(specials: Sequence[str] = ()) -> list[str]:
     """Texts that tokenizers differ on: spaces, digits, scripts, code, emoji, special tokens, noise."""
     chosen = random.Random(0)
-    spaces = [
-        "",
-        " ",
-        "  ",
-        "\n",
-        "\n\n \n",
-        "\t",
-        " \t\r\n",
-        "\u00a0",
-        "\u3000",
-        " a",
-        "a ",
-        "a  b",
-    ]
+    spaces = "| |  |\n|\n\n \n|\t| \t\r\n|\u00a0|\u3000| a|a |a  b"
     words = "Once upon a time|don't WON'T I'll|naïve café|e\u0301|" + "x" * 40
     digits = "0|12345|3.14|1,000,000|2024-01-31|a1b2c3|\uff11\uff12\uff13|٣٤"
     scripts = "Привет, мир|你好。世界|こんにちは|안녕하세요|שלום|مرحبا|नमस्ते|ไทย"
     code = "def f(x):\n    return x + 1\n|for (;;) { a[i] += 1; } // !|<a href='#'>b</a>"
     emoji = "🙂|👩‍👩‍👧|🇪🇺🇯🇵|a🙂b|\ufeffx|\u200b|\x00\x07"
-    fixed = spaces + [
-        text for part in (words, digits, scripts, code, emoji) for text in part.split("|")
-    ]
+    kinds = (spaces, words, digits, scripts, code, emoji)
+    fixed = [text for kind in kinds for text in kind.split("|")]
     for token in specials[:20]:
         fixed += [token, f"a{token}b", f" {token} {token}"]
     ranges = ((32, 127), (160, 592), (880, 1424), (19968, 20480), (128512, 128580), (9, 14))
