@@ -15,7 +15,7 @@ from compressor.model.digest import digest
 from compressor.model.modules import assign
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
-from compressor.writing.padding import paddings, placed
+from compressor.writing.padding import padded_places, placed
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
     stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
     if record.get("layout") == PADDED:
-        stands = [padding.places for padding in paddings(plan, checkpoint)]
+        stands = padded_places(plan, checkpoint)
     layers = cast(nn.ModuleList, model.get_submodule(checkpoint.family.layers))
     with ExitStack() as changes:
         for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):

@@ -1,14 +1,16 @@
-"""What a result is written as: its model type, and the config with the new widths."""
+"""What a result is written as: its model type, and the config with the new widths, of each block too."""
 
 from collections.abc import Mapping
 
 import torch
 
 from compressor.config.layouts import PER_LAYER
-from compressor.model.families import FAMILIES
+from compressor.model.families import FAMILIES, Family
 from compressor.model.heads import refusal_of_vllm
+from compressor.model.per_layer import HEADS, KEY, auto_map, class_name
 from compressor.model.source import Source
-from compressor.writing.per_layer import make_uniform
+from compressor.planning.plan import Plan
+from compressor.writing.padding import heads_left
 from compressor.writing.tokenizer_class import config_of
 
 DROPPED_DEFAULTS = ("architectures", "dtype", "rope_parameters", "transformers_version")
@@ -111,3 +113,36 @@ def write_both_ropes(config: dict, spellings: Mapping[str, str]) -> None:
             local = {"rope_theta": config["rope_local_base_freq"], "rope_type": "default"}
             whole = {"full_attention": whole, "sliding_attention": local}
         config["rope_parameters"] = whole
+
+
+def layer_config(plan: Plan, source: Source) -> dict[str, dict]:
+    """What config.json says of every block of the `per-layer` layout: its widths and, where heads have
+    slopes, which of the first heads it has left.
+    """
+    family, heads = source.family, heads_left(plan, source)
+    return {
+        str(block): {
+            family.ffn_width_key: width["ffn"],
+            family.heads_key: width["attention"] * source.queries_per_group,
+            family.kv_heads_key: width["attention"],
+            **({HEADS: left} if family.alibi else {}),
+        }
+        for block, (width, left) in enumerate(zip(plan.widths(), heads, strict=True))
+    }
+
+
+def make_per_layer(config: dict, family: Family, entries: dict[str, dict] | None) -> None:
+    """Have a config name these entries and the class that builds them."""
+    if entries is not None:
+        config[KEY] = entries
+    config["architectures"] = [class_name(family)]
+    config["auto_map"] = auto_map(family)
+    config |= family.per_layer_settings
+
+
+def make_uniform(config: dict, family: Family) -> None:
+    """Take from a config what `make_per_layer` gave it."""
+    if config.pop(KEY, None) is not None:
+        config["architectures"] = [family.architecture]
+        for key in ("auto_map", *family.per_layer_settings):
+            config.pop(key, None)

@@ -12,9 +12,8 @@ from compressor.model.heads import choose_container
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
-from compressor.writing.containers import patched_config, zeros_of
-from compressor.writing.padding import heads_left, padded_block, paddings
-from compressor.writing.per_layer import layer_config, make_per_layer
+from compressor.writing.containers import layer_config, make_per_layer, patched_config, zeros_of
+from compressor.writing.padding import padded_block, padded_places, padded_units
 from compressor.writing.shards import SHARD_BYTES
 from compressor.writing.writer import Block, Writer, empty, write_folder
 
@@ -60,9 +59,7 @@ class Cut(Writer):
 
     def entries(self) -> dict[str, dict] | None:
         """What config.json says of each block, for the code that the folder brings; None if nothing."""
-        source = self.source
-        heads = heads_left(self.plan, source)
-        return layer_config(source.family, self.plan.widths(), source.queries_per_group, heads)
+        return layer_config(self.plan, self.source)
 
     def empty_blocks(self) -> Iterator[Block]:
         for index in range(self.source.blocks):
@@ -130,11 +127,11 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
-        self.padding = paddings(self.plan, self.source)
-        self.units = self.padding[0].units
+        self.units = padded_units(self.plan, self.source)
+        self.places = padded_places(self.plan, self.source)
 
     def filled(self, index: int, block: Block) -> Block:
-        return padded_block(block, self.source, self.padding[index])
+        return padded_block(block, self.source, self.units, self.places[index])
 
     def entries(self) -> None:
         return None

@@ -1,36 +1,34 @@
 """The `padded` layout: blocks filled with zeros up to the widest of them."""
 
-from dataclasses import dataclass
-
 import torch
 
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
 
-
-@dataclass(frozen=True)
-class Padding:
-    """How many units of each group a padded block has, and where among them the kept ones are."""
-
-    units: dict[str, int]
-    places: dict[str, list[int] | range]
+Places = dict[str, list[int] | range]  # of each group, where the kept units are among all
 
 
-def paddings(plan: Plan, checkpoint: Source) -> list[Padding]:
-    """The padding of every block: behind the kept units, as many as the widest block needs.
-
-    Where the class of a model knows one width alone, up to that. A head with a slope of its own stands
-    where it always stood.
+def padded_units(plan: Plan, checkpoint: Source) -> dict[str, int]:
+    """How many units of each group every padded block has: as many as the widest block needs, or as the
+    class of the model has, where it knows one width alone.
     """
     family, units = checkpoint.family, plan.widest()
     if family.heads_fixed:
         units["attention"] = checkpoint.heads
     if family.ffn_fixed:
         units["ffn"] = checkpoint.config[family.ffn_width_key]
-    found = []
+    return units
+
+
+def padded_places(plan: Plan, checkpoint: Source) -> list[Places]:
+    """Where the kept units of every block stand: first, but a head with a slope of its own stands where
+    it always stood.
+    """
+    found: list[Places] = []
     for left, kept in zip(heads_left(plan, checkpoint), plan.blocks, strict=True):
-        places = {group: range(len(own)) for group, own in kept.items()}
-        found.append(Padding(units, places | ({"attention": left} if family.alibi else {})))
+        found.append({group: range(len(own)) for group, own in kept.items()})
+        if checkpoint.family.alibi:
+            found[-1]["attention"] = left
     return found
 
 
@@ -43,16 +41,15 @@ def heads_left(plan: Plan, checkpoint: Source) -> list[list[int]]:
 
 
 def padded_block(
-    block: dict[str, torch.Tensor], checkpoint: Source, padding: Padding
+    block: dict[str, torch.Tensor], checkpoint: Source, units: dict[str, int], places: Places
 ) -> dict[str, torch.Tensor]:
     """A cut block filled with zeros, which computes the same."""
     found, sizes = dict(block), checkpoint.channel_sizes
     for group, slices in checkpoint.family.groups().items():
-        units = padding.units[group]
         for part in (each for each in slices if each.tensor in block):
-            places = part.channels(padding.places[group], units, sizes)
-            width = units * part.size(sizes)
-            found[part.tensor] = placed(block[part.tensor], part.axis, places, width)
+            channels = part.channels(places[group], units[group], sizes)
+            width = units[group] * part.size(sizes)
+            found[part.tensor] = placed(block[part.tensor], part.axis, channels, width)
     return found
 
 
