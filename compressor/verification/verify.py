@@ -89,20 +89,17 @@ def listened(command: list[str], progress: Progress) -> tuple[int, str, str]:
     """Run a command; its exit code, what it printed, and the lines on its stderr but those of `tell`."""
     errors = []
     with tempfile.TemporaryFile("w+") as out:
-        child = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
-        try:
-            for line in child.stderr:
-                word, *numbers = line.split() or [""]
-                if word == TOLD and len(numbers) == 2:
-                    progress(*map(int, numbers))
-                else:
-                    errors.append(line)
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
-        finally:
-            child.stderr.close()
+        with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as child:
+            try:
+                for line in child.stderr:
+                    word, *numbers = line.split() or [""]
+                    if word == TOLD and len(numbers) == 2:
+                        progress(*map(int, numbers))
+                    else:
+                        errors.append(line)
+                code = child.wait()
+            except BaseException:
+                child.kill()
+                raise
         out.seek(0)
         return code, out.read(), "".join(errors)
