@@ -6,13 +6,17 @@ from pathlib import Path
 
 import torch
 
-from compressor.analysis.estimate.machine import measured_device
+from compressor.analysis.estimate.machine import device_for
 from compressor.analysis.estimate.measuring import measure
-from compressor.analysis.estimate.roofline import DEVICES, Device, is_here, total_seconds
+from compressor.analysis.estimate.roofline import Device, is_here, total_seconds
+from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.widths import model_widths
 from compressor.model.work import Part, parts
+from compressor.planning.costs import Costs
+from compressor.planning.lattice import lattice
+from compressor.planning.reach import outside_note, reach_of
 from compressor.quantization.reading import open_model
 
 CONTEXT = 2048
@@ -54,9 +58,7 @@ def estimate(
     for checkpoint in opened:
         widths = model_widths(checkpoint)
         found = parts(widths, batch, context)
-        roof = products = DEVICES.get(device)
-        if is_here(device):
-            roof, products = measured_device(device, widths, batch)
+        roof, products = device_for(device, widths, batch)
         model = described(checkpoint, found, roof, widths.dtype, batch)
         model["outside_blocks"], model["notes"] = outside_blocks(checkpoint)
         if clock:
@@ -135,12 +137,6 @@ def described(
 
 def outside_blocks(checkpoint: Checkpoint) -> tuple[dict | None, list[str]]:
     """How small a model can become, and a note where embedding and head are much of it."""
-    # Plans count costs with this package, so what plans know is imported when both are there.
-    from compressor.config.target import Target
-    from compressor.planning.costs import Costs
-    from compressor.planning.lattice import lattice
-    from compressor.planning.reach import outside_note, reach_of
-
     if checkpoint.group:
         return None, []
     reach = reach_of(checkpoint, lattice(checkpoint, align=1))
@@ -162,19 +158,19 @@ def compared(
     at which products of as many rows read weights on this machine, and the overhead.
     """
     times, overhead = measure(checkpoint, products.name, batch, context)
-    dtype = checkpoint.dtype
-    prefill = model["total"]["prefill_seconds"]
-    decode = total_seconds((part.decode for part in found), products, dtype)
+    work = {
+        "decode": total_seconds((part.decode for part in found), products, checkpoint.dtype),
+        "prefill": model["total"]["prefill_seconds"],
+    }
     result: dict = {"product_bandwidth": products.bandwidth}
-    for name, work, measured, spent in (
-        ("decode", decode, times.decode, overhead.decode),
-        ("prefill", prefill, times.prefill, overhead.prefill),
-    ):
-        result[name] = {
-            "roofline": model["total"][f"{name}_seconds"],
+    for phase in work:
+        spent, measured = getattr(overhead, phase), getattr(times, phase)
+        expected = work[phase] + spent
+        result[phase] = {
+            "roofline": model["total"][f"{phase}_seconds"],
             "overhead": spent,
-            "expected": work + spent,
+            "expected": expected,
             "measured": measured,
-            "measured_over_expected": measured / (work + spent),
+            "measured_over_expected": measured / expected,
         }
     return result

@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.analysis.estimate import checked_context, checked_device
-from compressor.analysis.estimate.machine import describe, measured_device
-from compressor.analysis.estimate.roofline import DEVICES, Device, is_here
+from compressor.analysis.estimate.machine import describe, device_for
+from compressor.analysis.estimate.roofline import Device
 from compressor.analysis.estimate.timed_widths import spread, timed
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
@@ -66,9 +66,7 @@ def table(
         found = timed(checkpoint, device, step, widths, progress)
         source = f"measured on {describe(device)}"
     else:
-        roof = DEVICES.get(device)
-        if is_here(device):
-            roof, _ = measured_device(device, model_widths(checkpoint), batch)
+        roof, _ = device_for(device, model_widths(checkpoint), batch)
         found = bounded(checkpoint, roof, step, widths)
         source = f"roofline of {device}, {roof.source}"
     return {

@@ -2,7 +2,7 @@
 
 import platform
 import statistics
-import time
+import timeit
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from compressor.analysis.estimate.roofline import Device
+from compressor.analysis.estimate.roofline import DEVICES, Device, is_here
 from compressor.model.loading import check_device
 from compressor.model.widths import ModelWidths
 
@@ -26,12 +26,7 @@ def seconds(function: Callable, device: str, repeats: int = 7) -> float:
         with torch.cuda.device(device):
             return gpu_seconds(function)
     function()
-    found = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+    return statistics.median(timeit.repeat(function, number=1, repeat=repeats))
 
 
 def gpu_seconds(function: Callable, rounds: int = 50) -> float:
@@ -82,14 +77,16 @@ def product_bandwidth(
     return sum(m.nbytes for m in matrices) / seconds(products, device)
 
 
-def measured_device(name: str, model: ModelWidths, batch: int) -> tuple[Device, Device]:
-    """This machine as a `Device`, for this model at this batch: twice.
+def device_for(name: str, model: ModelWidths, batch: int) -> tuple[Device, Device]:
+    """The device of this name, for this model at this batch: twice.
 
-    The first has the ceilings: the bandwidth of a copy that touches as many bytes as the model has
-    (what fits a cache is faster there), and the rate of a product. The second has, in place of the
-    copy, the rate at which products of `batch` rows read matrices of the model's own shapes, which is
-    what decoding is made of.
+    What is known from a data sheet is the same both times. Of this machine, the first has the ceilings:
+    the bandwidth of a copy that touches as many bytes as the model has (what fits a cache is faster
+    there), and the rate of a product. The second has, in place of the copy, the rate at which products
+    of `batch` rows read matrices of the model's own shapes, which is what decoding is made of.
     """
+    if not is_here(name):
+        return DEVICES[name], DEVICES[name]
     check_device(name)
     most = 2 * LARGE[kind(name)]
     shapes = [s for block in model.blocks for s in block.matrices]
