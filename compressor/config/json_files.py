@@ -21,3 +21,12 @@ def read_object(file: Path, hint: str = "") -> dict:
     if not isinstance(found, dict):
         raise InputError(f"{file} is no JSON object but {str(found)[:40]}{ending}")
     return found
+
+
+def object_in(file: Path) -> dict:
+    """The object that a JSON file holds; nothing where there is none, or it cannot be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.config.json_files import object_in
+
 if TYPE_CHECKING:  # they take seconds to import
     from transformers import PreTrainedTokenizerBase
 
@@ -31,11 +33,7 @@ STRINGS = 200
 
 def config_of(folder: Path) -> dict:
     """tokenizer_config.json; nothing where there is none, or it cannot be read."""
-    try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return object_in(folder / CONFIG)
 
 
 def known_to_older(name: str) -> bool:

@@ -1,6 +1,5 @@
 """What a folder holds and what loads it, from its headers; works on what any tool left."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +10,12 @@ from compressor.analysis.inspection.disagreements import differing_head, disagre
 from compressor.analysis.inspection.folder import Folder, open_folder
 from compressor.analysis.inspection.loaders import answers
 from compressor.analysis.inspection.loaders.answer import distinct
+from compressor.config.json_files import object_in
 from compressor.config.layouts import PADDED, PER_LAYER, UNIFORM
 from compressor.model.configs import read_as_given
 from compressor.model.widths import BlockWidths
 from compressor.report.table import equal_runs
+from compressor.writing.record import RECORD
 
 
 def inspect(path: Path) -> dict:
@@ -44,14 +45,13 @@ def described(folder: Folder) -> dict:
             f"{folder.family.head} away."
         )
     config, family = folder.config, folder.family
-    record = compression_record(folder)
     embedding = folder.tensors.get(family.embedding) if family else None
     return {
         "path": str(path),
         "model_type": config.get("model_type"),
         "family": family and family.model_type,
         "container": (config.get("architectures") or [None])[0],
-        "layout": layout(folder, widths, record),
+        "layout": layout(path, widths),
         "parameters": folder.parameters,
         "bytes": sum(t.bytes for t in folder.stored.values()),
         "dtypes": folder.dtypes,
@@ -67,22 +67,13 @@ def described(folder: Folder) -> dict:
     }
 
 
-def compression_record(folder: Folder) -> dict:
-    """compression.json, where this package wrote the folder."""
-    try:
-        record = json.loads((folder.path / "compression.json").read_text(encoding="utf-8"))
-        return record if isinstance(record, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def layout(folder: Folder, widths: list[BlockWidths] | None, record: dict) -> str | None:
+def layout(folder: Path, widths: list[BlockWidths] | None) -> str | None:
     """`uniform` or `per-layer` by the widths; `padded`, which widths do not show, by the record."""
     if widths is None:
         return None
     if len(distinct(widths)) > 1:
         return PER_LAYER
-    return PADDED if record.get("layout") == PADDED else UNIFORM
+    return PADDED if object_in(folder / RECORD).get("layout") == PADDED else UNIFORM
 
 
 def block_row(index: int, tensors: dict, widths: list[BlockWidths] | None) -> dict:
@@ -131,17 +122,16 @@ def summary(result: dict) -> str:
 
 def blocks(result: dict) -> Table:
     """A row for every run of equal blocks."""
-    known = not any("shapes" in row for row in result["blocks"])
-    table = Table(
-        "block", *(("heads", "KV heads", "FFN", "parameters") if known else ("matrices",))
-    )
-    for column in table.columns[1:] if known else ():
-        column.justify = "right"
-    for name, row in equal_runs(result["blocks"]):
-        if known:
-            columns = ("heads", "kv_heads", "ffn", "parameters")
-            table.add_row(name, *(f"{row[column]:,}" for column in columns))
-        else:
+    table = Table("block")
+    if any("shapes" in row for row in result["blocks"]):
+        table.add_column("matrices")
+        for name, row in equal_runs(result["blocks"]):
             shapes = (f"{n} {' x '.join(map(str, s))}" for n, s in row["shapes"].items())
             table.add_row(name, "\n".join(shapes))
+        return table
+    for column in ("heads", "KV heads", "FFN", "parameters"):
+        table.add_column(column, justify="right")
+    for name, row in equal_runs(result["blocks"]):
+        counts = (row[key] for key in ("heads", "kv_heads", "ffn", "parameters"))
+        table.add_row(name, *(f"{count:,}" for count in counts))
     return table

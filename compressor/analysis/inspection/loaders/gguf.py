@@ -4,8 +4,6 @@ Folders of every family, whole and cut, went through the converter and were run 
 (docs/families.md), with tokenizers put in their place that the converter knows.
 """
 
-import json
-
 from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
@@ -18,6 +16,7 @@ from compressor.analysis.inspection.loaders.answer import (
     tensors,
 )
 from compressor.analysis.inspection.loaders.kernels import by_multiples, input_channels
+from compressor.config.json_files import object_in
 from compressor.writing.tokenizer_class import FILE, config_of
 
 TARGET = "GGUF k-quants"
@@ -120,11 +119,8 @@ def kind_of(facts: Facts) -> str:
     named = config_of(path).get("tokenizer_class")
     if facts.architecture == "Phi3ForCausalLM" and named == PHI4_TOKENIZER:
         return PIECES  # as good as one: it is read as BPE
-    try:
-        found = json.loads((path / FILE).read_text(encoding="utf-8"))
-        model, decoder = found["model"], found["decoder"] or {}
-    except (OSError, ValueError, KeyError):
-        return BPE
+    found = object_in(path / FILE)
+    model, decoder = found.get("model") or {}, found.get("decoder") or {}
     like = model.get("type") == "BPE" and model.get("byte_fallback")
     like = like and decoder.get("type") == "Sequence"
     return LIKE_PIECES if like and LIKE_PIECES in taken else BPE
