@@ -23,12 +23,11 @@ Indexed = Callable[[str], list[str]]  # the files that an index names
 
 def by_transformers(names: Iterable[str], config: dict, indexed: Indexed) -> list[str]:
     """5.23 and 4.57.6."""
-    if chosen := config.get("transformers_weights"):
-        return indexed(chosen) if chosen.endswith(".index.json") else [chosen]
-    for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX):
-        if name in names:
-            return indexed(name) if name.endswith(".index.json") else [name]
-    return []
+    present = [name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if name in names]
+    chosen = config.get("transformers_weights") or next(iter(present), None)
+    if chosen is None:
+        return []
+    return indexed(chosen) if chosen.endswith(".index.json") else [chosen]
 
 
 def by_vllm(names: Iterable[str], config: dict, indexed: Indexed) -> list[str]:

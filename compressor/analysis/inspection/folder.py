@@ -5,6 +5,7 @@ headers and JSON are read: no pickle, no code.
 """
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -132,12 +133,9 @@ def open_folder(path: Path) -> Folder:
             continue
         for name, entry in entries.items():
             begin, end = entry["data_offsets"]
-            numel = 1
-            for axis in entry["shape"]:
-                numel *= axis
             folder.stored[name] = SimpleNamespace(
                 shape=entry["shape"],
-                numel=numel,
+                numel=math.prod(entry["shape"]),
                 bytes=end - begin,
                 dtype=entry["dtype"],
                 file=path / file,

@@ -72,7 +72,6 @@ def load_weights(
     """What is raised; what of the tensors does not fit."""
     import transformers
 
-    given = {} if config is None else {"config": config}
     try:
         with redirect_stderr(io.StringIO()):  # progress bars of compressed-tensors
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -82,7 +81,7 @@ def load_weights(
                 trust_remote_code=code,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **given,
+                config=config,
             )
     except Exception as error:  # whatever it raises, it does not load
         return in_a_line(error), None

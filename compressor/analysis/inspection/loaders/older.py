@@ -92,23 +92,15 @@ def rotation(facts: Facts) -> str | None:
         return None
     rope = config.get("rope_parameters") or {}
     whole, local = rope.get("full_attention", rope), rope.get("sliding_attention") or {}
-
-    def named(setting: str) -> str:
-        return family.spellings.get(setting, setting)
-
-    theta, share = named("rope_theta"), named("partial_rotary_factor")
-    defaults = {
-        theta: family.constants.get("rope_theta", DEFAULT_THETA),
-        share: DEFAULT_SHARES.get(family.model_type, 1.0),
-        "rope_local_base_freq": DEFAULT_LOCAL_THETA,
-    }
-    meant = {
-        theta: whole.get("rope_theta"),
-        share: whole.get("partial_rotary_factor"),
-        "rope_local_base_freq": local.get("rope_theta"),
-    }
-    for name, value in meant.items():
-        read = config.get(name, defaults[name])
+    theta = family.constants.get("rope_theta", DEFAULT_THETA)
+    share = DEFAULT_SHARES.get(family.model_type, 1.0)
+    for setting, value, default in (
+        ("rope_theta", whole.get("rope_theta"), theta),
+        ("partial_rotary_factor", whole.get("partial_rotary_factor"), share),
+        ("rope_local_base_freq", local.get("rope_theta"), DEFAULT_LOCAL_THETA),
+    ):
+        name = family.spellings.get(setting, setting)
+        read = config.get(name, default)
         if value is not None and value != read:
             return f"it would read {name} {read:g}, the model's is {value:g}"
     kind = whole.get("rope_type", "default")
