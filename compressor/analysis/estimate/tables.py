@@ -47,21 +47,19 @@ def block_table(model: dict, context: int) -> Table:
     table = Table(title=f"{model['path']}  ({model['dtype']}{bits})")
     for column in ("block", "heads/KV", "FFN"):
         table.add_column(column, no_wrap=True)
-    for column in (
-        "parameters", "bytes", "FLOPs a token", "KV a token", f"KV at {context}", "decode", "prefill",
-    ):  # fmt: skip
+    columns = (
+        ("bytes", "bytes", "B"),
+        ("flops_per_token", "FLOPs a token", ""),
+        ("kv_bytes_per_token", "KV a token", "B"),
+        ("kv_bytes", f"KV at {context}", "B"),
+        ("decode_seconds", "decode", "s"),
+        ("prefill_seconds", "prefill", "s"),
+    )
+    for column in ("parameters", *(name for _, name, _ in columns)):
         table.add_column(column, justify="right")
 
     def costs(row: dict) -> list[str]:
-        return [
-            f"{row['parameters']:,}",
-            scaled(row["bytes"], "B"),
-            scaled(row["flops_per_token"], ""),
-            scaled(row["kv_bytes_per_token"], "B"),
-            scaled(row["kv_bytes"], "B"),
-            scaled(row["decode_seconds"], "s"),
-            scaled(row["prefill_seconds"], "s"),
-        ]
+        return [f"{row['parameters']:,}", *(scaled(row[key], unit) for key, _, unit in columns)]
 
     for name, row in equal_runs(model["parts"]):
         widths = [f"{row['heads']}/{row['kv_heads']}", str(row["ffn"])]
