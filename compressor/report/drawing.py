@@ -30,6 +30,8 @@ PARTS = (
     {"color": "#E69F00", "linestyle": "--", "marker": "s", "markersize": 4},
     {"color": "#009E73", "linestyle": ":", "marker": "^", "markersize": 5},
 )
+LEGEND = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1, "ncols": 4}
+LEGEND |= {"fontsize": "small", "frameon": False, "handlelength": 1.1, "columnspacing": 0.9}
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 WIDTH, ROW, MARGIN, DPI = 11, 2.3, 0.4, 90  # inches, and dots an inch
 FEW = 64  # units of a block that are drawn one by one
@@ -157,15 +159,7 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice):
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # a MaxNLocator
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:  # beside the title, where no data are
-            place: dict = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
-            axes.legend(
-                **place,
-                ncols=4,
-                fontsize="small",
-                frameon=False,
-                handlelength=1.1,
-                columnspacing=0.9,
-            )
+            axes.legend(**LEGEND)
     return figure
 
 
@@ -177,11 +171,15 @@ def title_of(scores: Scores, plan: Plan, checkpoint: Source) -> str:
     )
 
 
+def label(axes, title: str, ylabel: str, **limits) -> None:
+    axes.set_title(title, loc="left", size="medium")
+    axes.set(ylabel=ylabel, **limits)
+
+
 def draw_widths(axes, group: str, shares: np.ndarray, units: Sequence[int]) -> None:
     axes.bar(range(len(shares)), shares, color=COLOURS[group])
-    axes.set_title(f"{NAMES[group]} that stay", loc="left", size="medium")
     whole = f"{units[0]:,}" if len({*units}) == 1 else "the block's"
-    axes.set(ylabel=f"% of {whole}", ylim=(0, 105))
+    label(axes, f"{NAMES[group]} that stay", f"% of {whole}", ylim=(0, 105))
 
 
 def draw_rates(axes, group: str, part: str, rates: Sequence[torch.Tensor]) -> None:
@@ -190,8 +188,7 @@ def draw_rates(axes, group: str, part: str, rates: Sequence[torch.Tensor]) -> No
     axes.fill_between(range(len(rates)), low, high, **band)
     mean = [rate.mean().item() for rate in rates]
     axes.plot(mean, color=COLOURS[group], marker="o", markersize=4, label="mean")
-    axes.set_title(f"Fusion rate of {NAMES[group]}", loc="left", size="medium")
-    axes.set(ylabel=f"{part} share", ylim=(0, 1))
+    label(axes, f"Fusion rate of {NAMES[group]}", f"{part} share", ylim=(0, 1))
 
 
 def draw_scores(
@@ -213,8 +210,7 @@ def draw_scores(
         axes.set_yscale("log", subs=(2, 5))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_title(f"Scores of {NAMES[group]}", loc="left", size="medium")
-    axes.set(ylabel="score / model's mean")
+    label(axes, f"Scores of {NAMES[group]}", "score / model's mean")
 
 
 def draw_units(axes, colour: str, values: Sequence[torch.Tensor], kept) -> None:
@@ -240,8 +236,7 @@ def draw_curves(axes, group: str, units: Sequence[int], nats: np.ndarray) -> Non
         depth = (block + 1) / len(nats)
         name = f"block {block}" if block in (0, len(nats) - 1) else None
         axes.plot(units, values, color=COLOURS[group], alpha=0.25 + 0.75 * depth, label=name)
-    axes.set_title(f"Loss by {NAMES[group]} of one block", loc="left", size="medium")
-    axes.set(ylabel="nats a token", ylim=(0, None))
+    label(axes, f"Loss by {NAMES[group]} of one block", "nats a token", ylim=(0, None))
     axes.set_xlabel("units that stay", labelpad=1)
 
 
@@ -251,5 +246,4 @@ def draw_sparsity(
     axes.bar(range(len(result)), result, color="0.85", label=f"this result ({allocation})")
     for (name, found), style in zip(sparsities.items(), chain([FUSED], cycle(PARTS)), strict=False):
         axes.plot(found, label=f"global ranking, {name}", **style)
-    axes.set_title("Sparsity: parameters of each block", loc="left", size="medium")
-    axes.set(ylabel="% that goes", ylim=(0, None))
+    label(axes, "Sparsity: parameters of each block", "% that goes", ylim=(0, None))

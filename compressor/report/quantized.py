@@ -12,15 +12,13 @@ def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what loads it, what it cost, how it was made."""
     quantization = record["quantization"]
     name, group = Path(result.source).name, quantization["group"]
-    size = f"compressed to {result.keep_reached:.1%} and " if "plan" in record else ""
-    parameters = f"{result.parameters_after:,}"
+    size, tags, parameters = "", "", f"{result.parameters_after:,} parameters"
     if "plan" in record:
-        parameters += f" of {result.parameters_before:,} parameters stay"
-    else:
-        parameters += " parameters"
+        size, tags = f"compressed to {result.keep_reached:.1%} and ", "pruned, "
+        parameters = f"{result.parameters_after:,} of {result.parameters_before:,} parameters stay"
     text = f"""---
 base_model: {name}
-tags: [{"pruned, " if "plan" in record else ""}compressed-tensors, w4a16]
+tags: [{tags}compressed-tensors, w4a16]
 ---
 # {name}, {size}quantised to 4 bits
 

@@ -9,6 +9,7 @@ from compressor.config.layouts import UNIFORM
 from compressor.model.families import FAMILIES
 from compressor.report.card import how_it_loads, quality
 from compressor.report.result import Result
+from compressor.report.table import spent
 
 ZEROS_ALONE = (
     "Zeros alone make nothing smaller or faster: every tensor has its former shape, and stock kernels "
@@ -90,9 +91,5 @@ def table(results: Sequence[Result]) -> Table:
         if result.perplexity_before is not None:
             shown.add_row("perplexity before 4 bits", "", f"{result.perplexity_unquantized:.4f}")
     shown.add_row("verified", "", result.verified)
-    spent = ", ".join(f"{name} {s:.1f}" for name, s in result.seconds.items())
-    shown.caption = (
-        f"seconds: {spent} (all {sum(result.seconds.values()):.1f}); "
-        f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB"
-    )
+    shown.caption = spent(result)
     return shown

@@ -91,12 +91,17 @@ def table(results: Sequence[Result]) -> Table:
         if first.quantization:
             row("perplexity before 4 bits", "", lambda r: f"{r.perplexity_unquantized:.4f}")
     row("verified", "", lambda r: r.verified)
-    spent = ", ".join(f"{name} {s:.1f}" for name, s in first.seconds.items())
-    shown.caption = (
-        f"seconds: {spent} (all {sum(first.seconds.values()):.1f}); "
-        f"peak memory {first.peak_rss_bytes / 1e6:,.0f} MB"
-    )
+    shown.caption = spent(first)
     return shown
+
+
+def spent(result: Result) -> str:
+    """The line below a table: seconds by stage, and the most memory."""
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    return (
+        f"seconds: {stages} (all {sum(result.seconds.values()):.1f}); "
+        f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB"
+    )
 
 
 def warnings(results: Sequence[Result]) -> list[str]:
