@@ -131,17 +131,15 @@ def layer_config(plan: Plan, source: Source) -> dict[str, dict]:
     }
 
 
-def make_per_layer(config: dict, family: Family, entries: dict[str, dict] | None) -> None:
-    """Have a config name these entries and the class that builds them."""
-    if entries is not None:
-        config[KEY] = entries
+def make_per_layer(config: dict, family: Family) -> None:
+    """Have a config name the class that builds blocks of their own widths."""
     config["architectures"] = [class_name(family)]
     config["auto_map"] = auto_map(family)
     config |= family.per_layer_settings
 
 
 def make_uniform(config: dict, family: Family) -> None:
-    """Take from a config what `make_per_layer` gave it."""
+    """Take from a config its entries and what `make_per_layer` gave it."""
     if config.pop(KEY, None) is not None:
         config["architectures"] = [family.architecture]
         for key in ("auto_map", *family.per_layer_settings):

@@ -9,7 +9,7 @@ from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
 from compressor.model.heads import choose_container
-from compressor.model.per_layer import code_of, has_uniform, needs_code
+from compressor.model.per_layer import KEY, code_of, has_uniform, needs_code
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
 from compressor.writing.containers import layer_config, make_per_layer, patched_config, zeros_of
@@ -57,10 +57,6 @@ class Cut(Writer):
         """A cut block as the layout has it."""
         return block
 
-    def entries(self) -> dict[str, dict] | None:
-        """What config.json says of each block, for the code that the folder brings; None if nothing."""
-        return layer_config(self.plan, self.source)
-
     def empty_blocks(self) -> Iterator[Block]:
         for index in range(self.source.blocks):
             names = self.source.block_tensors(index)
@@ -83,10 +79,10 @@ class Cut(Writer):
     def config(self) -> dict:
         found = patched_config(self.source, self.units, self.container)
         if self.code:
-            entries = self.entries()
-            if entries is not None:
+            if self.layout != PADDED:  # whose blocks are all alike
                 found["head_dim"] = self.source.head_dim
-            make_per_layer(found, self.built_by, entries)
+                found[KEY] = layer_config(self.plan, self.source)
+            make_per_layer(found, self.built_by)
         return found
 
 
@@ -132,9 +128,6 @@ class Padded(Cut):
 
     def filled(self, index: int, block: Block) -> Block:
         return padded_block(block, self.source, self.units, self.places[index])
-
-    def entries(self) -> None:
-        return None
 
 
 WRITERS: dict[str, type[Cut]] = {kind.layout: kind for kind in (Uniform, PerLayer, Padded)}

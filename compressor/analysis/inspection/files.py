@@ -34,8 +34,7 @@ def by_vllm(names: Iterable[str], config: dict, indexed: Indexed) -> list[str]:
     """0.32."""
     if found := matching(names, CONSOLIDATED):
         return found
-    found = matching(names, "*.safetensors")
-    if found:
+    if found := matching(names, "*.safetensors"):
         return [name for name in indexed(INDEX) if name in found] if INDEX in names else found
     pickles = matching(names, "*.bin") or matching(names, "*.pt")
     return [name for name in pickles if name not in TRAINING]
