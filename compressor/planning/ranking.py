@@ -76,40 +76,26 @@ def grow(
     that could be next fits. With more room the size is never smaller. near: one of these steps is
     taken all the same, the smallest, where that comes nearer to the room than without it.
     """
+
+    def cost(step: Step) -> int:
+        price = prices[step.group]
+        return price[step.width] - price[step.width - step.units]
+
     widths = [dict(width) for width in widths]
-    full = set()
+    left: dict[tuple[int, str], list[Step]] = {}  # not taken, of every group of every block
     for step in steps:
-        place, price = (step.block, step.group), prices[step.group]
-        cost = price[step.width] - price[step.width - step.units]
-        if place in full:
-            continue
-        if cost > room:
-            full.add(place)
-            continue
-        widths[step.block][step.group] = step.width
-        room -= cost
+        place = (step.block, step.group)
+        if place in left or cost(step) > room:
+            left.setdefault(place, []).append(step)
+        else:
+            widths[step.block][step.group] = step.width
+            room -= cost(step)
     if near:
-        beyond, rest = left_out(widths, steps, prices)
+        following = [own[0] for own in left.values()]
+        beyond = [(cost(s), s.block, widths[s.block] | {s.group: s.width}) for s in following]
+        rest = sum(cost(step) for own in left.values() for step in own)
         take_nearer(widths, beyond, room, rest)
     return widths
-
-
-def left_out(
-    widths: Sequence[Widths], steps: Sequence[Step], prices: Mapping[str, Sequence[int]]
-) -> tuple[list[tuple[int, int, Widths]], int]:
-    """The step that would be next of every group of every block, in order: cost, block, new widths.
-
-    And what all steps that were not taken cost.
-    """
-    found: dict[tuple[int, str], tuple[int, int, Widths]] = {}
-    costs: dict[tuple[int, str], int] = {}
-    for step in steps:
-        own, place = widths[step.block], (step.block, step.group)
-        if step.width > own[step.group]:
-            cost = prices[step.group][step.width] - prices[step.group][own[step.group]]
-            found.setdefault(place, (cost, step.block, own | {step.group: step.width}))
-            costs[place] = max(cost, costs.get(place, 0))
-    return list(found.values()), sum(costs.values())
 
 
 def solve_globally(
