@@ -117,10 +117,6 @@ def _preset(name: str, part: str, fine: str) -> Method:
     return Method(name, None, modes, observe, combine, grains, ("reduce",))
 
 
-def _without_grains(observe: Callable) -> Callable:
-    return lambda layer, geometry, block, grains: observe(layer, geometry, block)
-
-
 METHODS = {
     method.name: method
     for method in (
@@ -143,14 +139,8 @@ METHODS = {
         _preset("taylor", "fine", "first"),
         _preset("taylor-vector", "coarse", "first"),
         _preset("taylor-mix", "fine", "mix"),
-        Method("kfac", None, {"trace": GRADIENTS}, _without_grains(_later("kfac.Kfac")), degree=2),
-        Method(
-            "mask-fisher",
-            None,
-            {"tokens": GRADIENTS},
-            _without_grains(_later("kfac.MaskFisher")),
-            degree=2,
-        ),
+        Method("kfac", None, {"trace": GRADIENTS}, _later("kfac.Kfac"), degree=2),
+        Method("mask-fisher", None, {"tokens": GRADIENTS}, _later("kfac.MaskFisher"), degree=2),
         Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
         Method("magnitude", _later("baselines.magnitude"), {"l2": frozenset(), "l1": frozenset()}),
         Method("random", _later("baselines.random"), {"uniform": frozenset()}),

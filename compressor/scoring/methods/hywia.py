@@ -66,8 +66,8 @@ class HybridGrains:
     def __init__(self, layer, geometry: BlockGeometry, block: int, grains: Grains):
         self.grains = GrainTokens(layer, geometry, block, grains)
         self.queries = (
-            Kfac(layer, geometry, block, ["ffn"]),
-            MaskFisher(layer, geometry, block, ["attention"]),
+            Kfac(layer, geometry, block, groups=["ffn"]),
+            MaskFisher(layer, geometry, block, groups=["attention"]),
         )
 
     def __enter__(self) -> "HybridGrains":

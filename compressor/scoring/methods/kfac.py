@@ -27,8 +27,8 @@ COLUMNS = 1024  # of a weight at a time: 33 MB in float32 at a hidden size of 8,
 class MaskFisher(OutputGradients):
     """`mask-fisher`: keeps one number a unit."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
         self.squares: dict[str, torch.Tensor] = {}
 
     def add(self, group, x, dx, dy) -> None:
@@ -42,8 +42,8 @@ class MaskFisher(OutputGradients):
 class Kfac(OutputGradients):
     """`kfac`: keeps the gradients of each projection as a `Metric`."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
         self.inputs: dict[str, torch.Tensor] = {}
         self.metrics: dict[str, Metric] = {}
 

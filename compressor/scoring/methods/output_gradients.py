@@ -25,8 +25,8 @@ class OutputGradients(ABC):
     """Context manager: while it is open, every backward of `layer` is observed.
 
     After each sequence's backward `end_sequence` must be called; `reduced` gives the scores in the
-    end, with the weights still in place. `block` is the block's index, for messages; `groups` those
-    that are observed, all by default.
+    end, with the weights still in place. `block` is the block's index, for messages; `grains` are None,
+    as these scores have none; `groups` are those that are observed, all by default.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class OutputGradients(ABC):
         layer: nn.Module,
         geometry: BlockGeometry,
         block: int,
+        grains: None = None,
         groups: Collection[str] | None = None,
     ):
         self.layer, self.geometry, self.block = layer, geometry, block
@@ -57,9 +58,7 @@ class OutputGradients(ABC):
     def end_sequence(self, predicted_tokens: int) -> None:
         """Take in what the last backward showed; `InputError` if it is not finite."""
         for group, seen in self.seen.items():
-            x, dx, dy = (
-                _rows(seen[name]) for name in ("input", "input's gradient", "output's gradient")
-            )
+            x, dx, dy = (_rows(seen[name]) for name in ("x", "dx", "dy"))
             for name, gradient in (("output", dy), ("input", dx)):
                 if not gradient.isfinite().all():
                     raise InputError(
@@ -80,13 +79,13 @@ class OutputGradients(ABC):
 
     def _passed(self, group: str, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what a projection reads, and what the backward brings to both of its sides."""
-        seen = self.seen[group] = {"input": x.detach()}
+        seen = self.seen[group] = {"x": x.detach()}
 
         def keep(name: str, gradient: torch.Tensor) -> None:
             seen[name] = gradient
 
-        x.register_hook(partial(keep, "input's gradient"))
-        output.register_hook(partial(keep, "output's gradient"))
+        x.register_hook(partial(keep, "dx"))
+        output.register_hook(partial(keep, "dy"))
 
 
 def _rows(states: torch.Tensor) -> torch.Tensor:
