@@ -25,7 +25,6 @@ from compressor.model.families import Slice
 from compressor.model.units import BlockGeometry
 
 KINDS = ("signed", "vector", "absolute", "square")
-SOURCES = ("sequences", "mean", "mix")
 
 
 class GradientStatistics:
@@ -79,22 +78,19 @@ class GradientStatistics:
 
     def evidence(self) -> dict[str, dict[str, torch.Tensor]]:
         """By source and module [n, kinds, units]."""
-        found = {}
+        found = {source: self._of_mean(source) for source in self.sources - {"sequences"}}
         if "sequences" in self.sources:
             found["sequences"] = {m: torch.stack(rows) for m, rows in self.found.items()}
-        if "mean" in self.sources:
-            found["mean"] = self._of_gradients(lambda name, weight, mean: mean)
-        if "mix" in self.sources:
-            found["mix"] = self._of_gradients(
-                lambda name, weight, mean: mean - weight * self.squares[name] / (2 * self.sequences)
-            )
         return found
 
-    def _of_gradients(self, effective) -> dict[str, torch.Tensor]:
+    def _of_mean(self, source: str) -> dict[str, torch.Tensor]:
         sums: dict[str, torch.Tensor] = {}
         for name, total in self.gradients.items():
             weight = self.layer.get_parameter(name).detach()
-            self._add(sums, name, weight, effective(name, weight, total / self.sequences))
+            gradient = total / self.sequences
+            if source == "mix":
+                gradient = gradient - weight * self.squares[name] / (2 * self.sequences)
+            self._add(sums, name, weight, gradient)
         return {name: kinds[None] for name, kinds in self._kinds(sums).items()}
 
     def _hook(self, name: str):
