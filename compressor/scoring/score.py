@@ -14,8 +14,7 @@ from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
-from compressor.scoring.methods import METHODS, Method
-from compressor.scoring.methods.combined import Calibration, Combined
+from compressor.scoring.methods import METHODS, Calibration, Combined, Method
 from compressor.scoring.methods.statistics import BlockStatistics
 from compressor.scoring.scores import Scores, best
 from compressor.text.tokens import TokenSet

@@ -24,7 +24,38 @@ from compressor.errors import InputError
 from compressor.scoring.methods.grains import Grains
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from compressor.model.families import Family
+    from compressor.model.stream import BlockStream
+    from compressor.scoring.scores import Blocks
+    from compressor.text.tokens import TokenSet
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was scored on, for a method that looks at it once more. saved: where probes are kept."""
+
+    tokens: "TokenSet"
+    stream: "BlockStream"
+    seed: int = 0
+    saved: "Path | None" = None
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Scores of all blocks, and how they came about; of every block and group [units].
+
+    parts: the scores that they were made of, by name; rates: how much of a part is in a unit's score,
+    from 0 to 1, by the part's name. mode: the one that was used, which may not be the one that was asked
+    for; notes: what a user should know of it.
+    """
+
+    scores: "Blocks"
+    mode: str
+    parts: Mapping[str, "Blocks"] = field(default_factory=dict)
+    rates: Mapping[str, "Blocks"] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

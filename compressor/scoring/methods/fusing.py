@@ -2,13 +2,16 @@
 measured loss changes (`calibrated`).
 """
 
+from dataclasses import replace
+
 import torch
 
 from compressor.model.passes import Passing
 from compressor.model.stream import BlockStream
-from compressor.scoring.methods.combined import Blocks, Calibration, Combined
+from compressor.scoring.methods import Calibration, Combined
 from compressor.scoring.methods.hywia import PARTS, fitted_share, fuse, normalised
 from compressor.scoring.probing import loss_changes_in_parts, sample_probes, spearman
+from compressor.scoring.scores import Blocks
 from compressor.text.tokens import TokenSet
 
 PROBES, PROBE_SEQUENCES = 128, 8  # the work of a few forwards of 128 calibration sequences
@@ -26,8 +29,7 @@ def combine(blocks: Blocks, mode: str, given: Calibration) -> Combined:
         )
     if mode == "calibrated":
         shares, notes = calibrated_shares(blocks, given)
-    fused = fuse(blocks, mode, shares)
-    return Combined(fused.scores, mode, fused.parts, {PARTS[0]: fused.alpha}, notes)
+    return replace(fuse(blocks, mode, shares), notes=notes)
 
 
 def calibrated_shares(blocks: Blocks, given: Calibration) -> tuple[dict[str, float], list[str]]:

@@ -31,17 +31,17 @@ own (the published code folds others into it).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from compressor.model.units import BlockGeometry
+from compressor.scoring.methods import Combined
 from compressor.scoring.methods.gradient_statistics import KINDS, GradientStatistics, names_of
 from compressor.scoring.methods.grains import COARSE, FINE, REDUCTIONS, Grains
 from compressor.scoring.methods.kfac import Kfac, MaskFisher
+from compressor.scoring.scores import Blocks
 
 Evidence = Mapping[str, Mapping[str, torch.Tensor]]  # source -> module -> [n, kinds, units]
-Blocks = list[dict[str, torch.Tensor]]
 
 PARTS = ("coarse", "fine")
 USUAL = Grains()
@@ -64,28 +64,29 @@ class HybridGrains:
     """Observes the same and the query: `reduced` is [3, units], coarse, fine, query."""
 
     def __init__(self, layer, geometry: BlockGeometry, block: int, grains: Grains):
-        self.grains = GrainTokens(layer, geometry, block, grains)
-        self.queries = (
+        self.observers = (
+            GrainTokens(layer, geometry, block, grains),
             Kfac(layer, geometry, block, groups=["ffn"]),
             MaskFisher(layer, geometry, block, groups=["attention"]),
         )
 
     def __enter__(self) -> "HybridGrains":
-        for observer in (self.grains, *self.queries):
+        for observer in self.observers:
             observer.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        for observer in (self.grains, *self.queries):
+        for observer in self.observers:
             observer.__exit__(*error)
 
     def end_sequence(self, predicted: int) -> None:
-        for observer in (self.grains, *self.queries):
+        for observer in self.observers:
             observer.end_sequence(predicted)
 
     def reduced(self) -> dict[str, torch.Tensor]:
-        found = self.grains.reduced()
-        for query in self.queries:
+        grains, *queries = self.observers
+        found = grains.reduced()
+        for query in queries:
             for group, error in query.reduced().items():
                 found[group] = torch.cat((found[group], error.sqrt()[None]))
         return found
@@ -119,19 +120,13 @@ def _reduced(evidence, kind: str, modules, grains: Grains) -> torch.Tensor:
     return REDUCTIONS[grains.reduce](torch.stack(of_modules))
 
 
-@dataclass(frozen=True)
-class Fused:
-    """Of every block and group [units]: scores, the coarse token's weight alpha, and the tokens."""
-
-    scores: Blocks
-    alpha: Blocks
-    parts: dict[str, Blocks]
-
-
-def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = {}) -> Fused:
-    """Fuse what was `reduced` of all blocks. shares[group]: the coarse share that was fitted, if any."""
+def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = {}) -> Combined:
+    """Fuse what was `reduced` of all blocks. The parts are the tokens, and the rate of the coarse one is
+    alpha. shares[group]: the coarse share that was fitted, if any.
+    """
     blocks = normalised(blocks)
-    fused = Fused([{} for _ in blocks], [{} for _ in blocks], parts_of(blocks))
+    scores: Blocks = [{} for _ in blocks]
+    alphas: Blocks = [{} for _ in blocks]
     for b, block in enumerate(blocks):
         for group, rows in block.items():
             values = rows[: len(PARTS)]
@@ -141,9 +136,13 @@ def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = 
                 share = shares[group] if group in shares else coarse_share(mode)
                 alpha = torch.tensor([[share], [1 - share]], dtype=values.dtype).expand_as(values)
             residual = rows[-1] if mode == "attention" else 0
-            fused.scores[b][group] = (alpha * values).sum(0) + residual
-            fused.alpha[b][group] = alpha[0]
-    return fused
+            scores[b][group] = (alpha * values).sum(0) + residual
+            alphas[b][group] = alpha[0]
+    parts = {
+        part: [{group: rows[i] for group, rows in block.items()} for block in blocks]
+        for i, part in enumerate(PARTS)
+    }
+    return Combined(scores, mode, parts, {"coarse": alphas})
 
 
 def normalised(blocks: Blocks) -> Blocks:
@@ -153,14 +152,6 @@ def normalised(blocks: Blocks) -> Blocks:
         for group in blocks[0]
     }
     return [{g: rows / means[g].clamp_min(TINY) for g, rows in block.items()} for block in blocks]
-
-
-def parts_of(blocks: Blocks) -> dict[str, Blocks]:
-    """The coarse and the fine token of every block and group, by name."""
-    return {
-        part: [{group: rows[i] for group, rows in block.items()} for block in blocks]
-        for i, part in enumerate(PARTS)
-    }
 
 
 def attend(keys: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

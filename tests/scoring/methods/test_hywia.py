@@ -209,7 +209,7 @@ def random_blocks(units=6, blocks=3, seed=0):
 def test_fusion_knows_neither_units_nor_the_scale_of_either_part(mode):
     blocks = random_blocks()
     fused = fuse(blocks, mode)
-    scores, alphas = fused.scores, fused.alpha
+    scores, alphas = fused.scores, fused.rates["coarse"]
     scaled = [{"ffn": b["ffn"] * torch.tensor([[7.0], [0.01], [3.0]])} for b in blocks]
     order = torch.randperm(6)
     permuted = [{"ffn": b["ffn"][:, order]} for b in blocks]
@@ -242,7 +242,7 @@ def test_attention_is_added_to_the_query():
     blocks = [{"ffn": torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [1.0, 1.0, 4.0]]).double()}]
     coarse, fine, query = (row / row.mean() for row in blocks[0]["ffn"])
     fused = fuse(blocks, "attention")
-    alpha = fused.alpha[0]["ffn"]
+    alpha = fused.rates["coarse"][0]["ffn"]
     expected = query + alpha * coarse + (1 - alpha) * fine
     torch.testing.assert_close(fused.scores[0]["ffn"], expected)
 
@@ -267,7 +267,7 @@ def test_the_query_is_of_second_order(llama):
                     observer.end_sequence(len(sequences[i]) - 1)
             for name, observer in observers.items():
                 found[name][index] = observer.reduced()
-        found["tokens"][index] = tokens(observers["hybrid"].grains.evidence(), geometry)
+        found["tokens"][index] = tokens(observers["hybrid"].observers[0].evidence(), geometry)
 
     backward(stream, [s[None] for s in sequences], visit)
     for block in range(checkpoint.blocks):
