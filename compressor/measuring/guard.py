@@ -19,7 +19,7 @@ from compressor.model.memory import trim_heap
 from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.repairing.streaming import Repair
-from compressor.scoring.probing import head_nll
+from compressor.scoring.probing import head_nll, predicted_tokens
 from compressor.text.tokens import TokenSet
 
 JUDGED = 8  # every so many calibration sequences are held back
@@ -57,16 +57,12 @@ def loss_after(
         layer = narrowed(stream.layers[index], stream.cast(weights), checkpoint.family, groups)
         states = passed(stream, layer, states, [call[index] for call in calls])
         trim_heap()
-    nll, predicted = 0.0, 0
+    nll = 0.0
     with stream.outer(head=True) as model:
         for i, batch in enumerate(batches):
-            real = batch.mask[:, 1:].to(stream.device)
-            rows = states.get(i, stream.device)[:, :-1][real]
-            targets = batch.ids[:, 1:].to(stream.device)[real]
-            nll += head_nll(stream, model, rows, targets).item()
-            predicted += len(targets)
+            nll += head_nll(stream, model, states.get(i, stream.device), batch).item()
     states.discard()
-    return nll / predicted
+    return nll / sum(map(predicted_tokens, batches))
 
 
 def judge(

@@ -25,7 +25,7 @@ from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
 from compressor.model.stream import BlockStream
 from compressor.planning.lattice import Lattice
-from compressor.scoring.probing import head_nll
+from compressor.scoring.probing import head_nll, predicted_tokens
 from compressor.solvers.ridge import GRID, Moments, ridge
 from compressor.text.tokens import Batch
 
@@ -123,23 +123,21 @@ class Probes:
 
         dense: what leaves the last block of the dense model. InputError where a loss is not finite.
         """
-        nll, predicted = torch.zeros(self.count + 1, dtype=torch.float64), 0
+        nll = torch.zeros(self.count + 1, dtype=torch.float64)
         device = self.stream.device
         with self.stream.outer(head=True) as model:
             for i in self.probing:
-                real = self.batches[i].mask[:, 1:].to(device)
-                targets = self.batches[i].ids[:, 1:].to(device)[real]
-                predicted += len(targets)
                 for cut in range(self.count):
-                    rows = self.states.get(self.key(cut, i), device)[:, :-1][real]
-                    nll[cut] += head_nll(self.stream, model, rows, targets).cpu()
-                rows = dense.get(i, device)[:, :-1][real]
-                nll[-1] += head_nll(self.stream, model, rows, targets).cpu()
+                    hidden = self.states.get(self.key(cut, i), device)
+                    nll[cut] += head_nll(self.stream, model, hidden, self.batches[i]).cpu()
+                hidden = dense.get(i, device)
+                nll[-1] += head_nll(self.stream, model, hidden, self.batches[i]).cpu()
         self.states.discard()
         if not nll.isfinite().all():
             raise InputError("The loss of a cut model is not finite; try --dtype float32.")
         if not self.cuts:
             return []
+        predicted = sum(predicted_tokens(self.batches[i]) for i in self.probing)
         changes = (nll[:-1] - nll[-1]) / max(1, predicted)
         return list(changes.split(len(self.cuts)))
 

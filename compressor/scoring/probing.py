@@ -48,7 +48,7 @@ def loss_changes(
     """
     for probe in probes:
         check(probe, stream.checkpoint)
-    predicted = sum(int(batch.mask[:, 1:].sum()) for batch in batches)
+    predicted = sum(map(predicted_tokens, batches))
     if not predicted:
         raise InputError(
             "The probing text predicts no token; give sequences of two tokens or more."
@@ -85,11 +85,9 @@ def loss_changes(
     nll = torch.zeros(1 + len(probes), dtype=torch.float64)
     with stream.outer(head=True) as model:
         for i, batch in enumerate(batches):
-            real = batch.mask[:, 1:].to(stream.device)
-            targets = batch.ids[:, 1:].to(stream.device)[real]
             for v in range(len(nll)):
-                rows = states.get(v * len(batches) + i, stream.device)[:, :-1][real]
-                nll[v] += head_nll(stream, model, rows, targets).cpu()
+                hidden = states.get(v * len(batches) + i, stream.device)
+                nll[v] += head_nll(stream, model, hidden, batch).cpu()
     states.discard()
     for v in (~nll.isfinite()).nonzero().flatten().tolist():
         where = f"with the probe {probes[v - 1]}" if v else "of the dense model"
@@ -136,13 +134,20 @@ def divided(probes: Sequence[Probe], blocks: int) -> list[list[Probe]]:
     return parts
 
 
+def predicted_tokens(batch: Batch) -> int:
+    return int(batch.mask[:, 1:].sum())
+
+
 def head_nll(
-    stream: BlockStream, model: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor
+    stream: BlockStream, model: torch.nn.Module, hidden: torch.Tensor, batch: Batch
 ) -> torch.Tensor:
-    """Summed cross-entropy, float64 [], of rows [tokens, hidden] that leave the last block.
+    """Summed cross-entropy, float64 [], of a batch whose states [sequences, tokens, hidden] leave the
+    last block.
 
     Logits are computed of `LOGITS_TOKENS` rows at a time.
     """
+    real = batch.mask[:, 1:].to(stream.device)
+    rows, targets = hidden[:, :-1][real], batch.ids[:, 1:].to(stream.device)[real]
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     for part, wanted in zip(rows.split(LOGITS_TOKENS), targets.split(LOGITS_TOKENS), strict=True):
         logits = stream.head(model, part)
