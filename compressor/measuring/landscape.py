@@ -18,7 +18,7 @@ import torch
 from compressor.config.repair import KINDS
 from compressor.cutting.cut import channels_of
 from compressor.errors import InputError
-from compressor.measuring.probes import Probes
+from compressor.measuring.probes import Probes, refitted
 from compressor.model.activations import Activations, states_of
 from compressor.model.families import Family
 from compressor.model.layers import captured
@@ -30,17 +30,11 @@ from compressor.model.units import BlockGeometry
 from compressor.planning.landscape import Landscape
 from compressor.planning.lattice import Lattice
 from compressor.solvers.prefixes import plain_errors, refit_errors
-from compressor.solvers.ridge import GRID, Moments, ridge
+from compressor.solvers.ridge import GRID, Moments
 from compressor.solvers.weighing import rates, wide
 from compressor.text.tokens import Batch, TokenSet
 
 HELD_BACK = 8  # every so many sequences judge the refits
-
-
-def refits(repair: str) -> bool:
-    """Whether a repair moves the weights of the output projections."""
-    kind = KINDS[repair]
-    return kind is not None and kind.weights
 
 
 def measure_landscape(
@@ -61,7 +55,8 @@ def measure_landscape(
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
     """
-    geometry, refit = BlockGeometry.of(stream.checkpoint), refits(repair)
+    geometry, kind = BlockGeometry.of(stream.checkpoint), KINDS[repair]
+    refit = kind is not None and kind.weights  # of the output projections
     fitted, held = (part.sequences for part in tokens.split(HELD_BACK))
     if not refit and not probing:
         fitted, held = [*fitted, *held], []
@@ -227,12 +222,8 @@ class BlockCuts:
             kept = channels_of(
                 sorted(order[:count].tolist()), self.geometry.channels("attention")
             ).to(self.device)
-            cut = torch.zeros_like(weight)
-            cut[:, kept] = weight[:, kept]
-            if self.refit and len(kept) < weight.shape[1]:
-                fit, held = ((s.gram[kept][:, kept], s.cross[:, kept]) for s in sums)
-                cut[:, kept], _, _ = ridge(*fit, cut[:, kept], *held, sums[1].energy, GRID)
-            changes.append(cut - weight)
+            refit = self.refit and len(kept) < weight.shape[1]
+            changes.append(refitted(weight, kept, sums, refit) - weight)
         return changes
 
     def ffn_sums(self, change: torch.Tensor) -> list[Moments]:
