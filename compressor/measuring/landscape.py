@@ -30,8 +30,7 @@ from compressor.model.units import BlockGeometry
 from compressor.planning.landscape import Landscape
 from compressor.planning.lattice import Lattice
 from compressor.solvers.prefixes import plain_errors, refit_errors
-from compressor.solvers.ridge import GRID, Moments
-from compressor.solvers.weighing import rates, wide
+from compressor.solvers.ridge import GRID, Moments, rates, wide
 from compressor.text.tokens import Batch, TokenSet
 
 HELD_BACK = 8  # every so many sequences judge the refits

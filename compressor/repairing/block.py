@@ -16,9 +16,7 @@ from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.repairing.refine import Example, predictions, refine, relative_distance
-from compressor.solvers.regression import Pairs, regress
-from compressor.solvers.ridge import GRID
-from compressor.solvers.weighing import rates
+from compressor.solvers.ridge import GRID, Pairs, rates, regress
 from compressor.text.tokens import Batch
 
 BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly

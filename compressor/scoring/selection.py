@@ -22,8 +22,7 @@ from compressor.scoring.methods import METHODS
 from compressor.scoring.probing import loss_changes_in_parts
 from compressor.scoring.scores import Scores
 from compressor.solvers.elimination import eliminate
-from compressor.solvers.ridge import Moments
-from compressor.solvers.weighing import rates
+from compressor.solvers.ridge import Moments, rates
 from compressor.text.tokens import TokenSet
 
 PROBE_SEQUENCES = 8

@@ -17,6 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.errors import InputError
+
+Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambdas, relative to the mean diagonal
 PANEL = 1024  # rows of a Gram matrix that are summed at once, up to the diagonal
 ROWS = 512  # outputs whose residuals and errors are computed at once
@@ -97,6 +101,38 @@ def products_of(dtype: torch.dtype):
     finally:
         for unit, precision in former.items():
             unit.fp32_precision = precision
+
+
+def regress(
+    pairs: Pairs,
+    fitted: int,
+    present: torch.Tensor,
+    dtype: torch.dtype,
+    grid: Sequence[float],
+    what: str,
+) -> tuple[torch.Tensor | None, dict | None]:
+    """New parameters [outputs, channels], float32, and what is recorded of them.
+
+    pairs: of every batch the inputs [tokens, channels] and targets [tokens, outputs], those from
+    number `fitted` on being held back; dtype: what they are rounded to; what: names them in the
+    `InputError` for such as are not finite. The parameters are None where the present ones are no
+    worse; the record, `lambda` and the held-back error before and after, where they are not wrong.
+    """
+    outputs, channels = present.shape
+    fit, held = (Moments.empty(channels, outputs, present.device, dtype) for _ in range(2))
+    for i, pair in enumerate(pairs):
+        (fit if i < fitted else held).add(*pair)
+    if not (fit.finite and held.finite):
+        raise InputError(f"The activations of {what} are not finite; try --dtype float32.")
+    new, taken, errors = ridge(
+        fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
+    )
+    if len(errors) == 1:
+        return None, None
+    energy = held.energy.item()
+    after = errors[0 if taken is None else 1 + grid.index(taken)]
+    record = {"lambda": taken, "before": errors[0] / energy, "after": after / energy}
+    return (None if taken is None else new), record
 
 
 def ridge(
@@ -185,3 +221,13 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> float:
     """Sum of the products, added in float64."""
     pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
     return sum((one * other).sum(dtype=torch.float64).item() for one, other in pairs)
+
+
+def rates(stream: torch.Tensor) -> torch.Tensor:
+    """1 / root mean square of every token [tokens, 1], in float32 or better."""
+    return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
