@@ -19,7 +19,7 @@ from compressor.job.result import make_record, open_repair, write_cut
 from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.plan import Plan
-from compressor.repairing.checks import check_repair, check_text
+from compressor.repairing.streaming import check_repair, check_text
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.record import write_record

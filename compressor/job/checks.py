@@ -21,7 +21,7 @@ from compressor.planning.costs import Costs
 from compressor.planning.uniform import check_equal, solve
 from compressor.quantization.stream import check_columns
 from compressor.recovery.precision import check_memory
-from compressor.repairing.checks import check_repair
+from compressor.repairing.streaming import check_repair
 from compressor.scoring.methods import METHODS
 from compressor.sparse.budget import budget
 from compressor.writing.cuts import check_built, no_uniform

@@ -16,7 +16,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
-from compressor.repairing.checks import check_text
+from compressor.repairing.streaming import check_text
 from compressor.text.tokens import TokenSet
 
 

@@ -11,7 +11,7 @@ from compressor.job.progress import Lines
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.model.checkpoint import Checkpoint
-from compressor.repairing.checks import check_repair
+from compressor.repairing.streaming import check_repair
 
 
 def score_file(config: JobConfig, lines: Lines) -> list[str]:

@@ -24,22 +24,47 @@ from pathlib import Path
 
 import torch
 
-from compressor.config.repair import KINDS
+from compressor.config.repair import KINDS, check_kind
 from compressor.cutting.cut import cut_block
+from compressor.errors import InputError
 from compressor.model.digest import digest
 from compressor.model.layers import narrowed, passed
 from compressor.model.memory import drop_pages, trim_heap
 from compressor.model.modules import loaded
 from compressor.model.saved_blocks import finished_block, keep_block, told_of_block
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.plan import Plan
 from compressor.repairing.block import BlockRepair, Task
-from compressor.repairing.checks import check_repair, check_text
 from compressor.repairing.refine import EPOCHS, STEP_TOKENS
 from compressor.text.tokens import TokenSet
 
 HELD_BACK = 16
+
+
+def check_text(repair: str, tokens: TokenSet) -> None:
+    """Refuse a calibration text of which nothing can be held back."""
+    if repair != "none" and len(tokens.sequences) < 2:
+        raise InputError(
+            f"--repair {repair} holds back a part of the calibration text and needs at least 2 "
+            f"sequences, not {len(tokens.sequences)}; raise --samples, or use --repair none."
+        )
+
+
+def check_repair(repair: str, epochs: int | None, checkpoint: Source) -> None:
+    """Refuse a kind that there is not, and biases to move where there are none."""
+    check_kind(repair, epochs)
+    if repair != "bias":
+        return
+    present = checkpoint.block_tensors(0)
+    for group in checkpoint.family.groups():
+        bias = checkpoint.family.output(group).replace(".weight", ".bias")
+        if bias not in present:
+            raise InputError(
+                f"--repair bias folds what is lost into {bias}, which {checkpoint.label} does not "
+                "have; use --repair ridge."
+            )
 
 
 class Repair:
@@ -152,31 +177,26 @@ class Repair:
     @torch.no_grad()
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         """Of every block in order, the tensors to write in place of the cut ones, as they are stored."""
-        dense, calls = self.stream.record([b.ids for b in self.task.batches])
+        stream, checkpoint = self.stream, self.checkpoint
+        dense, calls = stream.record([b.ids for b in self.task.batches])
         cut = dense
-        for index, weights in self.stream.weights():
+        for index, weights in stream.weights():
             kept = self.plan.blocks[index]
-            source = self.checkpoint.read_block(index)
-            small = cut_block(source, self.checkpoint, kept)
+            source = checkpoint.read_block(index)
+            small = cut_block(source, checkpoint, kept)
             for tensor in source.values():  # what is not cut holds the whole file's mapping
                 drop_pages(tensor)
             del source
             narrow = narrowed(
-                self.stream.layers[index],
-                self.stream.cast(small),
-                self.checkpoint.family,
-                kept["attention"],
+                stream.layers[index], stream.cast(small), checkpoint.family, kept["attention"]
             )
-            with loaded(self.stream.layers[index], weights) as layer:
+            with loaded(stream.layers[index], weights) as layer:
                 del weights
-                block = BlockRepair(
-                    self.task, index, layer, narrow, small, [c[index] for c in calls]
-                )
-                whole = all(
-                    len(kept[g]) == n for g, n in self.checkpoint.block_units[index].items()
-                )
+                called = [call[index] for call in calls]
+                block = BlockRepair(self.task, index, layer, narrow, small, called)
+                whole = all(len(kept[g]) == n for g, n in checkpoint.block_units[index].items())
                 if dense is cut and whole:
-                    dense = cut = passed(self.stream, layer, dense, block.calls)
+                    dense = cut = passed(stream, layer, dense, block.calls)
                 elif (changed := finished_block(self.saved, index)) is not None:
                     steps = told_of_block(self.saved, index)
                     dense, cut = block.resume(changed, steps, dense, cut)

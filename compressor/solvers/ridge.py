@@ -224,7 +224,9 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def rates(stream: torch.Tensor) -> torch.Tensor:
-    """1 / root mean square of every token [tokens, 1], in float32 or better."""
+    """What a token counts in sums: 1 / root mean square [tokens, 1], in float32 or better; so much of it
+    the norm that reads the stream lets through.
+    """
     return wide(stream).square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
