@@ -4,6 +4,15 @@
 
 targets: the output that BESA's error is taken against, of each sequence; empty if that is the output
 of the dense block on its own inputs, which the method then adds.
+
+What BESA is compared with, each as its authors publish it, needs the sparsity alone of a recipe; all on
+the inputs that the pruned blocks before produce:
+
+    magnitude   the smallest |W| of each matrix: per layer, as Wanda's program has it
+    wanda       the smallest |W_rc| ||x_c||_2 of each row, floor(sparsity * columns) of them, so that the
+                sparsity reached is a little below the one asked (arXiv 2306.11695)
+    sparsegpt   the cheapest share of every 128 columns, and the others corrected (arXiv 2301.00774); all
+                matrices of a block from one pass of its dense form
 """
 
 from collections.abc import Callable
@@ -17,8 +26,7 @@ from compressor.kernels.rank import rank
 from compressor.model.activations import Activations
 from compressor.model.block import Block, gram, observe, squares
 from compressor.quantization.clipping import Clipping
-from compressor.solvers.obs import cheapest_of_rows, correct, inverse_factor
-from compressor.sparse import baselines
+from compressor.solvers.obs import cheapest_of_piece, cheapest_of_rows, correct, inverse_factor
 from compressor.sparse.besa import learn
 from compressor.sparse.budget import budget
 from compressor.writing.packing import SCALE
@@ -75,9 +83,40 @@ def corrected(block: Block, cuts: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return done
 
 
+def magnitude(block: Block, sparsity: float) -> dict[str, torch.Tensor]:
+    pruned = {}
+    for name, weight in block.weights.items():
+        order = weight.abs().flatten().sort(stable=True).indices
+        flat = weight.flatten().clone()
+        flat[order[: budget(weight.numel(), sparsity)]] = 0
+        pruned[name] = flat.view_as(weight)
+    return pruned
+
+
+def wanda(block: Block, sparsity: float) -> dict[str, torch.Tensor]:
+    norms = observe(block, squares)
+    pruned = {}
+    for name, weight in block.weights.items():
+        ranks = rank(weight, norms[name].sqrt())
+        cut = torch.tensor([budget(weight.shape[1], sparsity)], dtype=torch.int32)
+        pruned[name] = besa_mask(weight, ranks, None, cut.to(weight.device))
+    return pruned
+
+
+def sparsegpt(block: Block, sparsity: float) -> dict[str, torch.Tensor]:
+    grams = observe(block, gram)
+    pruned = {}
+    for together in block.readers:
+        factor = inverse_factor(grams[together[0]], f"{together[0]} in block {block.index}")
+        for name in together:
+            choice = cheapest_of_piece(sparsity)
+            pruned[name] = correct(block.weights[name], factor, choice)
+    return pruned
+
+
 METHODS: dict[str, Callable[[Block, Recipe, Activations], dict[str, torch.Tensor]]] = {
     "besa": besa,
-    "sparsegpt": lambda block, recipe, _: baselines.sparsegpt(block, recipe.sparsity),
-    "wanda": lambda block, recipe, _: baselines.wanda(block, recipe.sparsity),
-    "magnitude": lambda block, recipe, _: baselines.magnitude(block, recipe.sparsity),
+    "sparsegpt": lambda block, recipe, _: sparsegpt(block, recipe.sparsity),
+    "wanda": lambda block, recipe, _: wanda(block, recipe.sparsity),
+    "magnitude": lambda block, recipe, _: magnitude(block, recipe.sparsity),
 }

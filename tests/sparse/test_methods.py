@@ -6,8 +6,7 @@ import torch
 from compressor.errors import InputError
 from compressor.model.block import gram, observe
 from compressor.solvers.obs import cheapest_of_piece, cheapest_of_rows, correct, inverse_factor
-from compressor.sparse.baselines import magnitude, sparsegpt, wanda
-from compressor.sparse.methods import corrected
+from compressor.sparse.methods import corrected, magnitude, sparsegpt, wanda
 
 
 def inputs_of(block) -> dict[str, torch.Tensor]:
