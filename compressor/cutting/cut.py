@@ -21,24 +21,16 @@ def cut_block(
 ) -> dict[str, torch.Tensor]:
     """The tensors of one block with the kept units only; those in `changed` replace the cut ones."""
     sizes = checkpoint.channel_sizes
-    owned = [
-        (part, group)
-        for group, slices in checkpoint.family.groups().items()
-        for part in slices
-        if part.tensor in weights
-    ]
-    sources = [weights[part.tensor] for part, _ in owned]
-    channels = [
-        part.channels(kept[group], source.shape[part.axis] // part.size(sizes), sizes).to(
-            source.device
-        )
-        for source, (part, group) in zip(sources, owned, strict=True)
-    ]
-    rows, columns = (
-        [c if part.axis == axis else None for c, (part, _) in zip(channels, owned, strict=True)]
-        for axis in (0, 1)
-    )
-    result = dict(weights)
-    for tensor, (part, _) in zip(compact_many(sources, rows, columns), owned, strict=True):
-        result[part.tensor] = tensor
-    return result | (changed or {})
+    names, rows, columns = [], [], []
+    for group, slices in checkpoint.family.groups().items():
+        for part in slices:
+            if part.tensor not in weights:
+                continue
+            source = weights[part.tensor]
+            units = source.shape[part.axis] // part.size(sizes)
+            channels = part.channels(kept[group], units, sizes).to(source.device)
+            names.append(part.tensor)
+            rows.append(channels if part.axis == 0 else None)
+            columns.append(channels if part.axis == 1 else None)
+    small = compact_many([weights[name] for name in names], rows, columns)
+    return weights | dict(zip(names, small, strict=True)) | (changed or {})
