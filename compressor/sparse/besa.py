@@ -61,17 +61,18 @@ class Groups:
         """The parts of a tensor [groups, ...], by the matrix's name."""
         return dict(zip(self.shapes, values.split(self.counts), strict=True))
 
+    def by_row(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of values [groups] that of each row's group, [rows] by the matrix's name."""
+        parts = self.by_matrix(values).items()
+        return {n: own.repeat_interleave(self.shapes[n][0] // len(own)) for n, own in parts}
+
     def cuts(self, alpha: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """int32 [rows] of every matrix, adding up to `zeros`, from alpha float64 [groups]."""
-        wanted, columns, counts = [], [], []
-        for (rows, width), part in zip(
-            self.shapes.values(), self.by_matrix(alpha).values(), strict=True
-        ):
-            wanted.append((part * width).repeat_interleave(rows // len(part)))
-            columns.append(torch.full((rows,), width, device=alpha.device))
-            counts.append(rows)
-        cuts = exact_cuts(torch.cat(wanted), torch.cat(columns), zeros)
-        return dict(zip(self.shapes, cuts.split(counts), strict=True))
+        shares = torch.cat([*self.by_row(alpha).values()])
+        columns = torch.cat([*self.by_row(self.columns.long()).values()])
+        cuts = exact_cuts(shares * columns, columns, zeros)
+        rows = [rows for rows, _ in self.shapes.values()]
+        return dict(zip(self.shapes, cuts.split(rows), strict=True))
 
 
 def distribution(theta: torch.Tensor, parity: bool) -> torch.Tensor:
@@ -183,11 +184,7 @@ def learn(
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()
     if options.parity:
-        cut = besa_cut(distribution(theta, True), groups.columns)
-        return {
-            name: own.repeat_interleave(groups.shapes[name][0] // len(own))
-            for name, own in groups.by_matrix(cut).items()
-        }
+        return groups.by_row(besa_cut(distribution(theta, True), groups.columns))
     beta = tilted(theta, groups.sizes, zeros).softmax(1)
     return groups.cuts(beta @ candidates(CANDIDATES, beta), zeros)
 
