@@ -143,10 +143,10 @@ def refine(
     own in every epoch; a trial sees the first of the first.
     """
     course = Course(module, weights, example, held, measure)
-    orders = [
-        [fitted[i] for i in torch.randperm(len(fitted), generator=seeded(epoch)).tolist()]
-        for epoch in range(epochs)
-    ]
+    orders = []
+    for epoch in range(epochs):
+        places = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))
+        orders.append([fitted[i] for i in places.tolist()])
     before = course.held_back()
     tried = orders[0][: max(TRIAL_STEPS, round(TRIAL * len(fitted)))]
     trials: dict[float, float] = {}
@@ -239,10 +239,6 @@ class Course:
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def stepping(parameter: torch.Tensor) -> torch.optim.AdamW:

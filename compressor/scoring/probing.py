@@ -6,7 +6,7 @@ model, and in the end the head gives the loss of both. So the weights are read o
 of probes, and what a probe costs is the hidden states of the probing text: `state_bytes`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -67,15 +67,15 @@ def loss_changes(
                 args, call = calls[i][index]
 
                 def run(hidden, layer=layer, args=args, call=call) -> torch.Tensor:
-                    output = layer(hidden, *args, **call)
-                    return states_of(output)
+                    return states_of(layer(hidden, *args, **call))
 
                 dense = states.get(i, stream.device)
                 for v in born:
                     with only_units(layer, geometry, kept_units(probes[v - 1], geometry)):
                         states.put(v * len(batches) + i, run(dense))
-                for stack in pieces(alive, max(1, STACKED_TOKENS // batch.ids.numel())):
-                    keys = [v * len(batches) + i for v in stack]
+                size = max(1, STACKED_TOKENS // batch.ids.numel())
+                for begin in range(0, len(alive), size):
+                    keys = [v * len(batches) + i for v in alive[begin : begin + size]]
                     hidden = torch.cat([states.get(key, stream.device) for key in keys])
                     for key, state in zip(keys, run(hidden).chunk(len(keys)), strict=True):
                         states.put(key, state)
@@ -217,7 +217,3 @@ def check(probe: Probe, checkpoint: Source) -> None:
                     f"There is no unit {unit} in the {group} group of a block: it has "
                     f"{present[group]}."
                 )
-
-
-def pieces(items: list[int], size: int) -> Iterator[list[int]]:
-    return (items[begin : begin + size] for begin in range(0, len(items), size))

@@ -144,20 +144,17 @@ def observe_backward(
 
     def visit(index: int, layer, steps) -> None:
         if found[index] is None:
-            observe(index, layer, steps)
+            geometry = BlockGeometry.of(checkpoint, index)
+            check_block(checkpoint, index, dict(layer.state_dict()))
+            with method.observe(layer, geometry, index, method.grains) as observer:
+                for i in steps():
+                    observer.end_sequence(len(tokens.sequences[i]) - 1)
+                found[index] = on_cpu(observer.reduced())
+            keep_block(saved, index, found[index])
         else:
             for _ in steps():
                 pass
         passing.progress(checkpoint.blocks - index, checkpoint.blocks)
-
-    def observe(index: int, layer, steps) -> None:
-        geometry = BlockGeometry.of(checkpoint, index)
-        check_block(checkpoint, index, dict(layer.state_dict()))
-        with method.observe(layer, geometry, index, method.grains) as observer:
-            for i in steps():
-                observer.end_sequence(len(tokens.sequences[i]) - 1)
-            found[index] = on_cpu(observer.reduced())
-        keep_block(saved, index, found[index])
 
     if None in found:
         pauses = Pauses(saved)

@@ -102,11 +102,9 @@ def tokens(
     found = {}
     for group, slices in geometry.family.groups().items():
         modules = dict.fromkeys(name for s in slices for name in names_of(s))
-        output = [geometry.output_module(group)]
+        of_coarse = [geometry.output_module(group)] if grains.coarse == "gate" else modules
         sequences = evidence[grains.gradient]
-        c = _reduced(
-            sequences, COARSE[grains.coarse], output if grains.coarse == "gate" else modules, grains
-        )
+        c = _reduced(sequences, COARSE[grains.coarse], of_coarse, grains)
         source = evidence["mix"] if grains.fine == "mix" else sequences
         f = _reduced(source, FINE[grains.fine], modules, grains)
         energies = c.square(), f if grains.fine == "second" else f.square()

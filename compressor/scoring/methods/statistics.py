@@ -42,9 +42,9 @@ class BlockStatistics:
         passed: dict[str, Passed] = {}
         if "gated" in self.wanted:
             given[family.ffn_norm] = self._before_norm
+            if family.gate not in (None, family.up):
+                passed[family.gate] = self._gate
             passed[family.up] = self._plain if family.gate is None else self._gated
-        if "gated" in self.wanted and family.gate not in (None, family.up):
-            passed = {family.gate: self._gate} | passed
         self.open = observed(self.layer, given, passed)
         self.open.__enter__()
         return self
