@@ -36,7 +36,7 @@ from compressor.kernels.gate import gated
 from compressor.kernels.gated_swiglu import gated_swiglu
 from compressor.model.families import Family
 from compressor.model.groups import GROUPS
-from compressor.planning.learned import BISECTIONS
+from compressor.planning.measured import BISECTIONS
 from compressor.scoring.methods.activations import known, value
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # shares of a block's cost that go

@@ -4,7 +4,7 @@
     global    all units of the model ranked together; every block its own widths
     exact     the widths whose measured errors add up to least (`solvers/exact.py`, `landscape.py`)
     measured  the same of errors in nats: what they are worth to the model's loss (`landscape.py`)
-    besa      exact, of widths next to those that blocks learned (`learned.py`)
+    besa      exact, of widths next to those that blocks learned (`measured.py`)
 
 Which units stay is the same in all: the best-scored of each group of each block.
 """

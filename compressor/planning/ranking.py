@@ -9,7 +9,7 @@ import torch
 
 from compressor.config.target import Target
 from compressor.model.source import Source
-from compressor.planning.costs import Costs, aim_of
+from compressor.planning.costs import aim_of
 from compressor.planning.lattice import Lattice, up_to
 from compressor.planning.uniform import smallest
 from compressor.scoring.scores import Scores
@@ -109,8 +109,7 @@ def solve_globally(
 
     It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
     """
-    costs = Costs.of(checkpoint, target.budget)
-    least = smallest(target, checkpoint, lattice, protect)
+    costs, least = smallest(target, checkpoint, lattice, protect)
     steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
     free = [step for step in steps if step.block not in protect]
     room = aim_of(target, costs)[0] - costs.size(least, target.measure)

@@ -15,13 +15,13 @@ from compressor.solvers.exact import Widths
 
 def smallest(
     target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
-) -> list[Widths]:
-    """The least widths of every block; `InputError` where even they are above the target."""
+) -> tuple[Costs, list[Widths]]:
+    """Costs, and the least widths of every block; `InputError` where even they are above the target."""
     costs = Costs.of(checkpoint, target.budget)
     widths = least_widths(costs, lattice, protect)
     if not meets(target, costs, costs.size(widths, target.measure)):
         raise InputError(refusal(target, checkpoint, costs, lattice, protect))
-    return widths
+    return costs, widths
 
 
 def free_blocks(costs: Costs, protect: Sequence[int]) -> list[Widths]:
@@ -91,8 +91,7 @@ def feasible_splits(
     target: Target, checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()
 ) -> tuple[Costs, list[Widths]]:
     """`nearest_splits`, and costs; `InputError` where there are none."""
-    smallest(target, checkpoint, lattice, protect)
-    costs = Costs.of(checkpoint, target.budget)
+    costs, _ = smallest(target, checkpoint, lattice, protect)
     found = nearest_splits(target, costs, lattice, protect)
     if not found:
         free = free_blocks(costs, protect)

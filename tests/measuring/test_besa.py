@@ -29,7 +29,7 @@ from compressor.planning.allocation import allocate
 from compressor.planning.costs import Costs
 from compressor.planning.landscape import Landscape
 from compressor.planning.lattice import Wanted, lattice
-from compressor.planning.learned import learned_groups, near_path, neighbours
+from compressor.planning.measured import learned_groups, near_path, neighbours
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
