@@ -1,7 +1,6 @@
 """`Scores`: one float32 number per unit, per block, per group."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +42,15 @@ class Scores:
     source: Source | None = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | Path) -> None:
-        tensors = dict(self._named())
+        kinds = {"": self.blocks}
+        kinds |= {f".{name}": blocks for name, blocks in self.parts.items()}
+        kinds |= {f".{name}.rate": blocks for name, blocks in self.rates.items()}
+        tensors = {
+            f"{b}.{group}{suffix}": tensor
+            for suffix, blocks in kinds.items()
+            for b, block in enumerate(blocks)
+            for group, tensor in block.items()
+        }
         told = {"about": self.about, "parts": [*self.parts], "rates": [*self.rates]}
         if self.measured is not None:
             for name, blocks in self.measured.tensors.items():
@@ -51,16 +58,6 @@ class Scores:
             told["measured"] = {"about": self.measured.about, "names": [*self.measured.tensors]}
         # One entry alone: safetensors writes several in any order, so the bytes would differ.
         save_file(tensors, path, metadata={"scores": json.dumps(told)})
-
-    def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor of a unit's numbers, by its name in a file."""
-        kinds = [("", self.blocks)]
-        kinds += [(f".{name}", blocks) for name, blocks in self.parts.items()]
-        kinds += [(f".{name}.rate", blocks) for name, blocks in self.rates.items()]
-        for suffix, blocks in kinds:
-            for b, block in enumerate(blocks):
-                for group, tensor in block.items():
-                    yield f"{b}.{group}{suffix}", tensor
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
