@@ -43,23 +43,22 @@ def score(
     chosen = METHODS[method] if isinstance(method, str) else method
     mode = chosen.check_mode(mode)
     check_outer(checkpoint)
+
+    def rate(index: int, weights: Block, statistics: dict) -> Block:
+        geometry = BlockGeometry.of(checkpoint, index)
+        own = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
+        return finished(own, chosen.name, index)
+
+    wanted = chosen.wants(mode)
     if chosen.observe is not None:
         blocks = observe_backward(checkpoint, chosen, tokens, stream, passing)
-        found = Combined(blocks, mode)
-        if chosen.combine is not None:
-            found = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
+    elif wanted:
+        blocks = rate_forward(checkpoint, wanted, tokens, stream, rate, kept_units, passing)
     else:
-
-        def rate(index: int, weights: Block, statistics: dict) -> Block:
-            geometry = BlockGeometry.of(checkpoint, index)
-            own = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
-            return finished(own, chosen.name, index)
-
-        if wanted := chosen.wants(mode):
-            blocks = rate_forward(checkpoint, wanted, tokens, stream, rate, kept_units, passing)
-        else:
-            blocks = rate_weights(checkpoint, rate, passing)
-        found = Combined(blocks, mode)
+        blocks = rate_weights(checkpoint, rate, passing)
+    found = Combined(blocks, mode)
+    if chosen.observe is not None and chosen.combine is not None:
+        found = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
     return Scores(
         [finished(block, chosen.name, index) for index, block in enumerate(found.scores)],
         {
@@ -70,7 +69,7 @@ def score(
             "source": checkpoint.label,
             "fingerprint": checkpoint.fingerprint,
             "statistics": "pruned" if kept_units else "dense",
-            "calibration": tokens.protocol if tokens and chosen.wants(mode) else None,
+            "calibration": tokens.protocol if tokens and wanted else None,
             "notes": found.notes,
         },
         wholly_float32(found.parts),
