@@ -54,13 +54,12 @@ class Kfac(OutputGradients):
         self.metrics.setdefault(group, Metric()).add(dy)
 
     def reduced(self) -> dict[str, torch.Tensor]:
-        return {
-            group: output_error(
-                self.module(group).weight.detach(), gram / self.tokens, self.metrics[group]
-            ).cpu()
-            / self.tokens
-            for group, gram in self.inputs.items()
-        }
+        found = {}
+        for group, gram in self.inputs.items():
+            weight = self.layer.get_parameter(self.geometry.family.output(group)).detach()
+            error = output_error(weight, gram / self.tokens, self.metrics[group])
+            found[group] = error.cpu() / self.tokens
+        return found
 
 
 class Metric:

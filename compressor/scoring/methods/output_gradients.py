@@ -52,9 +52,6 @@ class OutputGradients(ABC):
         self.open.__exit__(*error)
         self.seen.clear()
 
-    def module(self, group: str) -> nn.Module:
-        return self.layer.get_submodule(self.geometry.output_module(group))
-
     def end_sequence(self, predicted_tokens: int) -> None:
         """Take in what the last backward showed; `InputError` if it is not finite."""
         for group, seen in self.seen.items():
