@@ -25,8 +25,8 @@ DEAD = 1e-9  # of the mean diagonal, for a channel that is always zero
 Choice = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
-def inverse_factor(gram: torch.Tensor, name: str, damping: float = DAMPING) -> torch.Tensor:
-    """U float32 [in, in] of H^-1 = U^T U for H = gram + damping * mean(diag(gram)).
+def inverse_factor(gram: torch.Tensor, name: str) -> torch.Tensor:
+    """U float32 [in, in] of H^-1 = U^T U for H = gram + `DAMPING` * mean(diag(gram)).
 
     An input channel that is always zero has next to nothing on the diagonal, so that its weights cost
     next to nothing (the authors' program zeroes all of them besides the share that goes). InputError,
@@ -35,7 +35,7 @@ def inverse_factor(gram: torch.Tensor, name: str, damping: float = DAMPING) -> t
     hessian = gram.float().clone()
     diagonal = hessian.diagonal()
     dead, mean = diagonal == 0, diagonal.mean()
-    diagonal.add_(damping * mean).masked_fill_(dead, DEAD * mean)
+    diagonal.add_(DAMPING * mean).masked_fill_(dead, DEAD * mean)
     upper, failed = None, not hessian.isfinite().all()
     if not failed:
         lower, failed = torch.linalg.cholesky_ex(hessian)
