@@ -50,11 +50,9 @@ def loss_after(
     if repair != "none":
         changes = Repair(stream, plan, fitted, repair).blocks()
     for index, changed in enumerate(changes):
-        weights = cut_block(
-            checkpoint.read_block(index), checkpoint, plan.blocks[index], changed=changed
-        )
-        groups = plan.blocks[index]["attention"]
-        layer = narrowed(stream.layers[index], stream.cast(weights), checkpoint.family, groups)
+        kept = plan.blocks[index]
+        weights = stream.cast(cut_block(checkpoint.read_block(index), checkpoint, kept, changed))
+        layer = narrowed(stream.layers[index], weights, checkpoint.family, kept["attention"])
         states = passed(stream, layer, states, [call[index] for call in calls])
         trim_heap()
     nll = 0.0
@@ -82,10 +80,8 @@ def judge(
     losses = dict(known or {})
     for i, (name, plan) in enumerate(plans.items()):
         if name not in losses:
-            twin = next((n for n in losses if n in plans and plans[n].blocks == plan.blocks), None)
-            losses[name] = (
-                loss_after(stream, plan, judged, fitted, repair) if twin is None else losses[twin]
-            )
+            equal = [losses[n] for n in losses if n in plans and plans[n].blocks == plan.blocks]
+            losses[name] = equal[0] if equal else loss_after(stream, plan, judged, fitted, repair)
             done(losses)
         progress(i + 1, len(plans))
     return {name: losses[name] for name in plans}

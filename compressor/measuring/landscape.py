@@ -156,12 +156,12 @@ class BlockCuts:
                 self.cut |= probes.outputs(self, groups_kept, change, channels, [fit, held])
             down = self.output("ffn").weight
             if self.refit:
-                errors, judged = refit_errors(fit, held, down, channels, GRID), held
+                errors = refit_errors(fit, held, down, channels, GRID)
             else:
-                errors, judged = plain_errors(fit, down, channels), fit
+                errors = plain_errors(fit, down, channels)
             # What is wider than the block is the whole block.
             kept = widths.clamp(max=len(channels))
-            found.append(errors.cpu()[kept] / self.energy[judged is held])
+            found.append(errors.cpu()[kept] / self.energy[self.refit])
         return torch.stack(found).clamp_min(0)
 
     def discard(self) -> None:
@@ -203,8 +203,7 @@ class BlockCuts:
         return states.get(i, self.device)[self.batches[i].mask.to(self.device)]
 
     def moments(self, channels: int, outputs: int) -> list[Moments]:
-        kept = self.stream.dtype != torch.float16
-        dtype = self.stream.dtype if kept else torch.float32
+        dtype = torch.float32 if self.stream.dtype == torch.float16 else self.stream.dtype
         return [Moments.empty(channels, outputs, self.device, dtype) for _ in range(2)]
 
     def attention_changes(self, order: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
@@ -216,11 +215,9 @@ class BlockCuts:
                 after, inputs = wide(self.rows(self.after, i)), wide(self.rows(self.heads, i))
                 rate = rates(after)
                 sums[i >= self.first_held].add(inputs * rate, inputs @ weight.T * rate)
-        changes = []
+        changes, width = [], self.geometry.channels("attention")
         for count in counts:
-            kept = channels_of(
-                sorted(order[:count].tolist()), self.geometry.channels("attention")
-            ).to(self.device)
+            kept = channels_of(sorted(order[:count].tolist()), width).to(self.device)
             refit = self.refit and len(kept) < weight.shape[1]
             changes.append(refitted(weight, kept, sums, refit) - weight)
         return changes

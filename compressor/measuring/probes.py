@@ -73,15 +73,14 @@ class Probes:
 
         def iterate() -> Iterator[int]:
             seen: dict[str, tuple[tuple, dict]] = {}
-            handle = layer.register_forward_pre_hook(
-                lambda _, args, keywords: seen.update(call=(args[1:], keywords)), with_kwargs=True
-            )
-            try:
+
+            def note(_, args: tuple, keywords: dict) -> None:
+                seen["call"] = args[1:], keywords
+
+            with layer.register_forward_pre_hook(note, with_kwargs=True):
                 for i in forward():
                     self.calls[i] = seen["call"]
                     yield i
-            finally:
-                handle.remove()
 
         return iterate
 

@@ -126,9 +126,7 @@ def outcome(
     prices, blocks = costs.prices[target.measure]["ffn"], free_blocks(costs, protect)
     steps = [prices[wide] - prices[narrow] for narrow, wide in pairwise(lattice.ffn)]
     step = max(steps, default=prices[lattice.ffn[-1]]) * (1 if rule == "own" else len(blocks))
-    if rule != "solved":
-        return Outcome(lattice, step / unit)
-    splits = nearest_splits(target, costs, lattice, protect)
+    splits = nearest_splits(target, costs, lattice, protect) if rule == "solved" else []
     if not splits:
         return Outcome(lattice, step / unit)
     split = taken_split(target, costs, lattice, splits, protect)

@@ -240,13 +240,12 @@ class BlockRepair:
         )
         if found is None:
             return
-        names = [
-            part.tensor
-            for part in self.family.groups()[group]
-            if part.axis == 0 and part.tensor.endswith(".weight")
-        ]
-        weights = {n: self.stored[n].to(self.device).float() for n in names}
-        self.replace(f"{group} inputs", {n: w + w @ found for n, w in weights.items()})
+        folded = {}
+        for part in self.family.groups()[group]:
+            if part.axis == 0 and part.tensor.endswith(".weight"):
+                weight = self.stored[part.tensor].to(self.device).float()
+                folded[part.tensor] = weight + weight @ found
+        self.replace(f"{group} inputs", folded)
 
     def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
         """New parameters [outputs, channels], or None where the present ones are no worse."""

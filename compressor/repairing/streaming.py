@@ -149,11 +149,8 @@ class Repair:
     @property
     def warnings(self) -> list[str]:
         """Sentences about what could not be repaired."""
-        channels = max(
-            units * self.task.geometry.channels(group)
-            for block in self.plan.widths()
-            for group, units in block.items()
-        )
+        geometry, widest = self.task.geometry, self.plan.widest()
+        channels = max(units * geometry.channels(group) for group, units in widest.items())
         found = []
         if self.tokens < channels:
             found.append(
