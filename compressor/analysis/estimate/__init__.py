@@ -57,12 +57,12 @@ def estimate(
     models = []
     for checkpoint in opened:
         widths = model_widths(checkpoint)
-        found = parts(widths, batch, context)
+        all_parts = parts(widths, batch, context)
         roof, products = device_for(device, widths, batch)
-        model = described(checkpoint, found, roof, widths.dtype, batch)
+        model = described(checkpoint, all_parts, roof, widths.dtype, batch)
         model["outside_blocks"], model["notes"] = outside_blocks(checkpoint)
         if clock:
-            model["measured"] = compared(checkpoint, model, found, products, batch, context)
+            model["measured"] = compared(checkpoint, model, all_parts, products, batch, context)
         models.append(model)
         progress(len(models), len(opened))
     return {"batch": batch, "context": context, "device": device, "models": models}
@@ -94,11 +94,11 @@ def checked_context(opened: list[Checkpoint], batch: int, asked: int | None) -> 
 
 
 def described(
-    checkpoint: Checkpoint, found: list[Part], roof: Device, dtype: torch.dtype, batch: int
+    checkpoint: Checkpoint, all_parts: list[Part], roof: Device, dtype: torch.dtype, batch: int
 ) -> dict:
     """One model as plain data."""
     rows: list[dict] = []
-    for part in found:
+    for part in all_parts:
         widths = part.widths
         rows.append(
             {
@@ -147,7 +147,7 @@ def outside_blocks(checkpoint: Checkpoint) -> tuple[dict | None, list[str]]:
 def compared(
     checkpoint: Checkpoint,
     model: dict,
-    found: list[Part],
+    all_parts: list[Part],
     products: Device,
     batch: int,
     context: int,
@@ -159,7 +159,7 @@ def compared(
     """
     times, overhead = measure(checkpoint, products.name, batch, context)
     work = {
-        "decode": total_seconds((part.decode for part in found), products, checkpoint.dtype),
+        "decode": total_seconds((part.decode for part in all_parts), products, checkpoint.dtype),
         "prefill": model["total"]["prefill_seconds"],
     }
     result: dict = {"product_bandwidth": products.bandwidth}

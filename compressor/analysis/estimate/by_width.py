@@ -63,15 +63,15 @@ def table(
     widths = {"attention": spread(allowed.attention, WIDTHS), "ffn": spread(allowed.ffn, WIDTHS)}
     if clock:
         check_device(device)
-        found = timed(checkpoint, device, step, widths, progress)
+        seconds = timed(checkpoint, device, step, widths, progress)
         source = f"measured on {describe(device)}"
     else:
         roof, _ = device_for(device, model_widths(checkpoint), batch)
-        found = bounded(checkpoint, roof, step, widths)
+        seconds = bounded(checkpoint, roof, step, widths)
         source = f"roofline of {device}, {roof.source}"
     return {
-        **{g: {str(n): 1e3 * cost for n, cost in found[g].items()} for g in GROUPS},
-        "other": 1e3 * found["other"],
+        **{g: {str(n): 1e3 * cost for n, cost in seconds[g].items()} for g in GROUPS},
+        "other": 1e3 * seconds["other"],
         "about": {
             "model": str(folder),
             "source": source,

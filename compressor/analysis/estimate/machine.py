@@ -83,7 +83,7 @@ def device_for(name: str, model: ModelWidths, batch: int) -> tuple[Device, Devic
     What is known from a data sheet is the same both times. Of this machine, the first has the ceilings:
     the bandwidth of a copy that touches as many bytes as the model has (what fits a cache is faster
     there), and the rate of a product. The second has, in place of the copy, the rate at which products
-    of `batch` rows read matrices of the model's own shapes, which is what decoding is made of.
+    of `batch` rows read matrices of the model's shapes, which is what decoding is made of.
     """
     if not is_here(name):
         return DEVICES[name], DEVICES[name]

@@ -35,9 +35,9 @@ def measure(checkpoint: Checkpoint, device: str, batch: int, context: int) -> tu
     """Times of the checkpoint, and of its empty twin: the framework's overhead."""
     check_context(context)
     model = open_whole(checkpoint, device, checkpoint.dtype, WITHOUT)
-    found = times(model, batch, context)
+    measured = times(model, batch, context)
     del model
-    return found, times(empty_twin(checkpoint).to(device), batch, context)
+    return measured, times(empty_twin(checkpoint).to(device), batch, context)
 
 
 def check_context(context: int) -> None:
@@ -118,7 +118,7 @@ def clocked(function: Callable, device: torch.device) -> float:
 
 
 def now(device: torch.device) -> float:
-    """The clock, once the device has done all it was given."""
+    """The clock, once the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

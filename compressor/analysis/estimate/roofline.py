@@ -3,7 +3,7 @@
     seconds = max(FLOPs / peak, bytes / bandwidth)        of each part; a step is the sum of its parts
 
 (Williams, Waterman, Patterson: Roofline, CACM 2009.) It is a bound: nothing that moves these bytes
-and computes these products in the given dtype is faster. How near a run comes, only a run can say.
+and computes these products in this dtype is faster. How near a run comes, only a run can say.
 """
 
 from collections.abc import Iterable

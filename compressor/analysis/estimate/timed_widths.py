@@ -86,8 +86,8 @@ def timed(
             feed()
             ffns[n] += repeated(alone)
         progress(done + 1, ROUNDS)
-    ffn = {n: min(found) / len(chosen) for n, found in ffns.items()}
-    attention = {n: min(found) / len(chosen) - ffn[most] for n, found in blocks.items()}
+    ffn = {n: min(seconds) / len(chosen) for n, seconds in ffns.items()}
+    attention = {n: min(seconds) / len(chosen) - ffn[most] for n, seconds in blocks.items()}
     return {
         "attention": rising(attention, "attention"),
         "ffn": rising(ffn, "ffn"),
@@ -97,10 +97,10 @@ def timed(
 
 def repeated(measure: Callable[[], list]) -> list:
     """All that it finds in `SECONDS`, or once."""
-    end, found = time.monotonic() + SECONDS, measure()
+    end, results = time.monotonic() + SECONDS, measure()
     while time.monotonic() < end:
-        found += measure()
-    return found
+        results += measure()
+    return results
 
 
 def spread(items: Sequence[int], most: int) -> list[int]:
@@ -144,8 +144,8 @@ def passes_of(
         warm = 1
     device = cast(torch.device, model.device)
     with within(layers, device) as inner:
-        found = [(clocked(run, device), clocked(feed, device)) for _ in range(count)]
-    pairs = zip(found, inner, strict=True)
+        passes = [(clocked(run, device), clocked(feed, device)) for _ in range(count)]
+    pairs = zip(passes, inner, strict=True)
     return [(whole, blocks, ffn) for (whole, ffn), blocks in pairs][warm:]
 
 
@@ -167,11 +167,11 @@ def within(layers: nn.ModuleList, device: torch.device) -> Iterator[list[float]]
 def rising(costs: dict[int, float], group: str) -> dict[int, float]:
     """The running maximum, by ascending widths."""
     ordered = dict(sorted(costs.items()))
-    found = dict(zip(ordered, accumulate(ordered.values(), max), strict=True))
-    least, cost = next(iter(found.items()))
+    maxima = dict(zip(ordered, accumulate(ordered.values(), max), strict=True))
+    least, cost = next(iter(maxima.items()))
     if cost <= 0:
         raise MachineError(
             f"The {group} of {least} units took {1e3 * cost:.4f} ms by the clock, which is noise; run "
             "it again while the machine is idle, or with a larger --batch or --context."
         )
-    return found
+    return maxima

@@ -19,7 +19,7 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
     if embedding and len(embedding.shape) == 2:
         said["vocab_size"] = [config.get("vocab_size")], [embedding.shape[0]]
         said["hidden_size"] = [config.get("hidden_size")], [embedding.shape[1]]
-    found = []
+    notes = []
     if widths:
         channels, heads, groups = (
             in_every_block(config, key, blocks)
@@ -31,25 +31,25 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
             source = (
                 "head_dim" if config.get("head_dim") else "hidden_size / heads, without head_dim"
             )
-            found.append(
+            notes.append(
                 f"{min(uneven)} channels of attention are not whole heads of {folder.head_dim} "
                 f"(the config's {source}); the tensors are believed."
             )
         else:
-            grouped = [own or count for own, count in zip(groups, heads, strict=True)]
+            grouped = [kv_heads or count for kv_heads, count in zip(groups, heads, strict=True)]
             said[family.heads_key] = heads, [w.heads for w in widths]
             said[family.kv_heads_key] = grouped, [w.kv_heads for w in widths]
     for key, (told, there) in said.items():
         if told != there:
             where = next(i for i, (a, b) in enumerate(zip(told, there, strict=True)) if a != b)
             first = f" (block {where} first)" if len({*told}) > 1 else ""
-            found.append(
+            notes.append(
                 f"The config says {key} {span(told)}, the tensors {span(there)}{first}; the tensors "
                 "are believed."
             )
     if family.head not in folder.tensors and not config.get("tie_word_embeddings"):
-        found.append(f"{family.head} is missing, and the config does not tie it to the embedding.")
-    return found
+        notes.append(f"{family.head} is missing, and the config does not tie it to the embedding.")
+    return notes
 
 
 def span(values: list) -> str:
@@ -64,13 +64,13 @@ def ids_outside(config: dict) -> dict[str, int]:
 
     Negative ones stand for none, as -1 does in old configs.
     """
-    vocabulary, found = config.get("vocab_size"), {}
+    vocabulary, outside = config.get("vocab_size"), {}
     for name in IDS:
-        given = config.get(name)
-        for number in given if isinstance(given, list) else [given]:
+        value = config.get(name)
+        for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and isinstance(vocabulary, int) and number >= vocabulary:
-                found[name] = number
-    return found
+                outside[name] = number
+    return outside
 
 
 def differing_head(folder: Folder) -> bool:

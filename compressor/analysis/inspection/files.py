@@ -32,20 +32,20 @@ def by_transformers(names: Iterable[str], config: dict, indexed: Indexed) -> lis
 
 def by_vllm(names: Iterable[str], config: dict, indexed: Indexed) -> list[str]:
     """0.32."""
-    if found := matching(names, CONSOLIDATED):
-        return found
-    if found := matching(names, "*.safetensors"):
-        return [name for name in indexed(INDEX) if name in found] if INDEX in names else found
+    if matched := matching(names, CONSOLIDATED):
+        return matched
+    if matched := matching(names, "*.safetensors"):
+        return [name for name in indexed(INDEX) if name in matched] if INDEX in names else matched
     pickles = matching(names, "*.bin") or matching(names, "*.pt")
     return [name for name in pickles if name not in TRAINING]
 
 
 def by_llama_cpp(names: Iterable[str], config: dict, indexed: Indexed) -> list[str]:
     """Its converter, of 2026."""
-    found, index = matching(names, "model*.safetensors"), INDEX
-    if not found:
-        found, index = matching(names, "pytorch_model*.bin"), PICKLE_INDEX
-    return indexed(index) if index in names else found
+    matched, index = matching(names, "model*.safetensors"), INDEX
+    if not matched:
+        matched, index = matching(names, "pytorch_model*.bin"), PICKLE_INDEX
+    return indexed(index) if index in names else matched
 
 
 TAKEN_BY = {"transformers": by_transformers, "vLLM": by_vllm, "llama.cpp": by_llama_cpp}
@@ -61,8 +61,8 @@ def taken(folder: Path, config: dict) -> dict[str, list[str]]:
 
     def indexed(index: str) -> list[str]:
         try:
-            found = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            return sorted({str(file) for file in found.values()})
+            weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+            return sorted({str(file) for file in weight_map.values()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []
 
@@ -76,10 +76,10 @@ def ambiguity(folder: Path, config: dict) -> str | None:
             f"{ADAPTER} lies beside the weights: where peft is installed transformers adds the adapter "
             "to them, and other loaders do not. Merge it, or take its files away."
         )
-    found = taken(folder, config)
-    if len({tuple(files) for files in found.values()}) == 1:
+    by_loader = taken(folder, config)
+    if len({tuple(files) for files in by_loader.values()}) == 1:
         return None
-    shown = "; ".join(f"{loader} takes {listed(files)}" for loader, files in found.items())
+    shown = "; ".join(f"{loader} takes {listed(files)}" for loader, files in by_loader.items())
     return f"Loaders take different files: {shown}. Take away those that are not meant."
 
 

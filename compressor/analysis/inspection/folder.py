@@ -66,10 +66,10 @@ class Folder:
     @property
     def dtypes(self) -> dict[str, int]:
         """Elements by dtype, the most frequent first."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for tensor in self.stored.values():
-            found[tensor.dtype] += tensor.numel
-        return dict(found.most_common())
+            counts[tensor.dtype] += tensor.numel
+        return dict(counts.most_common())
 
     @property
     def head_dim(self) -> int | None:
@@ -85,15 +85,15 @@ class Folder:
         in front of it.
         """
         numbered = re.compile(r"(.+?)\.(\d+)\.(.+)")
-        found: dict[str, dict[int, dict]] = defaultdict(lambda: defaultdict(dict))
+        by_prefix: dict[str, dict[int, dict]] = defaultdict(lambda: defaultdict(dict))
         for name, tensor in self.tensors.items():
             if match := numbered.fullmatch(name):
                 prefix, number, inner = match.groups()
-                found[prefix][int(number)][inner] = tensor
-        if not found:
+                by_prefix[prefix][int(number)][inner] = tensor
+        if not by_prefix:
             return []
-        most = max(found, key=lambda prefix: sum(map(len, found[prefix].values())))
-        chosen = found.get(self.family.layers, {}) if self.family else found[most]
+        most = max(by_prefix, key=lambda prefix: sum(map(len, by_prefix[prefix].values())))
+        chosen = by_prefix.get(self.family.layers, {}) if self.family else by_prefix[most]
         return [chosen[number] for number in sorted(chosen)]
 
     def widths(self) -> list[BlockWidths] | None:

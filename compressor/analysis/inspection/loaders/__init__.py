@@ -25,10 +25,10 @@ def answers(
     """The matrix, of what `Facts` says."""
     coded = load_here(folder, code=True) if ships_own_code(folder.path) else None
     facts = Facts(folder, widths, wrong, load_here(folder), coded, differing_head)
-    own = [with_its_code(facts)] if folder.written.get("auto_map") else []
+    with_code = [with_its_code(facts)] if folder.written.get("auto_map") else []
     return [
         by_loading(facts, "installed", facts.here),
-        *own,
+        *with_code,
         older(facts),
         *(tensor_parallel(facts, devices) for devices in TENSOR_PARALLEL),
         four_bits(widths, folder.group or GROUP),

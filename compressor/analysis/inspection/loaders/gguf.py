@@ -119,15 +119,15 @@ def kind_of(facts: Facts) -> str:
     named = config_of(path).get("tokenizer_class")
     if facts.architecture == "Phi3ForCausalLM" and named == PHI4_TOKENIZER:
         return PIECES  # as good as one: it is read as BPE
-    found = object_in(path / FILE)
-    model, decoder = found.get("model") or {}, found.get("decoder") or {}
+    state = object_in(path / FILE)
+    model, decoder = state.get("model") or {}, state.get("decoder") or {}
     like = model.get("type") == "BPE" and model.get("byte_fallback")
     like = like and decoder.get("type") == "Sequence"
     return LIKE_PIECES if like and LIKE_PIECES in taken else BPE
 
 
 def not_known(facts: Facts) -> str | None:
-    """What is found out by converting alone."""
+    """What only converting shows."""
     if facts.architecture == "GPTNeoXForCausalLM":
         return "its converter reads rotary_pct, which it finds with transformers 4 beside it alone"
     if kind_of(facts) == BPE:

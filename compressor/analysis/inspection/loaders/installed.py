@@ -24,14 +24,14 @@ def with_its_code(facts: Facts) -> Answer:
     )
 
 
-def by_loading(facts: Facts, how: str, found: Loading) -> Answer:
+def by_loading(facts: Facts, how: str, loading: Loading) -> Answer:
     """What the class made of the weights, and the tokenizer."""
     import transformers
 
     target = f"transformers {transformers.__version__} ({how})"
-    reason = found.refused or found.tensors or facts.folder.ambiguous
-    if reason is None and found.tokenizer is None:
-        reason = f"the weights load, the tokenizer does not: {found.no_tokenizer}"
+    reason = loading.refused or loading.tensors or facts.folder.ambiguous
+    if reason is None and loading.tokenizer is None:
+        reason = f"the weights load, the tokenizer does not: {loading.no_tokenizer}"
     if reason is not None:
         return Answer(target, False, reason, RAN)
     fits = "no tensor is missing, left over or of another shape, and the tokenizer loads"
@@ -85,14 +85,14 @@ def load_weights(
             )
     except Exception as error:  # whatever it raises, it does not load
         return in_a_line(error), None
-    _, found = loaded
-    if mismatched := sorted(found["mismatched_keys"]):
+    _, loading_info = loaded
+    if mismatched := sorted(loading_info["mismatched_keys"]):
         name, stored, made = mismatched[0]
         shapes = f"{name} is {list(stored)}, its config makes {list(made)}"
         return None, f"{len(mismatched)} tensor(s) do not fit: {shapes}"
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         return None, f"{len(missing)} tensor(s) would be random: {missing[0]}"
-    if unexpected := sorted(found["unexpected_keys"]):
+    if unexpected := sorted(loading_info["unexpected_keys"]):
         return None, f"{len(unexpected)} tensor(s) are left out: {unexpected[0]}"
     return None, None
 

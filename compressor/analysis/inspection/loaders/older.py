@@ -123,7 +123,7 @@ def head(facts: Facts) -> str | None:
 
 
 def tokenizer(facts: Facts) -> str | None:
-    folder, found = facts.folder, facts.here.tokenizer
+    folder, loaded = facts.folder, facts.here.tokenizer
     config = config_of(folder.path)
     by_type = TOKENIZERS.get(folder.family.model_type, "")
     name = config.get("tokenizer_class") or folder.written.get("tokenizer_class") or by_type
@@ -133,8 +133,8 @@ def tokenizer(facts: Facts) -> str | None:
         return "tokenizer: it takes a dictionary of extra_special_tokens, and they are a list"
     if not (folder.path / FILE).exists():
         return None
-    texts = strings(found.all_special_tokens)
-    pairs = zip(ids_of(found, texts), older_ids(folder.path, texts, name), strict=True)
+    texts = strings(loaded.all_special_tokens)
+    pairs = zip(ids_of(loaded, texts), older_ids(folder.path, texts, name), strict=True)
     if differing := sum(here != there for here, there in pairs):
         return f"tokenizer: by {name} {differing // 2 or 1} of {STRINGS} strings get other ids"
     return None

