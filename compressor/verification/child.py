@@ -124,8 +124,8 @@ def masked_logits(
         masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
     else:
         masked, tokenizer = load(source, checkpoint.dtype)
-    for own, ids in zip(prompt_ids(tokenizer, checkpoint.positions), prompts, strict=True):
-        if not torch.equal(own, ids):
+    for expected, ids in zip(prompt_ids(tokenizer, checkpoint.positions), prompts, strict=True):
+        if not torch.equal(expected, ids):
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     record = read_record(folder)
     try:
@@ -141,7 +141,7 @@ def masked_logits(
 
 
 def built(checkpoint: Checkpoint):
-    """The model of a folder whose own class is not run, from what is read of it."""
+    """The model of a folder whose code is not run, from what is read of it."""
     config = checkpoint.model_config()
     with init_empty_weights(include_buffers=False):
         model = model_of(config, checkpoint.family, checkpoint.dtype)
@@ -154,8 +154,8 @@ def built(checkpoint: Checkpoint):
 
 def main(arguments: list[str]) -> None:
     try:
-        folder, *given = map(Path, arguments)
-        against = {"expected" if path.is_file() else "source": path for path in given}
+        folder, *references = map(Path, arguments)
+        against = {"expected" if path.is_file() else "source": path for path in references}
         report = verify_here(folder, **against, progress=tell)
     except CompressorError as error:
         report = {"error": str(error)}

@@ -28,8 +28,8 @@ def check_packed(folder: Path, record: dict) -> None:
             for name in checkpoint.stored
             if name.startswith(prefix) and name.endswith((PACKED, SCALE, SHAPE))
         ]
-        found = read_tensors(checkpoint.stored, names)
-        if digest({n.removeprefix(prefix): t for n, t in found.items()}) != entry["sha256"]:
+        tensors = read_tensors(checkpoint.stored, names)
+        if digest({n.removeprefix(prefix): t for n, t in tensors.items()}) != entry["sha256"]:
             raise VerificationError(
                 f"The packed weights of block {index} in {folder} are not those that were made."
             )
@@ -41,23 +41,23 @@ def check_sparse(folder: Path, record: dict, source: Path | None = None) -> int:
     The tensors' bytes must have the recorded digests. With a source, all other tensors must be the
     source's, and the weights that stay too unless the method corrects them. `VerificationError`.
     """
-    checkpoint, given = Checkpoint(folder), source and Checkpoint(source)
+    checkpoint, dense = Checkpoint(folder), source and Checkpoint(source)
     total = 0
     for index, entry in enumerate(record["blocks"]):
         tensors = checkpoint.read_block(index)
         for name, zeros in entry["zeros"].items():
-            found = int((tensors[name] == 0).sum())
-            total += found
-            if found != zeros:
+            counted = int((tensors[name] == 0).sum())
+            total += counted
+            if counted != zeros:
                 raise VerificationError(
-                    f"{checkpoint.block_name(index, name)} in {folder} has {found:,} zeros, and "
+                    f"{checkpoint.block_name(index, name)} in {folder} has {counted:,} zeros, and "
                     f"compression.json says {zeros:,}."
                 )
         if digest({name: tensors[name] for name in entry["zeros"]}) != entry["sha256"]:
             raise VerificationError(
                 f"The weights of block {index} in {folder} are not those that were made."
             )
-        for name, tensor in (given.read_block(index) if given else {}).items():
+        for name, tensor in (dense.read_block(index) if dense else {}).items():
             pruned = name in entry["zeros"]
             if pruned and record["corrects"]:
                 continue

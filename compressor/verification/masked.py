@@ -27,7 +27,7 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     """
     plan = Plan(record["plan"]["blocks"])
     repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
-    stands = [{group: range(len(own)) for group, own in kept.items()} for kept in plan.blocks]
+    stands = [{group: range(len(units)) for group, units in kept.items()} for kept in plan.blocks]
     if record.get("layout") == PADDED:
         stands = padded_places(plan, checkpoint)
     layers = cast(nn.ModuleList, model.get_submodule(checkpoint.family.layers))
@@ -36,8 +36,10 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
             changes.enter_context(only_units(layer, BlockGeometry.of(checkpoint, index), kept))
             changed = repair["blocks"][index]
             if changed["tensors"]:
-                own = partial(repaired, checkpoint, written, index, kept, stands[index], changed)
-                changes.enter_context(lent(layer, own))
+                tensors = partial(
+                    repaired, checkpoint, written, index, kept, stands[index], changed
+                )
+                changes.enter_context(lent(layer, tensors))
         yield
 
 
@@ -47,9 +49,9 @@ def lent(layer: nn.Module, tensors: Callable[[], dict[str, torch.Tensor]]):
     former = {}
 
     def take(*_) -> None:
-        found = tensors()
-        former.update({name: layer.get_parameter(name) for name in found})
-        assign(layer, found)
+        parameters = tensors()
+        former.update({name: layer.get_parameter(name) for name in parameters})
+        assign(layer, parameters)
 
     def give_back(*_) -> None:
         assign(layer, former)
@@ -65,26 +67,26 @@ def repaired(
 
     stands: where among the units of the written block the kept ones are.
     """
-    found = written.read_block(index)
-    found = {name: found[name] for name in record["tensors"]}
+    tensors = written.read_block(index)
+    tensors = {name: tensors[name] for name in record["tensors"]}
     owned = {
         part.tensor: (part, group)
         for group, slices in checkpoint.family.groups().items()
         for part in slices
-        if part.tensor in found
+        if part.tensor in tensors
     }
     sizes = checkpoint.channel_sizes
     for name, (part, group) in owned.items():
-        units = found[name].shape[part.axis] // part.size(sizes)
+        units = tensors[name].shape[part.axis] // part.size(sizes)
         real = part.channels(stands[group], units, sizes)
-        found[name] = found[name].index_select(part.axis, real)
-    if digest(found) != record["sha256"]:
+        tensors[name] = tensors[name].index_select(part.axis, real)
+    if digest(tensors) != record["sha256"]:
         raise VerificationError(
             f"The repaired tensors of block {index} in {written.path} are not those that were made: "
-            f"{', '.join(found)}."
+            f"{', '.join(tensors)}."
         )
     for name, (part, group) in owned.items():
         units = checkpoint.block_units[index][group]
         places = part.channels(kept[group], units, sizes)
-        found[name] = placed(found[name], part.axis, places, units * part.size(sizes))
-    return found
+        tensors[name] = placed(tensors[name], part.axis, places, units * part.size(sizes))
+    return tensors
