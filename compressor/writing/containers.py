@@ -18,15 +18,15 @@ DROPPED_DEFAULTS = ("architectures", "dtype", "rope_parameters", "transformers_v
 
 def container_notes(checkpoint: Source, written: Source, layout: str) -> list[str]:
     """What to say of the type that a result was written as."""
-    own, chosen = checkpoint.family, written.family
-    if chosen is not own:
+    family, chosen = checkpoint.family, written.family
+    if chosen is not family:
         if layout == PER_LAYER:
-            why = f"{own.model_type}'s config class refuses numbers of heads that differ"
-        elif own.heads_divide_hidden:
-            why = f"{own.model_type}'s config class refuses this number of heads"
+            why = f"{family.model_type}'s config class refuses numbers of heads that differ"
+        elif family.heads_divide_hidden:
+            why = f"{family.model_type}'s config class refuses this number of heads"
         else:
-            why = f"vLLM's class of {own.model_type} does not load this number of heads"
-        zeros = "; the biases that this type has besides are zeros" * bool(own.container.zeros)
+            why = f"vLLM's class of {family.model_type} does not load this number of heads"
+        zeros = "; the biases that this type has besides are zeros" * bool(family.container.zeros)
         return [f"Written as {chosen.model_type}: {why}; the arithmetic is the same{zeros}."]
     unserved = refusal_of_vllm(written, [written.heads])
     return [f"{unserved}."] if unserved and layout != PER_LAYER else []
@@ -46,7 +46,7 @@ def patched_config(checkpoint: Source, units: dict[str, int], container: str) ->
     """The original config with new widths, both spellings of what transformers renamed."""
     family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
-    config.pop("auto_map", None)  # the class of a folder's own code knows no cut widths
+    config.pop("auto_map", None)  # the class of a folder's code knows no cut widths
     if not family.ffn_fixed:
         config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
     if not family.heads_fixed:
@@ -75,12 +75,12 @@ def defaults_of(checkpoint: Source, config: Mapping, container: str) -> dict:
     """Settings that a config does not say, where the container's class would take them otherwise."""
     from transformers import AutoConfig
 
-    own, other = checkpoint.model_config().to_dict(), AutoConfig.for_model(container).to_dict()
+    settings, other = checkpoint.model_config().to_dict(), AutoConfig.for_model(container).to_dict()
     return {
-        name: own[name]
+        name: settings[name]
         for name, value in other.items()
-        if name in own
-        and own[name] != value
+        if name in settings
+        and settings[name] != value
         and name not in config
         and name not in DROPPED_DEFAULTS
         and not name.startswith("_")

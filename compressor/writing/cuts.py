@@ -77,13 +77,13 @@ class Cut(Writer):
         return stored | {source.block_name(index, n): t for n, t in self.zeros.items()}
 
     def config(self) -> dict:
-        found = patched_config(self.source, self.units, self.container)
+        config = patched_config(self.source, self.units, self.container)
         if self.code:
             if self.layout != PADDED:  # whose blocks are all alike
-                found["head_dim"] = self.source.head_dim
-                found[KEY] = layer_config(self.plan, self.source)
-            make_per_layer(found, self.built_by)
-        return found
+                config["head_dim"] = self.source.head_dim
+                config[KEY] = layer_config(self.plan, self.source)
+            make_per_layer(config, self.built_by)
+        return config
 
 
 class Uniform(Cut):

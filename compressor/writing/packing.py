@@ -49,11 +49,11 @@ def packed(
     """
     from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 
-    # The dtype in which it divides and rounds is the scale's: both are given in float32.
-    given = {"weight": weight.float(), "weight_scale": scale.float()}
-    found = PackedQuantizationCompressor.compress(given, scheme_of(group))
-    found["weight_scale"] = scale
-    return {name + key.removeprefix("weight"): tensor for key, tensor in found.items()}
+    # The dtype in which it divides and rounds is the scale's: both go in as float32.
+    dense = {"weight": weight.float(), "weight_scale": scale.float()}
+    compressed = PackedQuantizationCompressor.compress(dense, scheme_of(group))
+    compressed["weight_scale"] = scale
+    return {name + key.removeprefix("weight"): tensor for key, tensor in compressed.items()}
 
 
 def unpacked(
@@ -62,6 +62,6 @@ def unpacked(
     """The dense weight [out, in] in the scales' dtype."""
     from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 
-    given = {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.Size(shape)}
+    compressed = {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.Size(shape)}
     group = shape[-1] // scale.shape[-1]
-    return PackedQuantizationCompressor.decompress(given, scheme_of(group))["weight"]
+    return PackedQuantizationCompressor.decompress(compressed, scheme_of(group))["weight"]

@@ -24,12 +24,12 @@ def padded_places(plan: Plan, checkpoint: Source) -> list[Places]:
     """Where the kept units of every block stand: first, but a head with a slope of its own stands where
     it always stood.
     """
-    found: list[Places] = []
+    places: list[Places] = []
     for left, kept in zip(heads_left(plan, checkpoint), plan.blocks, strict=True):
-        found.append({group: range(len(own)) for group, own in kept.items()})
+        places.append({group: range(len(units)) for group, units in kept.items()})
         if checkpoint.family.alibi:
-            found[-1]["attention"] = left
-    return found
+            places[-1]["attention"] = left
+    return places
 
 
 def heads_left(plan: Plan, checkpoint: Source) -> list[list[int]]:
@@ -44,13 +44,13 @@ def padded_block(
     block: dict[str, torch.Tensor], checkpoint: Source, units: dict[str, int], places: Places
 ) -> dict[str, torch.Tensor]:
     """A cut block filled with zeros, which computes the same."""
-    found, sizes = dict(block), checkpoint.channel_sizes
+    padded, sizes = dict(block), checkpoint.channel_sizes
     for group, slices in checkpoint.family.groups().items():
         for part in (each for each in slices if each.tensor in block):
             channels = part.channels(places[group], units[group], sizes)
             width = units[group] * part.size(sizes)
-            found[part.tensor] = placed(block[part.tensor], part.axis, channels, width)
-    return found
+            padded[part.tensor] = placed(block[part.tensor], part.axis, channels, width)
+    return padded
 
 
 def placed(tensor: torch.Tensor, axis: int, channels: torch.Tensor, size: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ VERSIONED = ("torch", "transformers", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    found = {name: version(name) for name in VERSIONED}
-    return {"python": platform.python_version(), **found}
+    packages = {name: version(name) for name in VERSIONED}
+    return {"python": platform.python_version(), **packages}
 
 
 def write_record(folder: Path, record: dict) -> None:

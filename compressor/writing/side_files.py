@@ -18,7 +18,7 @@ WEIGHTS = {
     *(".h5", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".nemo"),
 }
 WRITTEN_ANEW = ("config.json", "README.md", *SHIPPED)
-MODELS = {"config.json", "params.json", "trainer_state.json"}  # what a model's own folder has
+MODELS = {"config.json", "params.json", "trainer_state.json"}  # what a model's folder has
 LOGS = "events.out.tfevents"  # of TensorBoard
 MOST_BYTES = 128 << 20  # a file or a subfolder of more is no side data
 

@@ -88,8 +88,8 @@ def older_ids(folder: Path, texts: Sequence[str], name: str = NEUTRAL) -> list[l
     if backend.pre_tokenizer is not None:
         state = json.loads(backend.pre_tokenizer.__getstate__())
         if state.get("add_prefix_space", prefix) != prefix:
-            own = getattr(pre_tokenizers, state.pop("type"))
-            backend.pre_tokenizer = own(**state | {"add_prefix_space": prefix})
+            kind = getattr(pre_tokenizers, state.pop("type"))
+            backend.pre_tokenizer = kind(**state | {"add_prefix_space": prefix})
     base = name.removesuffix("Fast").removesuffix("Tokenizer")
     if base in TEMPLATED:
         first = config.get("add_bos_token", TEMPLATED[base])
@@ -131,13 +131,13 @@ def name_class(checkpoint: "Source", folder: Path, moved: bool = False) -> None:
     choices += [type(before).__name__] * moved
     written = (folder / CONFIG).read_bytes() if (folder / CONFIG).exists() else None
     for name in choices:
-        config = found = config_of(folder)
+        config = stored = config_of(folder)
         if name in (NEUTRAL, None) and named != NEUTRAL:
             # In 4.57 that class (None: config.json names it) gives token types, which nothing takes.
             config = {"model_input_names": list(before.model_input_names)} | config
         if name != named:
             config = config | {"tokenizer_class": name}
-        if config != found:
+        if config != stored:
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
         if ids_of(AutoTokenizer.from_pretrained(folder), texts) == expected:
