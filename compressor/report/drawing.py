@@ -40,7 +40,7 @@ FEW = 64  # units of a block that are drawn one by one
 def kept_shares(plan: Plan, units: Sequence[Mapping[str, int]]) -> dict[str, np.ndarray]:
     """Of each group [blocks]: the percentage of a block's units that stays."""
     pairs = list(zip(plan.widths(), units, strict=True))
-    return {g: np.array([100 * w[g] / own[g] for w, own in pairs]) for g in units[0]}
+    return {g: np.array([100 * w[g] / whole[g] for w, whole in pairs]) for g in units[0]}
 
 
 def quantiles(values: Sequence[torch.Tensor]) -> np.ndarray:
@@ -83,14 +83,14 @@ def ranked_sparsity(
 ) -> dict[str, np.ndarray]:
     """`block_sparsity` of a global ranking by the fused score and by each of its parts, by name.
 
-    For the plan's target and protected blocks, whatever its own allocation is.
+    For the plan's target and protected blocks, whatever its allocation is.
     """
     target, protect = Target(**plan.about["asked"]), plan.about["protect"]
-    costs, found = Costs.of(checkpoint), {}
+    costs, sparsities = Costs.of(checkpoint), {}
     for name, blocks in {"fused": scores.blocks, **scores.parts}.items():
         widths = solve_globally(Scores(blocks), target, checkpoint, lattice, protect)
-        found[name] = block_sparsity(widths, checkpoint.block_units, costs)
-    return found
+        sparsities[name] = block_sparsity(widths, checkpoint.block_units, costs)
+    return sparsities
 
 
 def loss_curves(scores: Scores, group: str) -> tuple[list[int], np.ndarray] | None:
@@ -244,6 +244,8 @@ def draw_sparsity(
     axes, sparsities: Mapping[str, np.ndarray], result: np.ndarray, allocation: str
 ) -> None:
     axes.bar(range(len(result)), result, color="0.85", label=f"this result ({allocation})")
-    for (name, found), style in zip(sparsities.items(), chain([FUSED], cycle(PARTS)), strict=False):
-        axes.plot(found, label=f"global ranking, {name}", **style)
+    for (name, sparsity), style in zip(
+        sparsities.items(), chain([FUSED], cycle(PARTS)), strict=False
+    ):
+        axes.plot(sparsity, label=f"global ranking, {name}", **style)
     label(axes, "Sparsity: parameters of each block", "% that goes", ylim=(0, None))

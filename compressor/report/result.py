@@ -69,11 +69,11 @@ class Result:
         known = [self.verified] if self.verified not in ("", "no") else []
         self.verified = ", ".join([*known, proof])
 
-    def measure(self, found: dict | None) -> None:
+    def measure(self, figures: dict | None) -> None:
         """Take in what `Reference.compared` says of it; None is nothing."""
-        found = found or {}
-        self.perplexity_after = found.get("perplexity")
-        self.kl, self.agreement = found.get("kl"), found.get("agreement")
+        figures = figures or {}
+        self.perplexity_after = figures.get("perplexity")
+        self.kl, self.agreement = figures.get("kl"), figures.get("agreement")
 
     def told(self) -> dict:
         """As JSON has it."""
@@ -90,9 +90,9 @@ EMPTY = ("keep_asked", "perplexity_before", "perplexity_after", "kl", "agreement
 
 
 def kept_in_record(result: Result) -> dict:
-    """The figures of a result for compression.json: those that were found, and where measurements are
+    """The figures of a result for compression.json: those that it has, and where measurements are
     wanting, None.
     """
     empty = (*EMPTY, "align_wider") if result.align is not None else EMPTY
-    found = {name: getattr(result, name) for name in KEPT}
-    return {name: value for name, value in found.items() if value is not None or name in empty}
+    figures = {name: getattr(result, name) for name in KEPT}
+    return {name: value for name, value in figures.items() if value is not None or name in empty}

@@ -21,11 +21,11 @@ ROUNDING = 5e-5  # of a share of which four digits are shown
 
 def shares(record: dict) -> dict[str, tuple[float, float, float]]:
     """Of each projection the share of zeros over all blocks, in the least and in the most pruned one."""
-    found = {}
+    projections = {}
     for name, weights in record["weights"].items():
         zeros = [block["zeros"][name] / weights for block in record["blocks"]]
-        found[name.split(".")[-2]] = (sum(zeros) / len(zeros), min(zeros), max(zeros))
-    return found
+        projections[name.split(".")[-2]] = (sum(zeros) / len(zeros), min(zeros), max(zeros))
+    return projections
 
 
 def zeros_before(record: dict) -> list[str]:
@@ -86,8 +86,8 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_row("perplexity", f"{before:.4f}", f"{after:.4f}")
         shown.add_row("KL to the source, nats a token", "", f"{result.kl:.4f}")
         shown.add_row("same likeliest token", "", f"{result.agreement:.1%}")
-    if found := result.quantization:
-        shown.add_row("bits a projection weight", "", f"{found['bits_per_weight']:.3f}")
+    if quantization := result.quantization:
+        shown.add_row("bits a projection weight", "", f"{quantization['bits_per_weight']:.3f}")
         if result.perplexity_before is not None:
             shown.add_row("perplexity before 4 bits", "", f"{result.perplexity_unquantized:.4f}")
     shown.add_row("verified", "", result.verified)

@@ -20,11 +20,11 @@ def equal_runs(rows: list[dict]) -> Iterator[tuple[str, dict]]:
 
 def comparison(result: Result) -> str:
     """The allocations that a result was compared with, a line each; the one taken has a star."""
-    found = result.held_back or {"rows": []}
+    held_back = result.held_back or {"rows": []}
     return "\n".join(
         f"{row['allocation']} ({row['attention']} x {row['ffn']}) {row['loss']:.4f}"
-        + " *" * (row["allocation"] == found["taken"])
-        for row in found["rows"]
+        + " *" * (row["allocation"] == held_back["taken"])
+        for row in held_back["rows"]
     )
 
 
@@ -72,8 +72,8 @@ def table(results: Sequence[Result]) -> Table:
         if name is not None:
             row(name, "", partial(share_reached, name=name))
     for kind, name in (("params", "parameters"), ("bytes", "bytes")):
-        given = f"{getattr(first, f'{name}_before'):,}"
-        row(name, given, lambda r, k=kind, n=name: f"{getattr(r, f'{n}_after'):,}{asked(r, k)}")
+        before = f"{getattr(first, f'{name}_before'):,}"
+        row(name, before, lambda r, k=kind, n=name: f"{getattr(r, f'{n}_after'):,}{asked(r, k)}")
     if first.quantization:
         row("bits a projection weight", "", lambda r: f"{r.quantization['bits_per_weight']:.3f}")
     if any(r.held_back for r in results):
