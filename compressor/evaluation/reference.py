@@ -53,10 +53,10 @@ class Reference:
         known, states = self.known(), run(stream, self.batches, progress)
         with self.source.outer(head=True) as dense, stream.outer(head=True) as model:
             for theirs, ours, targets in self.rows(known, states):
-                expected, found = self.source.head(dense, theirs), stream.head(model, ours)
-                nll += losses(found, targets).sum().item()
-                kl += divergence(found, expected).double().sum().item()
-                agreed += (found.argmax(-1) == expected.argmax(-1)).sum().item()
+                expected, logits = self.source.head(dense, theirs), stream.head(model, ours)
+                nll += losses(logits, targets).sum().item()
+                kl += divergence(logits, expected).double().sum().item()
+                agreed += (logits.argmax(-1) == expected.argmax(-1)).sum().item()
                 count += len(targets)
         states.discard()
         return self.about(nll, count) | {"kl": kl / count, "agreement": agreed / count}
