@@ -17,22 +17,22 @@ def encode_openings(tokenizer, strings: list[str], wanted: int, **options) -> di
     `input_ids` and what `options` ask for, a list each.
     """
     characters = max(LEAST, ROOMY * wanted)
-    found: dict[str, list] = {}
+    columns: dict[str, list] = {}
     pending = range(len(strings))
     while pending:
         parts = [opening(strings[i], characters) for i in pending]
         encoded = tokenizer(parts, add_special_tokens=False, verbose=False, **options)
         for key, values in encoded.items():
-            column = found.setdefault(key, [None] * len(strings))
+            column = columns.setdefault(key, [None] * len(strings))
             for i, value in zip(pending, values, strict=True):
                 column[i] = value
         pending = [
             i
             for i, part in zip(pending, parts, strict=True)
-            if len(part) < len(strings[i]) and len(found["input_ids"][i]) < wanted + MARGIN
+            if len(part) < len(strings[i]) and len(columns["input_ids"][i]) < wanted + MARGIN
         ]
         characters *= GROWTH
-    return found
+    return columns
 
 
 def opening(string: str, characters: int) -> str:

@@ -32,19 +32,19 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
         raise InputError(
             "The tokenizer has neither BOS nor EOS to begin a document with; calibrate on a text."
         )
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    ends = {opening, tokenizer.eos_token_id, *own} - {None}
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    ends = {opening, tokenizer.eos_token_id, *stops} - {None}
     batch, left, empty = min(BATCH, -(-tokens // length)), tokens, 0
     for number in count():
         empty += 1
         for ids in sample(model, opening, sorted(ends), batch, length, seed + number * STRIDE):
-            own = list(takewhile(lambda token: token not in ends, ids))
-            text = tokenizer.decode(own, skip_special_tokens=True)
+            document = list(takewhile(lambda token: token not in ends, ids))
+            text = tokenizer.decode(document, skip_special_tokens=True)
             if not text.strip():
                 continue
-            yield text, 1 + len(own)
-            empty, left = 0, left - 1 - len(own)
+            yield text, 1 + len(document)
+            empty, left = 0, left - 1 - len(document)
             if left <= 0:
                 return
         if empty == EMPTY_BATCHES:
@@ -72,7 +72,7 @@ def sample(
     prompts = torch.full((batch, 1), opening, device=model.device)
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        found = model.generate(
+        sequences = model.generate(
             prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
         )
-    return found[:, 1:].tolist()
+    return sequences[:, 1:].tolist()

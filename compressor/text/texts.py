@@ -75,7 +75,7 @@ def mended(
     rows: list[tuple[str, Any]],
 ) -> tuple[list[tuple[str, Any]], dict | None]:
     """Rows whose strings can be encoded, and how many characters were replaced and where the first."""
-    found, count, first = [], 0, None
+    clean, count, first = [], 0, None
     for where, value in rows:
         try:
             value, replaced = mend(value)
@@ -84,8 +84,8 @@ def mended(
         if replaced and first is None:
             first = where
         count += replaced
-        found.append((where, value))
-    return found, {"characters": count, "first": first} if count else None
+        clean.append((where, value))
+    return clean, {"characters": count, "first": first} if count else None
 
 
 def mend(value: Any) -> tuple[Any, int]:
