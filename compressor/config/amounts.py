@@ -16,14 +16,14 @@ def parse_amount(text: str, units: dict[str, int]) -> float:
     """`5.4B` or `11GB` as a number."""
     number = text.rstrip("".join({c for unit in units for c in unit}))
     try:
-        found = float(number) * units[text[len(number) :]]
+        amount = float(number) * units[text[len(number) :]]
     except (ValueError, KeyError):
-        found = math.nan
-    if math.isnan(found):
+        amount = math.nan
+    if math.isnan(amount):
         raise InputError(
             f"{text!r} is not an amount; write a number and one of {', '.join(filter(None, units))}."
         )
-    return found
+    return amount
 
 
 def parse_bound(text: str) -> tuple[str, float]:

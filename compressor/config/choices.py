@@ -60,9 +60,9 @@ def check_dtype(asked: str) -> None:
 
 
 def check_selection(select: str, kv_cost: str) -> None:
-    for option, given, known in (
+    for option, asked, known in (
         ("--select", select, ("score", "obs")),
         ("--kv-cost", kv_cost, ("score", "measured")),
     ):
-        if given not in known:
-            raise InputError(f"{option} is {' or '.join(known)}, not {given!r}.")
+        if asked not in known:
+            raise InputError(f"{option} is {' or '.join(known)}, not {asked!r}.")

@@ -59,25 +59,26 @@ class JobConfig:
         absolute = any(t.hard or t.value != 1 for t in self.plan.targets)
         return absolute or not self.quantization.wanted
 
-    def with_options(self, **given) -> "JobConfig":
+    def with_options(self, **options) -> "JobConfig":
         """This config with other options, by their names in Python: `samples=8, repair="ridge"`.
 
         InputError for a name that no option has.
         """
-        given = spelt_out(given)
+        options = spelt_out(options)
         cuts = self.sparse is None
-        sizes = {name: given.pop(name) for name in SIZES if cuts and name in given}
+        sizes = {name: options.pop(name) for name in SIZES if cuts and name in options}
         groups: dict[str, type] = {} if cuts else {"sparse": SparseConfig}
         groups |= {n: g for n, g in GROUPS.items() if cuts or n in SPARSIFY}
         changed: dict[str, dict] = {}
         for group, kind in groups.items():
             for each in options_of(kind):
-                if name_of(each) in given:
-                    value = parsed(each, given.pop(name_of(each)))
+                if name_of(each) in options:
+                    value = parsed(each, options.pop(name_of(each)))
                     changed.setdefault(group, {})[each.name] = value
-        if given:
+        if options:
             raise InputError(
-                f"There is no option {next(iter(given))!r}; the options are {', '.join(names(groups))}."
+                f"There is no option {next(iter(options))!r}; "
+                f"the options are {', '.join(names(groups))}."
             )
         if sizes:
             changed.setdefault("plan", {})["targets"] = targets_of(**sizes)
@@ -95,34 +96,34 @@ def sparsify_config(source: str | Path, dest: str | Path, **options) -> JobConfi
 
 
 def names(groups: Mapping[str, type]) -> list[str]:
-    found = [name_of(each) for group in groups.values() for each in options_of(group)]
-    return [*(SIZES if "plan" in groups else ()), *found]
+    in_groups = [name_of(each) for group in groups.values() for each in options_of(group)]
+    return [*(SIZES if "plan" in groups else ()), *in_groups]
 
 
-def spelt_out(given: Mapping[str, Any]) -> dict[str, Any]:
+def spelt_out(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of which one says two things, as two: `TEXT[A:B]`, `METHOD:MODE`, `refine:8`, `w4a16:64`,
     `lora:500`, and a pair of calibration texts.
     """
-    found = dict(given)
-    if isinstance(texts := found.get("calibration"), list | tuple):
+    spelt = dict(options)
+    if isinstance(texts := spelt.get("calibration"), list | tuple):
         if not 1 <= len(texts) <= 2:
             raise InputError(f"--calibration takes one text or two, not {len(texts)}.")
-        found |= dict(zip(("calibration", "calibration_also"), texts, strict=False))
+        spelt |= dict(zip(("calibration", "calibration_also"), texts, strict=False))
     for name in ("calibration", "calibration_also", "evaluation"):
-        text = found.get(name)
+        text = spelt.get(name)
         if isinstance(text, str) and (match := PART.fullmatch(text)) and not Path(text).exists():
-            found[name], found[f"{name}_range"] = match.groups()
+            spelt[name], spelt[f"{name}_range"] = match.groups()
     for name, other, number in (
         ("method", "mode", False),
         ("repair", "refine_epochs", True),
         ("quantize", "quantize_group", True),
         ("recover", "recover_steps", True),
     ):
-        value = found.get(name)
+        value = spelt.get(name)
         if isinstance(value, str) and ":" in value:
-            found[name], _, rest = value.partition(":")
-            found[other] = whole(rest, name, value) if number else rest
-    return found
+            spelt[name], _, rest = value.partition(":")
+            spelt[other] = whole(rest, name, value) if number else rest
+    return spelt
 
 
 def whole(text: str, name: str, value: str) -> int:

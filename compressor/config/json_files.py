@@ -13,20 +13,20 @@ def read_object(file: Path, hint: str = "") -> dict:
     """A JSON file that holds an object; `hint` ends the sentence where it does not."""
     ending = f"; {hint}." if hint else "."
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file.parent} has no {file.name}{ending}") from None
     except NOT_JSON as error:
         raise InputError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file} is no JSON object but {str(found)[:40]}{ending}")
-    return found
+    if not isinstance(value, dict):
+        raise InputError(f"{file} is no JSON object but {str(value)[:40]}{ending}")
+    return value
 
 
 def object_in(file: Path) -> dict:
     """The object that a JSON file holds; nothing where there is none, or it cannot be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -44,13 +44,13 @@ def at_least(least: int) -> Fits:
 
 
 def parsed(described: Field, value):
-    """An option's value of what was given for it, which may be as it is written."""
+    """An option's value of what a caller sets it to, which may be as it is written."""
     parse = described.metadata["parse"]
     return parse(value) if parse and isinstance(value, str) else value
 
 
 def check_values(config) -> None:
-    """InputError, by the option's name, for a value that is given (not None) and does not fit."""
+    """InputError, by the option's name, for a value that is set (not None) and does not fit."""
     for each in options_of(config):
         value, (wanted, fits) = getattr(config, each.name), each.metadata["fits"]
         if value is not None and not fits(value):

@@ -95,19 +95,21 @@ def read_details(file: Path) -> dict[str, object]:
     import yaml
 
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        details = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--recover-config {file} cannot be read: {reason}.") from error
     known = {n.name: n for n in options_of(RecoveryConfig) if n.name not in COMPACT}
-    given = {} if given is None else given
-    if not isinstance(given, dict) or not {*given} <= {*known}:
-        wrong = given if not isinstance(given, dict) else sorted({*map(str, given)} - {*known})
+    details = {} if details is None else details
+    if not isinstance(details, dict) or not {*details} <= {*known}:
+        wrong = (
+            details if not isinstance(details, dict) else sorted({*map(str, details)} - {*known})
+        )
         raise InputError(
             f"--recover-config {file} is not a list of {', '.join(known)}, a line each, such as "
             f"rank: 16, but has {wrong!r}."
         )
-    return {name_of(known[n]): typed(known[n], value, file) for n, value in given.items()}
+    return {name_of(known[n]): typed(known[n], value, file) for n, value in details.items()}
 
 
 def typed(described: Field, value: Any, file: Path) -> object:

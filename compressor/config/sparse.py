@@ -63,7 +63,7 @@ class Recipe:
 class SparseConfig:
     """The options of zeroing single weights, with their names and help on the command line.
 
-    None is an option that was not given.
+    None is an option that was not set.
     """
 
     sparsity: float | None = option(

@@ -83,18 +83,18 @@ def targets_of(
         kind, value = parse_bound(target)
         target_params = value if kind == "params" else target_params
         target_bytes = value if kind == "bytes" else target_bytes
-    found = [Target("keep", share, budget) for share in several(keep)]
-    found += [Target("keep-blocks", share, budget) for share in several(keep_blocks)]
-    for kind, given, units in (("params", target_params, COUNTS), ("bytes", target_bytes, SIZES)):
-        if given is not None:
-            value = parse_amount(given, units) if isinstance(given, str) else float(given)
-            found.append(Target(kind, value, budget))
-    if budget != "params" and not found:
+    targets = [Target("keep", share, budget) for share in several(keep)]
+    targets += [Target("keep-blocks", share, budget) for share in several(keep_blocks)]
+    for kind, bound, units in (("params", target_params, COUNTS), ("bytes", target_bytes, SIZES)):
+        if bound is not None:
+            value = parse_amount(bound, units) if isinstance(bound, str) else float(bound)
+            targets.append(Target(kind, value, budget))
+    if budget != "params" and not targets:
         raise InputError(f"--budget {budget} needs --keep or --keep-blocks, which it counts.")
-    return tuple(found)
+    return tuple(targets)
 
 
-def several(given: float | Iterable[float] | None) -> list[float]:
-    if given is None:
+def several(shares: float | Iterable[float] | None) -> list[float]:
+    if shares is None:
         return []
-    return [given] if isinstance(given, int | float) else [*given]
+    return [shares] if isinstance(shares, int | float) else [*shares]
