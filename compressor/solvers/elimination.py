@@ -11,7 +11,7 @@ refit it would cost e_u = tr(W_u G_uu W_u^T); c_u / e_u is the share of the unit
 cannot make up for, more than one once it stands in for others itself.
 
 Ours: a method's score counts in place of e_u, so the unit with the smallest score x share goes; and the
-order of all units is found at once, so that it holds for any number of units kept. Channels are taken
+order of all units is computed at once, so that it holds for any number of units kept. Channels are taken
 one by one without touching the matrices: H and K = W^T W, whose diagonals are all that c needs, are
 brought up to date after every `PENDING` of them, by matrix products of what remains.
 """
@@ -50,8 +50,8 @@ def eliminate(
     handed_over = [damped_inverse(gram, damping)]
     del gram
     in_order = channels_in_order if channels == units else groups_in_order
-    order, found = in_order(handed_over.pop(), weight, prior)
-    costs[order] = found
+    order, ordered_costs = in_order(handed_over.pop(), weight, prior)
+    costs[order] = ordered_costs
     return rising(costs, order)
 
 
@@ -77,8 +77,8 @@ def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Te
     if columns.shape[2] == 1:
         return gram.diagonal() * weight.square().sum(0)
     width = columns.shape[2]
-    own = torch.stack([gram[u : u + width, u : u + width] for u in range(0, len(gram), width)])
-    return ((columns @ own) * columns).sum((1, 2))
+    blocks = torch.stack([gram[u : u + width, u : u + width] for u in range(0, len(gram), width)])
+    return ((columns @ blocks) * columns).sum((1, 2))
 
 
 def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor):

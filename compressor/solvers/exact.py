@@ -34,9 +34,9 @@ def knapsack(
     size = torch.zeros(1, dtype=torch.int64)
     error = torch.zeros(1, dtype=torch.float64)
     steps = []
-    for cost, own, rest in zip(costs, errors, least_after[-2::-1], strict=True):
+    for cost, added, rest in zip(costs, errors, least_after[-2::-1], strict=True):
         sizes = (size[:, None] + cost).flatten()
-        sums = (error[:, None] + own.double()).flatten()
+        sums = (error[:, None] + added.double()).flatten()
         fitting = (sizes <= limit - rest).nonzero().flatten()
         # By size, at one size by error: what is no better than anything smaller goes.
         fitting = fitting[sums[fitting].argsort(stable=True)]
@@ -103,8 +103,8 @@ def grown(
     if near:
         beyond = sorted(steps, key=lambda step: step[:3])
         rest = sum(
-            prices[g][own[g][-1]] - prices[g][width[g]]
-            for width, own in zip(widths, lattices, strict=True)
+            prices[g][lattice[g][-1]] - prices[g][width[g]]
+            for width, lattice in zip(widths, lattices, strict=True)
             for g in GROUPS
         )
         take_nearer(widths, [(cost, b, new) for _, b, cost, new in beyond], room, rest)
@@ -127,20 +127,20 @@ def own_widths(
     from; all by default.
     """
     places: Sequence[Iterable[tuple[int, ...]]] = allowed or [
-        product(*(range(len(own[g])) for g in GROUPS)) for own in lattices
+        product(*(range(len(lattice[g])) for g in GROUPS)) for lattice in lattices
     ]
     choices, sizes, values = [], [], []
-    for error, own, some in zip(errors, lattices, places, strict=True):
+    for error, lattice, some in zip(errors, lattices, places, strict=True):
         some = list(some)
         choices.append(
-            [{g: own[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in some]
+            [{g: lattice[g][at] for g, at in zip(GROUPS, place, strict=True)} for place in some]
         )
         sizes.append(torch.tensor([sum(prices[g][w[g]] for g in GROUPS) for w in choices[-1]]))
         values.append(torch.stack([error[place] for place in some]))
     chosen = knapsack(sizes, values, room)
     room -= sum(int(size[c]) for size, c in zip(sizes, chosen, strict=True))
-    found = [own[c] for own, c in zip(choices, chosen, strict=True)]
-    return grown(found, errors, lattices, prices, room, near)
+    widths = [options[c] for options, c in zip(choices, chosen, strict=True)]
+    return grown(widths, errors, lattices, prices, room, near)
 
 
 def best_split(

@@ -32,7 +32,7 @@ class Moments:
     """Sums over tokens: gram = A^T A [channels, channels], cross = T^T A [outputs, channels] and
     energy = |T|^2, in float32 or, of float64 numbers, float64 (the energy always).
 
-    dtype: what A and T are rounded to first. bfloat16 makes the sums as fast as a model's own products
+    dtype: what A and T are rounded to first. bfloat16 makes the sums as fast as a model's products
     in it, and no less exact than the activations were: its products are exact in float32.
     """
 
@@ -148,7 +148,7 @@ def ridge(
 
     gram, cross: the sums of the fitted tokens (`Moments`); held_gram, held_cross, held_energy: those of
     tokens held back; weight [outputs, channels]. All of one floating dtype, in which it is solved; cross
-    and held_cross become the residuals, so that besides what is given one factor and two matrices like
+    and held_cross become the residuals, so that besides the arguments one factor and two matrices like
     weight are in memory.
     grid: values of lambda, relative to the mean diagonal of gram.
 
