@@ -62,11 +62,11 @@ class Clipping:
     @torch.no_grad()
     def stored(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The same with scales rounded as they are stored."""
-        found = {}
+        rounded = {}
         for name, weight in self.weights.items():
             scale = stored_scales(self.scale(name), dtype)
-            found[name] = dequantized(integers(weight, scale), scale).to(weight.dtype)
-        return found
+            rounded[name] = dequantized(integers(weight, scale), scale).to(weight.dtype)
+        return rounded
 
     @torch.no_grad()
     def step(self, scaled: float) -> None:

@@ -44,11 +44,11 @@ class PackedCheckpoint(Checkpoint):
         kept = [name for name in names if name in self.stored]
         packed = [name for name in names if name not in self.stored]
         parts = [name + part for name in packed for part in (PACKED, SCALE)]
-        found = read_tensors(self.stored, [*kept, *parts])
+        tensors = read_tensors(self.stored, [*kept, *parts])
         for name in packed:
-            stored = found.pop(name + PACKED), found.pop(name + SCALE)
-            found[name] = unpacked(*stored, self.tensors[name].shape)
-        return found
+            stored = tensors.pop(name + PACKED), tensors.pop(name + SCALE)
+            tensors[name] = unpacked(*stored, self.tensors[name].shape)
+        return tensors
 
     def _check_format(self) -> None:
         config = self.config["quantization_config"]
@@ -90,20 +90,20 @@ def dense_entries(stored: Mapping[str, SimpleNamespace], group: int) -> dict[str
 
     A weight's shape and dtype follow from its scales; where it lies is where its packed form does.
     """
-    found = {}
+    entries = {}
     for name, entry in stored.items():
         weight = name.removesuffix(PACKED)
         if weight != name and (scale := stored.get(weight + SCALE)):
             rows, groups = scale.shape
             shape = [rows, groups * group]
-            own = {"shape": shape, "dtype": scale.dtype, "numel": rows * groups * group}
-            found[weight] = SimpleNamespace(**(vars(entry) | own))
+            dense = {"shape": shape, "dtype": scale.dtype, "numel": rows * groups * group}
+            entries[weight] = SimpleNamespace(**(vars(entry) | dense))
         elif not any(
             name.endswith(part) and name.removesuffix(part) + PACKED in stored
             for part in (SCALE, SHAPE)
         ):
-            found[name] = entry
-    return found
+            entries[name] = entry
+    return entries
 
 
 def open_model(path: str | Path) -> Checkpoint:

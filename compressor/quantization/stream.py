@@ -107,22 +107,22 @@ class Quantizing:
                     n: stored_scales(scales(w, self.group, gammas.get(n)), w.dtype)
                     for n, w in dense.items()
                 }
-            found: dict[str, torch.Tensor] = {}
+            stored: dict[str, torch.Tensor] = {}
             for name, weight in dense.items():
-                found |= packed(name, weight, steps[name], self.group)
+                stored |= packed(name, weight, steps[name], self.group)
                 weights[name] = dequantized(integers(weight, steps[name]), steps[name])
             if path:
                 path.advance(weights)
             with loaded(exact.layers[index], exact.cast(weights)) as layer:
                 self.states = passed(exact, layer, self.states, [call[index] for call in calls])
             errors = {name: relative(weights[name], weight) for name, weight in dense.items()}
-            self.record.append({"sha256": digest(found), "error": errors} | entry)
-            yield found | {n: t for n, t in weights.items() if n not in errors}
+            self.record.append({"sha256": digest(stored), "error": errors} | entry)
+            yield stored | {n: t for n, t in weights.items() if n not in errors}
             trim_heap()
 
     def logits(self) -> list[torch.Tensor]:
         """float32 [tokens, vocabulary] of every prompt, when all blocks are done."""
-        return [found[0] for found in self.exact.logits(self.prompts, self.states)]
+        return [logits[0] for logits in self.exact.logits(self.prompts, self.states)]
 
 
 class Paths:
