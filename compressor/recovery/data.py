@@ -153,7 +153,7 @@ def encode(conversations: list[Conversation], tokenizer, length: int) -> list[Ex
     """Ids and labels, cut at `length`. A token counts if it ends inside an answer; EOS closes one."""
     try:
         texts = [c.text for c in conversations]
-        found = encode_openings(tokenizer, texts, length, return_offsets_mapping=True)
+        encoded = encode_openings(tokenizer, texts, length, return_offsets_mapping=True)
     except NotImplementedError as error:
         raise InputError(
             "Instruction rows need a tokenizer that knows where its tokens lie in the text "
@@ -162,11 +162,11 @@ def encode(conversations: list[Conversation], tokenizer, length: int) -> list[Ex
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     examples = []
-    for given, ids, offsets in zip(
-        conversations, found["input_ids"], found["offset_mapping"], strict=True
+    for talk, ids, offsets in zip(
+        conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        counts = [any(b < end <= e for b, e in given.answers) for _, end in offsets]
-        if given.bare:
+        counts = [any(b < end <= e for b, e in talk.answers) for _, end in offsets]
+        if talk.bare:
             ids = opening + ids + closing
             counts = [False] * len(opening) + counts + [True] * len(closing)
         row = torch.tensor(ids[:length], dtype=torch.int64)

@@ -72,7 +72,7 @@ def padded(examples: Sequence[Example], device: torch.device) -> tuple[torch.Ten
 
 
 def head_logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """Logits [positions, vocabulary] of what enters the head, as the model's own forward has them."""
+    """Logits [positions, vocabulary] of what enters the head, as the model's forward has them."""
     logits = model.get_output_embeddings()(states)
     if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap

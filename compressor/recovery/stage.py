@@ -82,8 +82,8 @@ def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
     for name, parameter in merged.named_parameters():  # a loaded model has its buffers in float32
         stored = checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype
         parameter.data = parameter.data.to(stored).to(checkpoint.dtype)
-    found = {
+    expected = {
         str(i): logits(merged, ids.to(merged.device))
         for i, ids in enumerate(prompt_ids(tokenizer, checkpoint.positions))
     }
-    save_file(found, path)
+    save_file(expected, path)

@@ -64,8 +64,8 @@ def teach(
     batches = of_similar_length([e.ids for e in examples], TOKENS)
     ids = [padded([examples[i] for i in batch], torch.device("cpu"))[0] for batch in batches]
     pauses = Pauses(folder.with_name(f"{folder.name}.paused"))
-    found = stream.logits(ids, pauses=pauses)
-    for number, (batch, logits) in enumerate(zip(batches, found, strict=True)):
+    outputs = stream.logits(ids, pauses=pauses)
+    for number, (batch, logits) in enumerate(zip(batches, outputs, strict=True)):
         tensors: dict[str, torch.Tensor] = {}
         for i, row in zip(batch, logits, strict=True):
             predicted = examples[i].predicted
