@@ -12,7 +12,7 @@ the gates' gradient reaches theta through P. Of a block are minimised
 
     mean_h ||Y_h - Y~_h||^2 / ||Y_h||^2
 
-over the features h of its output Y, at a given share of its cost. Candidates, straight-through gradient
+over the features h of its output Y, at a fixed share of its cost. Candidates, straight-through gradient
 and this loss are the paper's (the division by ||Y_h|| its released program's). Ours: units for weights;
 the budget, which is met at every step (`within_budget`), where the paper's loss has a penalty: with two
 distributions a block its gradient drowns the one that tells attention from FFN, and a linear price keeps
@@ -122,9 +122,9 @@ class Suffix:
             gate = up if self.gate is self.up else self.gate(hidden)
             gate, up = cuts.family.gate_and_up(gate, up)
             inner = gated_swiglu(gate, up, z["ffn"], self.activation)
-        found = stream + self.down(inner)
+        output = stream + self.down(inner)
         wanted = wanted.to(z["ffn"].dtype)
-        lost = (found.to(wanted.dtype) - wanted).square().sum(0)
+        lost = (output.to(wanted.dtype) - wanted).square().sum(0)
         return (lost / wanted.square().sum(0).clamp_min(1e-12)).mean()
 
 
@@ -140,16 +140,18 @@ def within_budget(
     def betas(t: torch.Tensor) -> dict[str, torch.Tensor]:
         return {g: (theta - t * costs[g]).softmax(0) for g, theta in thetas.items()}
 
-    def mean(found: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return cast(torch.Tensor, sum(beta @ costs[g] for g, beta in found.items()))
+    def mean(distributions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return cast(torch.Tensor, sum(beta @ costs[g] for g, beta in distributions.items()))
 
     with torch.no_grad():
         low, high = (next(iter(costs.values())).new_tensor(sign * STEEPEST) for sign in (-1, 1))
         for _ in range(BISECTIONS):
             t = (low + high) / 2
             low, high = (t, high) if mean(betas(t)) > kept else (low, t)
-        found = betas(t)
-        slope = sum(beta @ costs[g].square() - (beta @ costs[g]) ** 2 for g, beta in found.items())
+        distributions = betas(t)
+        slope = sum(
+            beta @ costs[g].square() - (beta @ costs[g]) ** 2 for g, beta in distributions.items()
+        )
     return betas(t + (mean(betas(t)) - kept) / slope.clamp_min(1e-6))
 
 

@@ -1,7 +1,7 @@
 """The guard: allocations compared by the loss that the model they cut has on held-back text.
 
-An allocation looks at blocks alone; what their errors do to the model is measured. Beside what it
-found stand the constant splits, which every uniform model could have: each feasible number of KV
+An allocation looks at blocks alone; what their errors do to the model is measured. Beside its
+widths stand the constant splits, which every uniform model could have: each feasible number of KV
 groups, the FFN filling the rest, all within half a point of the target, since a larger one would win
 unfairly. Each is cut, repaired as the result will be, training apart (on the
 other sequences), and the one of the least loss is taken. Ours.

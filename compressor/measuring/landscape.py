@@ -70,30 +70,30 @@ def measure_landscape(
     def measured(index: int, layer, forward) -> dict[str, torch.Tensor]:
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
         block.observe(forward)
-        found = {"errors": block.errors(orders[index], lattice, probes)} | block.cut
-        if block.silent or not found["errors"].isfinite().all():
+        tensors = {"errors": block.errors(orders[index], lattice, probes)} | block.cut
+        if block.silent or not tensors["errors"].isfinite().all():
             raise InputError(
                 f"The outputs of block {index} are not finite, or all zero; the checkpoint or the "
                 "calibration text is damaged, or the model needs --dtype float32."
             )
         if learning is not None:
-            found["learned"] = learning(index, block, orders[index], lattice)
+            tensors["learned"] = learning(index, block, orders[index], lattice)
         block.discard()
-        return found
+        return tensors
 
     def visit(index: int, layer, forward) -> None:
-        found = finished_block(passing.saved, index)
+        tensors = finished_block(passing.saved, index)
         if probes is not None:
             forward = probes.heard(layer, forward)
-        if found is None:
-            found = measured(index, layer, forward)
-            keep_block(passing.saved, index, found)
+        if tensors is None:
+            tensors = measured(index, layer, forward)
+            keep_block(passing.saved, index, tensors)
         else:
             for _ in forward():
                 pass
         if probes is not None:
-            found = probes.carry(layer, found)
-        blocks.append(found)
+            tensors = probes.carry(layer, tensors)
+        blocks.append(tensors)
         passing.progress(index + 1, stream.checkpoint.blocks)
 
     leaving = stream.run([b.ids for b in batches], visit)
@@ -139,17 +139,17 @@ class BlockCuts:
         self.before, self.heads, self.after, self.out = (
             Activations(stream.place) for _ in range(4)
         )
-        self.cut: dict[str, torch.Tensor] = {}  # what probes were given
+        self.cut: dict[str, torch.Tensor] = {}  # what the probes take
 
     def errors(
         self, scores: dict[str, torch.Tensor], lattice: Lattice, probes: Probes | None = None
     ) -> torch.Tensor:
-        """float64 [numbers of groups, FFN widths], on the CPU; probes are given their cuts."""
+        """float64 [numbers of groups, FFN widths], on the CPU; the probes take their cuts."""
         groups = (-scores["attention"]).argsort(stable=True)
         channels = (-scores["ffn"]).argsort(stable=True).to(self.device)
         changes = self.attention_changes(groups, lattice.attention)
         widths = torch.tensor(lattice.ffn)
-        found = []
+        rows = []
         for groups_kept, change in zip(lattice.attention, changes, strict=True):
             fit, held = self.ffn_sums(change)
             if probes is not None:
@@ -161,8 +161,8 @@ class BlockCuts:
                 errors = plain_errors(fit, down, channels)
             # What is wider than the block is the whole block.
             kept = widths.clamp(max=len(channels))
-            found.append(errors.cpu()[kept] / self.energy[self.refit])
-        return torch.stack(found).clamp_min(0)
+            rows.append(errors.cpu()[kept] / self.energy[self.refit])
+        return torch.stack(rows).clamp_min(0)
 
     def discard(self) -> None:
         for states in (self.before, self.heads, self.after, self.out):
@@ -176,14 +176,14 @@ class BlockCuts:
         o_proj.
         """
         seen: dict[str, torch.Tensor] = {}
-        given = {
+        entering = {
             self.geometry.output_module("attention"): lambda x: seen.update(heads=x),
             self.family.ffn_norm: lambda x: seen.update(after=x),
         }
         passed = {"": lambda x, out: seen.update(before=x, out=states_of(out))}
         self.silent = True
         self.energy = [0.0, 0.0]  # of the tokens fitted and held back, each of energy 1
-        with observed(self.layer, given, passed):
+        with observed(self.layer, entering, passed):
             for i in forward():
                 self.keep(i, **seen)
 

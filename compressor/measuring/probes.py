@@ -93,29 +93,29 @@ class Probes:
         down_proj reads and should give. By name: which cut of the block, and which batch.
         """
         mine = [(cut, w) for cut, (k, w) in enumerate(self.cuts) if k == groups]
-        down, found = block.output("ffn"), {}
+        down, streams = block.output("ffn"), {}
         weights = {cut: refitted(down.weight, order[:w], sums, block.refit) for cut, w in mine}
         for i in self.probing if mine else ():
             stream, inputs = block.cut_states(i, change)
             for cut, weight in weights.items():
                 out = stream + linear(inputs, weight, down.bias)
-                found[f"{CUT}{cut}.{i}"] = out.cpu()
-        return found
+                streams[f"{CUT}{cut}.{i}"] = out.cpu()
+        return streams
 
-    def carry(self, layer, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Take the cuts of earlier blocks through a dense block, and its own from what was found of it;
-        what remains of that.
+    def carry(self, layer, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take the cuts of earlier blocks through a dense block, and this one's from its `tensors`;
+        what remains of these.
         """
         for cut in range(self.count):
             for i in self.probing:
                 args, keywords = self.calls[i]
                 hidden = self.states.get(self.key(cut, i), self.stream.device)
                 self.states.put(self.key(cut, i), states_of(layer(hidden, *args, **keywords)))
-        for name in [name for name in found if name.startswith(CUT)]:
+        for name in [name for name in tensors if name.startswith(CUT)]:
             cut, i = map(int, name.removeprefix(CUT).split("."))
-            self.states.put(self.key(self.count + cut, i), found[name])
+            self.states.put(self.key(self.count + cut, i), tensors[name])
         self.count += len(self.cuts)
-        return {name: value for name, value in found.items() if not name.startswith(CUT)}
+        return {name: value for name, value in tensors.items() if not name.startswith(CUT)}
 
     def losses(self, dense: Activations) -> list[torch.Tensor]:
         """By how much every block's `cuts` raise the loss: float64 [cuts], nats a token.
@@ -145,10 +145,10 @@ def refitted(
     weight: torch.Tensor, kept: torch.Tensor, sums: list[Moments], refit: bool
 ) -> torch.Tensor:
     """A projection's weights with the kept input channels alone, the others zero."""
-    found = torch.zeros_like(weight)
-    found[:, kept] = weight[:, kept]
+    masked = torch.zeros_like(weight)
+    masked[:, kept] = weight[:, kept]
     if refit:
         fit, held = ((s.gram[kept][:, kept], s.cross[:, kept]) for s in sums)
-        present = found[:, kept].to(fit[0].dtype)
-        found[:, kept] = ridge(*fit, present, *held, sums[1].energy, GRID)[0].to(weight.dtype)
-    return found
+        present = masked[:, kept].to(fit[0].dtype)
+        masked[:, kept] = ridge(*fit, present, *held, sums[1].energy, GRID)[0].to(weight.dtype)
+    return masked
