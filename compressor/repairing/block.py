@@ -68,16 +68,16 @@ class BlockRepair:
         def attention() -> Pairs:
             for i, (args, call) in enumerate(self.calls):
                 x = cut.get(i, self.device)
-                given = dense.get(i, self.device) if self.toward_dense else x
-                found = self.reference(given, args, call)
-                after = given + self.normed("attention", found["attention"])
+                hidden = dense.get(i, self.device) if self.toward_dense else x
+                outputs = self.reference(hidden, args, call)
+                after = hidden + self.normed("attention", outputs["attention"])
                 dense_after.put(i, after)
-                dense_out.put(i, found["out"])
+                dense_out.put(i, outputs["out"])
                 if "ffn" in self.family.post_norms:
-                    dense_ffn.put(i, found["ffn"])
+                    dense_ffn.put(i, outputs["ffn"])
                 inputs = self.heads(x, args, call)
                 heads.put(i, inputs)
-                yield self.weighed("attention", inputs, x, after, found["attention"])
+                yield self.weighed("attention", inputs, x, after, outputs["attention"])
 
         self.refit("attention", attention())
         project = self.output("attention")
@@ -97,11 +97,11 @@ class BlockRepair:
                 inputs = captured(self.output("ffn"), partial(self.ffn, self.narrow, read))
                 if self.toward_dense:
                     out = dense_out.get(i, self.device)
-                    given = dense_ffn.get(i, self.device) if normed else None
+                    projected = dense_ffn.get(i, self.device) if normed else None
                 else:
-                    given = self.ffn(self.layer, read)
-                    out = x + self.normed("ffn", given)
-                yield self.weighed("ffn", inputs, x, out, given)
+                    projected = self.ffn(self.layer, read)
+                    out = x + self.normed("ffn", projected)
+                yield self.weighed("ffn", inputs, x, out, projected)
 
         self.refit("ffn", ffn())
         cut_after.discard()
@@ -143,7 +143,7 @@ class BlockRepair:
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
         with stream.outer(head=True) if last else nullcontext() as model:
-            found, outcome = refine(
+            weights, outcome = refine(
                 self.narrow,
                 {n: self.stored[n].to(self.device) for n in self.family.projections()},
                 example,
@@ -154,7 +154,7 @@ class BlockRepair:
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
-            self.replace("refine", found)
+            self.replace("refine", weights)
 
     def output(self, group: str) -> nn.Linear:
         return self.narrow.get_submodule(self.task.geometry.output_module(group))
@@ -163,29 +163,29 @@ class BlockRepair:
         """What the FFN makes of the stream x."""
         return self.family.feed_forward(layer, layer.get_submodule(self.family.ffn_norm)(x))
 
-    def normed(self, group: str, given: torch.Tensor) -> torch.Tensor:
+    def normed(self, group: str, projected: torch.Tensor) -> torch.Tensor:
         """What is added to the stream of what the output projection of a group gives."""
         norm = self.family.post_norms.get(group)
-        return self.layer.get_submodule(norm)(given) if norm else given
+        return self.layer.get_submodule(norm)(projected) if norm else projected
 
     def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
         """Of the dense block what both output projections give, and the stream after it (`out`)."""
-        found: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
 
         def keep(what: str, _, output: torch.Tensor | tuple) -> None:
-            found[what] = states_of(output)
+            outputs[what] = states_of(output)
 
         names = {self.task.geometry.output_module(g): g for g in self.family.groups()} | {"": "out"}
         with observed(self.layer, passed={n: partial(keep, what) for n, what in names.items()}):
             self.layer(hidden, *args, **call)
-        return found
+        return outputs
 
     def heads(self, hidden, args, call) -> torch.Tensor:
         """The input of the cut block's o_proj."""
         return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
 
     def weighed(
-        self, group: str, inputs, before, after, given
+        self, group: str, inputs, before, after, projected
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of the refitted parameters, with every token's weight in them.
 
@@ -196,7 +196,7 @@ class BlockRepair:
         module = self.output(group)
         rate = rates(after)
         if group in self.family.post_norms:
-            targets, rate = given.float(), rate * rates(given)
+            targets, rate = projected.float(), rate * rates(projected)
         else:
             targets = after.float() - before.float()
         if module.bias is not None:
@@ -215,9 +215,9 @@ class BlockRepair:
         if bias in self.stored:
             parameters[bias] = self.stored[bias][:, None]
         present = torch.cat([p.float() for p in parameters.values()], 1).to(self.device)
-        found = self.regress(group, pairs, present)
-        if found is not None:
-            parts = found.split([p.shape[1] for p in parameters.values()], 1)
+        new = self.regress(group, pairs, present)
+        if new is not None:
+            parts = new.split([p.shape[1] for p in parameters.values()], 1)
             self.replace(
                 group,
                 {n: p.view(self.stored[n].shape) for n, p in zip(parameters, parts, strict=True)},
@@ -235,16 +235,16 @@ class BlockRepair:
                 x = read(cut.get(i, self.device)).float()
                 yield x, read(dense.get(i, self.device)).float() - x
 
-        found = self.regress(
+        change = self.regress(
             f"{group} inputs", pairs(), torch.zeros(size, size, device=self.device)
         )
-        if found is None:
+        if change is None:
             return
         folded = {}
         for part in self.family.groups()[group]:
             if part.axis == 0 and part.tensor.endswith(".weight"):
                 weight = self.stored[part.tensor].to(self.device).float()
-                folded[part.tensor] = weight + weight @ found
+                folded[part.tensor] = weight + weight @ change
         self.replace(f"{group} inputs", folded)
 
     def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:

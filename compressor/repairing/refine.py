@@ -74,15 +74,15 @@ class Example:
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def relative_distance(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """|found - target|^2 / |target|^2 of rows [tokens, hidden]: [tokens]."""
+def relative_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """|output - target|^2 / |target|^2 of rows [tokens, hidden]: [tokens]."""
     energy = target.square().mean(-1).clamp_min(1e-12)
-    return (found - target).square().mean(-1) / energy
+    return (output - target).square().mean(-1) / energy
 
 
-def divergence(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(target) || softmax(found)) of logits [tokens, vocabulary]: [tokens], in nats."""
-    ours, theirs = (logits.log_softmax(-1) for logits in (found, target))
+def divergence(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(target) || softmax(output)) of logits [tokens, vocabulary]: [tokens], in nats."""
+    ours, theirs = (logits.log_softmax(-1) for logits in (output, target))
     return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
@@ -95,8 +95,8 @@ def predictions(stream: BlockStream, model: nn.Module) -> Loss:
     def measured(*rows: torch.Tensor) -> torch.Tensor:
         return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
 
-    def loss(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        parts = zip(found.split(LOGITS_ROWS), target.split(LOGITS_ROWS), strict=True)
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        parts = zip(output.split(LOGITS_ROWS), target.split(LOGITS_ROWS), strict=True)
         return torch.cat([checkpoint(measured, *rows, use_reentrant=False) for rows in parts])
 
     return loss
@@ -135,12 +135,12 @@ def refine(
     rates: tuple[float, ...] = RATES,
     epochs: int = EPOCHS,
 ) -> tuple[dict[str, torch.Tensor], Outcome]:
-    """The best weights, in the dtypes given (as they are stored), and how they were found.
+    """The best weights, in the dtypes of `weights` (as they are stored), and what came of the training.
 
-    `weights` are trained in float32 and rounded to the given dtypes and to those of the parameters of
+    `weights` are trained in float32 and rounded to their dtypes and to those of the parameters of
     `module` whenever it runs; its other parameters stay. measure(outputs, targets) of rows [tokens,
-    hidden], float32, is the loss of every token. Batches of `fitted` are visited in an order of their
-    own in every epoch; a trial sees the first of the first.
+    hidden], float32, is the loss of every token. Batches of `fitted` are visited in another order
+    in every epoch; a trial sees the first of the first.
     """
     course = Course(module, weights, example, held, measure)
     orders = []
@@ -191,19 +191,19 @@ class Course:
 
     def loss(self, at: Callable[[str], torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
         """The sum over the real tokens of a batch, for the parameters at(name), and their number."""
-        given = self.example(i)
+        example = self.example(i)
         cast = {n: at(n).to(w.dtype).to(self.dtypes[n]) for n, w in self.start.items()}
-        out = functional_call(self.module, cast, (given.hidden, *given.args), given.keywords)
-        target = given.real(given.target)
-        return self.measure(given.real(states_of(out)), target).sum(), len(target)
+        out = functional_call(self.module, cast, (example.hidden, *example.args), example.keywords)
+        target = example.real(example.target)
+        return self.measure(example.real(states_of(out)), target).sum(), len(target)
 
     @torch.no_grad()
     def held_back(self, moved: dict[str, torch.Tensor] | None = None, share: float = 1) -> float:
         """The held-back loss at the start or `between`; infinite where it is not a number."""
         at = self.start.get if moved is None else lambda n: self.part(n, moved, share)
         sums = [self.loss(at, i) for i in self.held]
-        found = sum(s.item() for s, _ in sums) / sum(n for _, n in sums)
-        return found if math.isfinite(found) else math.inf
+        loss = sum(s.item() for s, _ in sums) / sum(n for _, n in sums)
+        return loss if math.isfinite(loss) else math.inf
 
     def part(self, name: str, moved: dict[str, torch.Tensor], share: float) -> torch.Tensor:
         start, end = self.start[name], moved[name].detach()
@@ -244,11 +244,11 @@ def finite(value: float) -> float | None:
 def stepping(parameter: torch.Tensor) -> torch.optim.AdamW:
     """An optimizer that moves the parameter in every backward, which leaves no gradient behind."""
     optimizer = torch.optim.AdamW([parameter], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    own = weakref.ref(optimizer)  # held by its parameter, it would outlive the training
+    weak = weakref.ref(optimizer)  # held by its parameter, it would outlive the training
 
     def step(_) -> None:
-        own().step()
-        own().zero_grad()
+        weak().step()
+        weak().zero_grad()
 
     parameter.register_post_accumulate_grad_hook(step)
     return optimizer

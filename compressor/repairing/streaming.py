@@ -113,11 +113,11 @@ class Repair:
     @property
     def about(self) -> dict:
         """What compression.json keeps."""
-        found: dict = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
-        found["left_out"] = self.left_out
+        about: dict = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
+        about["left_out"] = self.left_out
         if self.task.kind.refined:
-            found |= {"epochs": self.task.epochs, "untrained": self.untrained}
-        return found
+            about |= {"epochs": self.task.epochs, "untrained": self.untrained}
+        return about
 
     @property
     def left_out(self) -> list[str]:
@@ -151,25 +151,25 @@ class Repair:
         """Sentences about what could not be repaired."""
         geometry, widest = self.task.geometry, self.plan.widest()
         channels = max(units * geometry.channels(group) for group, units in widest.items())
-        found = []
+        warnings = []
         if self.tokens < channels:
-            found.append(
+            warnings.append(
                 f"The repair has {self.tokens:,} calibration tokens for {channels:,} inputs of a "
                 "projection; more --samples would let it do more."
             )
         if self.left_out:
-            found.append(
+            warnings.append(
                 f"Refitting did not lower the held-back error in {len(self.left_out)} of "
                 f"{len(self.outcomes('lambda'))} steps; what was cut stays there as it was "
                 "(repair.left_out in compression.json)."
             )
         if self.untrained:
-            found.append(
+            warnings.append(
                 f"Training did not pay on held-back text in {len(self.untrained)} of "
                 f"{len(self.outcomes('losses'))} blocks; what the closed form made stays there "
                 "(repair.untrained in compression.json)."
             )
-        return found
+        return warnings
 
     @torch.no_grad()
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
