@@ -104,7 +104,7 @@ def loss_changes_in_parts(
     """`loss_changes` of probes in the order of their blocks, measured in parts of so many blocks' probes
     that the dense model's own passes do not count; finished parts are kept in the folder of `passing`.
     """
-    found, blocks = [], stream.checkpoint.blocks
+    changes, blocks = [], stream.checkpoint.blocks
     parts = divided(probes, blocks)
     for number, part in enumerate(parts):
 
@@ -116,8 +116,8 @@ def loss_changes_in_parts(
             known = {"changes": loss_changes(stream, batches, part, told)}
             keep_block(passing.saved, number, known)
         told(blocks, blocks)
-        found.append(known["changes"])
-    return torch.cat(found)
+        changes.append(known["changes"])
+    return torch.cat(changes)
 
 
 def divided(probes: Sequence[Probe], blocks: int) -> list[list[Probe]]:

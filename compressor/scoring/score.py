@@ -46,8 +46,8 @@ def score(
 
     def rate(index: int, weights: Block, statistics: dict) -> Block:
         geometry = BlockGeometry.of(checkpoint, index)
-        own = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
-        return finished(own, chosen.name, index)
+        scores = chosen.score(weights, statistics, geometry, mode, of_block(seed, index))
+        return finished(scores, chosen.name, index)
 
     wanted = chosen.wants(mode)
     if chosen.observe is not None:
@@ -56,24 +56,24 @@ def score(
         blocks = rate_forward(checkpoint, wanted, tokens, stream, rate, kept_units, passing)
     else:
         blocks = rate_weights(checkpoint, rate, passing)
-    found = Combined(blocks, mode)
+    combined = Combined(blocks, mode)
     if chosen.observe is not None and chosen.combine is not None:
-        found = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
+        combined = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
     return Scores(
-        [finished(block, chosen.name, index) for index, block in enumerate(found.scores)],
+        [finished(block, chosen.name, index) for index, block in enumerate(combined.scores)],
         {
             "method": chosen.name,
-            "mode": found.mode,
+            "mode": combined.mode,
             "grains": chosen.grains and asdict(chosen.grains),
             "seed": seed,
             "source": checkpoint.label,
             "fingerprint": checkpoint.fingerprint,
             "statistics": "pruned" if kept_units else "dense",
             "calibration": tokens.protocol if tokens and wanted else None,
-            "notes": found.notes,
+            "notes": combined.notes,
         },
-        wholly_float32(found.parts),
-        wholly_float32(found.rates),
+        wholly_float32(combined.parts),
+        wholly_float32(combined.rates),
     )
 
 
@@ -85,13 +85,13 @@ def rate_weights(checkpoint: Source, rate: Rate, passing: Passing) -> list[Block
     """Scores of methods that look at weights alone."""
     blocks, saved = [], passing.saved
     for index in range(checkpoint.blocks):
-        found = finished_block(saved, index)
-        if found is None:
+        block = finished_block(saved, index)
+        if block is None:
             weights = checkpoint.read_block(index)
             check_block(checkpoint, index, weights)
-            found = on_cpu(rate(index, weights, {}))
-            keep_block(saved, index, found)
-        blocks.append(found)
+            block = on_cpu(rate(index, weights, {}))
+            keep_block(saved, index, block)
+        blocks.append(block)
         passing.progress(index + 1, checkpoint.blocks)
     return blocks
 
@@ -139,27 +139,27 @@ def observe_backward(
 ) -> list[Block]:
     """What a method keeps of every block's backward, one sequence after the other."""
     saved = passing.saved
-    found = [finished_block(saved, index) for index in range(checkpoint.blocks)]
+    blocks = [finished_block(saved, index) for index in range(checkpoint.blocks)]
 
     def visit(index: int, layer, steps) -> None:
-        if found[index] is None:
+        if blocks[index] is None:
             geometry = BlockGeometry.of(checkpoint, index)
             check_block(checkpoint, index, dict(layer.state_dict()))
             with method.observe(layer, geometry, index, method.grains) as observer:
                 for i in steps():
                     observer.end_sequence(len(tokens.sequences[i]) - 1)
-                found[index] = on_cpu(observer.reduced())
-            keep_block(saved, index, found[index])
+                blocks[index] = on_cpu(observer.reduced())
+            keep_block(saved, index, blocks[index])
         else:
             for _ in steps():
                 pass
         passing.progress(checkpoint.blocks - index, checkpoint.blocks)
 
-    if None in found:
+    if None in blocks:
         pauses = Pauses(saved)
         backward(stream, [s[None] for s in tokens.sequences], visit, pauses)
         pauses.over()
-    return found
+    return blocks
 
 
 def finished(block: Block, method: str, index: int) -> Block:

@@ -54,7 +54,7 @@ class Scores:
         told = {"about": self.about, "parts": [*self.parts], "rates": [*self.rates]}
         if self.measured is not None:
             for name, blocks in self.measured.tensors.items():
-                tensors |= {f"{b}.measured.{name}": found for b, found in enumerate(blocks)}
+                tensors |= {f"{b}.measured.{name}": tensor for b, tensor in enumerate(blocks)}
             told["measured"] = {"about": self.measured.about, "names": [*self.measured.tensors]}
         # One entry alone: safetensors writes several in any order, so the bytes would differ.
         save_file(tensors, path, metadata={"scores": json.dumps(told)})
@@ -73,7 +73,7 @@ class Scores:
                         for b in range(count)
                     ]
 
-                found = cls(
+                scores = cls(
                     read(""),
                     told["about"],
                     {name: read(f".{name}") for name in told["parts"]},
@@ -86,10 +86,10 @@ class Scores:
                         ]
                         for name in measured["names"]
                     }
-                    found.measured = Measured(measured["about"], tensors)
+                    scores.measured = Measured(measured["about"], tensors)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a file of scores: {error}.") from error
-        return found
+        return scores
 
 
 def best(values: torch.Tensor, count: int) -> list[int]:

@@ -103,15 +103,15 @@ def compensated(
             sums[group].add(inputs, inputs[:, :0])
 
         norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
-        given = {norms[g]: partial(read, g) for g in weights}
-        given |= {geometry.output_module(g): partial(fed, g) for g in weights}
-        with observed(layer, given):
+        entering = {norms[g]: partial(read, g) for g in weights}
+        entering |= {geometry.output_module(g): partial(fed, g) for g in weights}
+        with observed(layer, entering):
             order = forward()
             for batch in batches:
                 mask = batch.mask.to(stream.device)
                 next(order)
             next(order, None)
-        found = {}
+        by_group = {}
         for group, weight in weights.items():
             if not sums[group].finite:
                 raise InputError(
@@ -120,10 +120,10 @@ def compensated(
                 )
             dtype = torch.float64 if weight.shape[1] <= FINE_CHANNELS else torch.float32
             prior = scores.blocks[index][group].to(weight.device, dtype) ** powers[group]
-            found[group] = eliminate(
+            by_group[group] = eliminate(
                 sums.pop(group).gram.div_(tokens.tokens).to(dtype), weight.to(dtype), prior
             )
-        return found
+        return by_group
 
     blocks = pass_over(stream, [b.ids for b in batches], find, passing)
     return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})

@@ -97,17 +97,17 @@ class Method:
     def wants(self, mode: str) -> frozenset[str]:
         return self.modes[self._pattern(mode)]
 
-    def choose_grains(self, **given: str | None) -> Grains | None:
-        """The method's grains with those that are given (not None) in place of its own."""
-        given = {name: value for name, value in given.items() if value is not None}
-        for name in given:
+    def choose_grains(self, **choices: str | None) -> Grains | None:
+        """The method's grains, replaced by those in `choices` that are not None."""
+        choices = {name: value for name, value in choices.items() if value is not None}
+        for name in choices:
             if name not in self.free_grains:
                 takers = [m.name for m in METHODS.values() if name in m.free_grains]
                 raise InputError(
                     f"--{name} does not apply to the method {self.name}, but to "
                     f"{', '.join(takers)}."
                 )
-        return self.grains and replace(self.grains, **given)
+        return self.grains and replace(self.grains, **choices)
 
     @staticmethod
     def _pattern(mode: str) -> str:
@@ -125,8 +125,8 @@ def _later(name: str) -> Callable:
     """A function or class of a module of this package, which is imported when it is first called."""
     module, _, function = name.partition(".")
 
-    def call(*given, **named):
-        return getattr(import_module(f"{__name__}.{module}"), function)(*given, **named)
+    def call(*args, **named):
+        return getattr(import_module(f"{__name__}.{module}"), function)(*args, **named)
 
     return call
 

@@ -17,32 +17,34 @@ from compressor.text.tokens import TokenSet
 PROBES, PROBE_SEQUENCES = 128, 8  # the work of a few forwards of 128 calibration sequences
 
 
-def combine(blocks: Blocks, mode: str, given: Calibration) -> Combined:
+def combine(blocks: Blocks, mode: str, calibration: Calibration) -> Combined:
     """The fused scores of all blocks, in any mode of `hywia` and of the methods of one part alone."""
     shares: dict[str, float] = {}
     notes: list[str] = []
-    if mode == "attention" and len(given.tokens.sequences) == 1:
+    if mode == "attention" and len(calibration.tokens.sequences) == 1:
         mode = "fixed:0.5"
         notes.append(
             "One calibration sequence has no variance to attend to, so coarse and fine importance "
             "were weighed equally (fixed:0.5); give more --samples."
         )
     if mode == "calibrated":
-        shares, notes = calibrated_shares(blocks, given)
+        shares, notes = calibrated_shares(blocks, calibration)
     return replace(fuse(blocks, mode, shares), notes=notes)
 
 
-def calibrated_shares(blocks: Blocks, given: Calibration) -> tuple[dict[str, float], list[str]]:
+def calibrated_shares(
+    blocks: Blocks, calibration: Calibration
+) -> tuple[dict[str, float], list[str]]:
     """The coarse share of each group by `fitted_share` to measured loss changes, and how well
     coarse, fine and fused rank them (Spearman), in sentences.
 
     The loss changes of single units are far below the rounding of half precision, so they are
     measured in float32, over a few calibration sequences and all blocks.
     """
-    stream, tokens = given.stream, given.tokens
-    kept = Passing(saved=given.saved and given.saved / "probes")
+    stream, tokens = calibration.stream, calibration.tokens
+    kept = Passing(saved=calibration.saved and calibration.saved / "probes")
     checkpoint = stream.checkpoint
-    probes = sample_probes(checkpoint.block_units, PROBES, given.seed)
+    probes = sample_probes(checkpoint.block_units, PROBES, calibration.seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
     blocks = normalised(blocks)
@@ -55,8 +57,8 @@ def calibrated_shares(blocks: Blocks, given: Calibration) -> tuple[dict[str, flo
         true = changes[mine]
         shares[group] = share = fitted_share(values, true)
         fused = share * values[0] + (1 - share) * values[1]
-        found = {"coarse": values[0], "fine": values[1], "fused": fused}
-        ranks = ", ".join(f"{name} {spearman(v, true):.2f}" for name, v in found.items())
+        scores = {"coarse": values[0], "fine": values[1], "fused": fused}
+        ranks = ", ".join(f"{name} {spearman(v, true):.2f}" for name, v in scores.items())
         said.append(
             f"Calibrated on {len(mine)} masked {group} units: {share:.2f} of the score is coarse; "
             f"Spearman correlation with the loss change: {ranks}."

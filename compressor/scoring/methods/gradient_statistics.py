@@ -45,7 +45,7 @@ class GradientStatistics:
         self.handles: list[RemovableHandle] = []
         self.parts: dict[str, tuple[Slice, int]] = {}  # of each module, and its units
         self.sums: dict[str, torch.Tensor] = {}  # of this sequence, by module: [3, channels]
-        self.found: dict[str, list[torch.Tensor]] = {}
+        self.kinds: dict[str, list[torch.Tensor]] = {}
         self.gradients: dict[str, torch.Tensor] = {}  # sums over the sequences, by parameter
         self.squares: dict[str, torch.Tensor] = {}
 
@@ -73,15 +73,15 @@ class GradientStatistics:
         """The backward of a sequence of `predicted` predicted tokens is over."""
         self.sequences += 1
         for name, kinds in self._kinds(self.sums).items():
-            self.found.setdefault(name, []).append(kinds)
+            self.kinds.setdefault(name, []).append(kinds)
         self.sums.clear()
 
     def evidence(self) -> dict[str, dict[str, torch.Tensor]]:
         """By source and module [n, kinds, units]."""
-        found = {source: self._of_mean(source) for source in self.sources - {"sequences"}}
+        evidence = {source: self._of_mean(source) for source in self.sources - {"sequences"}}
         if "sequences" in self.sources:
-            found["sequences"] = {m: torch.stack(rows) for m, rows in self.found.items()}
-        return found
+            evidence["sequences"] = {m: torch.stack(rows) for m, rows in self.kinds.items()}
+        return evidence
 
     def _of_mean(self, source: str) -> dict[str, torch.Tensor]:
         sums: dict[str, torch.Tensor] = {}
@@ -116,25 +116,25 @@ class GradientStatistics:
         if weight.ndim == 1:
             weight, gradient = weight[:, None], gradient[:, None]
         columns = self.parts[module][0].axis == 1
-        found = taylor(weight, gradient, rows=not columns, columns=columns)
-        if found.nonfinite:
+        reduced = taylor(weight, gradient, rows=not columns, columns=columns)
+        if reduced.nonfinite:
             raise InputError(
-                f"The gradient of {name} in block {self.block} has {int(found.nonfinite)} "
+                f"The gradient of {name} in block {self.block} has {int(reduced.nonfinite)} "
                 "infinite or NaN values; try --dtype float32."
             )
-        own = found.columns if columns else found.rows
-        sums[module] = sums[module] + own if module in sums else own
+        of_channels = reduced.columns if columns else reduced.rows
+        sums[module] = sums[module] + of_channels if module in sums else of_channels
 
     def _kinds(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """[kinds, units] of every module's channel sums [3, channels], by `names_of` it."""
-        found = {}
+        by_name = {}
         for module, of_channels in sums.items():
             part, units = self.parts[module]
             pieces = part.pieces(of_channels, units, self.geometry.sizes)
             for name, (signed, absolute, square) in zip(names_of(part), pieces, strict=True):
                 kinds = (signed.sum(-1).abs(), signed.abs().sum(-1), absolute.sum(-1))
-                found[name] = torch.stack((*kinds, square.sum(-1))).cpu()
-        return found
+                by_name[name] = torch.stack((*kinds, square.sum(-1))).cpu()
+        return by_name
 
 
 def names_of(part: Slice) -> list[str]:

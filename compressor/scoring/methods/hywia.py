@@ -85,11 +85,11 @@ class HybridGrains:
 
     def reduced(self) -> dict[str, torch.Tensor]:
         grains, *queries = self.observers
-        found = grains.reduced()
+        by_group = grains.reduced()
         for query in queries:
             for group, error in query.reduced().items():
-                found[group] = torch.cat((found[group], error.sqrt()[None]))
-        return found
+                by_group[group] = torch.cat((by_group[group], error.sqrt()[None]))
+        return by_group
 
 
 def tokens(
@@ -99,7 +99,7 @@ def tokens(
 
     Root mean squares over the sequences (the square of `second` is what it sums already).
     """
-    found = {}
+    by_group = {}
     for group, slices in geometry.family.groups().items():
         modules = dict.fromkeys(name for s in slices for name in names_of(s))
         of_coarse = [geometry.output_module(group)] if grains.coarse == "gate" else modules
@@ -108,8 +108,8 @@ def tokens(
         source = evidence["mix"] if grains.fine == "mix" else sequences
         f = _reduced(source, FINE[grains.fine], modules, grains)
         energies = c.square(), f if grains.fine == "second" else f.square()
-        found[group] = torch.stack([energy.mean(0).sqrt() for energy in energies])
-    return found
+        by_group[group] = torch.stack([energy.mean(0).sqrt() for energy in energies])
+    return by_group
 
 
 def _reduced(evidence, kind: str, modules, grains: Grains) -> torch.Tensor:

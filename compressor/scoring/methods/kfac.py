@@ -27,8 +27,8 @@ COLUMNS = 1024  # of a weight at a time: 33 MB in float32 at a hidden size of 8,
 class MaskFisher(OutputGradients):
     """`mask-fisher`: keeps one number a unit."""
 
-    def __init__(self, *given, **named):
-        super().__init__(*given, **named)
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
         self.squares: dict[str, torch.Tensor] = {}
 
     def add(self, group, x, dx, dy) -> None:
@@ -42,8 +42,8 @@ class MaskFisher(OutputGradients):
 class Kfac(OutputGradients):
     """`kfac`: keeps the gradients of each projection as a `Metric`."""
 
-    def __init__(self, *given, **named):
-        super().__init__(*given, **named)
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
         self.inputs: dict[str, torch.Tensor] = {}
         self.metrics: dict[str, Metric] = {}
 
@@ -54,12 +54,12 @@ class Kfac(OutputGradients):
         self.metrics.setdefault(group, Metric()).add(dy)
 
     def reduced(self) -> dict[str, torch.Tensor]:
-        found = {}
+        errors = {}
         for group, gram in self.inputs.items():
             weight = self.layer.get_parameter(self.geometry.family.output(group)).detach()
             error = output_error(weight, gram / self.tokens, self.metrics[group])
-            found[group] = error.cpu() / self.tokens
-        return found
+            errors[group] = error.cpu() / self.tokens
+        return errors
 
 
 class Metric:

@@ -15,7 +15,7 @@ down; the other modes have, with |w| mean(1/rms) or |w| mean(1/std) as the norm'
 m = mean |phi|^p and n = mean |up phi'|^p (at p = 1 bounded by the largest slope); without a gate
 m = mean |phi'|^p and no second sum.
 
-Where a norm follows the output projections (Gemma), all of this is of what that norm is given: its gain
+Where a norm follows the output projections (Gemma), all of this is of what that norm reads: its gain
 and its rate, which a cut changes, are left out, and s_j is no longer the error of the block's output.
 
 Provenance. The paper's body could not be read; the formulas of `bip` are as reported by a third

@@ -36,16 +36,16 @@ class BlockStatistics:
 
     def __enter__(self) -> "BlockStatistics":
         geometry, family = self.geometry, self.geometry.family
-        given: dict[str, Given] = {
+        entering: dict[str, Given] = {
             geometry.output_module(g): partial(self._inputs, g) for g in geometry.units
         }
         passed: dict[str, Passed] = {}
         if "gated" in self.wanted:
-            given[family.ffn_norm] = self._before_norm
+            entering[family.ffn_norm] = self._before_norm
             if family.gate not in (None, family.up):
                 passed[family.gate] = self._gate
             passed[family.up] = self._plain if family.gate is None else self._gated
-        self.open = observed(self.layer, given, passed)
+        self.open = observed(self.layer, entering, passed)
         self.open.__enter__()
         return self
 
@@ -55,8 +55,8 @@ class BlockStatistics:
 
     def means(self, sequences: int) -> dict[str, torch.Tensor | int]:
         """Every sum over the number of tokens, as float64; plus the counts themselves."""
-        found = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
-        return found | {"tokens": self.tokens, "sequences": sequences}
+        means = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
+        return means | {"tokens": self.tokens, "sequences": sequences}
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         value = value.double()
@@ -89,16 +89,16 @@ class BlockStatistics:
 
     def _plain(self, _, output: torch.Tensor) -> None:
         for part in parts(self._in_sequences(output), self.mask):
-            found = slope(part, self.geometry.activation).double()
-            self._add("slopes", torch.stack((found.abs().sum(0), found.square().sum(0))))
+            slopes = slope(part, self.geometry.activation).double()
+            self._add("slopes", torch.stack((slopes.abs().sum(0), slopes.square().sum(0))))
 
     def _gate(self, _, output: torch.Tensor) -> None:
         self.gate_output = output
 
     def _gated(self, _, output: torch.Tensor) -> None:
         # The input of down_proj is not read again: its moments come with the factors.
-        own = output if self.gate_output is None else self.gate_output  # of one module for both
-        gate, up = self.geometry.family.gate_and_up(own, output)
+        gate = output if self.gate_output is None else self.gate_output  # of one module for both
+        gate, up = self.geometry.family.gate_and_up(gate, output)
         inner, factors = gated_moments(gate, up, self.geometry.activation, self.mask)
         self._add("ffn", inner)
         self._add("gated", factors)
