@@ -64,7 +64,7 @@ class Groups:
     def by_row(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of values [groups] that of each row's group, [rows] by the matrix's name."""
         parts = self.by_matrix(values).items()
-        return {n: own.repeat_interleave(self.shapes[n][0] // len(own)) for n, own in parts}
+        return {n: part.repeat_interleave(self.shapes[n][0] // len(part)) for n, part in parts}
 
     def cuts(self, alpha: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """int32 [rows] of every matrix, adding up to `zeros`, from alpha float64 [groups]."""

@@ -63,12 +63,12 @@ def quantized(
     """
     clipping = Clipping(block.weights, recipe.group, block.count)
     cuts = learn(block, ranks, targets, zeros, recipe.besa, seed, clipping)
-    found = {}
+    pruned = {}
     for name, weight in clipping.quantized().items():
-        found[name] = besa_mask(weight.detach(), ranks[name], None, cuts[name])
-        found[name + SCALE] = clipping.scale(name).detach()
-        found[name + UNROUNDED] = besa_mask(block.weights[name], ranks[name], None, cuts[name])
-    return found
+        pruned[name] = besa_mask(weight.detach(), ranks[name], None, cuts[name])
+        pruned[name + SCALE] = clipping.scale(name).detach()
+        pruned[name + UNROUNDED] = besa_mask(block.weights[name], ranks[name], None, cuts[name])
+    return pruned
 
 
 def corrected(block: Block, cuts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

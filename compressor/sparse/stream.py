@@ -121,16 +121,16 @@ class Sparsification:
         return [logits[0] for logits in self.stream.logits(prompts, last)]
 
 
-def outputs(block: Block, inputs: Activations, found: Activations) -> None:
+def outputs(block: Block, inputs: Activations, targets: Activations) -> None:
     """What the dense block makes of the calibration sequences."""
     for i in range(block.count):
-        found.put(i, block.run(i, inputs=inputs))
+        targets.put(i, block.run(i, inputs=inputs))
 
 
 def as_stored(
     sources: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor], corrects: bool
 ) -> dict[str, torch.Tensor]:
-    """The pruned weights in the sources' dtype; without correction the sources' own bits or 0.
+    """The pruned weights in the sources' dtype; without correction the sources' bits or 0.
 
     Quantised ones by their scales as those are stored, which come with them, and so does what was not
     rounded.
