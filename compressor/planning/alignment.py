@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a target got, and what others would have given.
+    """What a target got, and what others would have come to.
 
     wider: the next wider of the usual multiples; narrowest: the narrowest of them; None if none is.
     """
@@ -96,16 +96,16 @@ def alignment_of(
     narrow = [units["ffn"] for units in free_blocks(costs, protect)] or [checkpoint.units["ffn"]]
     lattices = [wanted.lattice(checkpoint, m) for m in wanted.multiples(min(narrow))]
     if known is not None:
-        lattices = [own for own in lattices if {*own.ffn} <= {*known}] or lattices
+        lattices = [lattice for lattice in lattices if {*lattice.ffn} <= {*known}] or lattices
     outcomes = []
-    for own in lattices:
-        outcomes.append(outcome(target, costs, own, protect, rule))
+    for lattice in lattices:
+        outcomes.append(outcome(target, costs, lattice, protect, rule))
         if enough(outcomes[-1], target, costs, protect, rule):
             break
     place = len(outcomes) - 1
     if rule == "solved" and not outcomes[place].lands:
-        found = [i for i, tried in enumerate(outcomes) if tried.miss is not None]
-        place = min(found, key=lambda i: abs(outcomes[i].miss), default=place)
+        places = [i for i, tried in enumerate(outcomes) if tried.miss is not None]
+        place = min(places, key=lambda i: abs(outcomes[i].miss), default=place)
     usual = [tried for tried in outcomes if tried.align % MULTIPLES[-1] == 0]
     return Alignment(
         target,

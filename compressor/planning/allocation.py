@@ -32,8 +32,8 @@ from compressor.solvers.exact import Widths
 
 # solve(scores, target, checkpoint, lattice, protect, alike) of the names in `choices.ALLOCATIONS`
 SOLVERS: dict[str, Callable[..., list[Widths]]] = {
-    "uniform": lambda scores, *given: solve(*given[:-1]),
-    "global": lambda *given: solve_globally(*given[:-1]),
+    "uniform": lambda scores, *arguments: solve(*arguments[:-1]),
+    "global": lambda *arguments: solve_globally(*arguments[:-1]),
     "exact": solve_measured,
     "measured": partial(solve_measured, in_nats=True),
     "besa": partial(solve_measured, learned=True),
@@ -88,10 +88,10 @@ def allocate(
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
-    given = alignment(target, checkpoint, wanted, protect, how, scores)
-    chosen = SOLVERS[how](scores, target, checkpoint, given.lattice, protect, wanted.served)
+    aligned = alignment(target, checkpoint, wanted, protect, how, scores)
+    chosen = SOLVERS[how](scores, target, checkpoint, aligned.lattice, protect, wanted.served)
     plan = plan_of(scores, checkpoint, target, chosen, how, protect)
-    plan.about |= described(given)
+    plan.about |= described(aligned)
     return plan
 
 

@@ -73,7 +73,7 @@ def table_of(path: str | Path, checkpoint: Source) -> tuple[dict[str, Sequence[i
         raise InputError(f"{path} has {other} for `other`; it must be 0 or more.")
     whole = other + sum(costs[g][units[g]] for units in checkpoint.block_units for g in GROUPS)
     counted: dict[str, Sequence[int]] = {
-        g: [math.ceil(c / whole * PARTS) for c in own] for g, own in costs.items()
+        g: [math.ceil(c / whole * PARTS) for c in values] for g, values in costs.items()
     }
     return counted, math.ceil(other / whole * PARTS), PARTS
 

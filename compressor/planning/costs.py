@@ -50,20 +50,20 @@ class Costs:
                 "bytes": sum(t.end - t.begin for t in owned) // units,
             }
             weights = sum(t.numel for t in owned if len(t.shape) == 2) // units
-            prunable += weights * sum(own[group] for own in checkpoint.block_units)
+            prunable += weights * sum(block[group] for block in checkpoint.block_units)
         total = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
         if budget == "flops":
             each, total["flops"] = flops_of(checkpoint)
             for group in GROUPS:
                 unit[group]["flops"] = each[group]
-        most = {g: max(own[g] for own in checkpoint.block_units) for g in GROUPS}
+        most = {g: max(block[g] for block in checkpoint.block_units) for g in GROUPS}
         prices: dict[str, dict[str, Sequence[int]]] = {
             measure: {g: [n * unit[g][measure] for n in range(most[g] + 1)] for g in GROUPS}
             for measure in total
         }
         rest = {
             measure: whole
-            - sum(own[g] * unit[g][measure] for own in checkpoint.block_units for g in GROUPS)
+            - sum(block[g] * unit[g][measure] for block in checkpoint.block_units for g in GROUPS)
             for measure, whole in total.items()
         }
         if budget not in ("params", "flops"):
@@ -123,7 +123,7 @@ def meets(target: Target, costs: Costs, size: float) -> bool:
 
 
 def reached(target: Target, costs: Costs, size: float) -> float:
-    """A size in the unit the target was given in."""
+    """A size in the target's unit."""
     if target.kind == "keep":
         return size / costs.total[target.measure]
     if target.kind == "keep-blocks":

@@ -40,7 +40,7 @@ class Landscape:
 
     def keep_with(self, scores: Scores) -> None:
         """Have it saved and loaded with the scores."""
-        tensors = {name: found for name in TENSORS if (found := getattr(self, name))}
+        tensors = {name: values for name in TENSORS if (values := getattr(self, name))}
         scores.measured = Measured(self.described(), tensors)
 
     def described(self) -> dict:

@@ -65,13 +65,14 @@ def solve_measured(
     steps = [lattice.of_block(widths[b]) for b in free]
     # Widths beyond the block's own were measured as the whole block.
     errors = [
-        e[: len(own["attention"]), : len(own["ffn"])] for e, own in zip(errors, steps, strict=True)
+        e[: len(sizes["attention"]), : len(sizes["ffn"])]
+        for e, sizes in zip(errors, steps, strict=True)
     ]
     allowed = None
     if learned:
-        allowed = [near_path(path, own) for path, own in zip(paths, steps, strict=True)]
-    found = own_widths(errors, steps, prices, room, allowed, near=not target.hard)
-    for b, width in zip(free, found, strict=True):
+        allowed = [near_path(path, sizes) for path, sizes in zip(paths, steps, strict=True)]
+    chosen = own_widths(errors, steps, prices, room, allowed, near=not target.hard)
+    for b, width in zip(free, chosen, strict=True):
         widths[b] = width
     return widths
 
@@ -119,13 +120,11 @@ def price_at(prices: Sequence[int], width: float) -> float:
 
 def near_path(learned: torch.Tensor, lattice: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
     """All cuts of a block, by their places on the lattice, that are next to its path on both axes."""
-    path, found = whole_path(learned, lattice), set()
+    path, cuts = whole_path(learned, lattice), set()
     for step in range((len(path) - 1) * POINTS + 1):
         point = widths_at(path, step / POINTS).tolist()
-        found |= {
-            *product(*(neighbours(w, lattice[g]) for w, g in zip(point, GROUPS, strict=True)))
-        }
-    return sorted(tuple(lattice[g].index(w) for w, g in zip(c, GROUPS, strict=True)) for c in found)
+        cuts |= {*product(*(neighbours(w, lattice[g]) for w, g in zip(point, GROUPS, strict=True)))}
+    return sorted(tuple(lattice[g].index(w) for w, g in zip(c, GROUPS, strict=True)) for c in cuts)
 
 
 def neighbours(width: float, widths: Sequence[int]) -> list[int]:

@@ -59,8 +59,8 @@ class Plan:
                 f"{checkpoint.blocks}."
             )
         made_for = self.about.get("units", checkpoint.block_units)
-        for index, (block, own) in enumerate(zip(made_for, checkpoint.block_units, strict=True)):
-            for group, units in own.items():
+        for index, (block, widths) in enumerate(zip(made_for, checkpoint.block_units, strict=True)):
+            for group, units in widths.items():
                 if block[group] != units:
                     raise InputError(
                         f"The plan was made for {block[group]} units of {group} in block {index}, and "

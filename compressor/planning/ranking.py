@@ -91,9 +91,9 @@ def grow(
             widths[step.block][step.group] = step.width
             room -= cost(step)
     if near:
-        following = [own[0] for own in left.values()]
+        following = [waiting[0] for waiting in left.values()]
         beyond = [(cost(s), s.block, widths[s.block] | {s.group: s.width}) for s in following]
-        rest = sum(cost(step) for own in left.values() for step in own)
+        rest = sum(cost(step) for waiting in left.values() for step in waiting)
         take_nearer(widths, beyond, room, rest)
     return widths
 

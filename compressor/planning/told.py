@@ -16,7 +16,7 @@ KERNELS = (
 
 
 def described(alignment: Alignment) -> dict:
-    """For a record: `align`, and `align_wider`, what the next wider usual multiple would have given:
+    """For a record: `align`, and `align_wider`, what the next wider usual multiple would have come to:
     `reached` in the target's unit, by equal widths that nothing measured decides, or the `step` between
     its sizes, as a share.
     """

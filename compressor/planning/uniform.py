@@ -45,7 +45,7 @@ def nearest_splits(
     most = {group: min(units[group] for units in free) for group in GROUPS}
     channels = [n for n in lattice.ffn if n <= most["ffn"]]
     aim, whole = aim_of(target, costs)
-    found = []
+    splits = []
     for groups in (n for n in lattice.attention if n <= most["attention"]):
 
         def size(ffn: int, groups: int = groups) -> int:
@@ -57,8 +57,8 @@ def nearest_splits(
         beside = channels[max(0, above - 1) : above + 1]
         fitting = [n for n in beside if size(n) < whole and (size(n) <= aim or not target.hard)]
         ffn = min(fitting, key=lambda n: (abs(size(n) - aim), n))
-        found.append({"attention": groups, "ffn": ffn})
-    return found
+        splits.append({"attention": groups, "ffn": ffn})
+    return splits
 
 
 def taken_split(
@@ -92,8 +92,8 @@ def feasible_splits(
 ) -> tuple[Costs, list[Widths]]:
     """`nearest_splits`, and costs; `InputError` where there are none."""
     costs, _ = smallest(target, checkpoint, lattice, protect)
-    found = nearest_splits(target, costs, lattice, protect)
-    if not found:
+    splits = nearest_splits(target, costs, lattice, protect)
+    if not splits:
         free = free_blocks(costs, protect)
         most = {group: min(units[group] for units in free) for group in GROUPS}
         raise InputError(
@@ -101,7 +101,7 @@ def feasible_splits(
             f"{lattice.ffn[0]} FFN channels, and a block has {most['attention']} and {most['ffn']}; "
             "give a smaller --align, or --layout per-layer --allocate exact."
         )
-    return costs, found
+    return costs, splits
 
 
 def constant_splits(
