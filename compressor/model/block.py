@@ -75,8 +75,8 @@ def observe(
 ) -> dict[str, torch.Tensor]:
     """Sums over the calibration sequences of measure(x), x [tokens, channels] what a projection reads.
 
-    One pass of the block with `weights`, if given, in place of its own. By the projection's name, of
-    `readers` only, if given. `outputs` receives the block's output on each sequence.
+    One pass of the block with `weights`, if any, in place of its own. By the projection's name, of
+    `readers` only, if any. `outputs` receives the block's output on each sequence.
     """
     readers = readers or block.readers
     sums: dict[str, torch.Tensor] = {}
@@ -86,8 +86,8 @@ def observe(
         value = sums[names[0]] + value if names[0] in sums else value
         sums.update(dict.fromkeys(names, value))
 
-    given = {names[0].removesuffix(".weight"): partial(add, names) for names in readers}
-    with observed(block.layer, given):
+    adders = {names[0].removesuffix(".weight"): partial(add, names) for names in readers}
+    with observed(block.layer, adders):
         for sequence in range(block.count):
             output = block.run(sequence, weights)
             if outputs is not None:

@@ -141,11 +141,11 @@ class Checkpoint(Source):
         hint = "a Hugging Face checkpoint has one"
         self.written_config = read_object(self.path / "config.json", hint)
         self.translated = is_rotary(self.written_config)
-        own = self.written_config
+        original = self.written_config
         if self.translated:
-            self.written_config = llama_config(own)
+            self.written_config = llama_config(original)
         self.family = family_of(self.written_config.get("model_type"))
-        check_task(self.path, own)
+        check_task(self.path, original)
         self.config = self.family.standard(self.written_config)
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
@@ -207,9 +207,9 @@ class Checkpoint(Source):
                     if name not in self.tensors:
                         continue
                     width = units[group] * part.size(self.channel_sizes)
-                    found = self.tensors[name].shape[part.axis]
-                    if found != width:
+                    channels = self.tensors[name].shape[part.axis]
+                    if channels != width:
                         raise InputError(
-                            f"{name} in {self.path} has {found} channels, but the config implies "
+                            f"{name} in {self.path} has {channels} channels, but the config implies "
                             f"{units[group]} units of {part.size(self.channel_sizes)}."
                         )

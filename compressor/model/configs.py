@@ -52,8 +52,8 @@ def check_task(path: Path, config: Mapping) -> None:
             "same, name that class in a copy of config.json."
         )
     for key, (value, why) in OTHER_TASKS.items():
-        given = config.get(key)
-        if given is not None and (str(given).lower() in YES) is value:
+        setting = config.get(key)
+        if setting is not None and (str(setting).lower() in YES) is value:
             raise InputError(
                 f"The config of {path} has {key} {json.dumps(value)}: {why}. Only models that predict "
                 "the next token are read; give one of these."
@@ -122,6 +122,6 @@ def settings(family: Family, written: Mapping, loaded: Mapping) -> dict:
     a name of its own is what it computes with, whichever names the file uses.
     """
     known = {key: value for key, value in loaded.items() if value is not None}
-    given = {key: value for key, value in written.items() if value is not None}
-    own = {key: known[key] for key in family.spellings.values() if key in known}
-    return family.standard({**known, **given, **own})
+    in_file = {key: value for key, value in written.items() if value is not None}
+    spelled = {key: known[key] for key in family.spellings.values() if key in known}
+    return family.standard({**known, **in_file, **spelled})

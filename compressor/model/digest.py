@@ -7,8 +7,8 @@ import torch
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 of the bytes of tensors, in the order of their names."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
         data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        found.update(data)  # type: ignore[arg-type]  # a Buffer to the stubs from Python 3.12 on
-    return found.hexdigest()
+        hasher.update(data)  # type: ignore[arg-type]  # a Buffer to the stubs from Python 3.12 on
+    return hasher.hexdigest()

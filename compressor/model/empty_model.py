@@ -42,8 +42,8 @@ def empty_model(config, family: Family, path: str) -> EmptyModel:
     head = head_name(model)
 
     def shapes(tensors: Iterable) -> dict[str, list[int]]:
-        own = {head: family.head}
-        return {own.get(name, name): list(tensor.shape) for name, tensor in tensors}
+        renamed = {head: family.head}
+        return {renamed.get(name, name): list(tensor.shape) for name, tensor in tensors}
 
     return EmptyModel(
         type(model).__name__,

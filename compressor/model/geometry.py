@@ -35,8 +35,8 @@ class Geometry:
     @property
     def positions(self) -> int | None:
         """How many tokens a sequence can have, where the config says so."""
-        given = self.config.get("max_position_embeddings")
-        return given if given and given > 0 else None
+        limit = self.config.get("max_position_embeddings")
+        return limit if limit and limit > 0 else None
 
     @property
     def queries_per_group(self) -> int:
@@ -61,8 +61,8 @@ class Geometry:
         groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
         channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
         return [
-            {"attention": own or self.heads, "ffn": ffn}
-            for own, ffn in zip(groups, channels, strict=True)
+            {"attention": kv_groups or self.heads, "ffn": ffn}
+            for kv_groups, ffn in zip(groups, channels, strict=True)
         ]
 
     @cached_property
@@ -70,6 +70,6 @@ class Geometry:
         """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""
         chosen = in_every_block(self.config, HEADS, self.blocks)
         return [
-            own or [*range(units["attention"] * self.queries_per_group)]
-            for own, units in zip(chosen, self.block_units, strict=True)
+            heads or [*range(units["attention"] * self.queries_per_group)]
+            for heads, units in zip(chosen, self.block_units, strict=True)
         ]

@@ -54,16 +54,21 @@ def backward(
         with loaded(stream.layers[index], weights) as layer:
             del weights
             inputs, calls = called[index]
-            given, passed = gradients, Activations(stream.place)
+            passed = Activations(stream.place)
 
             def steps(
-                layer=layer, index=index, inputs=inputs, calls=calls, given=given, passed=passed
+                layer=layer,
+                index=index,
+                inputs=inputs,
+                calls=calls,
+                gradients=gradients,
+                passed=passed,
             ) -> Iterator[int]:
                 for i, (args, call) in enumerate(calls):
                     hidden = inputs.get(i, stream.device).requires_grad_()
                     with torch.enable_grad():
                         output = states_of(layer(hidden, *args, **call))
-                        output.backward(given.get(i, stream.device))
+                        output.backward(gradients.get(i, stream.device))
                     if not hidden.grad.isfinite().all():
                         raise InputError(
                             f"The gradient that leaves block {index} is not finite for sequence {i}; "
@@ -74,7 +79,7 @@ def backward(
 
             visit(index, layer, steps)
         inputs.discard()
-        given.discard()
+        gradients.discard()
         gradients = passed
         if pauses is not None and index:
             pauses.keep(index - 1, len(batches), gradients, {"losses": losses})

@@ -16,19 +16,20 @@ def choose_container(
     whether vLLM is to load it, as it does models of equal blocks.
     """
     family, other = checkpoint.family, checkpoint.family.container
-    own, counts = family.model_type, sorted(n * checkpoint.queries_per_group for n in groups)
-    against = {own: refusal_of_own(checkpoint, counts)}
+    family_type = family.model_type
+    counts = sorted(n * checkpoint.queries_per_group for n in groups)
+    against = {family_type: refusal_of_own(checkpoint, counts)}
     if other:
         against[other.model_type] = refusal_of_other(checkpoint, counts)
     if container not in ("auto", *against):
-        raise InputError(f"A {own} model cannot be written as {container!r}.")
+        raise InputError(f"A {family_type} model cannot be written as {container!r}.")
     if container != "auto":
         choices = [(container, against[container])]
     else:
         unserved = refusal_of_vllm(checkpoint, counts) if served else None
-        choices = [(own, against[own] or unserved), *list(against.items())[1:]]
+        choices = [(family_type, against[family_type] or unserved), *list(against.items())[1:]]
         if counts == [checkpoint.heads]:
-            choices.append((own, against[own]))  # as the source is
+            choices.append((family_type, against[family_type]))  # as the source is
     for name, reason in choices:
         if reason is None:
             return name

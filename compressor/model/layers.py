@@ -25,7 +25,7 @@ def narrowed(
 def passed(
     stream: BlockStream, layer: nn.Module, states: Activations, calls: Sequence[tuple]
 ) -> Activations:
-    """The stream after a layer, in place of that before it; calls: the layer's own, of every batch."""
+    """The stream after a layer, in place of that before it; calls: the layer's, of every batch."""
     out = Activations(stream.place)
     for i, (args, keywords) in enumerate(calls):
         out.put(i, states_of(layer(states.get(i, stream.device), *args, **keywords)))
@@ -34,11 +34,11 @@ def passed(
 
 
 class Captured(Exception):
-    """Carries what a module was given out of the forward it stands in."""
+    """Carries what a module was called with out of the forward it stands in."""
 
 
 def captured(module: nn.Module, run: Callable[[], object]) -> torch.Tensor:
-    """What `module` is given while run() runs, which ends there."""
+    """What `module` is called with while run() runs, which ends there."""
 
     def take(_, x):
         raise Captured(x)
@@ -46,6 +46,6 @@ def captured(module: nn.Module, run: Callable[[], object]) -> torch.Tensor:
     with replaced_forward([module], take):
         try:
             run()
-        except Captured as found:
-            return found.args[0]
+        except Captured as capture:
+            return capture.args[0]
     raise AssertionError(f"{type(module).__name__} was not called")

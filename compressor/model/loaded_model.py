@@ -40,8 +40,8 @@ class LoadedModel(Source):
         self.family = family_of(config.model_type)
         self.written_config = json.loads(config.to_json_string(use_diff=True))
         self.written_config["model_type"] = config.model_type
-        for standard, own in self.family.spellings.items():
-            if own in self.written_config:  # its class may have a default by the other name
+        for standard, spelling in self.family.spellings.items():
+            if spelling in self.written_config:  # its class may have a default by the other name
                 self.written_config.pop(standard, None)
         self.config = self.family.standard(
             {key: value for key, value in config.to_dict().items() if value is not None}
@@ -79,8 +79,8 @@ class LoadedModel(Source):
         return cast(torch.dtype, self.module.dtype)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        found = {name: self.parameters_by_name[name].detach().cpu() for name in names}
-        return {n: t.t() if self.tensors[n].transposed else t for n, t in found.items()}
+        tensors = {name: self.parameters_by_name[name].detach().cpu() for name in names}
+        return {n: t.t() if self.tensors[n].transposed else t for n, t in tensors.items()}
 
     def model_config(self):
         return deepcopy(self.module.config)

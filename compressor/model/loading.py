@@ -48,7 +48,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
             output_loading_info=True,
             trust_remote_code=trusted,
         )
-        model, found = loaded
+        model, mismatches = loaded
         family = FAMILIES.get(model.config.model_type)
         tokenizer = read_tokenizer(folder, coded=family is not None and not family.stock)
     except Exception as error:  # whatever transformers raises, the checkpoint does not load
@@ -56,7 +56,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     not_read = family.not_read if family is not None else ()
     kinds = {
         kind: [name for name in map(str, names) if not name.endswith(not_read)]
-        for kind, names in found.items()
+        for kind, names in mismatches.items()
     }
     wrong = {kind: sorted(names) for kind, names in kinds.items() if names}
     if wrong:

@@ -65,10 +65,10 @@ def replaced_forward(layers: Iterable[nn.Module], forward):
     try:
         yield
     finally:
-        for layer, own in former:
+        for layer, previous in former:
             del layer.forward
-            if own is not None:
-                layer.forward = own
+            if previous is not None:
+                layer.forward = previous
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:

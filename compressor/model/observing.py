@@ -1,4 +1,4 @@
-"""What modules of a block are given and what they return, told while the block runs."""
+"""What modules of a block read and what they return, told while the block runs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,14 +14,14 @@ Passed = Callable[[torch.Tensor, Any], None]  # a tensor or a tuple, as the modu
 @contextmanager
 def observed(
     layer: nn.Module,
-    given: Mapping[str, Given] | None = None,
+    entering: Mapping[str, Given] | None = None,
     passed: Mapping[str, Passed] | None = None,
 ) -> Iterator[None]:
-    """While open, `given[name](x)` is called with what that module of `layer` is about to read, and
+    """While open, `entering[name](x)` is called with what that module of `layer` is about to read, and
     `passed[name](x, output)` with that and what it returned. The layer itself has the name "".
     """
     with ExitStack() as handles:
-        for name, take in (given or {}).items():
+        for name, take in (entering or {}).items():
             module = layer.get_submodule(name)
             hook = module.register_forward_pre_hook(lambda _, args, take=take: take(args[0]))
             handles.enter_context(hook)

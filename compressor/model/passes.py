@@ -17,7 +17,7 @@ Find = Callable[[int, torch.nn.Module, Callable], Block]
 
 @dataclass(frozen=True)
 class Passing:
-    """Whom a pass tells how far it is, and the folder where it keeps what it has found, if it does."""
+    """Whom a pass tells how far it is, and the folder where it keeps the finished blocks, if it does."""
 
     progress: Progress = lambda done, total: None
     saved: Path | None = None
@@ -34,10 +34,10 @@ def pass_over(
 
     forward is as in `BlockStream.run`, and find has to go through it. Finished blocks are kept in the
     folder of `passing`, and taken from it if they are there; of such a block only the output is computed
-    again, as far as not even that was kept. go_on(index, layer, forward, found) makes that output of
+    again, as far as not even that was kept. go_on(index, layer, forward, known) makes that output of
     what is passed on, where it is not the dense block's.
     """
-    blocks, found = stream.checkpoint.blocks, {}
+    blocks, results = stream.checkpoint.blocks, {}
     saved, progress = passing.saved, passing.progress
 
     def visit(index: int, layer, forward) -> None:
@@ -50,14 +50,14 @@ def pass_over(
         elif kept is not None:  # nothing else has gone through it
             for _ in forward():
                 pass
-        found[index] = known
+        results[index] = known
         progress(index + 1, blocks)
 
     if any(finished_block(saved, index) is None for index in range(blocks)):
         pauses = Pauses(saved)
         stream.run(batches, visit, pauses=pauses).discard()
         pauses.over()
-    return [found.get(i) or finished_block(saved, i) for i in range(blocks)]
+    return [results.get(i) or finished_block(saved, i) for i in range(blocks)]
 
 
 def on_cpu(block: Block) -> Block:

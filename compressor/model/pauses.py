@@ -23,7 +23,7 @@ ROOM = 3  # times as much must be free on the disk
 
 
 class Pauses:
-    """The kept states of one pass, in a folder beside what it found; nothing is kept without one.
+    """The kept states of one pass, in a folder beside its finished blocks; nothing is kept without one.
 
     States are named by the number of their batch. `place` says of a block which one they enter (of a
     backward: leave).

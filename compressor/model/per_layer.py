@@ -54,10 +54,10 @@ def class_name(family: Family) -> str:
 
 def auto_map(family: Family) -> dict[str, str]:
     module = code_of(family)[0].stem
-    found = {"AutoModelForCausalLM": f"{module}.{class_name(family)}"}
+    classes = {"AutoModelForCausalLM": f"{module}.{class_name(family)}"}
     if not family.stock:
-        found["AutoConfig"] = f"{module}.{config_name(family)}"
-    return found
+        classes["AutoConfig"] = f"{module}.{config_name(family)}"
+    return classes
 
 
 def config_name(family: Family) -> str:
@@ -128,8 +128,8 @@ def model_of(config: "PreTrainedConfig", family: Family, dtype: "torch.dtype") -
     """A model of a transformers config, by the class that builds it."""
     from transformers import AutoModelForCausalLM
 
-    own = class_of(config, family)
-    make = own._from_config if own else AutoModelForCausalLM.from_config
+    model_class = class_of(config, family)
+    make = model_class._from_config if model_class else AutoModelForCausalLM.from_config
     return make(config, dtype=dtype)
 
 
@@ -137,13 +137,13 @@ def may_run_code(folder: Path) -> bool:
     """`ships_own_code`; InputError where the blocks are of different widths, so that without the code
     nothing builds them.
     """
-    own = ships_own_code(folder)
-    if not own and KEY in json.loads((folder / "config.json").read_bytes()):
+    trusted = ships_own_code(folder)
+    if not trusted and KEY in json.loads((folder / "config.json").read_bytes()):
         raise InputError(
             f"{folder} has blocks of different widths, and the code beside them is not what this "
             "package writes, so it is not run; make the folder again, or put its .py files back."
         )
-    return own
+    return trusted
 
 
 def ships_own_code(folder: Path) -> bool:
@@ -152,7 +152,7 @@ def ships_own_code(folder: Path) -> bool:
         named = json.loads((folder / "config.json").read_bytes()).get("auto_map")
         files = [code_of(family) for family in FAMILIES.values() if auto_map(family) == named]
         return bool(files) and all(
-            (folder / own.name).read_bytes() == own.read_bytes() for own in files[0]
+            (folder / file.name).read_bytes() == file.read_bytes() for file in files[0]
         )
     except (OSError, ValueError, AttributeError):
         return False

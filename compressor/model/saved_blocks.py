@@ -1,4 +1,4 @@
-"""What a pass over the blocks has found out, kept in a file a block, so that a kill loses none of it."""
+"""What a pass over the blocks says of each, kept in a file a block, so that a kill loses none of it."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def keep_block(
     tensors: dict[str, torch.Tensor],
     told: dict | list | None = None,
 ) -> None:
-    """Save what a pass found out about a block; a kill leaves the whole file or none."""
+    """Save what a pass says of a block; a kill leaves the whole file or none."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -66,10 +66,10 @@ class BlockStream:
         tensors = self.cast(self.checkpoint.read(names))
         if head and self.checkpoint.tied:
             tensors[family.head] = tensors[family.embedding]
-        own = {family.head: head_name(self.model)}
+        renamed = {family.head: head_name(self.model)}
         with ExitStack() as stack:
             for name, tensor in tensors.items():
-                module, _, leaf = own.get(name, name).rpartition(".")
+                module, _, leaf = renamed.get(name, name).rpartition(".")
                 owner = self.model.get_submodule(module)
                 stack.enter_context(loaded(owner, {leaf: tensor}, strict=False))
             yield self.model
@@ -105,7 +105,7 @@ class BlockStream:
     ) -> Activations:
         """Feed all batches through all blocks; returns the hidden states after the last one.
 
-        visit(index, layer, forward), if given, is called once a block with its weights in place;
+        visit(index, layer, forward), if any, is called once a block with its weights in place;
         forward() is an iterator that runs the block on one batch after the other and yields each
         batch's index, so statistics can be taken by hooks. It may be iterated more than once: the
         last pass counts. With `kept`, what every block was called with is appended to it, not
@@ -121,10 +121,12 @@ class BlockStream:
                 del weights
                 following = Activations(self.place)
 
-                def forward(layer=layer, index=index, given=states, out=following) -> Iterator[int]:
+                def forward(
+                    layer=layer, index=index, states=states, out=following
+                ) -> Iterator[int]:
                     for i in range(len(batches)):
                         args, call = calls[i][index]
-                        hidden = layer(given.get(i, self.device), *args, **call)
+                        hidden = layer(states.get(i, self.device), *args, **call)
                         out.put(i, states_of(hidden))
                         yield i
 

@@ -45,11 +45,11 @@ def read_tensors(
     by_file = defaultdict(list)
     for name in names:
         by_file[entries[name].file].append(name)
-    found = {}
+    tensors = {}
     for file, members in by_file.items():
         with safe_open(file, framework="pt") as handle:
-            found.update({name: read_tensor(handle, entries[name]) for name in members})
-    return found
+            tensors.update({name: read_tensor(handle, entries[name]) for name in members})
+    return tensors
 
 
 def read_tensor(handle, entry: SimpleNamespace) -> torch.Tensor:

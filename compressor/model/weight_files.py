@@ -40,16 +40,16 @@ def weight_files(path: Path, config: Mapping) -> list[str]:
 
 
 def check_adapters(path: Path) -> None:
-    found = [name for name in ADAPTERS if (path / name).is_file()]
-    if not found:
+    adapters = [name for name in ADAPTERS if (path / name).is_file()]
+    if not adapters:
         return
     if not (path / "config.json").exists():
         raise InputError(
-            f"{path} holds an adapter ({', '.join(found)}) and no model; merge it into its base model "
-            "(peft's merge_and_unload), and give that."
+            f"{path} holds an adapter ({', '.join(adapters)}) and no model; merge it into its base "
+            "model (peft's merge_and_unload), and give that."
         )
     raise InputError(
-        f"{path} holds an adapter beside its weights ({', '.join(found)}): from_pretrained adds what "
+        f"{path} holds an adapter beside its weights ({', '.join(adapters)}): from_pretrained adds what "
         f"{ADAPTERS[0]} is of, and other loaders do not. Merge it (peft's merge_and_unload), or move "
         "these files out of the folder."
     )
@@ -76,18 +76,18 @@ def check_redirection(path: Path, config: Mapping) -> None:
 def weight_map(path: Path) -> dict[str, str]:
     """The file of every tensor by the index; a file outside the folder is refused."""
     index = read_object(path / INDEX)
-    found = index.get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise InputError(f"{path / INDEX} has no weight_map of names of files.")
     if not isinstance(index.get("metadata"), dict):
         raise InputError(
             f"{path / INDEX} has no metadata, without which transformers refuses it; add "
             '"metadata": {} to it.'
         )
-    for file in found.values():
+    for file in files.values():
         if Path(file).name != file:
             raise InputError(f"{path / INDEX} names {file!r}, outside the folder.")
-    return found
+    return files
 
 
 def no_weights(path: Path) -> str:

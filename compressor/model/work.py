@@ -70,10 +70,10 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
     steps = Step(batch, 1, context), Step(batch, context, context)
     embedded = model.vocabulary * model.hidden + model.positions
     looked_up = (Work(0, 2 * size * batch * s.tokens * model.hidden) for s in steps)
-    found = [Part("embedding", None, embedded, size * embedded, 0, 0, *looked_up)]
+    body = [Part("embedding", None, embedded, size * embedded, 0, 0, *looked_up)]
     for index, block in enumerate(model.blocks):
         parameters = block.weights + block.vectors
-        found.append(
+        body.append(
             Part(
                 str(index),
                 block,
@@ -85,10 +85,10 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
             )
         )
     matrix = model.vocabulary * model.hidden
-    own = model.vectors + (0 if model.tied else matrix)
+    parameters = model.vectors + (0 if model.tied else matrix)
     read = size * (matrix + model.vectors + batch * (model.hidden + model.vocabulary))
     last = Work(2 * batch * matrix, read)
-    return [*found, Part("head", None, own, size * own, 0, 0, last, last)]
+    return [*body, Part("head", None, parameters, size * parameters, 0, 0, last, last)]
 
 
 def flops(block: BlockWidths, step: Step) -> int:

@@ -32,7 +32,7 @@ FAMILY = Family(
     embedding="transformer.word_embeddings.weight",
     up="mlp.dense_h_to_4h",
     gate=None,
-    # Its module adds the stream that it is given.
+    # Its module adds the stream that it is called with.
     feed_forward=lambda layer, normed: layer.mlp(normed, torch.zeros_like(normed)),
     in_a_tuple=True,
     fit=lambda layer, kept: layer.keep_heads(kept),

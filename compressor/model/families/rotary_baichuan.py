@@ -23,8 +23,8 @@ def is_rotary(config: Mapping) -> bool:
 
 def llama_config(config: Mapping) -> dict:
     """The config of the same model as Llama."""
-    own = ("auto_map", "tokenizer_class")
-    return {name: value for name, value in config.items() if name not in own} | {
+    dropped = ("auto_map", "tokenizer_class")
+    return {name: value for name, value in config.items() if name not in dropped} | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "num_key_value_heads": config.get("num_attention_heads"),
@@ -38,17 +38,17 @@ def llama_tensors(
     tensors: Mapping[str, SimpleNamespace], vocabulary: int | None
 ) -> dict[str, SimpleNamespace]:
     """Header entries by Llama's names; `rows` and `normalised` say what to make of what is stored."""
-    found = {}
+    entries = {}
     for name, entry in tensors.items():
         if name.endswith(PACKED) and entry.shape[0] % len(PARTS) == 0:
             for number, letter in enumerate(PARTS):
-                own = name.replace(PACKED, f"self_attn.{letter}_proj.weight")
-                found[own] = one_of(entry, number, len(PARTS))
+                part_name = name.replace(PACKED, f"self_attn.{letter}_proj.weight")
+                entries[part_name] = one_of(entry, number, len(PARTS))
         elif name == HEAD and vocabulary == BAICHUAN2_VOCABULARY:
-            found[name] = SimpleNamespace(**vars(entry) | {"normalised": True})
+            entries[name] = SimpleNamespace(**vars(entry) | {"normalised": True})
         else:
-            found[name] = entry
-    return found
+            entries[name] = entry
+    return entries
 
 
 def one_of(entry: SimpleNamespace, number: int, parts: int) -> SimpleNamespace:

@@ -37,13 +37,13 @@ class Slice:
 
     def channels(self, kept: Sequence[int], units: int, sizes: Mapping[str, int]) -> torch.Tensor:
         """Positions along the axis of what the kept ones of so many units own, in order: int64."""
-        found, begin = [], 0
+        positions, begin = [], 0
         for section in self.owns.split():
             width = sum(sizes[letter] for letter in section)
-            own = torch.as_tensor(kept, dtype=torch.long)[:, None] * width + torch.arange(width)
-            found.append(begin + own.flatten())
+            places = torch.as_tensor(kept, dtype=torch.long)[:, None] * width + torch.arange(width)
+            positions.append(begin + places.flatten())
             begin += units * width
-        return torch.cat(found)
+        return torch.cat(positions)
 
     def pieces(
         self, values: torch.Tensor, units: int, sizes: Mapping[str, int]
@@ -180,18 +180,18 @@ class Family:
 
     def standard(self, config: Mapping) -> dict:
         """The config with every setting under its standard name."""
-        found = {**self.constants, **config}
-        for name, own in self.spellings.items():
-            if config.get(own) is not None:
-                found[name] = config[own]
-        if self.ffn_per_hidden and (self.ffn_fixed or not found.get(self.ffn_width_key)):
-            found[self.ffn_width_key] = self.ffn_per_hidden * found.get("hidden_size", 0)
-        return found
+        settings = {**self.constants, **config}
+        for name, spelling in self.spellings.items():
+            if config.get(spelling) is not None:
+                settings[name] = config[spelling]
+        if self.ffn_per_hidden and (self.ffn_fixed or not settings.get(self.ffn_width_key)):
+            settings[self.ffn_width_key] = self.ffn_per_hidden * settings.get("hidden_size", 0)
+        return settings
 
     def spelled(self, config: Mapping, name: str) -> str:
         """What a config calls a standard setting."""
-        own = self.spellings.get(name, name)
-        return name if name in config and own not in config else own
+        spelling = self.spellings.get(name, name)
+        return name if name in config and spelling not in config else spelling
 
     def parallel(self, config: Mapping) -> bool:
         """Whether the FFN reads the stream before the attention has added to it."""
