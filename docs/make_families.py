@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from compressor.config.choices import LAYOUTS
+from compressor.config.layouts import LAYOUTS
 from compressor.model.families import FAMILIES
 
 HEAD = """# Model families

@@ -2,11 +2,13 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "compressor"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "compressor"
 # From top to bottom. What lies beside them in the package is a wing of its own.
 WINGS = (
     *("__main__", "cli", "front", "job", "analysis", "report", "verification", "evaluation"),
@@ -107,3 +109,18 @@ def test_few_modules_take_the_whole_config():
         if isinstance(each.annotation, ast.Name) and each.annotation.id == "JobConfig"
     }
     assert 0 < len(readers) <= MOST_READERS, sorted(readers)
+
+
+SCRIPTS = [
+    file for folder in ("bench", "docs", "examples") for file in (ROOT / folder).glob("*.py")
+]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS), ids=lambda file: file.stem)
+def test_scripts_import_names_that_exist(script):
+    """Also those that no test runs."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("compressor"):
+            module = import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or import_module(f"{node.module}.{name}")

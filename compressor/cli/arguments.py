@@ -11,8 +11,11 @@ import typer
 from compressor.cli.flags import OUTPUT
 from compressor.config.options import name_of, options_of
 from compressor.errors import InputError
+from compressor.scoring.methods import DEFAULT_METHOD, METHODS
 
 RATIOS = ("--keep", "--keep-blocks")
+# Of all scoring methods, as a help text lists them.
+LISTED = ", ".join(f"{name} (default)" if name == DEFAULT_METHOD else name for name in METHODS)
 
 
 def spread_ratios(arguments: list[str]) -> list[str]:
@@ -81,7 +84,8 @@ def parameter(described: Field, panel: str, *retyped) -> inspect.Parameter:
         kind, default = retyped
     flag = about["flag"]
     flags = f"{flag}/--no-{flag.removeprefix('--')}" if default is True else flag
-    option = typer.Option(flags, help=about["help"], rich_help_panel=panel, show_default=True)
+    shown = about["help"].format(methods=LISTED)
+    option = typer.Option(flags, help=shown, rich_help_panel=panel, show_default=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
     name = name_of(described)
     return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option])

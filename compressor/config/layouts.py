@@ -1,7 +1,4 @@
-"""What a result is written as: its model type, and its layout, which is how its widths are written.
-
-The layouts' writers are in `writing/cuts.py`.
-"""
+"""What a result is written as: its model type, and its layout, which is how its widths are written."""
 
 from dataclasses import dataclass
 
@@ -11,7 +8,8 @@ from compressor.errors import InputError
 UNIFORM = "uniform"  # all blocks alike: loads everywhere
 PER_LAYER = "per-layer"  # blocks of their own widths: loads with code of its own
 PADDED = "padded"  # the same, filled with zeros: for evaluation
-LAYOUTS = (UNIFORM, PER_LAYER, PADDED)
+# Every layout's writer: a class of a module of `compressor.writing`.
+LAYOUTS = {UNIFORM: "cuts.Uniform", PER_LAYER: "cuts.PerLayer", PADDED: "cuts.Padded"}
 ALL = "all"  # one result of each
 UNLIKE = "--layout per-layer (loads with code of its own) or padded (zeros, to evaluate it)"
 

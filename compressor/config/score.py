@@ -12,8 +12,7 @@ class ScoreConfig:
     method: str | None = option(
         None,
         "--method",
-        "What scores the units: llm-bip (default), besa, hywia, taylor, taylor-vector, taylor-mix, "
-        "kfac, mask-fisher, wanda-sp, magnitude or random; METHOD:MODE for a variant.",
+        "What scores the units: {methods}; METHOD:MODE for a variant.",
     )
     mode: str | None = option(None, "mode", "Variant of the method.")
     coarse: str | None = option(None, "coarse", "hywia: gate or vector.")

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-Given = Callable[[torch.Tensor], None]
+Entering = Callable[[torch.Tensor], None]
 Passed = Callable[[torch.Tensor, Any], None]  # a tensor or a tuple, as the module returns
 
 
 @contextmanager
 def observed(
     layer: nn.Module,
-    entering: Mapping[str, Given] | None = None,
+    entering: Mapping[str, Entering] | None = None,
     passed: Mapping[str, Passed] | None = None,
 ) -> Iterator[None]:
     """While open, `entering[name](x)` is called with what that module of `layer` is about to read, and

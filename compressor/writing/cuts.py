@@ -1,10 +1,11 @@
 """Cuts as folders, one writer a layout: which plans it can hold, and what it writes of them."""
 
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from itertools import repeat
 from pathlib import Path
 
-from compressor.config.layouts import PADDED, PER_LAYER, UNIFORM, UNLIKE, check_layout_name
+from compressor.config.layouts import LAYOUTS, PADDED, PER_LAYER, UNIFORM, UNLIKE, check_layout_name
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
@@ -130,9 +131,6 @@ class Padded(Cut):
         return padded_block(block, self.source, self.units, self.places[index])
 
 
-WRITERS: dict[str, type[Cut]] = {kind.layout: kind for kind in (Uniform, PerLayer, Padded)}
-
-
 def writer_of(
     source: Source,
     plan: Plan,
@@ -142,7 +140,9 @@ def writer_of(
 ) -> Cut:
     """The writer of a plan; of `per-layer` blocks that turn out alike, the uniform one."""
     check_layout_name(layout)
-    return WRITERS[layout_of(plan, layout, source.family)](source, plan, container, changes)
+    module, _, name = LAYOUTS[layout_of(plan, layout, source.family)].partition(".")
+    kind = getattr(import_module(f"compressor.writing.{module}"), name)
+    return kind(source, plan, container, changes)
 
 
 def write(

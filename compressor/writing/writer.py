@@ -1,7 +1,7 @@
 """Writing a checkpoint folder that stock transformers and vLLM load.
 
 A `Writer` says what goes into the folder of one result: `cuts.py` and `packed.py` have the forms. A new
-form is one more file, and a line in `cuts.WRITERS` if --layout is to offer it.
+form is one more file, and a line of `LAYOUTS` (`config/layouts.py`) if --layout is to offer it.
 
 The config is the original text with the changed keys patched, never re-serialised by a config class;
 side files are copied byte for byte; tensors are written one block at a time.

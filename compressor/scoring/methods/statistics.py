@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
-from compressor.model.observing import Given, Passed, observed
+from compressor.model.observing import Entering, Passed, observed
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods.activations import slope
 
@@ -36,7 +36,7 @@ class BlockStatistics:
 
     def __enter__(self) -> "BlockStatistics":
         geometry, family = self.geometry, self.geometry.family
-        entering: dict[str, Given] = {
+        entering: dict[str, Entering] = {
             geometry.output_module(g): partial(self._inputs, g) for g in geometry.units
         }
         passed: dict[str, Passed] = {}
