@@ -62,10 +62,8 @@ def plan(
     scores: Scored,
     out: Annotated[Path, Option(help="Plan to write (JSON).")],
     source: Moved = None,
-    keep: Annotated[float | None, Option(help="Share of all parameters that stay.")] = None,
-    keep_blocks: Annotated[
-        float | None, Option(help="Share of the weights of the blocks' projections that stay.")
-    ] = None,
+    keep: Annotated[list[float] | None, Option(help="Share of all parameters that stay.")] = None,
+    keep_blocks: flags.KeepBlocks = None,
     target: flags.Target = None,
     budget: flags.Budget = "params",
     allocate: Annotated[

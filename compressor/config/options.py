@@ -6,10 +6,11 @@ A flag that begins with `--` is one of the command line, too; any other is a nam
 
 from collections.abc import Callable, Iterator
 from dataclasses import Field, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from compressor.errors import InputError
 
+PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 Fits = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
 
 
@@ -46,7 +47,17 @@ def at_least(least: int) -> Fits:
 def parsed(described: Field, value):
     """An option's value of what a caller sets it to, which may be as it is written."""
     parse = described.metadata["parse"]
-    return parse(value) if parse and isinstance(value, str) else value
+    if parse and isinstance(value, str):
+        return parse(value)
+    kinds = [k for k in get_args(described.type) or (described.type,) if k in PLAIN]
+    fitting = isinstance(value, (*kinds, *((int,) if float in kinds else ())))
+    if (
+        kinds
+        and value is not None
+        and (not fitting or (isinstance(value, bool) and bool not in kinds))
+    ):
+        raise InputError(f"{described.metadata['flag']} must be {PLAIN[kinds[0]]}, not {value!r}.")
+    return value
 
 
 def check_values(config) -> None:

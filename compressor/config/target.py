@@ -70,7 +70,7 @@ def target_name(target: Target) -> str:
 def targets_of(
     keep: float | Iterable[float] | None = None,
     keep_blocks: float | Iterable[float] | None = None,
-    target: str | None = None,
+    target: str | float | None = None,
     target_params: float | str | None = None,
     target_bytes: float | str | None = None,
     budget: str = "params",
@@ -79,7 +79,9 @@ def targets_of(
 
     target: a bound as one writes it, `5.4B` parameters or `11GB`.
     """
-    if target is not None:
+    if isinstance(target, int | float):
+        target_params = target
+    elif target is not None:
         kind, value = parse_bound(target)
         target_params = value if kind == "params" else target_params
         target_bytes = value if kind == "bytes" else target_bytes
@@ -97,4 +99,7 @@ def targets_of(
 def several(shares: float | Iterable[float] | None) -> list[float]:
     if shares is None:
         return []
-    return [shares] if isinstance(shares, int | float) else [*shares]
+    each: list = [*shares] if isinstance(shares, list | tuple) else [shares]
+    if wrong := [s for s in each if not isinstance(s, int | float) or isinstance(s, bool)]:
+        raise InputError(f"A share to keep is a number between 0 and 1, not {wrong[0]!r}.")
+    return each

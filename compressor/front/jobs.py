@@ -67,7 +67,7 @@ def recover(
 
     uncut: the folder that it was cut from, which `recover="distill"` learns from.
     """
-    config = asked_for(**{"recover": "lora"} | options)
+    config = asked_for("recovery", "text", "runtime", **{"recover": "lora"} | options)
     parts = (config.recovery, config.text, config.runtime)
     dense = Path(uncut) if uncut else None
     with as_folder(model, tokenizer) as folder:

@@ -4,17 +4,29 @@ from pathlib import Path
 
 from compressor.analysis.inspection import inspect as inspect_folder
 from compressor.front.jobs import as_folder
-from compressor.front.models import TEMPORARY, Model, Tokens, asked_for, open_source, tokens
+from compressor.front.models import (
+    TEMPORARY,
+    Model,
+    Tokens,
+    asked_for,
+    of_texts,
+    open_source,
+    tokens,
+)
 from compressor.job.evaluate import measured
 from compressor.job.judging import STATES
 from compressor.job.opening import open_stream
 from compressor.verification.verify import verify as verify_folder
 
 
-def evaluate(model: Model, text: Tokens, *, length: int = 512, **runtime) -> dict:
-    """`perplexity` and `nll` (nats a token) of a text, of how many `tokens` in how many `documents`."""
+def evaluate(model: Model, text: Tokens, **options) -> dict:
+    """`perplexity` and `nll` (nats a token) of a text, of how many `tokens` in how many `documents`.
+
+    options: `length` of a text's sequences; `device`, `dtype` (to compute in), `max_memory`.
+    """
     source = open_source(model, packed=True)
-    known, config = tokens(text, source, whole=True, length=length), asked_for(**runtime)
+    known = tokens(text, source, whole=True, **of_texts(options))
+    config = asked_for("runtime", **options)
     return measured(open_stream(config.runtime, source, TEMPORARY, STATES, known), known)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor.config.job import JobConfig
+from compressor.config.job import GROUPS, JobConfig, names
 from compressor.config.options import check_values
 from compressor.errors import InputError
 from compressor.job.asked import check_runtime
@@ -37,32 +37,48 @@ def open_source(model: Model, packed: bool = False) -> Source:
     return open_model(Path(model)) if packed else Checkpoint(model)
 
 
-def asked_for(**options) -> JobConfig:
-    """The config of a stage, of options by their names in Python; the machine and texts are judged."""
+def asked_for(*groups: str, **options) -> JobConfig:
+    """The config of a stage, whose options are those of some groups of `GROUPS`, by their names in
+    Python; the machine and texts are judged.
+    """
+    known = names({group: GROUPS[group] for group in groups})
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(
+            f"There is no option {unknown[0]!r} here; the options are {', '.join(known)}."
+        )
+    for name, value in options.items():
+        if isinstance(value, torch.device | torch.dtype):
+            options[name] = str(value).removeprefix("torch.")
     config = JobConfig(Path(), Path()).with_options(**options)
     check_runtime(config.runtime)
     check_values(config.text)
     return config
 
 
-def tokens(
-    text: Tokens, model: Model, *, whole: bool = False, length: int = 512, **options
-) -> TokenSet:
+def tokens(text: Tokens, model: Model, *, whole: bool = False, **options) -> TokenSet:
     """A text as the token ids that a job would calibrate on; `whole`, as those that it measures on.
 
     text: what --calibration takes (`stdlib`, `stories.jsonl[0:400]`), for a model with a tokenizer; or
-    ids, int64 on the CPU, [sequences, tokens] or a list of rows. length: tokens of a sequence, at most.
-    A job calibrates on as many sequences as come to 65,536 tokens, unless `samples` says how many, and
-    sets the end of the text aside.
+    ids, int64 on the CPU, [sequences, tokens] or a list of tensors. options: of texts, such as `length`
+    (of a sequence, at most; 512). A job calibrates on as many sequences as come to 65,536 tokens, unless
+    `samples` says how many, and sets the end of the text aside.
     """
     source = open_source(model)
     if not isinstance(text, str):
+        if options:
+            raise InputError(
+                f"{next(iter(options))} is for texts; token ids are taken as they are."
+            )
         return ids_of(text, source)
+    config = asked_for("text", **{"evaluation" if whole else "calibration": text} | options).text
     if whole:
-        config = asked_for(evaluation=text, length=length, **options).text
         return read_evaluation(config, source, source.tokenizer())
-    config = asked_for(calibration=text, length=length, **options).text
     return read_texts(config, source, calibrates=True).calibration
+
+
+def of_texts(options: dict) -> dict:
+    """The options of texts among those of a stage, taken out of them."""
+    return {n: options.pop(n) for n in names({"text": GROUPS["text"]}) if n in options}
 
 
 def ids_of(ids: TokenSet | torch.Tensor | Sequence[torch.Tensor], source: Source) -> TokenSet:
@@ -74,4 +90,10 @@ def ids_of(ids: TokenSet | torch.Tensor | Sequence[torch.Tensor], source: Source
                 f"The tokens are on {row.device}; give them on the CPU, from where they are streamed."
             )
     check_ids(rows, source.vocabulary)
+    longest = max(map(len, rows))
+    if source.positions and longest > source.positions:
+        raise InputError(
+            f"There is a row of {longest} tokens, and {source.label} has {source.positions} positions; "
+            "give shorter rows."
+        )
     return ids if isinstance(ids, TokenSet) else TokenSet(rows, protocol_of_ids(rows))

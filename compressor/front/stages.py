@@ -14,7 +14,15 @@ from compressor.config.plan import PlanConfig
 from compressor.config.repair import DEFAULT_REPAIR, RepairConfig
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
-from compressor.front.models import TEMPORARY, Model, Tokens, asked_for, open_source, tokens
+from compressor.front.models import (
+    TEMPORARY,
+    Model,
+    Tokens,
+    asked_for,
+    of_texts,
+    open_source,
+    tokens,
+)
 from compressor.job import asked, checks
 from compressor.job.needs import calibrates, chosen_method, kept_states, repair_states
 from compressor.job.opening import open_stream
@@ -45,18 +53,19 @@ def score(
     select: str | None = None,
     kv_cost: str = "score",
     seed: int = 0,
-    **runtime,
+    **more,
 ) -> Scores:
     """How much every unit matters: float32 `blocks[b]["ffn"]` [channels], `["attention"]` [KV groups].
 
     text: what to calibrate on (`tokens`); a method that looks at weights alone needs none. method:
     METHOD or METHOD:MODE of `compressor.scoring`. select: `score`, or `obs`, the default of methods that
-    look at activations. kv_cost: `score`, or `measured`: KV groups by the loss without each. runtime:
-    `device`, `dtype` (to compute in), `max_memory`.
+    look at activations. kv_cost: `score`, or `measured`: KV groups by the loss without each. more:
+    `samples` and `length` of a text; `device`, `dtype` (to compute in), `max_memory`.
     """
     source = open_source(model)
     options = {"method": method, "select": select, "kv_cost": kv_cost, "seed": seed}
-    config = resolve(asked_for(**options, **runtime))
+    of_text = of_texts(more)
+    config = resolve(asked_for("score", "runtime", **options, **more))
     # What goes with a repair and an allocation is decided; neither is at work here.
     config = replace(config, repair=RepairConfig("none"), plan=PlanConfig(allocate="uniform"))
     wanted = config.score
@@ -69,7 +78,7 @@ def score(
             raise InputError(
                 f"The method {wanted.method} looks at activations: give a text, or token ids."
             )
-        calibration = tokens(text, source)
+        calibration = tokens(text, source, **of_text)
     states = kept_states(config, source.blocks)
     stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
     scores = score_units(source, chosen_method(wanted), wanted.mode, calibration, stream, seed)
@@ -87,10 +96,16 @@ def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None,
     `target`, and `budget`, `allocate`, `align`, `protect`, `layout`, `container`, `tp` as `compressor
     plan` has them; with a text, too, `repair` (that will follow), `device`, `dtype`.
     """
+    expect(scores, Scores)
     source = scores.source if model is None else open_source(model)
     if source is None:
-        source = open_source(scores.about["source"])
-    config = asked.check_planning(asked_for(**options))
+        place = Path(scores.about["source"])
+        if not place.exists():
+            raise InputError(
+                f"What was scored, {str(place)!r}, is no folder here; give it as `model`."
+            )
+        source = open_source(place)
+    config = asked.check_planning(asked_for("plan", "repair", "write", "runtime", **options))
     if text is None:
         return plan_scores(scores, source, config)[0]
     # Its states take room.
@@ -109,6 +124,7 @@ def cut(
     container: str = "auto",
 ) -> nn.Module | Path:
     """The model with the units of a plan alone, whose weights are the source's."""
+    expect(plan, Plan)
     return made(writer_of(open_source(model), plan, layout, container), out)
 
 
@@ -118,24 +134,30 @@ def repair(
     text: Tokens,
     kind: str = DEFAULT_REPAIR,
     out: str | Path | None = None,
-    **runtime,
+    **options,
 ) -> nn.Module | Path:
     """A cut model with its weights fitted to what the dense one computes on a text.
 
-    small: what `cut` gave. dense: what it was cut from. kind: `refine` (or `refine:EPOCHS`),
-    `ridge` or `none`.
+    small: what `cut` gave, of which the plan counts: weights come from `dense`, what it was cut from.
+    kind: `refine` (or `refine:EPOCHS`), `ridge` or `none`. options: as of `score`.
     """
     record, source = record_of(small), open_source(dense)
     plan = Plan(record["plan"]["blocks"], record["plan"]["about"])
     plan.check(source)
-    config = asked_for(repair=kind, **runtime)
+    of_text = of_texts(options)
+    config = asked_for("repair", "runtime", repair=kind, **options)
     config.repair.check()
-    calibration, states = tokens(text, source), repair_states(config.repair.kind)
+    calibration, states = tokens(text, source, **of_text), repair_states(config.repair.kind)
     stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
     repairing = open_repair(config.repair, stream, plan, calibration)
     changes = repairing.blocks() if repairing else None
     writer = writer_of(source, plan, record["layout"], record["container"], changes)
     return made(writer, out, repairing)
+
+
+def expect(value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InputError(f"Give a compressor.{kind.__name__}, not a {type(value).__name__}.")
 
 
 def save(model: Model, out: str | Path, tokenizer=None) -> Path:

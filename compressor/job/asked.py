@@ -101,7 +101,9 @@ def check_planning(asked: JobConfig) -> JobConfig:
     plan = replace(asked.plan, allocate=asked.plan.allocate or "uniform")
     layout = asked.write.layout
     if len(plan.targets) != 1:
-        raise InputError("Give one of --keep, --keep-blocks, --target.")
+        raise InputError(
+            "A plan has one target: give one of --keep, --keep-blocks, --target, and once."
+        )
     check_allocation(plan.allocate)
     check_layout_name(layout)
     if ALLOCATIONS[plan.allocate].equal(layout == UNIFORM):

@@ -38,6 +38,8 @@ class LoadedModel(Source):
                 "that AutoModelForCausalLM makes."
             )
         self.family = family_of(config.model_type)
+        if module.get_output_embeddings() is None:
+            raise InputError(f"{self.label} has no head; give a {self.family.architecture}.")
         self.written_config = json.loads(config.to_json_string(use_diff=True))
         self.written_config["model_type"] = config.model_type
         for standard, spelling in self.family.spellings.items():
@@ -73,6 +75,15 @@ class LoadedModel(Source):
                 f"{self.label} is not of the class that its config makes, {empty.name}, and would be "
                 "computed as one; give that."
             )
+        with torch.device("meta"):
+            twin = type(self.module)(self.model_config())
+        for name, part in twin.named_modules():
+            there = self.module.get_submodule(name)
+            if plain(there) != plain(part):
+                raise InputError(
+                    f"{name or 'the model'} of {self.label} has another class, or another number in it, "
+                    "than its config makes, and would be computed as that; give the model as it was."
+                )
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -101,6 +112,12 @@ def entry_of(tensor: torch.Tensor) -> SimpleNamespace:
     """What a header would say of it."""
     about = {"shape": list(tensor.shape), "dtype": tensor.dtype, "numel": tensor.numel()}
     return SimpleNamespace(**about, begin=0, end=tensor.nbytes, transposed=False)
+
+
+def plain(part: nn.Module) -> tuple[type, dict]:
+    """What a module computes by, besides its tensors: its class and the numbers in it."""
+    numbers = {name: value for name, value in vars(part).items() if type(value) in (int, float)}
+    return type(part), numbers
 
 
 def check_plain(module: nn.Module, label: str) -> None:

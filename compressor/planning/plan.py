@@ -69,7 +69,13 @@ class Plan:
         for index, block in enumerate(self.blocks):
             for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []
-                if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
+                if (
+                    not kept
+                    or any(type(u) is not int for u in kept)
+                    or kept != sorted(set(kept))
+                    or kept[0] < 0
+                    or kept[-1] >= units
+                ):
                     raise InputError(
                         f"The plan's {group} list of block {index} is not a sorted, non-empty "
                         f"list of indices below {units}."

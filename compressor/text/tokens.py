@@ -216,8 +216,12 @@ def joined(first: TokenSet, second: TokenSet) -> TokenSet:
 
 def check_ids(sequences: list[torch.Tensor], vocabulary: int) -> None:
     """Refuse ids that the model has no embedding of."""
-    if max(int(s.max()) for s in sequences) >= vocabulary:
-        raise InputError(f"The tokenizer makes ids beyond the embedding's {vocabulary} rows.")
+    least, most = min(int(s.min()) for s in sequences), max(int(s.max()) for s in sequences)
+    if least < 0 or most >= vocabulary:
+        raise InputError(
+            f"There is the token id {least if least < 0 else most}, and the embedding has {vocabulary} "
+            "rows, from 0 on; use the model's tokenizer."
+        )
 
 
 def spread_excerpts(strings: list[str], samples: int, characters: int) -> list[str]:

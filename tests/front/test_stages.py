@@ -218,7 +218,9 @@ def test_what_was_cut_must_be_known(loaded, ids):
     ("rows", "message"),
     [
         (torch.zeros(2, 8, dtype=torch.long, device="meta"), "The tokens are on meta"),
-        (torch.full((2, 40), 500), "beyond the embedding's 120 rows"),
+        (torch.full((2, 40), 500), "the token id 500, and the embedding has 120 rows"),
+        (torch.full((2, 40), -1), "the token id -1, and"),
+        (torch.zeros(2, 4000, dtype=torch.long), "a row of 4000 tokens, and the LlamaForCausalLM"),
         (torch.zeros(2, 8), "Token ids are whole numbers"),
         (torch.zeros(0, 8, dtype=torch.long), "There are no tokens"),
         (None, "looks at activations"),
@@ -240,6 +242,9 @@ def test_tokens_that_cannot_be_are_refused(loaded, rows, message):
         ({"method": "hywia:magic"}, "has no mode 'magic'"),
         ({"method": "magic"}, "'magic' is not one of"),
         ({"select": "magic"}, "--select is score or obs"),
+        ({"seed": "1"}, "--seed must be a whole number, not '1'"),
+        ({"keep": 0.5}, "There is no option 'keep' here"),
+        ({"samples": 4}, "samples is for texts; token ids are taken as they are"),
     ],
 )
 def test_options_that_cannot_be_are_refused(loaded, ids, options, message):
@@ -271,3 +276,65 @@ def test_no_path_and_no_module_is_refused(ids):
 def test_unknown_options_are_named(llama, ids):
     with pytest.raises(InputError, match="There is no option 'kep'"):
         compressor.plan(compressor.score(llama, ids), kep=0.7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": "0.8"}, "A share to keep is a number between 0 and 1, not '0.8'"),
+        ({"keep": [0.8, 0.7]}, "A plan has one target"),
+        ({"keep": 0.8, "align": 2.5}, "--align must be a whole number, not 2.5"),
+        ({"keep": 0.8, "samples": 8}, "There is no option 'samples' here"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(llama, ids, options, message):
+    scores = compressor.score(llama, method="magnitude")
+    with pytest.raises(InputError, match=message):
+        compressor.plan(scores, **options)
+
+
+def test_values_of_another_kind_are_refused(llama, loaded):
+    scores = compressor.score(loaded, method="magnitude")
+    with pytest.raises(InputError, match=r"Give a compressor\.Scores, not a dict"):
+        compressor.plan({}, keep=0.8)
+    with pytest.raises(InputError, match=r"Give a compressor\.Plan, not a Scores"):
+        compressor.cut(llama, scores)
+    halves = compressor.plan(scores, keep=0.8)
+    halves.blocks[0]["ffn"][-1] -= 0.5
+    with pytest.raises(InputError, match="not a sorted, non-empty list of indices"):
+        compressor.cut(llama, halves)
+    scores.source, scores.about["source"] = None, "the LlamaForCausalLM in memory"
+    with pytest.raises(InputError, match="is no folder here; give it as `model`"):
+        compressor.plan(scores, keep=0.8)
+
+
+def test_torchs_own_names_of_devices_and_dtypes(llama, ids):
+    known = compressor.score(llama, ids, device="cpu", dtype="float32")
+    same_scores = compressor.score(llama, ids, device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(known.blocks[0]["ffn"], same_scores.blocks[0]["ffn"])
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def another_class(model) -> None:
+    model.model.layers[0].mlp.act_fn = Doubled()
+
+
+def another_number(model) -> None:
+    model.model.layers[1].self_attn.scaling *= 2
+
+
+@pytest.mark.parametrize("change", [another_class, another_number])
+def test_a_changed_module_is_refused(llama, ids, change):
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    change(model)
+    with pytest.raises(InputError, match="has another class, or another number in it"):
+        compressor.score(model, ids)
+
+
+def test_a_model_without_its_head_is_refused(loaded, ids):
+    with pytest.raises(InputError, match="has no head; give a LlamaForCausalLM"):
+        compressor.score(loaded.model, ids)
