@@ -6,7 +6,7 @@ A flag that begins with `--` is one of the command line, too; any other is a nam
 
 from collections.abc import Callable, Iterator
 from dataclasses import Field, field, fields
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from compressor.errors import InputError
 
@@ -49,7 +49,8 @@ def parsed(described: Field, value):
     parse = described.metadata["parse"]
     if parse and isinstance(value, str):
         return parse(value)
-    kinds = [k for k in get_args(described.type) or (described.type,) if k in PLAIN]
+    several = get_origin(described.type) is tuple
+    kinds = [k for k in get_args(described.type) or (described.type,) if k in PLAIN and not several]
     fitting = isinstance(value, (*kinds, *((int,) if float in kinds else ())))
     if (
         kinds
