@@ -26,7 +26,6 @@ def read_object(file: Path, hint: str = "") -> dict:
 def object_in(file: Path) -> dict:
     """The object that a JSON file holds; nothing where there is none, or it cannot be read."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(file)
+    except (OSError, InputError):
         return {}
-    return value if isinstance(value, dict) else {}
