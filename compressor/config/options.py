@@ -6,11 +6,18 @@ A flag that begins with `--` is one of the command line, too; any other is a nam
 
 from collections.abc import Callable, Iterator
 from dataclasses import Field, field, fields
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 from compressor.errors import InputError
 
-PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+# What a value of a kind is called, and what may stand for one.
+KINDS: dict[type, tuple[str, Any]] = {
+    int: ("a whole number", int),
+    float: ("a number", int | float),
+    str: ("a string", str),
+    bool: ("true or false", bool),
+}
 Fits = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
 
 
@@ -49,16 +56,19 @@ def parsed(described: Field, value):
     parse = described.metadata["parse"]
     if parse and isinstance(value, str):
         return parse(value)
-    several = get_origin(described.type) is tuple
-    kinds = [k for k in get_args(described.type) or (described.type,) if k in PLAIN and not several]
-    fitting = isinstance(value, (*kinds, *((int,) if float in kinds else ())))
-    if (
-        kinds
-        and value is not None
-        and (not fitting or (isinstance(value, bool) and bool not in kinds))
-    ):
-        raise InputError(f"{described.metadata['flag']} must be {PLAIN[kinds[0]]}, not {value!r}.")
+    kind = kind_of(described)
+    if value is None or kind not in KINDS:
+        return value
+    wanted, accepted = KINDS[kind]
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        raise InputError(f"{described.metadata['flag']} must be {wanted}, not {value!r}.")
     return value
+
+
+def kind_of(described: Field) -> Any:
+    """The type of an option's values, besides None."""
+    optional = get_origin(described.type) is UnionType
+    return get_args(described.type)[0] if optional else described.type
 
 
 def check_values(config) -> None:

@@ -2,12 +2,13 @@
 
 from dataclasses import Field, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from compressor.config.options import (
     Fits,
     at_least,
     check_values,
+    kind_of,
     name_of,
     one_of,
     option,
@@ -114,7 +115,7 @@ def read_details(file: Path) -> dict[str, object]:
 
 def typed(described: Field, value: Any, file: Path) -> object:
     """A value as the option has it: YAML reads 1e-4 as a text, and 1 as a whole number."""
-    kind = next(iter(get_args(described.type)), described.type)
+    kind = kind_of(described)
     try:
         if isinstance(value, bool) or (kind is int and int(value) != float(value)):
             raise ValueError
