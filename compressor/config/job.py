@@ -59,16 +59,17 @@ class JobConfig:
         absolute = any(t.hard or t.value != 1 for t in self.plan.targets)
         return absolute or not self.quantization.wanted
 
-    def with_options(self, **options) -> "JobConfig":
+    def with_options(self, *only: str, **options) -> "JobConfig":
         """This config with other options, by their names in Python: `samples=8, repair="ridge"`.
 
-        InputError for a name that no option has.
+        InputError for a name that no option has. only: the groups whose options may be set; by default
+        all.
         """
         options = spelt_out(options)
-        cuts = self.sparse is None
-        sizes = {name: options.pop(name) for name in SIZES if cuts and name in options}
-        groups: dict[str, type] = {} if cuts else {"sparse": SparseConfig}
-        groups |= {n: g for n, g in GROUPS.items() if cuts or n in SPARSIFY}
+        groups: dict[str, type] = {} if self.sparse is None else {"sparse": SparseConfig}
+        offered = only or (GROUPS if self.sparse is None else SPARSIFY)
+        groups |= {name: GROUPS[name] for name in offered}
+        sizes = {name: options.pop(name) for name in SIZES if "plan" in groups and name in options}
         changed: dict[str, dict] = {}
         for group, kind in groups.items():
             for each in options_of(kind):
@@ -77,7 +78,7 @@ class JobConfig:
                     changed.setdefault(group, {})[each.name] = value
         if options:
             raise InputError(
-                f"There is no option {next(iter(options))!r}; "
+                f"There is no option {next(iter(options))!r}{' here' if only else ''}; "
                 f"the options are {', '.join(names(groups))}."
             )
         if sizes:

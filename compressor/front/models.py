@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor.config.job import GROUPS, JobConfig, names
+from compressor.config.job import JobConfig, names
 from compressor.config.options import check_values
+from compressor.config.text import TextConfig
 from compressor.errors import InputError
 from compressor.job.asked import check_runtime
 from compressor.job.reading import read_evaluation, read_texts
@@ -41,15 +42,10 @@ def asked_for(*groups: str, **options) -> JobConfig:
     """The config of a stage, whose options are those of some groups of `GROUPS`, by their names in
     Python; the machine and texts are judged.
     """
-    known = names({group: GROUPS[group] for group in groups})
-    if unknown := [name for name in options if name not in known]:
-        raise InputError(
-            f"There is no option {unknown[0]!r} here; the options are {', '.join(known)}."
-        )
     for name, value in options.items():
         if isinstance(value, torch.device | torch.dtype):
             options[name] = str(value).removeprefix("torch.")
-    config = JobConfig(Path(), Path()).with_options(**options)
+    config = JobConfig(Path(), Path()).with_options(*groups, **options)
     check_runtime(config.runtime)
     check_values(config.text)
     return config
@@ -78,7 +74,7 @@ def tokens(text: Tokens, model: Model, *, whole: bool = False, **options) -> Tok
 
 def of_texts(options: dict) -> dict:
     """The options of texts among those of a stage, taken out of them."""
-    return {n: options.pop(n) for n in names({"text": GROUPS["text"]}) if n in options}
+    return {n: options.pop(n) for n in names({"text": TextConfig}) if n in options}
 
 
 def ids_of(ids: TokenSet | torch.Tensor | Sequence[torch.Tensor], source: Source) -> TokenSet:
