@@ -1,0 +1,77 @@
+"""What `make real` runs: one table, a star around the default recipe.
+
+Every line is one command `compress SOURCE DEST --keep-blocks SHARES... OPTIONS`, which scores once and
+cuts each share that it names; each share is a result, judged by itself: 31 of them. Around the default
+(`llm-bip`, `--repair refine`, equal widths) one thing at a time is another: the calibration text (three
+draws), the widths, the scoring method, the repair. The last lines are methods in their papers' own form,
+and the second model.
+
+On two quiet cores the default is 4 minutes of scores and selection, and 11 of repair for each share. A
+method that needs gradients takes 3 to 7 minutes more, what divides widths by measurement or learns 10
+to 25, a judge 2, the zero-shot tasks 5. That is between eight and nine hours, five of them repairs.
+"""
+
+from dataclasses import dataclass
+
+SMOLLM2, GEMMA3 = "SmolLM2-135M", "gemma3-270m"
+SHARES = (0.9, 0.8, 0.7)
+# Gemma 3 270M has one KV group, which stays: 10, 20 and 30 % of the FFN channels are these of a block.
+GEMMA_SHARES = (0.929, 0.859, 0.788)
+ALIGN = "--align 8"
+OWN = "--layout per-layer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command.
+
+    shares: of the weights of the blocks' projections that stay (or, of `sparsify`, that are not zero).
+    draw: 0 calibrates on the first windows of the text, 1 and 2 on as many after those.
+    job: `compress`, `sparsify`, or `parity`: BESA with what the published program has, from Python.
+    accuracy: the shares of which the zero-shot tasks are run, too.
+    """
+
+    name: str
+    options: str = ""
+    shares: tuple[float, ...] = (0.8,)
+    draw: int = 0
+    model: str = SMOLLM2
+    job: str = "compress"
+    accuracy: tuple[float, ...] = ()
+
+    def command(self, source: str, dest: str, calibration: str, length: int) -> list[str]:
+        """What a user types, as words. Another process judges, so there is no `--evaluation`."""
+        texts = ["--calibration", calibration, "--length", f"{length}", "--evaluation", "none"]
+        texts += ["--overwrite", "--json"]
+        if self.job != "compress":
+            zeros = ["--sparsity", f"{1 - self.shares[0]:g}"]
+            return ["compressor", "sparsify", source, dest, *zeros, *self.options.split(), *texts]
+        shares = ["--keep-blocks", *(f"{share:g}" for share in self.shares)]
+        return ["compress", source, dest, *shares, *ALIGN.split(), *self.options.split(), *texts]
+
+
+def method(name: str) -> Run:
+    return Run(f"method {name}", f"--method {name}")
+
+
+GRID = (
+    Run("default", shares=SHARES, accuracy=(0.8,)),
+    Run("default", shares=SHARES, draw=1),
+    Run("default", shares=SHARES, draw=2),
+    Run("own widths", f"--allocate measured {OWN}", shares=SHARES),
+    Run("allocate exact", f"--allocate exact {OWN}"),
+    Run("allocate besa", f"--method besa {OWN}"),  # its default allocation: learned gates
+    # Of LLM-Pruner's three the best: docs/quality.md has `taylor-mix`, which is the same to the third
+    # digit, and `taylor-vector`, which is behind both.
+    *map(method, ("random", "magnitude", "wanda-sp", "taylor", "mask-fisher", "kfac", "hywia")),
+    Run("repair none", "--repair none"),
+    Run("repair ridge", "--repair ridge"),
+    Run("repair ridge-local", "--repair ridge-local"),
+    # As their papers have them: units by the method's own score, nothing repaired (and not tuned).
+    Run("LLM-BIP as published", "--method llm-bip:bip --repair none"),
+    Run("HyWIA as published", "--method hywia:attention --repair none"),
+    # BESA zeroes single weights; beside the published program's ways, ours.
+    Run("BESA as published", shares=(0.5,), job="parity"),
+    Run("BESA, weights", shares=(0.5,), job="sparsify"),
+    Run("default", shares=GEMMA_SHARES, model=GEMMA3),
+)
