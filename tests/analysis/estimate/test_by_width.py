@@ -159,7 +159,8 @@ def test_a_cut_within_a_table(make_checkpoint, quick, tmp_path, capsys, given):
     assert compress(model, small, "--keep", "0.8", "--budget", path, *quick) == 0
     found = json.loads(path.read_text())
     before, after = (whole(found, Checkpoint(folder)) for folder in (model, small))
-    # Blocks are of one width, a multiple of 32 at most, whose next one can cost more than CLOSE by a clock.
+    # Blocks are of one width, a multiple of 32 at most, whose next one can cost more than CLOSE by a
+    # clock.
     steps = (cost(found, "ffn", n) - cost(found, "ffn", n - 32) for n in range(64, 2049, 32))
     most = max(CLOSE, 3 * max(steps) / before)
     assert after / before == pytest.approx(0.8, abs=most)
