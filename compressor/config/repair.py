@@ -71,7 +71,10 @@ class RepairConfig:
         "refine:8 trains in 8 passes over the text), ridge (refitted), or none.",
     )
     epochs: int | None = option(
-        None, "refine_epochs", "Passes over the text (default 1).", at_least(1)
+        None,
+        "refine_epochs",
+        "Passes over the text (default 4 where a block keeps its attention, else 1).",
+        at_least(1),
     )
 
     def check(self) -> None:

@@ -12,6 +12,20 @@ from compressor.model.modules import assign, replaced_forward
 from compressor.model.stream import BlockStream
 
 
+class SecondHalf(nn.Module):
+    """What a layer does after its attention; its parameters are the layer's (`layer.NAME`)."""
+
+    def __init__(self, layer: nn.Module, family: Family):
+        super().__init__()
+        self.layer, self.family = layer, family
+
+    def forward(self, after: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """The stream after the layer, from that after its attention and what the FFN's norm reads."""
+        norm, post = self.family.ffn_norm, self.family.post_norms.get("ffn")
+        out = self.family.feed_forward(self.layer, self.layer.get_submodule(norm)(read))
+        return after + (self.layer.get_submodule(post)(out) if post else out)
+
+
 def narrowed(
     layer: nn.Module, tensors: dict[str, torch.Tensor], family: Family, groups: Sequence[int]
 ) -> nn.Module:

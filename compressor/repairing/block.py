@@ -9,13 +9,21 @@ from torch import nn
 
 from compressor.config.repair import Kind
 from compressor.model.activations import Activations, states_of
-from compressor.model.layers import captured, passed
+from compressor.model.layers import SecondHalf, captured, passed
 from compressor.model.memory import drop_pages
 from compressor.model.modules import assign
 from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
-from compressor.repairing.refine import Example, predictions, refine, relative_distance
+from compressor.repairing.refine import (
+    EPOCHS,
+    FFN_EPOCHS,
+    FFN_RATES,
+    Example,
+    predictions,
+    refine,
+    relative_distance,
+)
 from compressor.solvers.ridge import GRID, Pairs, rates, regress
 from compressor.text.tokens import Batch
 
@@ -25,7 +33,7 @@ BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant
 @dataclass(frozen=True)
 class Task:
     """What the repairs of all blocks share; batches from number `fitted` on are held back. epochs: of
-    training, where the kind has any.
+    training, where the kind has any (None: as many as are worth their time).
     """
 
     stream: BlockStream
@@ -33,7 +41,7 @@ class Task:
     kind: Kind
     batches: list[Batch]
     fitted: int
-    epochs: int
+    epochs: int | None
 
 
 class BlockRepair:
@@ -104,10 +112,10 @@ class BlockRepair:
                 yield self.weighed("ffn", inputs, x, out, projected)
 
         self.refit("ffn", ffn())
-        cut_after.discard()
         dense_ffn.discard()
         if self.task.kind.refined:
-            self.refine(cut, dense_out)
+            self.refine(cut, cut_after, cut_read, dense_out)
+        cut_after.discard()
         cut_out = passed(self.task.stream, self.narrow, cut, self.calls)
         dense.discard()
         return dense_out, cut_out
@@ -129,32 +137,64 @@ class BlockRepair:
         cut.discard()
         return after
 
-    def refine(self, cut: Activations, dense_out: Activations) -> None:
-        """Train all projections of the block toward the dense block's output."""
+    def refine(
+        self,
+        cut: Activations,
+        cut_after: Activations,
+        cut_read: Activations,
+        dense_out: Activations,
+    ) -> None:
+        """Train toward the dense block's output: where the attention is whole the FFN alone, fed what it
+        reads, else all projections, fed the block's inputs.
+        """
         for parameter in self.layer.parameters():  # the dense block itself is not read again
             drop_pages(parameter)
+        alone = self.attention_is_whole
+        module = SecondHalf(self.narrow, self.family) if alone else self.narrow
+        prefix = "layer." if alone else ""
 
         def example(i: int) -> Example:
-            hidden, target = (states.get(i, self.device) for states in (cut, dense_out))
+            if alone:
+                hidden, read = (states.get(i, self.device) for states in (cut_after, cut_read))
+                args: tuple = (read,)
+                keywords: dict = {}
+            else:
+                hidden, (args, keywords) = cut.get(i, self.device), self.calls[i]
             mask = self.task.batches[i].mask
             mask = None if mask.all() else mask.to(self.device)
-            return Example(hidden, *self.calls[i], target, mask)
+            return Example(hidden, args, keywords, dense_out.get(i, self.device), mask)
 
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
+        names = self.family.projections("ffn") if alone else self.family.projections()
         with stream.outer(head=True) if last else nullcontext() as model:
             weights, outcome = refine(
-                self.narrow,
-                {n: self.stored[n].to(self.device) for n in self.family.projections()},
+                module,
+                {prefix + n: self.stored[n].to(self.device) for n in names},
                 example,
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
                 predictions(stream, model) if last else relative_distance,
-                epochs=self.task.epochs,
+                **self.course(alone and not last),
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
-            self.replace("refine", weights)
+            self.replace("refine", {n.removeprefix(prefix): w for n, w in weights.items()})
+
+    def course(self, ffn: bool) -> dict:
+        """The options of a training of the FFN alone or, as after the last block, of any other."""
+        if not ffn:
+            return {"epochs": self.task.epochs or EPOCHS}
+        epochs = self.task.epochs or FFN_EPOCHS
+        return {"epochs": epochs, "rates": FFN_RATES, "always": True}
+
+    @property
+    def attention_is_whole(self) -> bool:
+        """Whether the cut has left the attention of this block as it was."""
+        return all(
+            self.narrow.get_parameter(n).shape == self.layer.get_parameter(n).shape
+            for n in self.family.projections("attention")
+        )
 
     def output(self, group: str) -> nn.Linear:
         return self.narrow.get_submodule(self.task.geometry.output_module(group))

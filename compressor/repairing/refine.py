@@ -1,10 +1,11 @@
-"""Block-wise refinement: AdamW on all that remains of a block's projections, toward the dense block.
+"""Block-wise refinement: AdamW on what the cut has narrowed of a block, toward the dense block.
 
-After the closed form all projections of a block move together, fed what the cut and repaired model
-computes before it. The loss is the squared distance of the block's output from the dense model's stream
-after it, every token's divided by the mean square of that stream (as in the closed form). After the last
-block nothing can mend what is left, so there it is what the stream is for: the divergence of the
-predicted distributions from the dense model's.
+After the closed form the projections of a block move together, fed what the cut and repaired model
+computes before it: all of them, or where the attention is whole those of the FFN, whose pass over the
+text takes a quarter of the time. The loss is the squared distance of the block's output from the dense
+model's stream after it, every token's divided by the mean square of that stream (as in the closed form).
+After the last block nothing can mend what is left, so there it is what the stream is for: the divergence
+of the predicted distributions from the dense model's.
 
 The loss of sequences held back decides, taken of the weights as they will be stored:
 
@@ -12,7 +13,9 @@ The loss of sequences held back decides, taken of the weights as they will be st
    mends one breaks another. Short trials, each from the same start, go down the rates until one is worse
    than the one before. A trial also counts half its way, since few steps are noisier than many, which
    is also why many go further than its rate: twice as far where they are eight times as many.
-2. Whether to train at all: where no trial lowers the loss by `WORTHWHILE` the block stays as it is.
+2. Whether to train at all: where no trial lowers the loss by `WORTHWHILE` the block stays as it is. The
+   four passes of an FFN gain ten times what a trial can show, so they are made in any case, at the
+   trial's rate.
 3. How far along the line from the start to where the training ended the weights go, if anywhere: of too
    long a way a part still helps. With more than one pass over the text (an epoch), the weights after an
    earlier one are kept where their loss is smaller.
@@ -36,14 +39,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from compressor.model.activations import states_of
 from compressor.model.stream import BlockStream
 
-EPOCHS = 1
+EPOCHS = 1  # of a whole block, and of the last one
+FFN_EPOCHS = 4  # of an FFN alone
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATES = (0.02, 0.005, 0.00125, 0.0003)  # of a step, as shares of a tensor's root mean square
+FFN_RATES = (0.02, 0.006)
 TRIAL, TRIAL_STEPS = 1 / 8, 16  # of an epoch, and at least so many steps (or all)
 TRIED = (1, 0.5)  # shares of a trial's way that are judged
 LONGER = 1 / 3  # what is so many times as long as a trial takes this power of it as the rate
@@ -86,6 +90,33 @@ def divergence(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
+class InParts(torch.autograd.Function):
+    """A loss of every row, measured for some rows at a time; nothing of one part is kept for the next
+    but the gradient, which is taken at once.
+    """
+
+    @staticmethod
+    def forward(ctx, output: torch.Tensor, target: torch.Tensor, measured: Loss) -> torch.Tensor:
+        losses, gradients = [], []
+        wanted = ctx.needs_input_grad[0]
+        for rows, aims in zip(output.split(LOGITS_ROWS), target.split(LOGITS_ROWS), strict=True):
+            rows = rows.detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                loss = measured(rows, aims)
+                total = loss.sum()
+            losses.append(loss.detach())
+            if wanted:
+                gradients += torch.autograd.grad(total, rows)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, of_losses: torch.Tensor):
+        (gradients,) = ctx.saved_tensors
+        return of_losses[:, None] * gradients, None, None
+
+
 def predictions(stream: BlockStream, model: nn.Module) -> Loss:
     """The divergence of what the head makes of two streams, its logits in memory for some rows alone.
 
@@ -96,8 +127,7 @@ def predictions(stream: BlockStream, model: nn.Module) -> Loss:
         return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
 
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        parts = zip(output.split(LOGITS_ROWS), target.split(LOGITS_ROWS), strict=True)
-        return torch.cat([checkpoint(measured, *rows, use_reentrant=False) for rows in parts])
+        return InParts.apply(output, target, measured)
 
     return loss
 
@@ -134,13 +164,15 @@ def refine(
     measure: Loss = relative_distance,
     rates: tuple[float, ...] = RATES,
     epochs: int = EPOCHS,
+    always: bool = False,
 ) -> tuple[dict[str, torch.Tensor], Outcome]:
     """The best weights, in the dtypes of `weights` (as they are stored), and what came of the training.
 
     `weights` are trained in float32 and rounded to their dtypes and to those of the parameters of
     `module` whenever it runs; its other parameters stay. measure(outputs, targets) of rows [tokens,
-    hidden], float32, is the loss of every token. Batches of `fitted` are visited in another order
-    in every epoch; a trial sees the first of the first.
+    hidden], float32, is the loss of every token. always: train whatever the trials say, at the best
+    one's rate. Batches of `fitted` are visited in another order in every epoch; a trial sees the first
+    of the first.
     """
     course = Course(module, weights, example, held, measure)
     orders = []
@@ -155,10 +187,10 @@ def refine(
         if trials[rate] > min(trials.values()):
             break
     rate = min(trials, key=trials.get)
-    if not trials[rate] < (1 - WORTHWHILE) * before:
-        return weights, Outcome([before], before, trials)
-
-    rate = min(rates[0], rate * (epochs * len(fitted) / len(tried)) ** LONGER)
+    if not always:
+        if not trials[rate] < (1 - WORTHWHILE) * before:
+            return weights, Outcome([before], before, trials)
+        rate = min(rates[0], rate * (epochs * len(fitted) / len(tried)) ** LONGER)
     losses, best, after, share = [before], weights, before, None
     for epoch, moved in enumerate(course.trained(rate, orders), 1):
         losses.append(course.held_back(moved))

@@ -37,7 +37,7 @@ from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.plan import Plan
 from compressor.repairing.block import BlockRepair, Task
-from compressor.repairing.refine import EPOCHS, STEP_TOKENS
+from compressor.repairing.refine import STEP_TOKENS
 from compressor.text.tokens import TokenSet
 
 HELD_BACK = 16
@@ -105,7 +105,7 @@ class Repair:
             kind,
             [*batches, *held.batches(*sizes)],
             len(batches),
-            epochs or EPOCHS,
+            epochs,
         )
         self.tokens = fitted.tokens
         self.record: list[dict] = []
@@ -116,7 +116,8 @@ class Repair:
         about: dict = {"kind": self.name, "calibration": self.protocol, "blocks": self.record}
         about["left_out"] = self.left_out
         if self.task.kind.refined:
-            about |= {"epochs": self.task.epochs, "untrained": self.untrained}
+            passes = [len(outcome["losses"]) - 1 for _, _, outcome in self.outcomes("losses")]
+            about |= {"epochs": max(passes, default=0), "untrained": self.untrained}
         return about
 
     @property

@@ -26,6 +26,11 @@ from compressor.solvers.ridge import Moments, rates
 from compressor.text.tokens import TokenSet
 
 PROBE_SEQUENCES = 8
+# Ten tokens a channel tell the order as well as a hundred: the repair after it differs by less than 1 %.
+SELECTING, EACH_CHANNEL = (
+    16_384,
+    10,
+)  # tokens that a selection looks at, at least, and of every channel
 FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
 
 
@@ -83,10 +88,12 @@ def compensated(
     """Every group of every block scored by greedy elimination on the dense model's activations.
 
     Tokens count as in the repair: in proportion to 1 / (mean square of the stream that the group reads).
-    powers: what makes a group's scores quadratic in what a unit contributes. In memory are a block, and
+    powers: what makes a group's scores quadratic in what a unit contributes. Of a long text sequences
+    evenly spread are looked at. In memory are a block, and
     three matrices as wide as its FFN.
     """
     geometry = BlockGeometry.of(stream.checkpoint)
+    tokens = spread(tokens, max(units["ffn"] for units in stream.checkpoint.block_units))
     batches = tokens.batches()
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
@@ -127,3 +134,9 @@ def compensated(
 
     blocks = pass_over(stream, [b.ids for b in batches], find, passing)
     return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})
+
+
+def spread(tokens: TokenSet, channels: int) -> TokenSet:
+    """Every so-many-th sequence, so that there are tokens enough for as many channels."""
+    every = max(1, tokens.tokens // max(SELECTING, EACH_CHANNEL * channels))
+    return TokenSet(tokens.sequences[::every], tokens.protocol)

@@ -126,6 +126,25 @@ def test_a_gain_too_small_to_wait_for_is_no_gain(block, monkeypatch):
     assert torch.equal(found["linear.weight"], block.linear.weight)
 
 
+@pytest.mark.parametrize("gain", [True, False])
+def test_what_is_always_trained_is_trained_at_the_best_trials_rate(block, monkeypatch, gain):
+    """However little the trials gain; what is worse on held-back text is still not taken."""
+    tries = iter([0.5, 0.4] if gain else [1.2, 1.1])
+    monkeypatch.setattr(Course, "tried", lambda *_: next(tries))
+    seen = trained_rates(monkeypatch)
+    given, example = weights(block), examples(Block(), 0.1) if gain else examples(block)
+    found, outcome = refine(
+        *(block, given, example, FITTED, HELD),
+        rates=(0.02, 0.005),
+        epochs=4,
+        always=True,
+    )
+    assert seen == [(0.005, 4 * len(FITTED))] and outcome.rate == 0.005
+    assert len(outcome.losses) == 5
+    assert gain == (not torch.equal(found["linear.weight"], given["linear.weight"]))
+    assert gain == (outcome.after < outcome.losses[0])
+
+
 @pytest.mark.parametrize("rate", [1.0, 1000.0])
 def test_a_block_that_a_rate_breaks_is_trained_at_a_lower_one(block, rate):
     """Near its teacher, as a block is after the closed form, far steps lead away from it."""

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from repairs import PLAN, plan_of, repaired, texts
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -13,38 +14,14 @@ from compressor.errors import InputError
 from compressor.model.activations import states_of
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.modules import make_linear
-from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
 from compressor.repairing import block as one_block
 from compressor.repairing import refine as training
-from compressor.repairing.streaming import HELD_BACK, Repair
-from compressor.text.tokens import TokenSet
+from compressor.repairing.streaming import HELD_BACK
 from compressor.writing.cuts import write
 
 STEPS = ("attention inputs", "attention", "ffn inputs", "ffn")
-PLAN = {"attention": [0, 2, 3], "ffn": [*range(0, 40, 2), 41]}
-
-
-def texts(count=20) -> list[torch.Tensor]:
-    """Sequences of different lengths, so that batches are padded, of a few tokens that come again."""
-    torch.manual_seed(5)
-    return [torch.randint(3, 15, (30 + i % 7,)) for i in range(count)]
-
-
-def plan_of(checkpoint: Checkpoint, block=PLAN) -> Plan:
-    if checkpoint.family.heads_fixed:
-        block = block | {"attention": [*range(checkpoint.units["attention"])]}
-    return Plan([block] * checkpoint.blocks)
-
-
-def repaired(folder, kind="ridge", sequences=None, plan=None, **options):
-    """The repair that has been run, and the tensors it changed in every block."""
-    checkpoint = Checkpoint(folder)
-    stream = BlockStream(checkpoint, **options)
-    plan = plan or plan_of(checkpoint)
-    repair = Repair(stream, plan, TokenSet(sequences or texts()), kind)
-    return repair, list(repair.blocks())
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What selection makes of scores, on whole models."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from compressor.planning.allocation import allocate
 from compressor.scoring.probing import loss_changes
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
-from compressor.scoring.selection import refined
+from compressor.scoring.selection import refined, spread
 from compressor.solvers.elimination import eliminate
 from compressor.text.tokens import TokenSet
 
@@ -128,3 +130,25 @@ def test_the_default_counts_on_a_refit(method, repair, expected):
 def test_unknown_choices(llama, options, message):
     with pytest.raises(InputError, match=message):
         made(llama, "magnitude", **options)
+
+
+@pytest.mark.parametrize(
+    ("length", "channels", "looked_at"),
+    [
+        (511, 8, 43),
+        (512, 8, 32),
+        (512, 1639, 43),
+        (512, 3276, 64),
+        (512, 3277, 128),
+        (512, 9999, 128),
+    ],
+)
+def test_of_a_long_text_so_much_is_looked_at_that_every_channel_has_ten_tokens(
+    length, channels, looked_at
+):
+    text = TokenSet([torch.full((length,), i) for i in range(128)])
+    some = spread(text, channels)
+    assert len(some.sequences) == looked_at
+    assert some.tokens >= min(text.tokens, max(16_384, 10 * channels))
+    places = [int(s[0]) for s in some.sequences]
+    assert len({b - a for a, b in pairwise(places)}) == 1

@@ -13,6 +13,7 @@ from torch import nn
 from compressor.model.activations import states_of
 from compressor.model.exact_logits import wide_linear
 from compressor.model.finite import check_block
+from compressor.model.layers import SecondHalf
 from compressor.model.modules import loaded
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -116,12 +117,16 @@ class Bench:
 
             return seconds_of(step) / self.tokens
 
-    def trained(self) -> float:
-        """In a training of the block: forward, backward and a step of its projections."""
-        names = self.stream.checkpoint.family.projections()
-        weights = {n: self.layer.get_parameter(n).detach() for n in names}
+    def trained(self, *groups: str) -> float:
+        """In a training of the block, or of its FFN alone (`ffn`): forward, backward and a step."""
+        family, layer, prefix = self.stream.checkpoint.family, self.layer, ""
         example = Example(self.hidden, self.args, self.keywords, self.hidden, None)
-        course = Course(self.layer, weights, lambda _: example, range(1), relative_distance)
+        if groups == ("ffn",):
+            layer, prefix = SecondHalf(layer, family), "layer."
+            example = Example(self.hidden, (self.hidden,), {}, self.hidden, None)
+        names = family.projections(*groups)
+        weights = {prefix + n: self.layer.get_parameter(n).detach() for n in names}
+        course = Course(layer, weights, lambda _: example, range(1), relative_distance)
         steps = course.trained(1e-6, [[0]] * 2)
         return seconds_of(lambda: next(steps)) / self.tokens
 

@@ -17,9 +17,10 @@ from compressor.job.needs import WantedResult, looks
 from compressor.job.schedule import Part
 from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.data import RecoveryData
-from compressor.repairing.refine import EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
+from compressor.repairing.refine import EPOCHS, FFN_EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
 from compressor.repairing.streaming import HELD_BACK
 from compressor.scoring.methods import METHODS
+from compressor.scoring.selection import spread
 from compressor.text.tokenizer import PROMPTS
 from compressor.text.tokens import TokenSet
 
@@ -143,7 +144,8 @@ def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iter
         each = inputs(bench, load.checkpoint.units)
         summed = sum(bench.summed(n, 0) for n in each.values())
         solved = sum(bench.eliminated(n, load.checkpoint.units[g]) for g, n in each.items())
-        yield Part("select", blocks * (tokens * (forward + summed) + solved))
+        seen = spread(load.calibration, load.checkpoint.units["ffn"]).tokens
+        yield Part("select", blocks * (seen * (forward + summed) + solved))
     if ALLOCATIONS[load.config.plan.allocate].measured:
         yield Part("allocate", None)
 
@@ -171,18 +173,27 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     seconds = load.checkpoint.blocks * (load.calibrating * a_token + a_block)
     last = 0.0
     if kind.refined:
-        tokens = trained_tokens(load)
-        seconds += tokens * share * bench.trained() * load.checkpoint.blocks
+        before = load.checkpoint.block_units
+        alone = [w["attention"] == b["attention"] for w, b in zip(widths, before, strict=True)]
+        each = {one: bench.trained(*["ffn"] * one) for one in set(alone)}
+        for one in alone[:-1]:
+            tokens = trained_tokens(load, FFN_EPOCHS if one else EPOCHS)
+            seconds += tokens * share * each[one]
+        tokens = trained_tokens(load, EPOCHS)
+        seconds += tokens * share * each[alone[-1]]
         last = tokens * bench.told_apart()
     return Part("repair", seconds + last, more=last)
 
 
-def trained_tokens(load: Load) -> float:
-    """Tokens of all steps of a block's training, those of its trials and of its judging among them."""
+def trained_tokens(load: Load, epochs: int) -> float:
+    """Tokens of all steps of a block's training, those of its trials and of its judging among them.
+
+    epochs: as many as there are where none are asked for.
+    """
     fitted, held = load.calibration.split(HELD_BACK)
     steps, judged = (len(part.batches(STEP_TOKENS)) for part in (fitted, held))
     tried = min(steps, max(TRIAL_STEPS, round(TRIAL * steps)))
-    epochs = load.config.repair.epochs or EPOCHS
+    epochs = load.config.repair.epochs or epochs
     each = fitted.tokens / steps
     return each * (TRIALS * tried + epochs * steps + OF_TRAINING * JUDGED * judged)
 

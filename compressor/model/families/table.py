@@ -151,17 +151,20 @@ class Family:
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}
 
-    def readers(self) -> list[list[str]]:
-        """The projections' weights by what they read: q, k, v together, o, gate and up, down."""
+    def readers(self, *groups: str) -> list[list[str]]:
+        """The projections' weights by what they read: q, k, v together, o, gate and up, down; of
+        these groups alone, or of all.
+        """
         return [
             [s.tensor for s in slices if s.axis == axis and s.tensor.endswith(".weight")]
-            for slices in self.groups().values()
+            for group, slices in self.groups().items()
+            if not groups or group in groups
             for axis in (0, 1)
         ]
 
-    def projections(self) -> list[str]:
-        """The weights that a cut touches, by their names inside a block."""
-        return [name for together in self.readers() for name in together]
+    def projections(self, *groups: str) -> list[str]:
+        """The weights that a cut touches, by their names inside a block; of these groups, or of all."""
+        return [name for together in self.readers(*groups) for name in together]
 
     def is_transposed(self, name: str, shape: Sequence[int]) -> bool:
         """Whether files hold the tensor of this whole name as [in, out]."""

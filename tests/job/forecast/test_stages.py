@@ -14,10 +14,21 @@ from compressor.config.sparse import SparseConfig
 from compressor.config.target import Target
 from compressor.job.checks import solved_results
 from compressor.job.forecast import Forecast
-from compressor.job.forecast.stages import DRAWN, FRESH, WRITTEN, Load, stages, stages_of_weights
+from compressor.job.forecast.stages import (
+    DRAWN,
+    FRESH,
+    WRITTEN,
+    Load,
+    repair,
+    shares,
+    stages,
+    stages_of_weights,
+    trained_tokens,
+)
 from compressor.job.schedule import Part
 from compressor.model.checkpoint import Checkpoint
 from compressor.recovery.data import Example, RecoveryData
+from compressor.repairing.refine import FFN_EPOCHS
 from compressor.text.tokens import TokenSet
 
 BLOCKS, WEIGHTS = 3, 30_944  # of the llama of the tests
@@ -31,7 +42,7 @@ class Bench:
     geometry = SimpleNamespace(channels=lambda group: {"attention": 8, "ffn": 1}[group])
     forward = staticmethod(lambda: FORWARD)
     scored = staticmethod(lambda method, mode: SCORED)
-    trained = staticmethod(lambda: TRAINED)
+    trained = staticmethod(lambda *groups: TRAINED / 4 if groups else TRAINED)
     predicted = staticmethod(lambda: PREDICTED)
     told_apart = staticmethod(lambda: 0.002)
     widened = staticmethod(lambda: WIDENED)
@@ -108,6 +119,22 @@ def test_a_training_takes_longer_with_every_epoch(make):
     assert (
         0.5 < (thrice - once) / (2 * fitted * BLOCKS * TRAINED) <= 1.3
     )  # narrower, and the last head
+
+
+def test_an_ffn_alone_is_trained_oftener_in_cheaper_steps(make):
+    """Where no attention is cut; a pass takes a quarter, and there are four but at the end."""
+    alone, both = ({"ffn": 20, "attention": groups} for groups in (4, 3))
+    load, ridge = make(64), make(64, repair="ridge")
+    assert load.checkpoint.units["attention"] == 4
+    fitted, share = 60 * 64, lambda widths: shares(load.checkpoint, widths)
+    for block, epochs, step in ((alone, FFN_EPOCHS, TRAINED / 4), (both, 1, TRAINED)):
+        widths = [block] * BLOCKS
+        trained, plain = (repair(job, Bench(), FORWARD, widths) for job in (load, ridge))
+        spent = trained.seconds - trained.more - plain.seconds
+        assert trained.more == pytest.approx(trained_tokens(load, 1) * 0.002)
+        judged = trained_tokens(load, 1) - fitted  # trials and held-back losses
+        tokens = (BLOCKS - 1) * (epochs * fitted + judged) + fitted + judged
+        assert spent == pytest.approx(share(widths) * step * tokens)
 
 
 def test_the_last_block_is_trained_toward_predictions(make):
