@@ -1,7 +1,7 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,9 +16,8 @@ from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.repairing.refine import (
-    EPOCHS,
-    FFN_EPOCHS,
-    FFN_RATES,
+    FFN_ALONE,
+    WHOLE,
     Example,
     predictions,
     refine,
@@ -166,6 +165,7 @@ class BlockRepair:
 
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
+        schedule = FFN_ALONE if alone and not last else WHOLE
         names = self.family.projections("ffn") if alone else self.family.projections()
         with stream.outer(head=True) if last else nullcontext() as model:
             weights, outcome = refine(
@@ -175,18 +175,11 @@ class BlockRepair:
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
                 predictions(stream, model) if last else relative_distance,
-                **self.course(alone and not last),
+                replace(schedule, epochs=self.task.epochs or schedule.epochs),
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
             self.replace("refine", {n.removeprefix(prefix): w for n, w in weights.items()})
-
-    def course(self, ffn: bool) -> dict:
-        """The options of a training of the FFN alone or, as after the last block, of any other."""
-        if not ffn:
-            return {"epochs": self.task.epochs or EPOCHS}
-        epochs = self.task.epochs or FFN_EPOCHS
-        return {"epochs": epochs, "rates": FFN_RATES, "always": True}
 
     @property
     def attention_is_whole(self) -> bool:

@@ -75,6 +75,19 @@ class Example:
         return (states.flatten(0, 1) if self.mask is None else states[self.mask]).float()
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Of a training: the rates to try, the passes over the text, and whether it is made whatever the
+    trials say, at the best one's rate.
+    """
+
+    rates: tuple[float, ...] = RATES
+    epochs: int = EPOCHS
+    always: bool = False
+
+
+WHOLE = Schedule()
+FFN_ALONE = Schedule(FFN_RATES, FFN_EPOCHS, always=True)
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -162,20 +175,17 @@ def refine(
     fitted: range,
     held: range,
     measure: Loss = relative_distance,
-    rates: tuple[float, ...] = RATES,
-    epochs: int = EPOCHS,
-    always: bool = False,
+    schedule: Schedule = WHOLE,
 ) -> tuple[dict[str, torch.Tensor], Outcome]:
     """The best weights, in the dtypes of `weights` (as they are stored), and what came of the training.
 
     `weights` are trained in float32 and rounded to their dtypes and to those of the parameters of
     `module` whenever it runs; its other parameters stay. measure(outputs, targets) of rows [tokens,
-    hidden], float32, is the loss of every token. always: train whatever the trials say, at the best
-    one's rate. Batches of `fitted` are visited in another order in every epoch; a trial sees the first
-    of the first.
+    hidden], float32, is the loss of every token. Batches of `fitted` are visited in another order in
+    every epoch; a trial sees the first of the first.
     """
     course = Course(module, weights, example, held, measure)
-    orders = []
+    orders, rates, epochs = [], schedule.rates, schedule.epochs
     for epoch in range(epochs):
         places = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))
         orders.append([fitted[i] for i in places.tolist()])
@@ -187,7 +197,7 @@ def refine(
         if trials[rate] > min(trials.values()):
             break
     rate = min(trials, key=trials.get)
-    if not always:
+    if not schedule.always:
         if not trials[rate] < (1 - WORTHWHILE) * before:
             return weights, Outcome([before], before, trials)
         rate = min(rates[0], rate * (epochs * len(fitted) / len(tried)) ** LONGER)

@@ -16,6 +16,7 @@ from compressor.repairing.refine import (
     SHARES,
     Course,
     Example,
+    Schedule,
     divergence,
     predictions,
     refine,
@@ -82,7 +83,9 @@ def test_the_held_back_loss_falls_and_is_what_it_says(block):
     teacher.linear.bias.data.copy_(block.linear.bias)
     example = examples(teacher, noise=0.1)
     before = {n: p.clone() for n, p in block.named_parameters()}
-    found, outcome = refine(block, weights(block), example, FITTED, HELD, epochs=40)
+    found, outcome = refine(
+        block, weights(block), example, FITTED, HELD, schedule=Schedule(epochs=40)
+    )
     assert outcome.losses[0] == pytest.approx(loss(block, weights(block), example, HELD), rel=1e-5)
     assert outcome.after == pytest.approx(loss(block, found, example, HELD), rel=1e-5)
     assert outcome.after <= min(outcome.losses) and len(outcome.losses) == 41
@@ -108,7 +111,9 @@ def test_where_nothing_is_to_be_gained_the_trials_are_all(block, monkeypatch, ra
     given = weights(block)
     fitted, held = range(160), range(160, 162)
     one = examples(block)
-    found, outcome = refine(block, given, lambda i: one(i % 8), fitted, held, rates=rates)
+    found, outcome = refine(
+        block, given, lambda i: one(i % 8), fitted, held, schedule=Schedule(rates=rates)
+    )
     assert torch.equal(found["linear.weight"], block.linear.weight)
     assert outcome.losses == [0] and outcome.after == 0
     assert outcome.rate is None and outcome.share is None
@@ -135,9 +140,7 @@ def test_what_is_always_trained_is_trained_at_the_best_trials_rate(block, monkey
     given, example = weights(block), examples(Block(), 0.1) if gain else examples(block)
     found, outcome = refine(
         *(block, given, example, FITTED, HELD),
-        rates=(0.02, 0.005),
-        epochs=4,
-        always=True,
+        schedule=Schedule(rates=(0.02, 0.005), epochs=4, always=True),
     )
     assert seen == [(0.005, 4 * len(FITTED))] and outcome.rate == 0.005
     assert len(outcome.losses) == 5
@@ -153,7 +156,12 @@ def test_a_block_that_a_rate_breaks_is_trained_at_a_lower_one(block, rate):
     teacher.linear.weight.data += 0.003 * torch.randn(8, 8)
     rates = (rate, *RATES)
     found, outcome = refine(
-        block, weights(block), examples(teacher), FITTED, HELD, rates=rates, epochs=12
+        block,
+        weights(block),
+        examples(teacher),
+        FITTED,
+        HELD,
+        schedule=Schedule(rates=rates, epochs=12),
     )
     assert outcome.trials[rate] > outcome.losses[0]
     assert min(outcome.trials, key=outcome.trials.get) < rate and outcome.rate < rate
@@ -164,7 +172,9 @@ def test_a_block_that_a_rate_breaks_is_trained_at_a_lower_one(block, rate):
 def test_trials_end_with_the_first_that_is_worse(block):
     example = examples(Block())
     rates = (0.05, 0.0001, 0.00001)
-    _, outcome = refine(block, weights(block), example, FITTED, HELD, rates=rates)
+    _, outcome = refine(
+        block, weights(block), example, FITTED, HELD, schedule=Schedule(rates=rates)
+    )
     assert [*outcome.trials] == [0.05, 0.0001] and outcome.rate == 0.05
 
 
@@ -186,8 +196,7 @@ def test_a_long_training_goes_further_than_its_trial_but_not_beyond_the_first_ra
         None,
         range(batches),
         HELD,
-        rates=(0.005, 0.001, 0.0002),
-        epochs=epochs,
+        schedule=Schedule(rates=(0.005, 0.001, 0.0002), epochs=epochs),
     )
     assert seen == pytest.approx([rate])
 
@@ -198,7 +207,9 @@ def test_of_too_long_a_way_a_part_is_taken(block, monkeypatch):
     teacher.load_state_dict(block.state_dict())
     teacher.linear.weight.data += 0.1 * torch.randn(8, 8)
     example = examples(teacher)
-    found, outcome = refine(block, weights(block), example, FITTED, HELD, rates=(0.4,))
+    found, outcome = refine(
+        block, weights(block), example, FITTED, HELD, schedule=Schedule(rates=(0.4,))
+    )
     assert outcome.share in SHARES and outcome.share < 1
     assert outcome.after < min(outcome.losses)
     assert outcome.after == pytest.approx(loss(block, found, example, HELD), rel=1e-5)
@@ -230,7 +241,7 @@ def test_training_is_in_float32_and_the_loss_of_what_is_stored(block):
     given = {n: w.bfloat16() for n, w in weights(block).items()}
     block.linear.weight.data = given["linear.weight"].float()
     example = examples(teacher)
-    found, outcome = refine(block, given, example, FITTED, HELD, epochs=3)
+    found, outcome = refine(block, given, example, FITTED, HELD, schedule=Schedule(epochs=3))
     assert found["linear.weight"].dtype == torch.bfloat16
     assert outcome.after < outcome.losses[0]
     stored = {n: w.float() for n, w in found.items()}
@@ -290,7 +301,9 @@ def test_nothing_outlives_the_training(block, monkeypatch):
     monkeypatch.setattr(module, "stepping", watched)
     gc.disable()
     try:
-        refine(block, weights(block), examples(Block(), 0.1), FITTED, HELD, epochs=3)
+        refine(
+            block, weights(block), examples(Block(), 0.1), FITTED, HELD, schedule=Schedule(epochs=3)
+        )
         assert len(born) > 2  # the trials' and the training's
         assert [ref() for pair in born for ref in pair] == [None] * 2 * len(born)
     finally:
