@@ -18,32 +18,43 @@ def ffn_cut(folder):
     return plan_of(checkpoint, FFN | {"attention": [*range(checkpoint.units["attention"])]})
 
 
-def changed(checkpoint: Checkpoint, before: dict, after: dict) -> set[str]:
-    """The projections that are not the same in both."""
-    names = set(checkpoint.family.projections()) & set(after)
-    return {n for n in names if n not in before or not torch.equal(after[n], before[n])}
+@pytest.fixture
+def trained(monkeypatch) -> dict[int, set[str]]:
+    """Of every block whose training is taken, the tensors that it replaces."""
+    seen, replace = {}, BlockRepair.replace
+
+    def watched(self, step, tensors):
+        if step == "refine":
+            seen[self.index] = set(tensors)
+        replace(self, step, tensors)
+
+    monkeypatch.setattr(BlockRepair, "replace", watched)
+    return seen
 
 
-def test_where_the_attention_is_whole_the_ffn_alone_is_trained(any_family):
-    checkpoint, plan = Checkpoint(any_family), ffn_cut(any_family)
-    (refit, before), (trained, after) = (
-        repaired(any_family, kind, plan=plan) for kind in ("ridge", "refine")
-    )
-    told = [block["steps"]["refine"] for block in trained.record]
-    moved = changed(checkpoint, before[0], after[0])
-    assert moved <= set(checkpoint.family.projections("ffn"))
-    assert bool(moved) == (told[0]["after"] < told[0]["losses"][0])
-    epochs = [FFN_EPOCHS] * (checkpoint.blocks - 1) + [EPOCHS]
-    assert all(len(t["losses"]) in (1, 1 + n) for t, n in zip(told, epochs, strict=True))
-    assert refit.about["kind"] == "ridge" and trained.about["epochs"] == FFN_EPOCHS
+def told_of(repair) -> list[dict]:
+    return [block["steps"]["refine"] for block in repair.record]
 
 
-def test_where_the_attention_is_cut_every_projection_is_trained(llama):
-    (_, before), (trained, after) = (repaired(llama, kind) for kind in ("ridge", "refine"))
-    checkpoint = Checkpoint(llama)
-    moved = changed(checkpoint, before[0], after[0])
-    assert moved == set(checkpoint.family.projections())
-    assert trained.about["epochs"] == EPOCHS
+def test_where_the_attention_is_whole_the_ffn_alone_is_trained(any_family, trained):
+    checkpoint = Checkpoint(any_family)
+    repair, _ = repaired(any_family, "refine", plan=ffn_cut(any_family))
+    told = told_of(repair)
+    assert [*trained] == [b for b, t in enumerate(told) if t["after"] < t["losses"][0]]
+    ffn = set(checkpoint.family.projections("ffn"))
+    assert all(names == ffn for names in trained.values())
+    epochs = [FFN_EPOCHS] * (checkpoint.blocks - 1)
+    assert [len(t["losses"]) - 1 for t in told[:-1]] == epochs
+    assert len(told[-1]["losses"]) in (1, 1 + EPOCHS)
+    assert repair.about["epochs"] == FFN_EPOCHS
+
+
+def test_where_the_attention_is_cut_every_projection_is_trained(llama, trained):
+    repair, _ = repaired(llama, "refine")
+    told, names = told_of(repair), set(Checkpoint(llama).family.projections())
+    assert trained and all(some == names for some in trained.values())
+    assert {len(t["losses"]) for t in told} <= {1, 1 + EPOCHS}
+    assert repair.about["epochs"] == EPOCHS
 
 
 @pytest.mark.parametrize("cut", ["ffn", "both"])
