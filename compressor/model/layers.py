@@ -1,7 +1,8 @@
 """One block as a module: narrower than its class makes it, and looked into while it runs."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -12,18 +13,28 @@ from compressor.model.modules import assign, replaced_forward
 from compressor.model.stream import BlockStream
 
 
-class SecondHalf(nn.Module):
-    """What a layer does after its attention; its parameters are the layer's (`layer.NAME`)."""
+def ffn_of(layer: nn.Module, family: Family, x: torch.Tensor) -> torch.Tensor:
+    """What the FFN of a layer makes of the stream x, which its norm reads."""
+    return family.feed_forward(layer, layer.get_submodule(family.ffn_norm)(x))
 
-    def __init__(self, layer: nn.Module, family: Family):
-        super().__init__()
-        self.layer, self.family = layer, family
 
-    def forward(self, after: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-        """The stream after the layer, from that after its attention and what the FFN's norm reads."""
-        norm, post = self.family.ffn_norm, self.family.post_norms.get("ffn")
-        out = self.family.feed_forward(self.layer, self.layer.get_submodule(norm)(read))
-        return after + (self.layer.get_submodule(post)(out) if post else out)
+def added(layer: nn.Module, family: Family, group: str, projected: torch.Tensor) -> torch.Tensor:
+    """What is added to the stream of what the output projection of a group gives."""
+    norm = family.post_norms.get(group)
+    return layer.get_submodule(norm)(projected) if norm else projected
+
+
+@contextmanager
+def second_half(layer: nn.Module, family: Family) -> Iterator[None]:
+    """While open, the layer is what it does after its attention: called with the stream after that and
+    with the one that the FFN's norm reads, it gives the stream after the layer.
+    """
+
+    def run(layer: nn.Module, after: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        return after + added(layer, family, "ffn", ffn_of(layer, family, read))
+
+    with replaced_forward([layer], run):
+        yield
 
 
 def narrowed(

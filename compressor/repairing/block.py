@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.config.repair import Kind
 from compressor.model.activations import Activations, states_of
-from compressor.model.layers import SecondHalf, captured, passed
+from compressor.model.layers import added, captured, ffn_of, passed, second_half
 from compressor.model.memory import drop_pages
 from compressor.model.modules import assign
 from compressor.model.observing import observed
@@ -149,8 +149,7 @@ class BlockRepair:
         for parameter in self.layer.parameters():  # the dense block itself is not read again
             drop_pages(parameter)
         alone = self.attention_is_whole
-        module = SecondHalf(self.narrow, self.family) if alone else self.narrow
-        prefix = "layer." if alone else ""
+        fed = second_half(self.narrow, self.family) if alone else nullcontext()
 
         def example(i: int) -> Example:
             if alone:
@@ -167,10 +166,10 @@ class BlockRepair:
         last = self.index == stream.checkpoint.blocks - 1
         schedule = FFN_ALONE if alone and not last else WHOLE
         names = self.family.projections("ffn") if alone else self.family.projections()
-        with stream.outer(head=True) if last else nullcontext() as model:
+        with fed, stream.outer(head=True) if last else nullcontext() as model:
             weights, outcome = refine(
-                module,
-                {prefix + n: self.stored[n].to(self.device) for n in names},
+                self.narrow,
+                {n: self.stored[n].to(self.device) for n in names},
                 example,
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
@@ -179,7 +178,7 @@ class BlockRepair:
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
-            self.replace("refine", {n.removeprefix(prefix): w for n, w in weights.items()})
+            self.replace("refine", weights)
 
     @property
     def attention_is_whole(self) -> bool:
@@ -193,13 +192,10 @@ class BlockRepair:
         return self.narrow.get_submodule(self.task.geometry.output_module(group))
 
     def ffn(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """What the FFN makes of the stream x."""
-        return self.family.feed_forward(layer, layer.get_submodule(self.family.ffn_norm)(x))
+        return ffn_of(layer, self.family, x)
 
     def normed(self, group: str, projected: torch.Tensor) -> torch.Tensor:
-        """What is added to the stream of what the output projection of a group gives."""
-        norm = self.family.post_norms.get(group)
-        return self.layer.get_submodule(norm)(projected) if norm else projected
+        return added(self.layer, self.family, group, projected)
 
     def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
         """Of the dense block what both output projections give, and the stream after it (`out`)."""

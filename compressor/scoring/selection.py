@@ -27,10 +27,8 @@ from compressor.text.tokens import TokenSet
 
 PROBE_SEQUENCES = 8
 # Ten tokens a channel tell the order as well as a hundred: the repair after it differs by less than 1 %.
-SELECTING, EACH_CHANNEL = (
-    16_384,
-    10,
-)  # tokens that a selection looks at, at least, and of every channel
+EACH_CHANNEL = 10
+SELECTING = 16_384  # tokens that a selection looks at, at least
 FINE_CHANNELS = 4096  # up to so many, inverses are taken in float64
 
 
@@ -88,9 +86,8 @@ def compensated(
     """Every group of every block scored by greedy elimination on the dense model's activations.
 
     Tokens count as in the repair: in proportion to 1 / (mean square of the stream that the group reads).
-    powers: what makes a group's scores quadratic in what a unit contributes. Of a long text sequences
-    evenly spread are looked at. In memory are a block, and
-    three matrices as wide as its FFN.
+    powers: what makes a group's scores quadratic in what a unit contributes. Of a long text, sequences
+    evenly spread are looked at. In memory are a block, and three matrices as wide as its FFN.
     """
     geometry = BlockGeometry.of(stream.checkpoint)
     tokens = spread(tokens, max(units["ffn"] for units in stream.checkpoint.block_units))
@@ -139,4 +136,4 @@ def compensated(
 def spread(tokens: TokenSet, channels: int) -> TokenSet:
     """Every so-many-th sequence, so that there are tokens enough for as many channels."""
     every = max(1, tokens.tokens // max(SELECTING, EACH_CHANNEL * channels))
-    return TokenSet(tokens.sequences[::every], tokens.protocol)
+    return TokenSet(tokens.sequences[::every])

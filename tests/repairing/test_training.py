@@ -6,7 +6,7 @@ from repairs import plan_of, repaired
 
 from compressor.model.activations import states_of
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.layers import SecondHalf
+from compressor.model.layers import second_half
 from compressor.repairing.block import BlockRepair
 from compressor.repairing.refine import EPOCHS, FFN_EPOCHS
 
@@ -62,11 +62,11 @@ def test_the_second_half_gives_what_the_block_gives(any_family, monkeypatch, cut
     seen = []
 
     def compared(self, cut, cut_after, cut_read, dense_out):
-        half = SecondHalf(self.narrow, self.family)
         for i, (args, keywords) in enumerate(self.calls):
             whole = states_of(self.narrow(cut.get(i, self.device), *args, **keywords))
             read = (states.get(i, self.device) for states in (cut_after, cut_read))
-            torch.testing.assert_close(half(*read), whole)
+            with second_half(self.narrow, self.family):
+                torch.testing.assert_close(self.narrow(*read), whole)
             seen.append(self.index)
 
     monkeypatch.setattr(BlockRepair, "refine", compared)

@@ -4,7 +4,8 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from compressor.model.activations import states_of
 from compressor.model.exact_logits import wide_linear
 from compressor.model.finite import check_block
-from compressor.model.layers import SecondHalf
+from compressor.model.layers import second_half
 from compressor.model.modules import loaded
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -117,18 +118,18 @@ class Bench:
 
             return seconds_of(step) / self.tokens
 
-    def trained(self, *groups: str) -> float:
-        """In a training of the block, or of its FFN alone (`ffn`): forward, backward and a step."""
-        family, layer, prefix = self.stream.checkpoint.family, self.layer, ""
+    def trained(self, ffn_alone: bool = False) -> float:
+        """In a training of the block, or of its FFN alone: forward, backward and a step."""
+        family = self.stream.checkpoint.family
+        names = family.projections("ffn") if ffn_alone else family.projections()
         example = Example(self.hidden, self.args, self.keywords, self.hidden, None)
-        if groups == ("ffn",):
-            layer, prefix = SecondHalf(layer, family), "layer."
-            example = Example(self.hidden, (self.hidden,), {}, self.hidden, None)
-        names = family.projections(*groups)
-        weights = {prefix + n: self.layer.get_parameter(n).detach() for n in names}
-        course = Course(layer, weights, lambda _: example, range(1), relative_distance)
+        if ffn_alone:
+            example = replace(example, args=(self.hidden,), keywords={})
+        weights = {n: self.layer.get_parameter(n).detach() for n in names}
+        course = Course(self.layer, weights, lambda _: example, range(1), relative_distance)
         steps = course.trained(1e-6, [[0]] * 2)
-        return seconds_of(lambda: next(steps)) / self.tokens
+        with second_half(self.layer, family) if ffn_alone else nullcontext():
+            return seconds_of(lambda: next(steps)) / self.tokens
 
     def summed(self, channels: int, outputs: int, dtype: torch.dtype = torch.float32) -> float:
         """The sums of a regression over what a projection is fed."""

@@ -175,7 +175,7 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     if kind.refined:
         before = load.checkpoint.block_units
         alone = [w["attention"] == b["attention"] for w, b in zip(widths, before, strict=True)]
-        each = {one: bench.trained(*["ffn"] * one) for one in set(alone)}
+        each = {one: bench.trained(ffn_alone=one) for one in set(alone)}
         for one in alone[:-1]:
             tokens = trained_tokens(load, FFN_EPOCHS if one else EPOCHS)
             seconds += tokens * share * each[one]

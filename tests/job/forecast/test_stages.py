@@ -42,7 +42,7 @@ class Bench:
     geometry = SimpleNamespace(channels=lambda group: {"attention": 8, "ffn": 1}[group])
     forward = staticmethod(lambda: FORWARD)
     scored = staticmethod(lambda method, mode: SCORED)
-    trained = staticmethod(lambda *groups: TRAINED / 4 if groups else TRAINED)
+    trained = staticmethod(lambda ffn_alone=False: TRAINED / 4 if ffn_alone else TRAINED)
     predicted = staticmethod(lambda: PREDICTED)
     told_apart = staticmethod(lambda: 0.002)
     widened = staticmethod(lambda: WIDENED)
