@@ -1,12 +1,17 @@
-"""Text that every machine with Python already has: the sources of its standard library.
+"""Text that every machine with Python already has: the sources of its standard library, and their prose.
+
+The prose is what stands in the docstrings, and the help topics where they are installed: English of
+manuals, for models of language rather than code.
 
 Two splits by module name, so that text a model was tuned on is never the text it is judged by:
 `train` is everything but the modules named in `held_out_modules.txt`, `held-out` is those.
 The list is fixed and committed because the library differs between Python versions.
 """
 
+import ast
 import os
 import sysconfig
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -25,6 +30,7 @@ SKIPPED_FOLDERS = {
 }
 
 SPLITS = ("train", "held-out")
+PROSE = 200  # characters: shorter docstrings say what a name says
 
 
 def held_out_modules() -> set[str]:
@@ -48,13 +54,47 @@ def stdlib_modules(root: Path | None = None) -> dict[str, Path]:
 
 def stdlib_documents(split: str) -> list[str]:
     """One string a module of the split `train` or `held-out`, in order of name."""
+    texts = (text.strip() for text in sources(split))
+    return [text + "\n" for text in texts if text]
+
+
+def stdlib_prose(split: str) -> list[str]:
+    """The docstrings of a module as one string, for every module of the split that has such; behind
+    those of `train` the help topics.
+    """
+    documents = ["\n\n".join(docstrings(text)) + "\n" for text in sources(split)]
+    if split == "train":
+        documents += help_topics()
+    return [text for text in documents if text.strip()]
+
+
+def sources(split: str) -> Iterator[str]:
+    """The source of every module of a split, in order of name."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; the standard library has {' and '.join(SPLITS)}.")
     held_out = held_out_modules()
-    documents = []
     for name, path in stdlib_modules().items():
         if (name in held_out) == (split == "held-out"):
-            text = path.read_text(encoding="utf-8", errors="ignore").strip()
-            if text:
-                documents.append(text + "\n")
-    return documents
+            yield path.read_text(encoding="utf-8", errors="ignore")
+
+
+def docstrings(source: str) -> Iterator[str]:
+    """Those of a module that are long enough to be prose; none of what this Python cannot parse."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node) or ""
+            if len(text) >= PROSE:
+                yield text
+
+
+def help_topics() -> list[str]:
+    """What `help("...")` prints, in order of topic; a Debian python may be without."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return []
+    return [text.strip() + "\n" for _, text in sorted(topics.items())]

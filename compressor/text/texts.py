@@ -1,4 +1,4 @@
-"""Texts by name: a file, Python's standard library, or a data set of the hub."""
+"""Texts by name: a file, Python's standard library or its prose, or a data set of the hub."""
 
 import hashlib
 import json
@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import NOT_JSON, InputError
-from compressor.text.stdlib_text import stdlib_documents
+from compressor.text.stdlib_text import stdlib_documents, stdlib_prose
 
-STDLIB = {"stdlib": "train", "stdlib-held-out": "held-out"}
+STDLIB = {
+    "stdlib": (stdlib_documents, "train"),
+    "stdlib-held-out": (stdlib_documents, "held-out"),
+    "stdlib-prose": (stdlib_prose, "train"),
+    "stdlib-prose-held-out": (stdlib_prose, "held-out"),
+}
 ROWS = (".json", ".jsonl")
 # Halves of a pair that stands for one character in UTF-16. JSON can hold one alone; no text can.
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -39,13 +44,14 @@ class Text:
 
 
 def read_text(source: str) -> Text:
-    """Read a source: a text file, a JSON list or JSONL, `stdlib`, or a hub data set.
+    """Read a source: a text file, a JSON list or JSONL, one of `STDLIB`, or a hub data set.
 
     What stands in a list or in a line is a string, or an object whose `text` is one. A hub data set is
     written NAME, NAME:SPLIT or NAME:CONFIG:SPLIT and needs `datasets`.
     """
     if source in STDLIB:
-        return Text(source, "windows", stdlib_documents(STDLIB[source]))
+        documents, split = STDLIB[source]
+        return Text(source, "windows", documents(split))
     path = Path(source)
     if path.exists() and path.suffix.lower() not in ROWS:
         content = _content(path)
