@@ -32,15 +32,19 @@ class Reference:
     @torch.no_grad()
     def measured(self, progress: Progress = lambda done, total: None) -> dict:
         """The source's `perplexity` and `nll`, on how many `tokens` (predicted) of how many `documents`,
-        by which `protocol`.
+        by which `protocol`; and `expected`, the mean entropy of its predictions: the `nll` that a text of
+        its own would have.
         """
-        nll, count = 0.0, 0
+        nll = expected = 0.0
+        count = 0
         states = self.known(progress)
         with self.source.outer(head=True) as model:
             for ours, targets in self.rows(states):
-                nll += losses(self.source.head(model, ours), targets).sum().item()
+                logs = self.source.head(model, ours).log_softmax(-1)
+                nll -= logs.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
+                expected -= logs.exp().mul_(logs).sum(dtype=torch.float64).item()
                 count += len(targets)
-        return self.about(nll, count)
+        return self.about(nll, count) | {"expected": expected / count}
 
     @torch.no_grad()
     def compared(self, stream: BlockStream, progress: Progress = lambda done, total: None) -> dict:

@@ -17,6 +17,7 @@ from compressor.job import quantize
 from compressor.job.asked import check_asked
 from compressor.job.checks import check_before_starting
 from compressor.job.job import Job, begin
+from compressor.job.judging import far_notes
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
 from compressor.job.progress import Lines
@@ -89,7 +90,8 @@ def cut(job: Job) -> list[Result]:
             final = job.run.partial / Path(result.dest).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-        result.warnings = [*job.notes, *scores.about["notes"], *result.warnings]
+        known = [*job.notes, *far_notes(before), *scores.about["notes"]]
+        result.warnings = known + result.warnings
     return results
 
 
