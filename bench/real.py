@@ -69,7 +69,8 @@ class Yardstick:
     def identity(self, run: Run) -> dict:
         """What is the same in all rows of a run."""
         about = {"model": run.model, "run": run.name, "draw": run.draw, "job": run.job}
-        return about | {"options": run.options, "protocol": str(self.protocol)}
+        about |= {"text": run.text, "options": run.options}
+        return about | {"protocol": str(self.protocol)}
 
     def standing(self, run: Run) -> list[dict]:
         """The rows of a run that are measured already."""

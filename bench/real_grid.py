@@ -12,6 +12,7 @@ to 25, a judge 2, the zero-shot tasks 5. That is between eight and nine hours, f
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 SMOLLM2, GEMMA3 = "SmolLM2-135M", "gemma3-270m"
 SHARES = (0.9, 0.8, 0.7)
@@ -26,7 +27,9 @@ class Run:
     """One command.
 
     shares: of the weights of the blocks' projections that stay (or, of `sparsify`, that are not zero).
+    options: `{bench}` in them is the folder of this file.
     draw: 0 calibrates on the first windows of the text, 1 and 2 on as many after those.
+    text: calibrated on instead: one of Python's, or `own`, which the model writes itself.
     job: `compress`, `sparsify`, or `parity`: BESA with what the published program has, from Python.
     accuracy: the shares of which the zero-shot tasks are run, too.
     """
@@ -35,6 +38,7 @@ class Run:
     options: str = ""
     shares: tuple[float, ...] = (0.8,)
     draw: int = 0
+    text: str = ""
     model: str = SMOLLM2
     job: str = "compress"
     accuracy: tuple[float, ...] = ()
@@ -43,21 +47,31 @@ class Run:
         """What a user types, as words. Another process judges, so there is no `--evaluation`."""
         texts = ["--calibration", calibration, "--length", f"{length}", "--evaluation", "none"]
         texts += ["--overwrite", "--json"]
+        options = self.options.format(bench=Path(__file__).parent).split()
         if self.job != "compress":
             zeros = ["--sparsity", f"{1 - self.shares[0]:g}"]
-            return ["compressor", "sparsify", source, dest, *zeros, *self.options.split(), *texts]
+            return ["compressor", "sparsify", source, dest, *zeros, *options, *texts]
         shares = ["--keep-blocks", *(f"{share:g}" for share in self.shares)]
-        return ["compress", source, dest, *shares, *ALIGN.split(), *self.options.split(), *texts]
+        return ["compress", source, dest, *shares, *ALIGN.split(), *options, *texts]
 
 
 def method(name: str) -> Run:
     return Run(f"method {name}", f"--method {name}")
 
 
+def calibrated(name: str) -> Run:
+    return Run(f"text {name}", text=name, accuracy=(0.8,))
+
+
+def recover(name: str, options: str) -> Run:
+    return Run(f"recover {name}", f"--recover {options}")
+
+
 GRID = (
     Run("default", shares=SHARES, accuracy=(0.8,)),
     Run("default", shares=SHARES, draw=1),
     Run("default", shares=SHARES, draw=2),
+    *map(calibrated, ("stdlib", "stdlib-prose", "own")),
     Run("own widths", f"--allocate measured {OWN}", shares=SHARES),
     Run("allocate exact", f"--allocate exact {OWN}"),
     Run("allocate besa", f"--method besa {OWN}"),  # its default allocation: learned gates
@@ -73,5 +87,8 @@ GRID = (
     # BESA zeroes single weights; beside the published program's ways, ours.
     Run("BESA as published", shares=(0.5,), job="parity"),
     Run("BESA, weights", shares=(0.5,), job="sparsify"),
+    recover("lora", "lora:200"),
+    recover("distill", "distill:200"),
+    recover("fine-tuning", "distill:200 --recover-config {bench}/fine_tuning.yaml"),
     Run("default", shares=GEMMA_SHARES, model=GEMMA3),
 )

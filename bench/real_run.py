@@ -103,21 +103,36 @@ def note_of(dest: Path) -> Path:
     return dest.with_name(dest.name + ".json")
 
 
+def calibration(run: Run, source: Path, dest: Path, data: Path, protocol: Protocol) -> str:
+    """What `--calibration` takes; a text of the model's own is written first, once."""
+    if run.text == "own":
+        file = dest.with_name(f"{source.name}.jsonl")
+        if not file.exists():
+            size = f"--tokens={protocol.samples * protocol.tokens}", f"--length={protocol.tokens}"
+            ran([command_of("compressor"), "generate", source, file, *size, "--quiet"])
+        return str(file)
+    first = run.draw * protocol.samples
+    return run.text or f"{data / CALIBRATION}[{first}:{first + protocol.samples}]"
+
+
+def command_of(name: str) -> Path:
+    return Path(sys.executable).with_name(name)
+
+
 def make(run: Run, source: Path, dest: Path, data: Path, protocol: Protocol) -> dict:
     """What the command's own JSON says of its job, and what it took; made once."""
     note = note_of(dest)
     if note.exists() and dest.exists():
         return json.loads(note.read_text())
-    first = run.draw * protocol.samples
-    text = f"{data / CALIBRATION}[{first}:{first + protocol.samples}]"
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    text = calibration(run, source, dest, data, protocol)
     plain = forward(source, data, protocol)
     if run.job == "parity":
         zeros = f"{1 - run.shares[0]:g}"
         command = [sys.executable, "-c", PARITY, source, dest, text, protocol.tokens, zeros]
     else:
         name, *arguments = run.command(str(source), str(dest), text, protocol.tokens)
-        command = [Path(sys.executable).with_name(name), *arguments]
-    dest.parent.mkdir(parents=True, exist_ok=True)
+        command = [command_of(name), *arguments]
     begin = time.perf_counter()
     told = json.loads(ran(command))
     wall = time.perf_counter() - begin

@@ -50,7 +50,8 @@ def started(monkeypatch) -> list[str]:
             else:
                 names.append(Path(first).name)
                 app = commands[names[-1]]
-                if running.run(app, [*arguments, "--no-verify"]):
+                quick = [] if arguments[0] == "generate" else ["--no-verify"]
+                if running.run(app, [*arguments, *quick]):
                     raise real_run.Failed("the command failed")
         return out.getvalue()
 
@@ -102,6 +103,20 @@ def test_measures_every_run_once(bench, started, tmp_path, capsys):
     assert capsys.readouterr().out == "".join(
         line for line in printed.splitlines(True) if "measured" not in line
     )
+
+
+def test_calibrates_on_what_python_and_the_model_say(bench, started, monkeypatch, tmp_path):
+    texts = ("stdlib-prose", "own")
+    runs = tuple(Run(f"text {text}", "--method taylor --repair none", text=text) for text in texts)
+    monkeypatch.setattr(real, "GRID", runs)
+    rows = bench()[1:]
+    assert [row["text"] for row in rows] == [*texts]
+    assert started == [
+        *("real_judge", "real_forward", "compress", "real_judge"),
+        *("compressor", "real_forward", "compress", "real_judge"),
+    ]
+    assert rows[0]["perplexity"] != rows[1]["perplexity"]
+    assert (tmp_path / f"work/{GRID[0].model}.jsonl").stat().st_size > 100
 
 
 def test_goes_on_where_it_was_stopped(bench, started, monkeypatch):
