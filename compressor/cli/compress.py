@@ -83,6 +83,14 @@ def compress(
     keep_blocks: flags.KeepBlocks = None,
     target: flags.Target = None,
     budget: flags.Budget = "params",
+    fast: Annotated[
+        bool,
+        Option(
+            "--fast",
+            help="No training, and a quarter of the text: --repair ridge, 16,384 tokens.",
+            rich_help_panel="What happens to the rest",
+        ),
+    ] = False,
     recover_config: Annotated[
         Path | None,
         Option(
@@ -99,7 +107,7 @@ def compress(
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
     if recover_config is not None:
         options |= read_details(recover_config)
-    run_and_show(job_config(source, dest, **sizes, **options), as_json)
+    run_and_show(job_config(source, dest, fast=fast, **sizes, **options), as_json)
 
 
 def run_and_show(config: JobConfig, as_json: bool) -> None:

@@ -32,6 +32,8 @@ GROUPS: dict[str, type] = {
 # The groups that zeroing weights has, besides its own.
 SPARSIFY = ("text", "quantization", "runtime")
 SIZES = ("keep", "keep_blocks", "target", "target_params", "target_bytes", "budget")
+# What `fast` stands for: no training, and a quarter of the text.
+FAST = {"repair": "ridge", "calibration_tokens": 16_384}
 PART = re.compile(r"(.+)\[(-?\d*:-?\d*)\]")  # TEXT[A:B]
 
 
@@ -103,9 +105,11 @@ def names(groups: Mapping[str, type]) -> list[str]:
 
 def spelt_out(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of which one says two things, as two: `TEXT[A:B]`, `METHOD:MODE`, `refine:8`, `w4a16:64`,
-    `lora:500`, and a pair of calibration texts.
+    `lora:500`, and a pair of calibration texts. `fast` is `FAST`, but for what else is said.
     """
     spelt = dict(options)
+    if spelt.pop("fast", False):
+        spelt = FAST | spelt
     if isinstance(texts := spelt.get("calibration"), list | tuple):
         if not 1 <= len(texts) <= 2:
             raise InputError(f"--calibration takes one text or two, not {len(texts)}.")

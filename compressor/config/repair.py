@@ -73,7 +73,7 @@ class RepairConfig:
     epochs: int | None = option(
         None,
         "refine_epochs",
-        "Passes over the text (default 4 where a block keeps its attention, else 1).",
+        "Passes over the text (default 2 where a block keeps its attention, else 1).",
         at_least(1),
     )
 

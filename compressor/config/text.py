@@ -37,4 +37,7 @@ class TextConfig:
         "How many sequences to calibrate on; by default as many as come to 65,536 tokens.",
         at_least(1),
     )
+    calibration_tokens: int = option(
+        65_536, "calibration_tokens", "So many tokens, without --samples.", at_least(1)
+    )
     length: int = option(512, "--length", "Tokens of a sequence, at most.", at_least(2))

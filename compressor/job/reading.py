@@ -17,8 +17,6 @@ from compressor.text.tokens import TokenSet, check_ids, joined, tokenize
 if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
-CALIBRATION_TOKENS = 65_536  # where --samples does not say how many sequences
-
 
 @dataclass(frozen=True)
 class Texts:
@@ -44,15 +42,16 @@ def read_texts(config: TextConfig, checkpoint: Source, calibrates: bool) -> Text
     if not calibrates and not by_default:
         return Texts(evaluation=evaluation)
     text = read_text(config.calibration)
-    wanted = config.samples or max(1, CALIBRATION_TOKENS // limit)
+    most = config.calibration_tokens
+    wanted = config.samples or max(1, most // limit)
 
     def sequences(text: Text) -> TokenSet:
         span = config.calibration_range
-        return tokenize(text, tokenizer, limit, config.samples, span, CALIBRATION_TOKENS)
+        return tokenize(text, tokenizer, limit, config.samples, span, most)
 
     rest, calibration, end = divided(text, sequences, tokenizer, limit, wanted)
     training = rest if by_default else text
-    fewer = len(calibration.sequences) < wanted and calibration.tokens < CALIBRATION_TOKENS
+    fewer = len(calibration.sequences) < wanted and calibration.tokens < most
     notes = []
     if by_default:
         evaluation = end or calibration.first(max(1, wanted // SHARE))

@@ -41,6 +41,9 @@ def test_options_go_to_their_stages():
         ({"method": "hywia:fixed:0.5"}, {"method": "hywia", "mode": "fixed:0.5"}),
         ({"repair": "refine:8"}, {"repair": "refine", "refine_epochs": 8}),
         ({"quantize": "w4a16:64"}, {"quantize": "w4a16", "quantize_group": 64}),
+        ({"fast": True}, {"repair": "ridge", "calibration_tokens": 16_384}),
+        ({"fast": True, "repair": "none"}, {"repair": "none", "calibration_tokens": 16_384}),
+        ({"fast": False}, {}),
         ({"recover": "lora:500"}, {"recover": "lora", "recover_steps": 500}),
     ],
 )
