@@ -32,8 +32,8 @@ class Reference:
     @torch.no_grad()
     def measured(self, progress: Progress = lambda done, total: None) -> dict:
         """The source's `perplexity` and `nll`, on how many `tokens` (predicted) of how many `documents`,
-        by which `protocol`; and `expected`, the mean entropy of its predictions: the `nll` that a text of
-        its own would have.
+        by which `protocol`; and `expected`, the mean entropy of its predictions: the `nll` that a text
+        of its own would have.
         """
         nll = expected = 0.0
         count = 0

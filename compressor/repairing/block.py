@@ -1,20 +1,17 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
 
-from compressor.config.repair import Kind
 from compressor.model.activations import Activations, states_of
-from compressor.model.layers import added, captured, ffn_of, passed, second_half
+from compressor.model.layers import captured, passed, second_half
 from compressor.model.memory import drop_pages
 from compressor.model.modules import assign
-from compressor.model.observing import observed
-from compressor.model.stream import BlockStream
-from compressor.model.units import BlockGeometry
+from compressor.repairing.fitting import BlockFit
 from compressor.repairing.refine import (
     FFN_ALONE,
     WHOLE,
@@ -23,53 +20,57 @@ from compressor.repairing.refine import (
     refine,
     relative_distance,
 )
-from compressor.solvers.ridge import GRID, Pairs, rates, regress
-from compressor.text.tokens import Batch
-
-BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
+from compressor.solvers.ridge import Pairs
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the repairs of all blocks share; batches from number `fitted` on are held back. epochs: of
-    training, where the kind has any (None: as many as are worth their time).
-    """
+class BlockRepair(BlockFit):
+    """The whole of it, in order: `run`, or `resume` where it was done before."""
 
-    stream: BlockStream
-    geometry: BlockGeometry
-    kind: Kind
-    batches: list[Batch]
-    fitted: int
-    epochs: int | None
-
-
-class BlockRepair:
-    """The steps of one block.
-
-    layer: the block with its dense weights; narrow: the same with the cut ones; stored: these as the
-    checkpoint stores them; both are replaced step by step. calls: what the block is called with besides
-    the hidden states, for every batch.
-
-    Afterwards `changed` holds the new tensors, and `record` the lambda (None: the step was left out) and
-    the held-back error before and after every step that had anything to repair.
-    """
-
-    def __init__(
-        self, task: Task, index: int, layer, narrow, stored, calls: list[tuple[tuple, dict]]
-    ):
-        self.task, self.index, self.calls = task, index, calls
-        self.layer, self.narrow, self.stored = layer, narrow, stored
-        self.device, self.family = task.stream.device, task.geometry.family
-        self.toward_dense = task.kind.toward == "dense"
-        self.changed: dict[str, torch.Tensor] = {}
-        self.record: dict[str, dict] = {}
+    @property
+    def ffn_alone(self) -> bool:
+        """Whether the FFN alone is mended: the cut has left the attention as it was, and training
+        follows, beside which the other refits gain little and take longest.
+        """
+        return self.task.kind.refined and all(
+            self.narrow.get_parameter(n).shape == self.layer.get_parameter(n).shape
+            for n in self.family.projections("attention")
+        )
 
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
-        files = self.task.stream.place
-        dense_after, cut_after, dense_out, heads, dense_ffn = (Activations(files) for _ in range(5))
-        batches = range(len(self.calls))
+        return (self.mend_ffn if self.ffn_alone else self.mend_all)(dense, cut)
 
+    def mend_ffn(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
+        """Refit `down_proj` and train the FFN."""
+        dense_out, cut_after, dense_ffn = self.streams(3)
+        project = self.output("attention")
+        for i, (args, call) in enumerate(self.calls):
+            self.keep_out(
+                i, self.reference(dense.get(i, self.device), args, call), dense_out, dense_ffn
+            )
+            x = cut.get(i, self.device)
+            cut_after.put(i, x + self.normed("attention", project(self.heads(x, args, call))))
+        cut_read = cut if self.task.geometry.parallel else cut_after
+        for states in (dense, cut):
+            if states is not cut_read:
+                states.discard()
+        self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
+        dense_ffn.discard()
+
+        def called(i: int) -> tuple[torch.Tensor, tuple, dict]:
+            return cut_after.get(i, self.device), (cut_read.get(i, self.device),), {}
+
+        with second_half(self.narrow, self.family):
+            self.refine(called, dense_out)
+            for i in range(len(self.calls)):
+                x, args, _ = called(i)
+                cut_after.put(i, self.narrow(x, *args))
+        cut.discard()
+        return dense_out, cut_after
+
+    def mend_all(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
+        """Refit both output projections, correct what their groups read, and train all projections."""
+        dense_after, dense_out, dense_ffn, heads, cut_after = self.streams(5)
         self.correct("attention", self.family.attention_norm, dense, cut)
 
         def attention() -> Pairs:
@@ -79,45 +80,57 @@ class BlockRepair:
                 outputs = self.reference(hidden, args, call)
                 after = hidden + self.normed("attention", outputs["attention"])
                 dense_after.put(i, after)
-                dense_out.put(i, outputs["out"])
-                if "ffn" in self.family.post_norms:
-                    dense_ffn.put(i, outputs["ffn"])
+                self.keep_out(i, outputs, dense_out, dense_ffn)
                 inputs = self.heads(x, args, call)
                 heads.put(i, inputs)
                 yield self.weighed("attention", inputs, x, after, outputs["attention"])
 
         self.refit("attention", attention())
         project = self.output("attention")
-        for i in batches:
+        for i in range(len(self.calls)):
             added = self.normed("attention", project(heads.get(i, self.device)))
             cut_after.put(i, cut.get(i, self.device) + added)
         heads.discard()
 
-        parallel, normed = self.task.geometry.parallel, "ffn" in self.family.post_norms
+        parallel = self.task.geometry.parallel
         dense_read, cut_read = (dense, cut) if parallel else (dense_after, cut_after)
         self.correct("ffn", self.family.ffn_norm, dense_read, cut_read)
         dense_after.discard()
-
-        def ffn() -> Pairs:
-            for i in batches:
-                x, read = cut_after.get(i, self.device), cut_read.get(i, self.device)
-                inputs = captured(self.output("ffn"), partial(self.ffn, self.narrow, read))
-                if self.toward_dense:
-                    out = dense_out.get(i, self.device)
-                    projected = dense_ffn.get(i, self.device) if normed else None
-                else:
-                    projected = self.ffn(self.layer, read)
-                    out = x + self.normed("ffn", projected)
-                yield self.weighed("ffn", inputs, x, out, projected)
-
-        self.refit("ffn", ffn())
+        self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
         dense_ffn.discard()
-        if self.task.kind.refined:
-            self.refine(cut, cut_after, cut_read, dense_out)
         cut_after.discard()
+        if self.task.kind.refined:
+            self.refine(lambda i: (cut.get(i, self.device), *self.calls[i]), dense_out)
         cut_out = passed(self.task.stream, self.narrow, cut, self.calls)
         dense.discard()
         return dense_out, cut_out
+
+    def streams(self, count: int) -> Iterator[Activations]:
+        return (Activations(self.task.stream.place) for _ in range(count))
+
+    def keep_out(self, i: int, outputs: dict, out: Activations, ffn: Activations) -> None:
+        """Keep what the dense block gives, and of its FFN what a norm reads."""
+        out.put(i, outputs["out"])
+        if "ffn" in self.family.post_norms:
+            ffn.put(i, outputs["ffn"])
+
+    def ffn_pairs(
+        self, after: Activations, read: Activations, dense_out: Activations, dense_ffn: Activations
+    ) -> Pairs:
+        """Inputs and targets of `down_proj`: the cut path's stream is `after` the attention, and `read`
+        by the FFN's norm.
+        """
+        for i in range(len(self.calls)):
+            x, seen = (states.get(i, self.device) for states in (after, read))
+            inputs = captured(self.output("ffn"), partial(self.ffn, self.narrow, seen))
+            if self.toward_dense:
+                out = dense_out.get(i, self.device)
+                normed = "ffn" in self.family.post_norms
+                projected = dense_ffn.get(i, self.device) if normed else None
+            else:
+                projected = self.ffn(self.layer, seen)
+                out = x + self.normed("ffn", projected)
+            yield self.weighed("ffn", inputs, x, out, projected)
 
     def resume(
         self, changed: dict[str, torch.Tensor], steps: dict, dense: Activations, cut: Activations
@@ -137,36 +150,26 @@ class BlockRepair:
         return after
 
     def refine(
-        self,
-        cut: Activations,
-        cut_after: Activations,
-        cut_read: Activations,
-        dense_out: Activations,
+        self, called: Callable[[int], tuple[torch.Tensor, tuple, dict]], dense_out: Activations
     ) -> None:
-        """Train toward the dense block's output: where the attention is whole the FFN alone, fed what it
-        reads, else all projections, fed the block's inputs.
+        """Train toward the dense block's output.
+
+        called: of every batch the hidden states and the other arguments of `narrow`, which is the whole
+        block, or its second half where the FFN alone is trained.
         """
         for parameter in self.layer.parameters():  # the dense block itself is not read again
             drop_pages(parameter)
-        alone = self.attention_is_whole
-        fed = second_half(self.narrow, self.family) if alone else nullcontext()
 
         def example(i: int) -> Example:
-            if alone:
-                hidden, read = (states.get(i, self.device) for states in (cut_after, cut_read))
-                args: tuple = (read,)
-                keywords: dict = {}
-            else:
-                hidden, (args, keywords) = cut.get(i, self.device), self.calls[i]
             mask = self.task.batches[i].mask
             mask = None if mask.all() else mask.to(self.device)
-            return Example(hidden, args, keywords, dense_out.get(i, self.device), mask)
+            return Example(*called(i), dense_out.get(i, self.device), mask)
 
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
-        schedule = FFN_ALONE if alone and not last else WHOLE
-        names = self.family.projections("ffn") if alone else self.family.projections()
-        with fed, stream.outer(head=True) if last else nullcontext() as model:
+        schedule = FFN_ALONE if self.ffn_alone and not last else WHOLE
+        names = self.family.projections(*(["ffn"] if self.ffn_alone else []))
+        with stream.outer(head=True) if last else nullcontext() as model:
             weights, outcome = refine(
                 self.narrow,
                 {n: self.stored[n].to(self.device) for n in names},
@@ -179,127 +182,3 @@ class BlockRepair:
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
             self.replace("refine", weights)
-
-    @property
-    def attention_is_whole(self) -> bool:
-        """Whether the cut has left the attention of this block as it was."""
-        return all(
-            self.narrow.get_parameter(n).shape == self.layer.get_parameter(n).shape
-            for n in self.family.projections("attention")
-        )
-
-    def output(self, group: str) -> nn.Linear:
-        return self.narrow.get_submodule(self.task.geometry.output_module(group))
-
-    def ffn(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return ffn_of(layer, self.family, x)
-
-    def normed(self, group: str, projected: torch.Tensor) -> torch.Tensor:
-        return added(self.layer, self.family, group, projected)
-
-    def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
-        """Of the dense block what both output projections give, and the stream after it (`out`)."""
-        outputs: dict[str, torch.Tensor] = {}
-
-        def keep(what: str, _, output: torch.Tensor | tuple) -> None:
-            outputs[what] = states_of(output)
-
-        names = {self.task.geometry.output_module(g): g for g in self.family.groups()} | {"": "out"}
-        with observed(self.layer, passed={n: partial(keep, what) for n, what in names.items()}):
-            self.layer(hidden, *args, **call)
-        return outputs
-
-    def heads(self, hidden, args, call) -> torch.Tensor:
-        """The input of the cut block's o_proj."""
-        return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
-
-    def weighed(
-        self, group: str, inputs, before, after, projected
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of the refitted parameters, with every token's weight in them.
-
-        The stream `before` should become the stream `after`. Where a norm stands between, what the
-        projection gives should be what the dense block's gave, and its errors count as that norm
-        passes them on. A bias is the weight of an input that is always one.
-        """
-        module = self.output(group)
-        rate = rates(after)
-        if group in self.family.post_norms:
-            targets, rate = projected.float(), rate * rates(projected)
-        else:
-            targets = after.float() - before.float()
-        if module.bias is not None:
-            one = torch.ones_like(inputs[..., :1])
-            if self.task.kind.weights:
-                inputs = torch.cat((inputs, one), -1)
-            else:
-                targets, inputs = targets - nn.functional.linear(inputs, module.weight).float(), one
-        return inputs.float() * rate, targets * rate
-
-    def refit(self, group: str, pairs: Pairs) -> None:
-        """Fit the output projection of a group to the targets."""
-        name = self.family.output(group)
-        bias = name.replace(".weight", ".bias")
-        parameters = {name: self.stored[name]} if self.task.kind.weights else {}
-        if bias in self.stored:
-            parameters[bias] = self.stored[bias][:, None]
-        present = torch.cat([p.float() for p in parameters.values()], 1).to(self.device)
-        new = self.regress(group, pairs, present)
-        if new is not None:
-            parts = new.split([p.shape[1] for p in parameters.values()], 1)
-            self.replace(
-                group,
-                {n: p.view(self.stored[n].shape) for n, p in zip(parameters, parts, strict=True)},
-            )
-
-    def correct(self, group: str, norm: str, dense: Activations, cut: Activations) -> None:
-        """Fold into the projections that read the normed stream the map toward the dense one."""
-        if self.task.kind.toward != "dense" or not self.task.kind.weights or dense is cut:
-            return
-        size = self.task.stream.checkpoint.hidden_size
-        read = self.narrow.get_submodule(norm)
-
-        def pairs() -> Pairs:
-            for i in range(len(self.calls)):
-                x = read(cut.get(i, self.device)).float()
-                yield x, read(dense.get(i, self.device)).float() - x
-
-        change = self.regress(
-            f"{group} inputs", pairs(), torch.zeros(size, size, device=self.device)
-        )
-        if change is None:
-            return
-        folded = {}
-        for part in self.family.groups()[group]:
-            if part.axis == 0 and part.tensor.endswith(".weight"):
-                weight = self.stored[part.tensor].to(self.device).float()
-                folded[part.tensor] = weight + weight @ change
-        self.replace(f"{group} inputs", folded)
-
-    def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
-        """New parameters [outputs, channels], or None where the present ones are no worse."""
-        masks = (batch.mask.to(self.device) for batch in self.task.batches)
-        new, outcome = regress(
-            ((x[real], t[real]) for (x, t), real in zip(pairs, masks, strict=True)),
-            self.task.fitted,
-            present,
-            torch.bfloat16 if self.task.stream.dtype == torch.bfloat16 else torch.float32,
-            GRID if self.task.kind.weights else BIAS_GRID,
-            f"block {self.index} ({step})",
-        )
-        if outcome is not None:
-            self.record[step] = outcome
-        return new
-
-    def replace(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Put new tensors in the place of the cut ones, rounded as they are stored."""
-        rounded = {n: t.to(self.stored[n].dtype) for n, t in tensors.items()}
-        if not all(t.isfinite().all() for t in rounded.values()):
-            outcome = self.record[step]
-            outcome["lambda"] = None
-            if "before" in outcome:
-                outcome["after"] = outcome["before"]
-            return
-        self.changed |= {n: t.cpu() for n, t in rounded.items()}
-        self.stored |= self.changed
-        assign(self.narrow, self.task.stream.cast(rounded))

@@ -14,7 +14,7 @@ The loss of sequences held back decides, taken of the weights as they will be st
    than the one before. A trial also counts half its way, since few steps are noisier than many, which
    is also why many go further than its rate: twice as far where they are eight times as many.
 2. Whether to train at all: where no trial lowers the loss by `WORTHWHILE` the block stays as it is. The
-   four passes of an FFN gain ten times what a trial can show, so they are made in any case, at the
+   passes of an FFN alone gain ten times what a trial can show, so they are made in any case, at the
    trial's rate.
 3. How far along the line from the start to where the training ended the weights go, if anywhere: of too
    long a way a part still helps. With more than one pass over the text (an epoch), the weights after an
@@ -44,7 +44,7 @@ from compressor.model.activations import states_of
 from compressor.model.stream import BlockStream
 
 EPOCHS = 1  # of a whole block, and of the last one
-FFN_EPOCHS = 4  # of an FFN alone
+FFN_EPOCHS = 2  # of an FFN alone; more bring its output nearer, and the predictions not
 STEP_TOKENS = 512  # of a step, padding included; or one sequence, where that is longer
 RATES = (0.02, 0.005, 0.00125, 0.0003)  # of a step, as shares of a tensor's root mean square
 FFN_RATES = (0.02, 0.006)

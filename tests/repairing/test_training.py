@@ -6,7 +6,6 @@ from repairs import plan_of, repaired
 
 from compressor.model.activations import states_of
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.layers import second_half
 from compressor.repairing.block import BlockRepair
 from compressor.repairing.refine import EPOCHS, FFN_EPOCHS
 
@@ -57,19 +56,18 @@ def test_where_the_attention_is_cut_every_projection_is_trained(llama, trained):
     assert repair.about["epochs"] == EPOCHS
 
 
-@pytest.mark.parametrize("cut", ["ffn", "both"])
-def test_the_second_half_gives_what_the_block_gives(any_family, monkeypatch, cut):
-    seen = []
+def test_the_path_after_a_block_is_what_its_repaired_tensors_give(any_family, monkeypatch):
+    run, seen = BlockRepair.run, []
 
-    def compared(self, cut, cut_after, cut_read, dense_out):
+    def compared(self, dense, cut):
+        before = [cut.get(i, self.device).clone() for i in range(len(self.calls))]
+        paths = run(self, dense, cut)
         for i, (args, keywords) in enumerate(self.calls):
-            whole = states_of(self.narrow(cut.get(i, self.device), *args, **keywords))
-            read = (states.get(i, self.device) for states in (cut_after, cut_read))
-            with second_half(self.narrow, self.family):
-                torch.testing.assert_close(self.narrow(*read), whole)
-            seen.append(self.index)
+            whole = states_of(self.narrow(before[i], *args, **keywords))
+            torch.testing.assert_close(paths[1].get(i, self.device), whole)
+        seen.append(self.index)
+        return paths
 
-    monkeypatch.setattr(BlockRepair, "refine", compared)
-    plan = ffn_cut(any_family) if cut == "ffn" else plan_of(Checkpoint(any_family))
-    repaired(any_family, "refine", plan=plan)
+    monkeypatch.setattr(BlockRepair, "run", compared)
+    repaired(any_family, "refine", plan=ffn_cut(any_family))
     assert sorted(set(seen)) == [*range(Checkpoint(any_family).blocks)]

@@ -156,33 +156,43 @@ def inputs(bench: Bench, units: Mapping[str, int]) -> dict[str, int]:
 
 
 def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
-    """Two paths through every block, four regressions, and the training: toward the dense stream, and in
-    the last block toward its predictions.
+    """All blocks, and in the last one's training the predictions, toward which it goes."""
+    kind, before = KINDS[load.config.repair.kind], load.checkpoint.block_units
+    pairs = zip(widths, before, strict=True)
+    alone = [kind.refined and now["attention"] == was["attention"] for now, was in pairs]
+
+    def seconds(one: bool, epochs: int) -> float:
+        return block_repair(load, bench, forward, widths, one, epochs)
+
+    each = {one: seconds(one, FFN_EPOCHS if one else EPOCHS) for one in set(alone)}
+    last = trained_tokens(load, EPOCHS) * bench.told_apart() if kind.refined else 0.0
+    blocks = sum(each[one] for one in alone[:-1]) + seconds(alone[-1], EPOCHS)
+    return Part("repair", blocks + last, more=last)
+
+
+def block_repair(
+    load: Load, bench: Bench, forward: float, widths: Widths, ffn_alone: bool, epochs: int
+) -> float:
+    """Two paths through a block, a regression of `down_proj` or all four, and the training in so many
+    passes over the text, where none are asked for.
     """
     kind, hidden = KINDS[load.config.repair.kind], load.checkpoint.hidden_size
-    dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
-    each = list(inputs(bench, widths[len(widths) // 2]).values())
-    if kind.weights and kind.toward == "dense":
-        each += [hidden, hidden]
     share = shares(load.checkpoint, widths)
-    a_token = forward * (1 + 3 * share)
-    a_block = 0.0
+    a_token, a_block = forward * (1 + 2 * share), 0.0
     if kind.weights:
+        dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
+        fed = inputs(bench, widths[len(widths) // 2])
+        each = [fed["ffn"]] if ffn_alone else list(fed.values())
+        if kind.toward == "dense" and not ffn_alone:
+            each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)
         a_block += sum(bench.regressed(n) for n in each)
-    seconds = load.checkpoint.blocks * (load.calibrating * a_token + a_block)
-    last = 0.0
+    if not ffn_alone:
+        a_token += forward * share
+    trained = 0.0
     if kind.refined:
-        before = load.checkpoint.block_units
-        alone = [w["attention"] == b["attention"] for w, b in zip(widths, before, strict=True)]
-        each = {one: bench.trained(ffn_alone=one) for one in set(alone)}
-        for one in alone[:-1]:
-            tokens = trained_tokens(load, FFN_EPOCHS if one else EPOCHS)
-            seconds += tokens * share * each[one]
-        tokens = trained_tokens(load, EPOCHS)
-        seconds += tokens * share * each[alone[-1]]
-        last = tokens * bench.told_apart()
-    return Part("repair", seconds + last, more=last)
+        trained = trained_tokens(load, epochs) * share * bench.trained(ffn_alone)
+    return load.calibrating * a_token + a_block + trained
 
 
 def trained_tokens(load: Load, epochs: int) -> float:

@@ -1,0 +1,171 @@
+"""The closed form of one block's repair, step by step; `block.py` says in which order."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from compressor.config.repair import Kind
+from compressor.model.activations import Activations, states_of
+from compressor.model.layers import added, captured, ffn_of
+from compressor.model.modules import assign
+from compressor.model.observing import observed
+from compressor.model.stream import BlockStream
+from compressor.model.units import BlockGeometry
+from compressor.solvers.ridge import GRID, Pairs, rates, regress
+from compressor.text.tokens import Batch
+
+BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the repairs of all blocks share; batches from number `fitted` on are held back. epochs: of
+    training, where the kind has any (None: as many as are worth their time).
+    """
+
+    stream: BlockStream
+    geometry: BlockGeometry
+    kind: Kind
+    batches: list[Batch]
+    fitted: int
+    epochs: int | None
+
+
+class BlockFit:
+    """What is done to one block.
+
+    layer: the block with its dense weights; narrow: the same with the cut ones; stored: these as the
+    checkpoint stores them; both are replaced step by step. calls: what the block is called with besides
+    the hidden states, for every batch.
+
+    Afterwards `changed` holds the new tensors, and `record` the lambda (None: the step was left out) and
+    the held-back error before and after every step that had anything to repair.
+    """
+
+    def __init__(
+        self, task: Task, index: int, layer, narrow, stored, calls: list[tuple[tuple, dict]]
+    ):
+        self.task, self.index, self.calls = task, index, calls
+        self.layer, self.narrow, self.stored = layer, narrow, stored
+        self.device, self.family = task.stream.device, task.geometry.family
+        self.toward_dense = task.kind.toward == "dense"
+        self.changed: dict[str, torch.Tensor] = {}
+        self.record: dict[str, dict] = {}
+
+    def output(self, group: str) -> nn.Linear:
+        return self.narrow.get_submodule(self.task.geometry.output_module(group))
+
+    def ffn(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return ffn_of(layer, self.family, x)
+
+    def normed(self, group: str, projected: torch.Tensor) -> torch.Tensor:
+        return added(self.layer, self.family, group, projected)
+
+    def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
+        """Of the dense block what both output projections give, and the stream after it (`out`)."""
+        outputs: dict[str, torch.Tensor] = {}
+
+        def keep(what: str, _, output: torch.Tensor | tuple) -> None:
+            outputs[what] = states_of(output)
+
+        names = {self.task.geometry.output_module(g): g for g in self.family.groups()} | {"": "out"}
+        with observed(self.layer, passed={n: partial(keep, what) for n, what in names.items()}):
+            self.layer(hidden, *args, **call)
+        return outputs
+
+    def heads(self, hidden, args, call) -> torch.Tensor:
+        """The input of the cut block's o_proj."""
+        return captured(self.output("attention"), lambda: self.narrow(hidden, *args, **call))
+
+    def weighed(
+        self, group: str, inputs, before, after, projected
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of the refitted parameters, with every token's weight in them.
+
+        The stream `before` should become the stream `after`. Where a norm stands between, what the
+        projection gives should be what the dense block's gave, and its errors count as that norm
+        passes them on. A bias is the weight of an input that is always one.
+        """
+        module = self.output(group)
+        rate = rates(after)
+        if group in self.family.post_norms:
+            targets, rate = projected.float(), rate * rates(projected)
+        else:
+            targets = after.float() - before.float()
+        if module.bias is not None:
+            one = torch.ones_like(inputs[..., :1])
+            if self.task.kind.weights:
+                inputs = torch.cat((inputs, one), -1)
+            else:
+                targets, inputs = targets - nn.functional.linear(inputs, module.weight).float(), one
+        return inputs.float() * rate, targets * rate
+
+    def refit(self, group: str, pairs: Pairs) -> None:
+        """Fit the output projection of a group to the targets."""
+        name = self.family.output(group)
+        bias = name.replace(".weight", ".bias")
+        parameters = {name: self.stored[name]} if self.task.kind.weights else {}
+        if bias in self.stored:
+            parameters[bias] = self.stored[bias][:, None]
+        present = torch.cat([p.float() for p in parameters.values()], 1).to(self.device)
+        new = self.regress(group, pairs, present)
+        if new is not None:
+            parts = new.split([p.shape[1] for p in parameters.values()], 1)
+            self.replace(
+                group,
+                {n: p.view(self.stored[n].shape) for n, p in zip(parameters, parts, strict=True)},
+            )
+
+    def correct(self, group: str, norm: str, dense: Activations, cut: Activations) -> None:
+        """Fold into the projections that read the normed stream the map toward the dense one."""
+        if self.task.kind.toward != "dense" or not self.task.kind.weights or dense is cut:
+            return
+        size = self.task.stream.checkpoint.hidden_size
+        read = self.narrow.get_submodule(norm)
+
+        def pairs() -> Pairs:
+            for i in range(len(self.calls)):
+                x = read(cut.get(i, self.device)).float()
+                yield x, read(dense.get(i, self.device)).float() - x
+
+        change = self.regress(
+            f"{group} inputs", pairs(), torch.zeros(size, size, device=self.device)
+        )
+        if change is None:
+            return
+        folded = {}
+        for part in self.family.groups()[group]:
+            if part.axis == 0 and part.tensor.endswith(".weight"):
+                weight = self.stored[part.tensor].to(self.device).float()
+                folded[part.tensor] = weight + weight @ change
+        self.replace(f"{group} inputs", folded)
+
+    def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
+        """New parameters [outputs, channels], or None where the present ones are no worse."""
+        masks = (batch.mask.to(self.device) for batch in self.task.batches)
+        new, outcome = regress(
+            ((x[real], t[real]) for (x, t), real in zip(pairs, masks, strict=True)),
+            self.task.fitted,
+            present,
+            torch.bfloat16 if self.task.stream.dtype == torch.bfloat16 else torch.float32,
+            GRID if self.task.kind.weights else BIAS_GRID,
+            f"block {self.index} ({step})",
+        )
+        if outcome is not None:
+            self.record[step] = outcome
+        return new
+
+    def replace(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Put new tensors in the place of the cut ones, rounded as they are stored."""
+        rounded = {n: t.to(self.stored[n].dtype) for n, t in tensors.items()}
+        if not all(t.isfinite().all() for t in rounded.values()):
+            outcome = self.record[step]
+            outcome["lambda"] = None
+            if "before" in outcome:
+                outcome["after"] = outcome["before"]
+            return
+        self.changed |= {n: t.cpu() for n, t in rounded.items()}
+        self.stored |= self.changed
+        assign(self.narrow, self.task.stream.cast(rounded))
