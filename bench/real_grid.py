@@ -1,7 +1,7 @@
 """What `make real` runs: one table, a star around the default recipe.
 
 Every line is one command `compress SOURCE DEST --keep-blocks SHARES... OPTIONS`, which scores once and
-cuts each share that it names; each share is a result, judged by itself: 31 of them. Around the default
+cuts each share that it names; each share is a result, judged by itself: 38 of them. Around the default
 (`llm-bip`, `--repair refine`, equal widths) one thing at a time is another: the calibration text (three
 draws), the widths, the scoring method, the repair. The last lines are methods in their papers' own form,
 and the second model.
@@ -69,26 +69,27 @@ def recover(name: str, options: str) -> Run:
 
 GRID = (
     Run("default", shares=SHARES, accuracy=(0.8,)),
-    Run("default", shares=SHARES, draw=1),
-    Run("default", shares=SHARES, draw=2),
+    Run("fast", "--fast"),
     *map(calibrated, ("stdlib", "stdlib-prose", "own")),
     Run("own widths", f"--allocate measured {OWN}", shares=SHARES),
-    Run("allocate exact", f"--allocate exact {OWN}"),
-    Run("allocate besa", f"--method besa {OWN}"),  # its default allocation: learned gates
-    # Of LLM-Pruner's three the best: docs/quality.md has `taylor-mix`, which is the same to the third
-    # digit, and `taylor-vector`, which is behind both.
-    *map(method, ("random", "magnitude", "wanda-sp", "taylor", "mask-fisher", "kfac", "hywia")),
+    Run("default", shares=SHARES, draw=1),
+    Run("default", shares=SHARES, draw=2),
+    Run("default", shares=GEMMA_SHARES, model=GEMMA3),
     Run("repair none", "--repair none"),
     Run("repair ridge", "--repair ridge"),
     Run("repair ridge-local", "--repair ridge-local"),
+    # Of LLM-Pruner's three the best: docs/quality.md has `taylor-mix`, which is the same to the third
+    # digit, and `taylor-vector`, which is behind both.
+    *map(method, ("random", "magnitude", "wanda-sp", "taylor", "mask-fisher", "kfac", "hywia")),
+    recover("lora", "lora:200"),
+    recover("distill", "distill:200"),
+    recover("fine-tuning", "distill:200 --recover-config {bench}/fine_tuning.yaml"),
+    Run("allocate exact", f"--allocate exact {OWN}"),
+    Run("allocate besa", f"--method besa {OWN}"),  # its default allocation: learned gates
     # As their papers have them: units by the method's own score, nothing repaired (and not tuned).
     Run("LLM-BIP as published", "--method llm-bip:bip --repair none"),
     Run("HyWIA as published", "--method hywia:attention --repair none"),
     # BESA zeroes single weights; beside the published program's ways, ours.
     Run("BESA as published", shares=(0.5,), job="parity"),
     Run("BESA, weights", shares=(0.5,), job="sparsify"),
-    recover("lora", "lora:200"),
-    recover("distill", "distill:200"),
-    recover("fine-tuning", "distill:200 --recover-config {bench}/fine_tuning.yaml"),
-    Run("default", shares=GEMMA_SHARES, model=GEMMA3),
 )
