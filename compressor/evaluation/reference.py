@@ -6,7 +6,7 @@ import torch
 
 from compressor.model.activations import Activations
 from compressor.model.stream import BlockStream
-from compressor.repairing.refine import divergence
+from compressor.repairing.losses import divergence
 from compressor.text.tokens import Batch, TokenSet
 
 BATCH = 1024  # tokens that pass through the blocks at once

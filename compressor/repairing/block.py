@@ -12,14 +12,8 @@ from compressor.model.layers import captured, passed, second_half
 from compressor.model.memory import drop_pages
 from compressor.model.modules import assign
 from compressor.repairing.fitting import BlockFit
-from compressor.repairing.refine import (
-    FFN_ALONE,
-    WHOLE,
-    Example,
-    predictions,
-    refine,
-    relative_distance,
-)
+from compressor.repairing.losses import predictions, relative_distance
+from compressor.repairing.refine import FFN_ALONE, WHOLE, Example, refine
 from compressor.solvers.ridge import Pairs
 
 
@@ -43,13 +37,11 @@ class BlockRepair(BlockFit):
     def mend_ffn(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Refit `down_proj` and train the FFN."""
         dense_out, cut_after, dense_ffn = self.streams(3)
-        project = self.output("attention")
         for i, (args, call) in enumerate(self.calls):
             self.keep_out(
                 i, self.reference(dense.get(i, self.device), args, call), dense_out, dense_ffn
             )
-            x = cut.get(i, self.device)
-            cut_after.put(i, x + self.normed("attention", project(self.heads(x, args, call))))
+            cut_after.put(i, self.attended(i, cut.get(i, self.device)))
         cut_read = cut if self.task.geometry.parallel else cut_after
         for states in (dense, cut):
             if states is not cut_read:
@@ -62,11 +54,22 @@ class BlockRepair(BlockFit):
 
         with second_half(self.narrow, self.family):
             self.refine(called, dense_out)
-            for i in range(len(self.calls)):
-                x, args, _ = called(i)
-                cut_after.put(i, self.narrow(x, *args))
+        self.fed_forward(cut_read, cut_after)
         cut.discard()
         return dense_out, cut_after
+
+    def attended(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """The stream x of a batch after the attention of the cut block."""
+        args, call = self.calls[i]
+        heads = self.heads(x, args, call)
+        return x + self.normed("attention", self.output("attention")(heads))
+
+    def fed_forward(self, read: Activations, after: Activations) -> None:
+        """The stream after the cut block, in place of that `after` its attention."""
+        with second_half(self.narrow, self.family):
+            for i in range(len(self.calls)):
+                x, seen = (states.get(i, self.device) for states in (after, read))
+                after.put(i, self.narrow(x, seen))
 
     def mend_all(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Refit both output projections, correct what their groups read, and train all projections."""
@@ -135,19 +138,22 @@ class BlockRepair(BlockFit):
     def resume(
         self, changed: dict[str, torch.Tensor], steps: dict, dense: Activations, cut: Activations
     ) -> tuple[Activations, Activations]:
-        """As `run`, by what a former one has left in `changed` and `record`."""
+        """As `run`, by what a former one has left in `changed` and `record`; to the last bit."""
         self.changed, self.record = changed, steps
         assign(self.narrow, self.task.stream.cast(changed))
-        place = self.task.stream.place
-        after = Activations(place), Activations(place)
+        dense_out, cut_out = self.streams(2)
         for i, (args, call) in enumerate(self.calls):
-            for out, layer, states in zip(
-                after, (self.layer, self.narrow), (dense, cut), strict=True
-            ):
-                out.put(i, states_of(layer(states.get(i, self.device), *args, **call)))
+            x = cut.get(i, self.device)
+            dense_out.put(i, states_of(self.layer(dense.get(i, self.device), *args, **call)))
+            alone = self.ffn_alone
+            cut_out.put(
+                i, self.attended(i, x) if alone else states_of(self.narrow(x, *args, **call))
+            )
+        if self.ffn_alone:
+            self.fed_forward(cut if self.task.geometry.parallel else cut_out, cut_out)
         dense.discard()
         cut.discard()
-        return after
+        return dense_out, cut_out
 
     def refine(
         self, called: Callable[[int], tuple[torch.Tensor, tuple, dict]], dense_out: Activations
@@ -176,7 +182,7 @@ class BlockRepair(BlockFit):
                 example,
                 range(self.task.fitted),
                 range(self.task.fitted, len(self.calls)),
-                predictions(stream, model) if last else relative_distance,
+                predictions(stream, model, self.narrow) if last else relative_distance,
                 replace(schedule, epochs=self.task.epochs or schedule.epochs),
             )
         self.record["refine"] = outcome.told

@@ -41,7 +41,7 @@ from torch import nn
 from torch.func import functional_call
 
 from compressor.model.activations import states_of
-from compressor.model.stream import BlockStream
+from compressor.repairing.losses import Loss, relative_distance
 
 EPOCHS = 1  # of a whole block, and of the last one
 FFN_EPOCHS = 2  # of an FFN alone; more bring its output nearer, and the predictions not
@@ -55,7 +55,6 @@ SHARES = (1, 1.4, 0.7, 0.4)  # of the training's
 WORTHWHILE = 0.0005  # of the loss, in a trial: the whole gains several times as much
 WIDTH = 512  # inputs, beyond which steps fall with the root of their number
 WARM_UP = 20  # steps, and at most a quarter of them
-LOGITS_ROWS = 128  # at a time; each of the float32 copies is 16 MB at a vocabulary of 32,000
 
 
 @dataclass(frozen=True)
@@ -88,61 +87,6 @@ class Schedule:
 
 WHOLE = Schedule()
 FFN_ALONE = Schedule(FFN_RATES, FFN_EPOCHS, always=True)
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def relative_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """|output - target|^2 / |target|^2 of rows [tokens, hidden]: [tokens]."""
-    energy = target.square().mean(-1).clamp_min(1e-12)
-    return (output - target).square().mean(-1) / energy
-
-
-def divergence(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(target) || softmax(output)) of logits [tokens, vocabulary]: [tokens], in nats."""
-    ours, theirs = (logits.log_softmax(-1) for logits in (output, target))
-    return (theirs.exp() * (theirs - ours)).sum(-1)
-
-
-class InParts(torch.autograd.Function):
-    """A loss of every row, measured for some rows at a time; nothing of one part is kept for the next
-    but the gradient, which is taken at once.
-    """
-
-    @staticmethod
-    def forward(ctx, output: torch.Tensor, target: torch.Tensor, measured: Loss) -> torch.Tensor:
-        losses, gradients = [], []
-        wanted = ctx.needs_input_grad[0]
-        for rows, aims in zip(output.split(LOGITS_ROWS), target.split(LOGITS_ROWS), strict=True):
-            rows = rows.detach().requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                loss = measured(rows, aims)
-                total = loss.sum()
-            losses.append(loss.detach())
-            if wanted:
-                gradients += torch.autograd.grad(total, rows)
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx, of_losses: torch.Tensor):
-        (gradients,) = ctx.saved_tensors
-        return of_losses[:, None] * gradients, None, None
-
-
-def predictions(stream: BlockStream, model: nn.Module) -> Loss:
-    """The divergence of what the head makes of two streams, its logits in memory for some rows alone.
-
-    model: what `stream.outer(head=True)` yields.
-    """
-
-    def measured(*rows: torch.Tensor) -> torch.Tensor:
-        return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
-
-    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return InParts.apply(output, target, measured)
-
-    return loss
 
 
 @dataclass(frozen=True)
@@ -232,12 +176,15 @@ class Course:
         self.dtypes = {n: p.dtype for n, p in module.named_parameters()}
 
     def loss(self, at: Callable[[str], torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
-        """The sum over the real tokens of a batch, for the parameters at(name), and their number."""
+        """The sum over the tokens of a batch that are measured, for the parameters at(name), and their
+        number.
+        """
         example = self.example(i)
         cast = {n: at(n).to(w.dtype).to(self.dtypes[n]) for n, w in self.start.items()}
         out = functional_call(self.module, cast, (example.hidden, *example.args), example.keywords)
         target = example.real(example.target)
-        return self.measure(example.real(states_of(out)), target).sum(), len(target)
+        losses = self.measure(example.real(states_of(out)), target)
+        return losses.sum(), len(losses)
 
     @torch.no_grad()
     def held_back(self, moved: dict[str, torch.Tensor] | None = None, share: float = 1) -> float:

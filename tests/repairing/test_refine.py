@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.model.checkpoint import Checkpoint
-from compressor.model.stream import BlockStream
 from compressor.repairing import refine as module
 from compressor.repairing.refine import (
     RATES,
@@ -17,8 +15,6 @@ from compressor.repairing.refine import (
     Course,
     Example,
     Schedule,
-    divergence,
-    predictions,
     refine,
     relative_distance,
     step_size,
@@ -308,27 +304,3 @@ def test_nothing_outlives_the_training(block, monkeypatch):
         assert [ref() for pair in born for ref in pair] == [None] * 2 * len(born)
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("rows", [3, 4, 11])
-def test_predictions_are_measured_in_parts(llama, monkeypatch, rows):
-    monkeypatch.setattr(module, "LOGITS_ROWS", 4)
-    stream = BlockStream(Checkpoint(llama))
-    torch.manual_seed(0)
-    found, target = torch.randn(2, rows, stream.checkpoint.hidden_size)
-    found.requires_grad_()
-    with stream.outer(head=True) as model:
-        parts = predictions(stream, model)(found, target)
-        whole = divergence(stream.head(model, found), stream.head(model, target))
-        torch.testing.assert_close(parts, whole)
-        gradients = [torch.autograd.grad(x.sum(), found)[0] for x in (parts, whole)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_divergence_is_that_of_the_distributions():
-    torch.manual_seed(0)
-    found, target = torch.randn(2, 7, 11, dtype=torch.float64)
-    theirs, ours = (torch.distributions.Categorical(logits=x) for x in (target, found))
-    expected = torch.distributions.kl_divergence(theirs, ours)
-    torch.testing.assert_close(divergence(found, target), expected)
-    assert divergence(found, found + 3).abs().max() < 1e-12

@@ -17,13 +17,15 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import ROWS
 from compressor.planning.costs import Costs
 from compressor.recovery.precision import held_dtype
-from compressor.repairing.refine import LOGITS_ROWS, STEP_TOKENS
+from compressor.repairing.losses import rows_at_once
+from compressor.repairing.refine import STEP_TOKENS
 from compressor.scoring.selection import FINE_CHANNELS
 
 FLOAT = 4  # bytes
 HELD = 1.25  # of what is needed at once: allocators keep some of what was freed
 FRESH = 330 << 20  # of a process that has imported torch and transformers
 TRAINED = 4 + 4 + 4 + 8  # bytes of a weight in training: start, now, gradient, and AdamW's two
+OF_LOSSES = 16  # copies of the logits in a training toward predictions
 COPIES = 7  # of logits that are compared: both, their logarithms, probabilities, products
 STATES = 24  # as wide as the stream or a third of the FFN, that a training keeps of a token
 
@@ -74,7 +76,8 @@ def memory(load: Load, dtype: torch.dtype, in_files: bool) -> int:
         needs.append(streamed + FLOAT * (4 * widest**2 + 3 * widest * hidden))
     if kind and kind.refined:
         step = min(STEP_TOKENS, tokens) * STATES * max(hidden, widest // 3) * FLOAT
-        logits = outer + COPIES * FLOAT * LOGITS_ROWS * checkpoint.vocabulary
+        rows = rows_at_once(checkpoint.vocabulary)
+        logits = outer + OF_LOSSES * FLOAT * rows * checkpoint.vocabulary
         needs.append(streamed + TRAINED * weights + step + logits)
     if config.runtime.verify:  # in a process of its own
         needs.append(FRESH + outer + ROWS * FLOAT * max(hidden, widest) + streamed - states)

@@ -1,0 +1,48 @@
+"""Distances of a block's output from its aim, and of the predictions that are made of it."""
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.stream import BlockStream
+from compressor.repairing import losses as module
+from compressor.repairing.losses import ROWS, divergence, predictions, rows_at_once
+
+
+@pytest.mark.parametrize("rows", [3, 4, 11])
+@pytest.mark.parametrize("larger", [False, True])
+def test_predictions_are_measured_in_parts(llama, monkeypatch, rows, larger):
+    """In a training of a block that is smaller than the head, those of every other row."""
+    monkeypatch.setattr(module, "rows_at_once", lambda _: 4)
+    stream = BlockStream(Checkpoint(llama))
+    torch.manual_seed(0)
+    found, target = torch.randn(2, rows, stream.checkpoint.hidden_size)
+    block = nn.Linear(*(1, 1) if larger else (999, 999))
+    with stream.outer(head=True) as model:
+        measured = predictions(stream, model, block)
+        whole = divergence(stream.head(model, found), stream.head(model, target))
+        torch.testing.assert_close(measured(found, target), whole)
+        found.requires_grad_()
+        parts = measured(found, target)
+        whole = divergence(stream.head(model, found), stream.head(model, target))
+        whole = whole[::2] if larger else whole
+        torch.testing.assert_close(parts, whole)
+        gradients = [torch.autograd.grad(x.sum(), found)[0] for x in (parts, whole)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_divergence_is_that_of_the_distributions():
+    torch.manual_seed(0)
+    found, target = torch.randn(2, 7, 11, dtype=torch.float64)
+    theirs, ours = (torch.distributions.Categorical(logits=x) for x in (target, found))
+    expected = torch.distributions.kl_divergence(theirs, ours)
+    torch.testing.assert_close(divergence(found, target), expected)
+    assert divergence(found, found + 3).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"), [(32_000, 131), (49_152, 85), (262_144, ROWS), (10**9, ROWS)]
+)
+def test_logits_of_few_rows_are_in_memory(vocabulary, rows):
+    assert rows_at_once(vocabulary) == rows
