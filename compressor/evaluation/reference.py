@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from compressor.model.activations import Activations
-from compressor.model.stream import BlockStream
+from compressor.model.stream import BlockStream, logits_rows
 from compressor.repairing.losses import divergence
 from compressor.text.tokens import Batch, TokenSet
 
 BATCH = 1024  # tokens that pass through the blocks at once
-LOGITS = 1 << 23  # at once: 32 MB in float32
 Progress = Callable[[int, int], None]
 
 
@@ -75,7 +74,7 @@ class Reference:
         """What the head predicts from, of each of `states` [tokens, hidden], and the ids to predict
         [tokens]: so many at once that their logits are few enough.
         """
-        device, few = self.source.device, max(1, LOGITS // self.source.checkpoint.vocabulary)
+        device, few = self.source.device, logits_rows(self.source.checkpoint.vocabulary)
         for i, batch in enumerate(self.batches):
             real = batch.mask[:, 1:]
             targets = batch.ids[:, 1:][real].to(device)

@@ -15,9 +15,7 @@ from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
 from compressor.model.modules import loaded
 from compressor.model.pauses import Pauses
-from compressor.model.stream import BlockStream, Visit
-
-LOGITS_TOKENS = 256  # at a time: 33 MB in float32 at a vocabulary of 32,000
+from compressor.model.stream import BlockStream, Visit, logits_rows
 
 
 def backward(
@@ -92,7 +90,7 @@ def head_gradients(
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Of every batch the loss and its gradient with respect to the last block's output.
 
-    The model's own forward computes the logits, of `LOGITS_TOKENS` positions at a time.
+    The model's own forward computes the logits, of some positions at a time.
     """
     with stream.outer(head=True) as model:
         for i, batch in enumerate(batches):
@@ -100,7 +98,8 @@ def head_gradients(
             hidden = final.get(i, stream.device).requires_grad_()
             predicted = ids.shape[0] * (ids.shape[1] - 1)
             loss = 0.0
-            for positions in torch.arange(ids.shape[1] - 1, device=ids.device).split(LOGITS_TOKENS):
+            many = max(1, logits_rows(stream.checkpoint.vocabulary) // ids.shape[0])
+            for positions in torch.arange(ids.shape[1] - 1, device=ids.device).split(many):
                 with torch.enable_grad(), stream.returning(hidden):
                     logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
                     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

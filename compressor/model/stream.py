@@ -24,8 +24,16 @@ from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
 from compressor.model.source import Source
 
+LOGITS = 1 << 22  # at once: 16 MB in float32, of which some sixteen copies are made
+FEWEST = 32  # tokens whose logits are made at once: the head's weight is read again for every part
+
 # visit(index, layer, forward), as `BlockStream.run` says.
 Visit = Callable[[int, nn.Module, Callable[[], Iterator[int]]], None]
+
+
+def logits_rows(vocabulary: int) -> int:
+    """Of how many tokens the logits are made at once."""
+    return max(FEWEST, LOGITS // vocabulary)
 
 
 class BlockStream:

@@ -5,10 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from compressor.model.stream import BlockStream
-
-LOGITS = 1 << 22  # at once: 16 MB in float32, of which some sixteen copies are made
-ROWS = 32  # of logits at once, at least
+from compressor.model.stream import BlockStream, logits_rows
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -62,7 +59,7 @@ def predictions(stream: BlockStream, model: nn.Module, layer: nn.Module) -> Loss
     """
     size = stream.checkpoint.vocabulary * stream.checkpoint.hidden_size
     every = 2 if size > sum(p.numel() for p in layer.parameters()) else 1
-    many = rows_at_once(stream.checkpoint.vocabulary)
+    many = logits_rows(stream.checkpoint.vocabulary)
 
     def measured(*rows: torch.Tensor) -> torch.Tensor:
         return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
@@ -73,8 +70,3 @@ def predictions(stream: BlockStream, model: nn.Module, layer: nn.Module) -> Loss
         return InParts.apply(output, target, measured, many)
 
     return loss
-
-
-def rows_at_once(vocabulary: int) -> int:
-    """Of logits in a training: a weight as large as the head's is read again for every part."""
-    return max(ROWS, LOGITS // vocabulary)

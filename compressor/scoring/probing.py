@@ -13,13 +13,12 @@ import torch
 
 from compressor.errors import InputError
 from compressor.model.activations import states_of
-from compressor.model.gradients import LOGITS_TOKENS
 from compressor.model.memory import trim_heap
 from compressor.model.modules import loaded
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.source import Source
-from compressor.model.stream import BlockStream
+from compressor.model.stream import BlockStream, logits_rows
 from compressor.model.units import BlockGeometry, only_units
 from compressor.text.tokens import Batch
 
@@ -144,12 +143,13 @@ def head_nll(
     """Summed cross-entropy, float64 [], of a batch whose states [sequences, tokens, hidden] leave the
     last block.
 
-    Logits are computed of `LOGITS_TOKENS` rows at a time.
+    Logits are computed of some rows at a time.
     """
     real = batch.mask[:, 1:].to(stream.device)
     rows, targets = hidden[:, :-1][real], batch.ids[:, 1:].to(stream.device)[real]
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
-    for part, wanted in zip(rows.split(LOGITS_TOKENS), targets.split(LOGITS_TOKENS), strict=True):
+    many = logits_rows(stream.checkpoint.vocabulary)
+    for part, wanted in zip(rows.split(many), targets.split(many), strict=True):
         logits = stream.head(model, part)
         total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").double()
     return total

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.stream import BlockStream
+from compressor.model.stream import FEWEST, BlockStream, logits_rows
 
 
 def batches() -> list[torch.Tensor]:
@@ -83,3 +83,10 @@ def test_a_visit_may_run_twice_and_the_last_pass_counts(llama):
 
     states = BlockStream(Checkpoint(llama)).run(batches(), visit)
     assert states.get(0, torch.device("cpu")).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"), [(32_000, 131), (49_152, 85), (262_144, FEWEST), (10**9, FEWEST)]
+)
+def test_logits_of_few_rows_are_in_memory(vocabulary, rows):
+    assert logits_rows(vocabulary) == rows

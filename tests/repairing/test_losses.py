@@ -7,14 +7,14 @@ from torch import nn
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.repairing import losses as module
-from compressor.repairing.losses import ROWS, divergence, predictions, rows_at_once
+from compressor.repairing.losses import divergence, predictions
 
 
 @pytest.mark.parametrize("rows", [3, 4, 11])
 @pytest.mark.parametrize("larger", [False, True])
 def test_predictions_are_measured_in_parts(llama, monkeypatch, rows, larger):
     """In a training of a block that is smaller than the head, those of every other row."""
-    monkeypatch.setattr(module, "rows_at_once", lambda _: 4)
+    monkeypatch.setattr(module, "logits_rows", lambda _: 4)
     stream = BlockStream(Checkpoint(llama))
     torch.manual_seed(0)
     found, target = torch.randn(2, rows, stream.checkpoint.hidden_size)
@@ -39,10 +39,3 @@ def test_divergence_is_that_of_the_distributions():
     expected = torch.distributions.kl_divergence(theirs, ours)
     torch.testing.assert_close(divergence(found, target), expected)
     assert divergence(found, found + 3).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "rows"), [(32_000, 131), (49_152, 85), (262_144, ROWS), (10**9, ROWS)]
-)
-def test_logits_of_few_rows_are_in_memory(vocabulary, rows):
-    assert rows_at_once(vocabulary) == rows

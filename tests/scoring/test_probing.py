@@ -57,7 +57,7 @@ def expected_changes(folder, tokens, probes) -> torch.Tensor:
 
 @pytest.mark.parametrize("per_batch", [16, 64])
 def test_equal_those_of_the_ordinary_model(any_family, per_batch, monkeypatch, rounding):
-    monkeypatch.setattr("compressor.scoring.probing.LOGITS_TOKENS", 5)
+    monkeypatch.setattr("compressor.scoring.probing.logits_rows", lambda _: 5)
     stream = BlockStream(Checkpoint(any_family), dtype=torch.float64)
     found = loss_changes(stream, token_set().batches(per_batch), PROBES)
     expected = expected_changes(any_family, token_set(), PROBES)

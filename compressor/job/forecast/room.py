@@ -9,15 +9,14 @@ import torch
 from compressor.config.job import JobConfig
 from compressor.config.layouts import PADDED
 from compressor.config.repair import KINDS
-from compressor.evaluation.reference import LOGITS
 from compressor.job.forecast.stages import Load
 from compressor.job.needs import WantedResult, kept_states
 from compressor.job.opening import chosen_device
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import ROWS
+from compressor.model.stream import logits_rows
 from compressor.planning.costs import Costs
 from compressor.recovery.precision import held_dtype
-from compressor.repairing.losses import rows_at_once
 from compressor.repairing.refine import STEP_TOKENS
 from compressor.scoring.selection import FINE_CHANNELS
 
@@ -63,7 +62,8 @@ def memory(load: Load, dtype: torch.dtype, in_files: bool) -> int:
     tokens = max(load.calibrating, load.measuring)
     states = 0 if in_files else kept_states(config, blocks) * tokens * hidden * dtype.itemsize
     streamed = 2 * weights * dtype.itemsize + states
-    head = outer + COPIES * FLOAT * LOGITS
+    logits = FLOAT * logits_rows(checkpoint.vocabulary) * checkpoint.vocabulary
+    head = outer + COPIES * logits
     needs = [streamed + outer]
     widest = max(checkpoint.units["ffn"] * checkpoint.channel_sizes["c"], hidden)
     if load.measuring:
@@ -76,9 +76,7 @@ def memory(load: Load, dtype: torch.dtype, in_files: bool) -> int:
         needs.append(streamed + FLOAT * (4 * widest**2 + 3 * widest * hidden))
     if kind and kind.refined:
         step = min(STEP_TOKENS, tokens) * STATES * max(hidden, widest // 3) * FLOAT
-        rows = rows_at_once(checkpoint.vocabulary)
-        logits = outer + OF_LOSSES * FLOAT * rows * checkpoint.vocabulary
-        needs.append(streamed + TRAINED * weights + step + logits)
+        needs.append(streamed + outer + TRAINED * weights + step + OF_LOSSES * logits)
     if config.runtime.verify:  # in a process of its own
         needs.append(FRESH + outer + ROWS * FLOAT * max(hidden, widest) + streamed - states)
     if load.data is not None:
