@@ -50,6 +50,15 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
+def test_fast_reads_less_and_does_not_train(llama, tmp_path, capsys):
+    texts = "--calibration", "stdlib", "--evaluation", "none", "--length", 32
+    assert compress(llama, tmp_path / "out", "--keep", 0.7, *texts, "--fast", "--no-verify") == 0
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())["repair"]
+    assert record["kind"] == "ridge"
+    assert 0.9 * 16_384 < record["calibration"]["tokens"] <= 16_384
+    assert "16,384 tokens in all" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("target", "row", "asked"),
     [
