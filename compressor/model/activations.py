@@ -38,6 +38,13 @@ class Activations:
             return self.states[batch].to(device)
         return load_file(self._file(batch))["hidden"].to(device)
 
+    def drop(self, batch: int) -> None:
+        """Remove a batch, if it is there."""
+        if self.folder is None:
+            self.states.pop(batch, None)
+        else:
+            self._file(batch).unlink(missing_ok=True)
+
     @property
     def empty(self) -> bool:
         return not (self.states if self.folder is None else any(Path(self.folder.name).iterdir()))

@@ -9,7 +9,7 @@ import torch
 
 from compressor.model.activations import Activations, states_of
 from compressor.model.layers import captured, passed, second_half
-from compressor.model.memory import drop_pages
+from compressor.model.memory import drop_pages, trim_heap
 from compressor.model.modules import assign
 from compressor.repairing.fitting import BlockFit
 from compressor.repairing.losses import predictions, relative_distance
@@ -37,15 +37,14 @@ class BlockRepair(BlockFit):
     def mend_ffn(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Refit `down_proj` and train the FFN."""
         dense_out, cut_after, dense_ffn = self.streams(3)
-        for i, (args, call) in enumerate(self.calls):
-            self.keep_out(
-                i, self.reference(dense.get(i, self.device), args, call), dense_out, dense_ffn
-            )
-            cut_after.put(i, self.attended(i, cut.get(i, self.device)))
         cut_read = cut if self.task.geometry.parallel else cut_after
-        for states in (dense, cut):
-            if states is not cut_read:
-                states.discard()
+        for i, (args, call) in enumerate(self.calls):
+            entering, x = dense.get(i, self.device), cut.get(i, self.device)
+            self.keep_out(i, self.reference(entering, args, call), dense_out, dense_ffn)
+            cut_after.put(i, self.attended(i, x))
+            for states in (dense, cut):  # two of these streams are in memory, not four
+                if states is not cut_read:
+                    states.drop(i)
         self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
         dense_ffn.discard()
 
@@ -55,6 +54,7 @@ class BlockRepair(BlockFit):
         with second_half(self.narrow, self.family):
             self.refine(called, dense_out)
         self.fed_forward(cut_read, cut_after)
+        dense.discard()
         cut.discard()
         return dense_out, cut_after
 
@@ -165,6 +165,7 @@ class BlockRepair(BlockFit):
         """
         for parameter in self.layer.parameters():  # the dense block itself is not read again
             drop_pages(parameter)
+        trim_heap()
 
         def example(i: int) -> Example:
             mask = self.task.batches[i].mask
