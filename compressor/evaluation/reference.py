@@ -39,8 +39,9 @@ class Reference:
         states = self.known(progress)
         with self.source.outer(head=True) as model:
             for ours, targets in self.rows(states):
-                logs = self.source.head(model, ours).log_softmax(-1)
-                nll -= logs.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
+                logits = self.source.head(model, ours)
+                nll += losses(logits, targets).sum().item()
+                logs = logits.log_softmax(-1)
                 expected -= logs.exp().mul_(logs).sum(dtype=torch.float64).item()
                 count += len(targets)
         return self.about(nll, count) | {"expected": expected / count}

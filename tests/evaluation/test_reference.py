@@ -54,8 +54,6 @@ def test_beside_the_source(any_family, equal_layout, tmp_path, monkeypatch, rows
     assert found["agreement"] == torch.cat(agreed).double().mean().item()
     assert reference.measured() == perplexity(BlockStream(source), TokenSet(sequences))
     itself, measured = reference.compared(BlockStream(source)), reference.measured()
-    assert itself.pop("nll") == pytest.approx(measured.pop("nll"))
-    assert itself.pop("perplexity") == pytest.approx(measured.pop("perplexity"))
     assert itself | {"expected": measured["expected"]} == measured | {"kl": 0, "agreement": 1}
 
 
