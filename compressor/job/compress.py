@@ -17,7 +17,6 @@ from compressor.job import quantize
 from compressor.job.asked import check_asked
 from compressor.job.checks import check_before_starting
 from compressor.job.job import Job, begin
-from compressor.job.judging import far_notes
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
 from compressor.job.progress import Lines
@@ -90,8 +89,7 @@ def cut(job: Job) -> list[Result]:
             final = job.run.partial / Path(result.dest).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-        known = [*job.notes, *far_notes(before), *scores.about["notes"]]
-        result.warnings = known + result.warnings
+        result.warnings = [*job.notes, *scores.about["notes"], *result.warnings]
     return results
 
 

@@ -46,9 +46,12 @@ class Job:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what was read otherwise than it stands there, or than it was asked for."""
+        """Sentences about what was read otherwise than it stands there, or than it was asked for, and
+        about a text that does not suit the source, once that is measured.
+        """
         read = (self.calibration, self.evaluation, self.data)
-        return [*reading_notes(self.config.text, self.checkpoint, *read), *self.texts.notes]
+        notes = [*reading_notes(self.config.text, self.checkpoint, *read), *self.texts.notes]
+        return notes + (self.judge.notes if self.judge else [])
 
 
 def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[WantedResult]) -> Job:

@@ -30,9 +30,14 @@ class Judge:
             with self.run.stage("evaluate") as progress:
                 measurement = self.reference.measured(progress)
             self.run.journal.put("before", measurement)
-            for note in far_notes(measurement):
+            for note in self.notes:
                 self.run.lines.fact("text", note)
         return measurement
+
+    @property
+    def notes(self) -> list[str]:
+        """What `before` says of the text, once it was measured."""
+        return far_notes(self.run.journal.get("before"))
 
     def after(self, folder: Path) -> dict | None:
         """What the checkpoint in a folder makes of it (`Reference.compared`)."""
