@@ -142,14 +142,13 @@ class BlockRepair(BlockFit):
         self.changed, self.record = changed, steps
         assign(self.narrow, self.task.stream.cast(changed))
         dense_out, cut_out = self.streams(2)
+        alone = self.ffn_alone
         for i, (args, call) in enumerate(self.calls):
-            x = cut.get(i, self.device)
             dense_out.put(i, states_of(self.layer(dense.get(i, self.device), *args, **call)))
-            alone = self.ffn_alone
-            cut_out.put(
-                i, self.attended(i, x) if alone else states_of(self.narrow(x, *args, **call))
-            )
-        if self.ffn_alone:
+            x = cut.get(i, self.device)
+            out = self.attended(i, x) if alone else states_of(self.narrow(x, *args, **call))
+            cut_out.put(i, out)
+        if alone:
             self.fed_forward(cut if self.task.geometry.parallel else cut_out, cut_out)
         dense.discard()
         cut.discard()
@@ -175,7 +174,7 @@ class BlockRepair(BlockFit):
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
         schedule = FFN_ALONE if self.ffn_alone and not last else WHOLE
-        names = self.family.projections(*(["ffn"] if self.ffn_alone else []))
+        names = self.family.projections("ffn") if self.ffn_alone else self.family.projections()
         with stream.outer(head=True) if last else nullcontext() as model:
             weights, outcome = refine(
                 self.narrow,

@@ -178,7 +178,7 @@ def block_repair(
     """
     kind, hidden = KINDS[load.config.repair.kind], load.checkpoint.hidden_size
     share = shares(load.checkpoint, widths)
-    a_token, a_block = forward * (1 + 2 * share), 0.0
+    a_token, a_block = forward * (1 + (2 if ffn_alone else 3) * share), 0.0
     if kind.weights:
         dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
         fed = inputs(bench, widths[len(widths) // 2])
@@ -187,8 +187,6 @@ def block_repair(
             each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)
         a_block += sum(bench.regressed(n) for n in each)
-    if not ffn_alone:
-        a_token += forward * share
     trained = 0.0
     if kind.refined:
         trained = trained_tokens(load, epochs) * share * bench.trained(ffn_alone)
