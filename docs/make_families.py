@@ -32,8 +32,8 @@ computes something else (sliding windows), the heads stay, or `container="qwen2"
 in float32: a Qwen2 of 135 M parameters cut to 0.7 of them (6 of 9 heads) and its source give the greedy
 tokens that transformers 5.23 gives, 24 for each of three prompts.
 
-| `model_type` | scored by | FFN | heads | uniform | per-layer | padded |
-| --- | --- | --- | --- | --- | --- | --- |
+| `model_type` | scored by | FFN | heads | uniform | nas | per-layer | padded |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 

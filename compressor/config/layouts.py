@@ -6,12 +6,32 @@ from compressor.config.options import option
 from compressor.errors import InputError
 
 UNIFORM = "uniform"  # all blocks alike: loads everywhere
+NAS = "nas"  # blocks of their own FFN widths: loads in vLLM
 PER_LAYER = "per-layer"  # blocks of their own widths: loads with code of its own
 PADDED = "padded"  # the same, filled with zeros: for evaluation
-# Every layout's writer: a class of a module of `compressor.writing`.
-LAYOUTS = {UNIFORM: "cuts.Uniform", PER_LAYER: "cuts.PerLayer", PADDED: "cuts.Padded"}
 ALL = "all"  # one result of each
-UNLIKE = "--layout per-layer (loads with code of its own) or padded (zeros, to evaluate it)"
+UNLIKE = (
+    "--layout nas (FFN widths alone differ; vLLM loads it), per-layer (loads with code of its own) or "
+    "padded (zeros, to evaluate it)"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """writer: a class of a module of `compressor.writing`. alike: the groups of which all blocks have as
+    many units.
+    """
+
+    writer: str
+    alike: tuple[str, ...] = ()
+
+
+LAYOUTS = {
+    UNIFORM: Layout("cuts.Uniform", ("attention", "ffn")),
+    NAS: Layout("nas.Nas", ("attention",)),
+    PER_LAYER: Layout("cuts.PerLayer"),
+    PADDED: Layout("cuts.Padded"),
+}
 
 
 def check_layout_name(layout: str) -> None:
@@ -24,7 +44,8 @@ class WriteConfig:
     layout: str = option(
         UNIFORM,
         "--layout",
-        "uniform: all blocks alike, which stock engines load. per-layer: every block with its own "
-        "widths, which transformers loads with trust_remote_code.",
+        "uniform: all blocks alike, which stock engines load. nas: every block with its own FFN width, "
+        "which vLLM and transformers load with trust_remote_code. per-layer: with its own widths, which "
+        "transformers loads with trust_remote_code.",
     )
     container: str = option("auto", "--container", "Model type to write, or auto.")

@@ -2,7 +2,7 @@
 
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
-from compressor.config.layouts import ALL, PER_LAYER, UNIFORM
+from compressor.config.layouts import ALL, LAYOUTS, NAS, PER_LAYER, UNIFORM
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
 from compressor.job.forecast.room import disk
@@ -13,7 +13,7 @@ from compressor.kernels.rank import MOST_COLUMNS
 from compressor.measuring.besa import check_activation
 from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.heads import check_differing, choose_container
+from compressor.model.heads import check_differing, choose_container, why_refused
 from compressor.model.per_layer import has_uniform
 from compressor.model.source import Source
 from compressor.planning.allocation import protected
@@ -107,19 +107,31 @@ def solved_results(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResu
     plan, runtime = config.plan, config.runtime
     protect = protected(plan.protect, checkpoint)
     wanted = []
-    for name, target, layout in results_of(config, has_uniform(checkpoint.family)):
+    for name, target, layout in results_of(config, layouts_of(checkpoint)):
         lattice = open_alignment(config, checkpoint, target, layout).lattice
         if ALLOCATIONS[plan.allocate].equal(layout == UNIFORM):
             check_equal(target, checkpoint, lattice, protect)
         widths = solve(target, checkpoint, lattice, protect)
         wanted.append(WantedResult(name, target, layout, widths))
-        if layout == UNIFORM:
-            choose_container(checkpoint, {widths[0]["attention"]}, config.write.container)
+        if layout in (UNIFORM, NAS):
+            groups = {widths[0]["attention"]}
+            choose_container(checkpoint, groups, config.write.container, layout)
         if config.recovery.method != "none":
             left = Costs.of(checkpoint).size(widths, "params")
             device = chosen_device(runtime.device)
             check_memory(left, checkpoint.dtype, device, runtime.dtype, runtime.max_memory)
     return wanted
+
+
+def layouts_of(checkpoint: Source) -> list[str]:
+    """The layouts that some cut of the model can have."""
+
+    def fits(layout: str) -> bool:
+        if layout == NAS:
+            return not why_refused(checkpoint, {checkpoint.units["attention"]}, layout=NAS)
+        return layout != UNIFORM or has_uniform(checkpoint.family)
+
+    return [layout for layout in LAYOUTS if fits(layout)]
 
 
 def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:

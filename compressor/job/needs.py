@@ -1,12 +1,12 @@
 """What a job needs: texts, room for hidden states, results; and what a resumed one must not change."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
-from compressor.config.layouts import ALL, LAYOUTS, UNIFORM
+from compressor.config.layouts import ALL, UNIFORM
 from compressor.config.options import options_of
 from compressor.config.plan import PlanConfig
 from compressor.config.score import ScoreConfig
@@ -36,20 +36,19 @@ class WantedResult:
     widths: list[dict[str, int]]
 
 
-def results_of(config: JobConfig, uniform: bool) -> list[tuple[str, Target, str]]:
+def results_of(config: JobConfig, layouts: Sequence[str]) -> list[tuple[str, Target, str]]:
     """Name, target and layout of every result: one a target, `--layout all` one a layout of each.
 
-    uniform: whether the family has results in the uniform layout. That is left out, too, where blocks
-    are to differ.
+    layouts: those that the model has. The uniform one is left out where blocks are to differ.
     """
     layout, plan = config.write.layout, config.plan
     if layout != ALL:
         return [(target_name(target), target, layout) for target in plan.targets]
-    same = uniform and ALLOCATIONS[plan.allocate].alike and not plan.protect
+    same = ALLOCATIONS[plan.allocate].alike and not plan.protect
     return [
         (f"{target_name(target)}-{layout}", target, layout)
         for target in plan.targets
-        for layout in LAYOUTS
+        for layout in layouts
         if same or layout != UNIFORM
     ]
 

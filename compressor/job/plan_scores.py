@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
+from compressor.config.layouts import UNIFORM
 from compressor.job.job import Job
 from compressor.job.needs import WantedResult
 from compressor.job.planning import measure_cuts, plan_result
@@ -29,13 +30,13 @@ def plan_scores(scores: Scores, source: Source, config: JobConfig) -> tuple[Plan
     (target,), how = config.plan.targets, config.plan.allocate
     wanted, protect = wanted_widths(config), protected(config.plan.protect, source)
     aligned = alignment(target, source, wanted, protect, how, scores)
-    equal = ALLOCATIONS[how].equal(wanted.served)
+    equal = ALLOCATIONS[how].equal(wanted.layout == UNIFORM)
     if equal:
         check_equal(target, source, aligned.lattice, protect)
     made = allocate(scores, source, target, wanted, config.plan.protect, how)
     if equal:
         groups = {width["attention"] for width in made.widths()}
-        choose_container(source, groups, wanted.container, wanted.served)
+        choose_container(source, groups, wanted.container, wanted.layout)
     return made, aligned
 
 

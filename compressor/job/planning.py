@@ -11,7 +11,7 @@ from functools import partial
 
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
-from compressor.config.layouts import UNIFORM
+from compressor.config.layouts import NAS, PER_LAYER, UNIFORM
 from compressor.config.plan import PlanConfig
 from compressor.config.repair import closed_form
 from compressor.config.target import Target, target_name
@@ -22,6 +22,7 @@ from compressor.job.widths import measured_lattice, open_alignment, open_reach, 
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge
 from compressor.measuring.landscape import measure_landscape
+from compressor.model.heads import llama_like
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import count_blocks
 from compressor.model.source import Source
@@ -29,12 +30,15 @@ from compressor.planning.alignment import Alignment
 from compressor.planning.allocation import allocate, plan_of
 from compressor.planning.allocation import protected as protected_blocks
 from compressor.planning.costs import CLOSE, Costs, miss_of
+from compressor.planning.lattice import Wanted
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import described, in_words, kernels, width_notes
 from compressor.planning.uniform import constant_splits, everywhere
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
+
+FREE = "KV groups of their own"  # which the nas layout does not have
 
 
 def facts_of_widths(config: JobConfig, checkpoint: Source) -> Iterator[tuple[str, str]]:
@@ -86,15 +90,16 @@ def plan_result(job: Job, wanted: WantedResult, scores: Scores) -> Plan:
     """The plan of a result. Of an allocation that is judged, or exact, or a constant split the best.
 
     Then `about["held_back"]` holds what was compared: rows of allocation, widths and loss (nats a
-    token), which one was taken, and on how much text.
+    token), which one was taken, and on how much text. Beside the nas layout's is what blocks with KV
+    groups of their own, too, would have given (`FREE`).
     """
     config, checkpoint, target = job.config, job.checkpoint, wanted.target
-    how, alike = config.plan.allocate, wanted.layout == UNIFORM
+    how, protect = config.plan.allocate, config.plan.protect
     alignment = open_alignment(config, checkpoint, target, wanted.layout)
-    asked = replace(wanted_widths(config, wanted.layout), align=alignment.align, served=alike)
-    protect = config.plan.protect
 
-    def allocated(how: str) -> Plan:
+    asked = replace(wanted_widths(config, wanted.layout), align=alignment.align)
+
+    def allocated(how: str, asked: Wanted = asked) -> Plan:
         return allocate(scores, checkpoint, target, asked, protect, how)
 
     plan = allocated(how)
@@ -107,16 +112,19 @@ def plan_result(job: Job, wanted: WantedResult, scores: Scores) -> Plan:
         same = everywhere(split, checkpoint, whole)
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, same, how, whole)
+    if wanted.layout == NAS:
+        container = llama_like(checkpoint, asked.container)
+        plans[FREE] = allocated(how, replace(asked, layout=PER_LAYER, container=container))
     plans = about_as_large(plans, how, target, checkpoint)
-    losses = compare(job, plans, target, alike)
+    losses = compare(job, plans, wanted)
     return taken(plans, losses, alignment, how, held_back(job.calibration)[1])
 
 
-def compare(job: Job, plans: Mapping[str, Plan], target: Target, alike: bool) -> dict[str, float]:
+def compare(job: Job, plans: Mapping[str, Plan], wanted: WantedResult) -> dict[str, float]:
     """The held-back loss of every plan; each is journaled."""
     journal, how = job.run.journal, job.config.plan.allocate
-    shared = f"{target_name(target)} held back"
-    entry = shared if alike else f"{shared}, own widths"
+    shared = f"{target_name(wanted.target)} held back"
+    entry = shared if wanted.layout == UNIFORM else f"{shared}, {wanted.layout}"
     # Of the uniform layout of the same job all is known but what differs with widths of their own.
     differ = {how, "exact"}
     known = {n: loss for n, loss in (journal.get(shared) or {}).items() if n not in differ}
@@ -141,8 +149,8 @@ def taken(
     how: str,
     judged: TokenSet,
 ) -> Plan:
-    """The plan of the least loss, which says what it was compared with."""
-    best = min(losses, key=losses.__getitem__)
+    """The plan of the least loss that the layout has, which says what it was compared with."""
+    best = min((name for name in losses if name != FREE), key=losses.__getitem__)
     plans[best].about |= {
         "allocate": how,
         **described(alignment),

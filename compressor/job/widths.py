@@ -1,7 +1,7 @@
 """What the options of a job say of widths."""
 
 from compressor.config.job import JobConfig
-from compressor.config.layouts import ALL, UNIFORM
+from compressor.config.layouts import ALL, NAS, UNIFORM
 from compressor.config.target import Target
 from compressor.model.source import Source
 from compressor.planning.alignment import ANY, Alignment
@@ -12,9 +12,10 @@ from compressor.planning.reach import Reach, reach_of
 
 def wanted_widths(config: JobConfig, layout: str | None = None) -> Wanted:
     """What the options say of widths. layout: that of one of the results."""
-    plan, served = config.plan, (layout or config.write.layout) in (UNIFORM, ALL)
-    columns = config.quantization.columns
-    return Wanted(plan.align, plan.tp, config.write.container, columns, served)
+    plan, layout = config.plan, layout or config.write.layout
+    layout, columns = UNIFORM if layout == ALL else layout, config.quantization.columns
+    whole_heads = layout == NAS and bool(plan.protect)
+    return Wanted(plan.align, plan.tp, config.write.container, columns, layout, whole_heads)
 
 
 def open_alignment(

@@ -19,7 +19,7 @@ from compressor.config.json_files import read_object
 from compressor.errors import InputError
 from compressor.model.configs import check_task, load_config, made, read_as_given, settings
 from compressor.model.families import family_of
-from compressor.model.families.rotary_baichuan import is_rotary, llama_config, llama_tensors
+from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
 from compressor.model.source import Source
@@ -34,7 +34,7 @@ class Checkpoint(Source):
     """A Hugging Face folder, opened read-only.
 
     `config` has settings under their standard names; `written_config` is the file's. Where no class of
-    transformers has the model's names, but one computes the same (`translated`), all is as that one has
+    transformers has the model's names, but one computes the same (`translation`), all is as that one has
     it. `tensors` maps a name to its header entry: `shape`, `dtype`, `key`, its name in `file`, and
     `begin`, `end`, in bytes from the start of it; `rows` if it is a part of what is stored, `normalised`
     if each row is divided by its norm, `transposed` if files hold it as [in, out]. Shards are opened
@@ -109,11 +109,11 @@ class Checkpoint(Source):
     @property
     def coded(self) -> bool:
         """Whether transformers runs the folder's model by code in it alone, which is not run here."""
-        return self.translated or not self.family.stock
+        return not self.family.stock or (self.translation is not None and self.translation.coded)
 
     def model_config(self):
         """transformers' config of the model."""
-        if self.translated:
+        if self.translation:
             return made(self.written_config)
         return open_config(self.path, self.family)
 
@@ -140,10 +140,10 @@ class Checkpoint(Source):
         """The config as it is written, as transformers has it, and under standard names."""
         hint = "a Hugging Face checkpoint has one"
         self.written_config = read_object(self.path / "config.json", hint)
-        self.translated = is_rotary(self.written_config)
         original = self.written_config
-        if self.translated:
-            self.written_config = llama_config(original)
+        self.translation = translation_of(original)
+        if self.translation:
+            self.written_config = self.translation.config(original)
         self.family = family_of(self.written_config.get("model_type"))
         check_task(self.path, original)
         self.config = self.family.standard(self.written_config)
@@ -151,7 +151,7 @@ class Checkpoint(Source):
             raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
         check_per_layer(self.config, self.family)
-        loaded = load_config(self.path, self.family, self.written_config, self.translated)
+        loaded = load_config(self.path, self.family, self.written_config, bool(self.translation))
         self.config = settings(self.family, self.written_config, loaded.to_dict())
 
     def _check_format(self) -> None:
@@ -164,8 +164,8 @@ class Checkpoint(Source):
 
     def _find_weights(self) -> None:
         """Make `tensors` those of the model, where they are stored otherwise."""
-        if self.translated:
-            self.tensors = llama_tensors(self.tensors, self.config.get("vocab_size"))
+        if self.translation:
+            self.tensors = self.translation.tensors(self.tensors, self.config.get("vocab_size"))
 
     def _compare_dtypes(self) -> None:
         """Say where transformers would load the weights in another dtype than they are read in here."""

@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping
 
+from compressor.config.layouts import NAS, UNIFORM
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
 from compressor.model.source import Source
 
 
 def choose_container(
-    checkpoint: Source, groups: set[int], container: str = "auto", served: bool = True
+    checkpoint: Source, groups: set[int], container: str = "auto", layout: str = UNIFORM
 ) -> str:
     """The model type to write: the family's own where what loads the result takes the heads.
 
-    groups: the numbers of KV groups that blocks have. container: what was asked for, or `auto`. served:
-    whether vLLM is to load it, as it does models of equal blocks.
+    groups: the numbers of KV groups that blocks have. container: what was asked for, or `auto`. layout:
+    vLLM is to load models of equal blocks by the type's class, and those of `nas` by its own for them.
     """
+    if layout == NAS:
+        container = llama_like(checkpoint, container)
     family, other = checkpoint.family, checkpoint.family.container
     family_type = family.model_type
     counts = sorted(n * checkpoint.queries_per_group for n in groups)
@@ -26,7 +29,7 @@ def choose_container(
     if container != "auto":
         choices = [(container, against[container])]
     else:
-        unserved = refusal_of_vllm(checkpoint, counts) if served else None
+        unserved = refusal_of_vllm(checkpoint, counts) if layout == UNIFORM else None
         choices = [(family_type, against[family_type] or unserved), *list(against.items())[1:]]
         if counts == [checkpoint.heads]:
             choices.append((family_type, against[family_type]))  # as the source is
@@ -39,14 +42,41 @@ def choose_container(
 
 
 def why_refused(
-    checkpoint: Source, groups: set[int], container: str = "auto", served: bool = True
+    checkpoint: Source, groups: set[int], container: str = "auto", layout: str = UNIFORM
 ) -> str:
     """Why there is no type to write so many KV groups as, as a sentence; nothing if there is one."""
     try:
-        choose_container(checkpoint, groups, container, served)
+        choose_container(checkpoint, groups, container, layout)
     except InputError as reason:
         return str(reason)
     return ""
+
+
+INSTEAD = "use --layout uniform, or per-layer, which transformers alone loads"
+
+
+def llama_like(checkpoint: Source, container: str = "auto") -> str:
+    """The container of the nas layout, `auto` for a choice; InputError for a model that vLLM's class of
+    such blocks does not compute.
+    """
+    family, config = checkpoint.family, checkpoint.config
+    other = family.container and FAMILIES[family.container.model_type]
+    if not family.llama_like and not (other and other.llama_like):
+        raise InputError(
+            "The nas layout is for models that compute what Llama does (llama, mistral, qwen2), not "
+            f"for {family.model_type}; {INSTEAD}."
+        )
+    if (act := config.get("hidden_act", "silu")) != "silu":
+        raise InputError(
+            f"The nas layout is for FFNs with silu, the one that vLLM's class has, not {act}; {INSTEAD}."
+        )
+    window = config.get("sliding_window") if family.llama_like else None
+    if window and window < (checkpoint.positions or window + 1):
+        raise InputError(
+            f"The blocks of {checkpoint.label} attend to {window} tokens (sliding_window), and those "
+            f"of the nas layout to all; {INSTEAD}."
+        )
+    return container if family.llama_like else other.model_type
 
 
 def shown(counts: list[int]) -> str:

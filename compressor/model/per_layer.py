@@ -10,6 +10,9 @@ Where heads have slopes (ALiBi), an entry also says which of the model's first h
 counts the first ones, and the code is `families/modeling_alibi.py`. A family that transformers has no
 class for (`Family.stock`) goes out with it in every layout.
 
+Where FFN widths alone differ, `block_configs` can say it (`families/nas.py`), by which vLLM's own class
+builds the blocks; the code for transformers is `families/modeling_nas.py`.
+
 Code of a folder is run only where it is this very file; blocks are streamed by the package's own copy.
 """
 
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from compressor.config.layouts import PER_LAYER
 from compressor.errors import InputError
-from compressor.model.families import FAMILIES, Family
+from compressor.model.families import FAMILIES, Family, nas
 
 if TYPE_CHECKING:  # they take seconds to import
     import torch
@@ -29,7 +32,9 @@ KEY = "per_layer_config"
 HEADS = "alibi_heads"
 CODE = Path(__file__).parent / "families" / "modeling_per_layer.py"
 ALIBI = CODE.with_name("modeling_alibi.py")
-SHIPPED = (CODE.name, ALIBI.name)
+NAS = CODE.with_name("modeling_nas.py")
+NAS_CODE = (NAS, CODE.with_name("configuration_nas.py"), CODE)
+SHIPPED = tuple(file.name for file in (ALIBI, *NAS_CODE))
 
 
 def code_of(family: Family) -> tuple[Path, ...]:
@@ -58,6 +63,14 @@ def auto_map(family: Family) -> dict[str, str]:
     if not family.stock:
         classes["AutoConfig"] = f"{module}.{config_name(family)}"
     return classes
+
+
+def nas_auto_map() -> dict[str, str]:
+    modeling, configuration, _ = (file.stem for file in NAS_CODE)
+    return {
+        "AutoConfig": f"{configuration}.NasConfig",
+        "AutoModelForCausalLM": f"{modeling}.{nas.ARCHITECTURE}",
+    }
 
 
 def config_name(family: Family) -> str:
@@ -138,7 +151,8 @@ def may_run_code(folder: Path) -> bool:
     nothing builds them.
     """
     trusted = ships_own_code(folder)
-    if not trusted and KEY in json.loads((folder / "config.json").read_bytes()):
+    config = json.loads((folder / "config.json").read_bytes())
+    if not trusted and (KEY in config or nas.is_nas(config)):
         raise InputError(
             f"{folder} has blocks of different widths, and the code beside them is not what this "
             "package writes, so it is not run; make the folder again, or put its .py files back."
@@ -151,6 +165,7 @@ def ships_own_code(folder: Path) -> bool:
     try:
         named = json.loads((folder / "config.json").read_bytes()).get("auto_map")
         files = [code_of(family) for family in FAMILIES.values() if auto_map(family) == named]
+        files += [NAS_CODE] * (named == nas_auto_map())
         return bool(files) and all(
             (folder / file.name).read_bytes() == file.read_bytes() for file in files[0]
         )

@@ -33,7 +33,7 @@ from compressor.solvers.exact import Widths
 # solve(scores, target, checkpoint, lattice, protect, alike) of the names in `choices.ALLOCATIONS`
 SOLVERS: dict[str, Callable[..., list[Widths]]] = {
     "uniform": lambda scores, *arguments: solve(*arguments[:-1]),
-    "global": lambda *arguments: solve_globally(*arguments[:-1]),
+    "global": solve_globally,
     "exact": solve_measured,
     "measured": partial(solve_measured, in_nats=True),
     "besa": partial(solve_measured, learned=True),
@@ -82,14 +82,14 @@ def allocate(
 ) -> Plan:
     """The best-scored units of every block, as many as the allocation `how` gives each.
 
-    wanted: what widths there may be; where vLLM is to load the result (`served`), all blocks get as many
-    units, but of `global`, which gives every block its own number all the same.
+    wanted: what widths there may be, and of which groups all blocks get as many (`alike`); `global`
+    gives every block its own number of FFN channels all the same.
     """
     check_allocation(how)
     check_scores(scores, checkpoint)
     protect = protected(protect, checkpoint)
     aligned = alignment(target, checkpoint, wanted, protect, how, scores)
-    chosen = SOLVERS[how](scores, target, checkpoint, aligned.lattice, protect, wanted.served)
+    chosen = SOLVERS[how](scores, target, checkpoint, aligned.lattice, protect, wanted.alike)
     plan = plan_of(scores, checkpoint, target, chosen, how, protect)
     plan.about |= described(aligned)
     return plan

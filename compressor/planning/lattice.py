@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from compressor.config.layouts import LAYOUTS, UNIFORM
 from compressor.errors import InputError
 from compressor.model.heads import why_refused
 from compressor.model.source import Source
@@ -44,13 +45,22 @@ def up_to(widths: Sequence[int], units: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the options say of widths, as `lattice` takes it."""
+    """What the options say of widths, as `lattice` takes it.
+
+    whole_heads: whether all KV groups stay, since in a block they must, and all have as many.
+    """
 
     align: int | None = None
     tp: int = 1
     container: str = "auto"
     columns: int = 1
-    served: bool = True
+    layout: str = UNIFORM
+    whole_heads: bool = False
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The groups of which all blocks have as many units."""
+        return LAYOUTS[self.layout].alike
 
     @property
     def least(self) -> int:
@@ -65,7 +75,8 @@ class Wanted:
         return [m for m in each if m <= width] or [self.least]
 
     def lattice(self, checkpoint: Source, align: int) -> Lattice:
-        return lattice(checkpoint, align, self.tp, self.container, self.columns, self.served)
+        widths = lattice(checkpoint, align, self.tp, self.container, self.columns, self.layout)
+        return replace(widths, attention=widths.attention[-1:]) if self.whole_heads else widths
 
 
 def default_align(width: int) -> int:
@@ -79,13 +90,12 @@ def lattice(
     tp: int = 1,
     container: str = "auto",
     columns: int = 1,
-    served: bool = True,
+    layout: str = UNIFORM,
 ) -> Lattice:
-    """Widths of the uniform layout that the container can express and `tp` devices can share.
+    """Widths that the container can express in a layout and `tp` devices can share.
 
     align: what FFN widths are multiples of, by default `default_align`. columns: what the input
-    channels of every projection are to be a multiple of. served: whether vLLM is to load what is
-    written, as it does the uniform layout.
+    channels of every projection are to be a multiple of.
     """
     width = checkpoint.units["ffn"]
     if (align is not None and align < 1) or tp < 1:
@@ -109,7 +119,7 @@ def lattice(
     counts = [
         g
         for g in whole
-        if g == groups or (g % tp == 0 and not why_refused(checkpoint, {g}, container, served))
+        if g == groups or (g % tp == 0 and not why_refused(checkpoint, {g}, container, layout))
     ]
     if not counts:
         raise InputError(refused)

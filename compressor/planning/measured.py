@@ -3,7 +3,7 @@ learned, `measured` by the loss of the model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import torch
@@ -19,6 +19,8 @@ from compressor.planning.uniform import constant_splits, everywhere, smallest
 from compressor.scoring.scores import Scores
 from compressor.solvers.exact import Widths, best_split, own_widths
 
+Steps = Mapping[str, Sequence[int]]  # the widths that each group of a block can have
+
 POINTS = 50  # of a path through the budgets that are looked at, between two targets
 BISECTIONS = 60
 
@@ -29,14 +31,15 @@ def solve_measured(
     checkpoint: Source,
     lattice: Lattice,
     protect: Sequence[int] = (),
-    alike: bool = True,
+    alike: Sequence[str] = GROUPS,
     learned: bool = False,
     in_nats: bool = False,
 ) -> list[Widths]:
     """Widths whose blocks' errors add up to least, from the landscape that comes with the scores.
 
-    alike: all blocks have the same widths, except those that are protected. learned: of the cuts next
-    to what blocks learned (`near_path`) alone. in_nats: by what the errors are worth (`scaled`).
+    alike: the groups of which all blocks have as many units, both, the attention's or none; those that
+    are protected stay whole. learned: of the cuts next to what blocks learned (`near_path`) alone.
+    in_nats: by what the errors are worth (`scaled`).
     """
     landscape = Landscape.of(scores)
     missing = landscape is None or (learned and not landscape.learned)
@@ -54,7 +57,7 @@ def solve_measured(
     nothing = everywhere(dict.fromkeys(GROUPS, 0), checkpoint, protect)
     room = max(aim_of(target, costs)[0], least) - costs.size(nothing, target.measure)
     paths = [landscape.learned[b] for b in free] if learned else []
-    if alike:
+    if {*alike} == {*GROUPS}:
         splits = constant_splits(target, checkpoint, lattice, protect)
         steps = {"attention": lattice.attention, "ffn": lattice.ffn}
         if learned and free:
@@ -68,13 +71,47 @@ def solve_measured(
         e[: len(sizes["attention"]), : len(sizes["ffn"])]
         for e, sizes in zip(errors, steps, strict=True)
     ]
-    allowed = None
-    if learned:
-        allowed = [near_path(path, sizes) for path, sizes in zip(paths, steps, strict=True)]
-    chosen = own_widths(errors, steps, prices, room, allowed, near=not target.hard)
-    for b, width in zip(free, chosen, strict=True):
+    spaces = [*with_equal_groups(steps, errors)] if alike and free else [(steps, errors)]
+    fitting = [each for each in spaces if sum(least_cost(s, prices) for s in each[0]) <= room]
+    found: list[tuple[float, list[Widths]]] = []
+    for some, of_some in fitting or spaces[:1]:
+        allowed = None
+        if learned:
+            allowed = [near_path(path, sizes) for path, sizes in zip(paths, some, strict=True)]
+        chosen = own_widths(of_some, some, prices, room, allowed, near=not target.hard)
+        found.append((error_of(chosen, of_some, some), chosen))
+    _, best = min(found, key=lambda each: each[0])
+    for b, width in zip(free, best, strict=True):
         widths[b] = width
     return widths
+
+
+def with_equal_groups(
+    steps: Sequence[Steps], errors: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[Steps], list[torch.Tensor]]]:
+    """The widths and errors of blocks that all have one number of KV groups, for each that they can."""
+    for count in sorted(set.intersection(*({*sizes["attention"]} for sizes in steps))):
+        rows = [sizes["attention"].index(count) for sizes in steps]
+        yield (
+            [{**sizes, "attention": [count]} for sizes in steps],
+            [error[[row]] for error, row in zip(errors, rows, strict=True)],
+        )
+
+
+def least_cost(steps: Steps, prices: Mapping[str, Sequence[int]]) -> int:
+    return sum(prices[group][widths[0]] for group, widths in steps.items())
+
+
+def error_of(
+    widths: Sequence[Widths],
+    errors: Sequence[torch.Tensor],
+    steps: Sequence[Steps],
+) -> float:
+    """The sum of all blocks' errors with these widths."""
+    return sum(
+        error[tuple(sizes[g].index(width[g]) for g in GROUPS)].item()
+        for width, error, sizes in zip(widths, errors, steps, strict=True)
+    )
 
 
 def widths_at(path: torch.Tensor, place: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -11,7 +11,7 @@ from compressor.config.target import Target
 from compressor.model.source import Source
 from compressor.planning.costs import aim_of
 from compressor.planning.lattice import Lattice, up_to
-from compressor.planning.uniform import smallest
+from compressor.planning.uniform import feasible_splits, smallest, taken_split
 from compressor.scoring.scores import Scores
 from compressor.solvers.exact import Widths, take_nearer
 
@@ -104,11 +104,17 @@ def solve_globally(
     checkpoint: Source,
     lattice: Lattice,
     protect: Sequence[int] = (),
+    alike: Sequence[str] = (),
 ) -> list[Widths]:
     """Widths by one ranking of all units of the blocks that are not protected, nearest to the target.
 
-    It begins with the least widths everywhere (one KV group, one lattice step of FFN channels).
+    It begins with the least widths everywhere (one KV group, one lattice step of FFN channels). alike:
+    with the attention in it, all blocks have as many KV groups as equal widths would have.
     """
+    if "attention" in alike:
+        costs, splits = feasible_splits(target, checkpoint, lattice, protect)
+        groups = taken_split(target, costs, lattice, splits, protect)["attention"]
+        lattice = replace(lattice, attention=[groups])
     costs, least = smallest(target, checkpoint, lattice, protect)
     steps = ranked_steps(scores.blocks, {"attention": lattice.attention, "ffn": lattice.ffn})
     free = [step for step in steps if step.block not in protect]

@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
-from compressor.config.layouts import PER_LAYER
-from compressor.model.families import FAMILIES, Family
+from compressor.config.layouts import NAS, PER_LAYER
+from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.report.drawing import PICTURE
 from compressor.report.result import Result
 from compressor.text.tokens import describe
+
+NAS_LOADS = f""" whose blocks have FFN widths of their own (`{nas.MODEL_TYPE}`). vLLM has a
+class of such models, and `transformers` builds them by the code in this folder; both run that only where
+they are told to:
+
+    vllm serve "this folder" --trust-remote-code
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto", trust_remote_code=True)
+
+Where `compressor` is installed, `vllm serve` needs no such flag."""
 
 
 def write_card(folder: Path, result: Result, record: dict) -> None:
@@ -77,6 +88,8 @@ def how_repaired(repair: dict | None) -> str:
 
 def how_it_loads(family: Family, layout: str) -> str:
     """The end of a sentence, and the lines of Python that load a result."""
+    if layout == NAS:
+        return NAS_LOADS
     imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
     if not needs_code(family, layout):

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from compressor.config.layouts import PER_LAYER
-from compressor.model.families import FAMILIES, Family
+from compressor.config.layouts import NAS, PER_LAYER
+from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.heads import refusal_of_vllm
 from compressor.model.per_layer import HEADS, KEY, auto_map, class_name
 from compressor.model.source import Source
@@ -19,6 +19,14 @@ DROPPED_DEFAULTS = ("architectures", "dtype", "rope_parameters", "transformers_v
 def container_notes(checkpoint: Source, written: Source, layout: str) -> list[str]:
     """What to say of the type that a result was written as."""
     family, chosen = checkpoint.family, written.family
+    if layout == NAS:
+        said = (
+            "its blocks have FFN widths of their own, which vLLM's class DeciLMForCausalLM builds"
+        )
+        zeros = "; o_proj has biases there, which are zeros" * bool(
+            chosen is not family and family.container.zeros
+        )
+        return [f"Written as {nas.MODEL_TYPE}: {said}{zeros}."]
     if chosen is not family:
         if layout == PER_LAYER:
             why = f"{family.model_type}'s config class refuses numbers of heads that differ"

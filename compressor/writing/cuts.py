@@ -5,7 +5,15 @@ from importlib import import_module
 from itertools import repeat
 from pathlib import Path
 
-from compressor.config.layouts import LAYOUTS, PADDED, PER_LAYER, UNIFORM, UNLIKE, check_layout_name
+from compressor.config.layouts import (
+    LAYOUTS,
+    NAS,
+    PADDED,
+    PER_LAYER,
+    UNIFORM,
+    UNLIKE,
+    check_layout_name,
+)
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
@@ -40,8 +48,7 @@ class Cut(Writer):
         self.units = plan.widest()
         self.settle()
         groups = {width["attention"] for width in self.widths()}
-        served = self.layout == UNIFORM
-        self.container = choose_container(source, groups, container, served)
+        self.container = choose_container(source, groups, container, self.layout)
         self.zeros = zeros_of(source, self.container)
         self.built_by = FAMILIES.get(self.container, source.family)
         if needs_code(source.family, self.layout):
@@ -138,9 +145,9 @@ def writer_of(
     container: str = "auto",
     changes: Iterable[Block] | None = None,
 ) -> Cut:
-    """The writer of a plan; of `per-layer` blocks that turn out alike, the uniform one."""
+    """The writer of a plan; of blocks that may differ and turn out alike, the uniform one."""
     check_layout_name(layout)
-    module, _, name = LAYOUTS[layout_of(plan, layout, source.family)].partition(".")
+    module, _, name = LAYOUTS[layout_of(plan, layout, source.family)].writer.partition(".")
     kind = getattr(import_module(f"compressor.writing.{module}"), name)
     return kind(source, plan, container, changes)
 
@@ -162,17 +169,18 @@ def write(
 
 
 def layout_of(plan: Plan, layout: str, family: Family) -> str:
-    """What a plan is written as: `per-layer` is `uniform` where all blocks are alike."""
+    """What a plan is written as: `per-layer` and `nas` are `uniform` where all blocks are alike."""
     widths = plan.widths()
     equal = has_uniform(family) and all(width == widths[0] for width in widths)
-    return UNIFORM if layout == PER_LAYER and equal else layout
+    return UNIFORM if layout in (PER_LAYER, NAS) and equal else layout
 
 
 def no_uniform(family: Family) -> str:
     return (
         f"transformers' class of {family.model_type} always has {family.ffn_per_hidden} x hidden FFN "
         "channels and as many heads as its hidden size has room for, and its slopes (ALiBi) are those "
-        f"of all heads, so no cut of it can be written in the uniform layout; use {UNLIKE}."
+        "of all heads, so no cut of it can be written in the uniform layout; use --layout per-layer "
+        "(loads with code of its own) or padded (zeros, to evaluate it)."
     )
 
 

@@ -8,6 +8,7 @@ is never changed.
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,10 +119,12 @@ def name_class(checkpoint: "Source", folder: Path, moved: bool = False) -> None:
         or (fits_older and not moved)
     ):
         return
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
+    logging.set_verbosity_error()  # of a type that it does not know it would say so
+    read = partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
     try:
-        before = AutoTokenizer.from_pretrained(checkpoint.path)
+        before = read(checkpoint.path)
     except Exception:  # whatever it raises, there is nothing to compare with
         return
     texts = strings(before.all_special_tokens)
@@ -140,7 +143,7 @@ def name_class(checkpoint: "Source", folder: Path, moved: bool = False) -> None:
         if config != stored:
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
-        if ids_of(AutoTokenizer.from_pretrained(folder), texts) == expected:
+        if ids_of(read(folder), texts) == expected:
             return
     if written is not None:
         (folder / CONFIG).write_bytes(written)

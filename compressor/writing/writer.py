@@ -34,6 +34,11 @@ class Writer(ABC):
     container: str
     code: tuple[Path, ...] = ()
 
+    @property
+    def moved(self) -> bool:
+        """Whether the folder's model type is another than the source's."""
+        return self.container != self.source.family.model_type
+
     @abstractmethod
     def empty_blocks(self) -> Iterator[Block]:
         """What `blocks` gives, as tensors on the meta device."""
@@ -80,7 +85,7 @@ def write_folder(
         shutil.copyfile(file, folder / file.name)
     text = json.dumps(writer.config(), indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)
-    name_class(source, folder, moved=writer.container != source.family.model_type)
+    name_class(source, folder, moved=writer.moved)
 
 
 def empty(source: Source, name: str) -> torch.Tensor:

@@ -8,6 +8,8 @@ from jobs import compress, said, same_bytes, stage
 from transformers import AutoModelForCausalLM
 
 from compressor.analysis.estimate import estimate
+from compressor.config.layouts import LAYOUTS
+from compressor.job.planning import FREE
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import CODE
 from compressor.model.stream import BlockStream
@@ -61,14 +63,20 @@ def test_all_layouts_of_one_scoring(llama, quick, text_file, tmp_path, capsys, m
     assert compress(llama, tmp_path / "all", *asked, *options) == 0
     found = {r["layout"]: r for r in json.loads(capsys.readouterr().out)}
     names = {Path(r["dest"]).name for r in found.values()}
-    assert names == {f"keep-blocks-0.6-{layout}" for layout in ("uniform", "per-layer", "padded")}
+    assert names == {f"keep-blocks-0.6-{layout}" for layout in LAYOUTS}
+    rows = {row["allocation"] for row in found["nas"]["held_back"]["rows"]}
+    assert FREE in rows and found["nas"]["held_back"]["taken"] == "exact"
+    nas = Checkpoint(tmp_path / "all" / "keep-blocks-0.6-nas").block_units
+    assert len({u["attention"] for u in nas}) == 1 < len({u["ffn"] for u in nas})
     own, padded = found["per-layer"], found["padded"]
     assert own["perplexity_after"] == pytest.approx(padded["perplexity_after"], rel=1e-5)
     assert own["parameters_after"] < padded["parameters_after"]
     assert found["uniform"]["parameters_after"] <= 1.1 * own["parameters_after"]
-    options = ["--keep", 0.7, "--protect", 0, *options]
+    options = ["--keep", 0.8, "--protect", 0, *options]
     assert compress(llama, tmp_path / "protected", *options) == 0
-    assert [r["layout"] for r in json.loads(capsys.readouterr().out)] == ["per-layer", "padded"]
+    assert [r["layout"] for r in json.loads(capsys.readouterr().out)] == [*LAYOUTS][1:]
+    nas = Checkpoint(tmp_path / "protected" / "keep-0.8-nas").block_units
+    assert nas[0] == Checkpoint(llama).units and {u["attention"] for u in nas} == {4}
 
 
 @pytest.mark.parametrize(

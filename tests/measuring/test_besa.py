@@ -184,7 +184,9 @@ def test_beside_the_exact_optimum(llama, learned, share, alike):
     steps = {"attention": Landscape.of(learned).attention, "ffn": Landscape.of(learned).ffn}
 
     def error(how) -> float:
-        plan = allocate(learned, checkpoint, target, Wanted(served=alike), how=how)
+        plan = allocate(
+            learned, checkpoint, target, Wanted(layout="uniform" if alike else "per-layer"), how=how
+        )
         assert plan.about["keep_blocks_reached"] <= share
         assert share - plan.about["keep_blocks_reached"] < 0.05
         places = [tuple(steps[g].index(w[g]) for g in GROUPS) for w in plan.widths()]

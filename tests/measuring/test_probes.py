@@ -151,7 +151,7 @@ def test_kept_with_the_scores(llama, tmp_path):
     ):
         assert torch.equal(one, other)
     target = Target("keep-blocks", 0.6)
-    own = allocate(loaded, stream.checkpoint, target, Wanted(served=False), how="measured")
+    own = allocate(loaded, stream.checkpoint, target, Wanted(layout="per-layer"), how="measured")
     assert own.about["keep_blocks_reached"] <= 0.6
     loaded.measured.tensors["losses"] = []
     with pytest.raises(InputError, match="--allocate measured needs what is measured"):

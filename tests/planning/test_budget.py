@@ -81,7 +81,13 @@ def test_plans_come_as_near_to_a_share_as_a_step_allows(llama, tmp_path, how, ki
     reached = []
     for share in (0.75, 0.8, 0.9):
         target = Target(kind, share, budget)
-        plan = allocate(scores, checkpoint, target, Wanted(served=how == "uniform"), how=how)
+        plan = allocate(
+            scores,
+            checkpoint,
+            target,
+            Wanted(layout="uniform" if how == "uniform" else "per-layer"),
+            how=how,
+        )
         reached.append(plan.about["budget_reached"])
         costs = Costs.of(checkpoint, budget)
         size = costs.size(plan.widths(), target.measure)
@@ -120,7 +126,7 @@ def test_exact_is_the_best_of_all_plans_in_the_budget(llama, tmp_path, budget):
     plans = product(a_block, repeat=checkpoint.blocks)
     best = min(error(widths) for widths in plans if size(widths) <= limit)
     found = allocate(
-        scores, checkpoint, target, Wanted(align=8, served=False), how="exact"
+        scores, checkpoint, target, Wanted(align=8, layout="per-layer"), how="exact"
     ).widths()
     without = [found]
     if size(found) > limit:

@@ -109,7 +109,7 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
     splits = constant_splits(target, checkpoint, allowed)
     assert alike[0] in splits and all(w == alike[0] for w in alike)
     assert error(alike) == min(error([s] * checkpoint.blocks) for s in splits)
-    own = allocate(measured, checkpoint, target, Wanted(served=False), how="exact").widths()
+    own = allocate(measured, checkpoint, target, Wanted(layout="per-layer"), how="exact").widths()
     costs = Costs.of(checkpoint)
     limit = {"keep": share, "keep-blocks": 1 - (1 - share) * costs.prunable / checkpoint.parameters}
     room = limit.get(kind, share) * costs.total[target.measure] - costs.size(own, target.measure)
@@ -120,10 +120,42 @@ def test_plans_are_the_best_that_fit(llama, measured, kind, share):
     assert error(own) <= error(alike) or sizes[0] < sizes[1]
 
 
+@pytest.mark.parametrize("share", [0.6, 0.8])
+def test_with_as_many_groups_in_all_blocks(llama, measured, share):
+    """Against all widths that there are."""
+    checkpoint, target = Checkpoint(llama), Target("keep-blocks", share)
+    wanted = Wanted(align=12, layout="nas")
+    plan = allocate(measured, checkpoint, target, wanted, how="exact")
+    widths, landscape = plan.widths(), Landscape.of(measured)
+    costs, allowed = Costs.of(checkpoint), lattice(checkpoint, 12)
+
+    def error(widths) -> float:
+        places = [
+            (landscape.attention.index(w["attention"]), landscape.ffn.index(w["ffn"]))
+            for w in widths
+        ]
+        return sum(e[p].item() for e, p in zip(landscape.errors, places, strict=True))
+
+    every = [
+        [{"attention": groups, "ffn": ffn} for ffn in each]
+        for groups in allowed.attention
+        for each in product(allowed.ffn, repeat=3)
+    ]
+    assert widths in every and len({w["ffn"] for w in widths}) > 1
+    size = costs.size(widths, "params")
+    better = [w for w in every if costs.size(w, "params") <= size and error(w) < error(widths)]
+    assert better == []
+
+
 def test_protected_blocks_are_whole(llama, measured):
     target = Target("keep", 0.8)
     plan = allocate(
-        measured, Checkpoint(llama), target, Wanted(served=False), protect=[0, -1], how="exact"
+        measured,
+        Checkpoint(llama),
+        target,
+        Wanted(layout="per-layer"),
+        protect=[0, -1],
+        how="exact",
     )
     widths = plan.widths()
     assert widths[0] == widths[2] == Checkpoint(llama).units and widths[1] != widths[0]

@@ -11,8 +11,9 @@ from compressor.analysis.inspection.folder import Folder, open_folder
 from compressor.analysis.inspection.loaders import answers
 from compressor.analysis.inspection.loaders.answer import distinct
 from compressor.config.json_files import object_in
-from compressor.config.layouts import PADDED, PER_LAYER, UNIFORM
+from compressor.config.layouts import NAS, PADDED, PER_LAYER, UNIFORM
 from compressor.model.configs import read_as_given
+from compressor.model.families.nas import is_nas
 from compressor.model.widths import BlockWidths
 from compressor.report.table import equal_runs
 from compressor.writing.record import RECORD
@@ -48,10 +49,10 @@ def described(folder: Folder) -> dict:
     embedding = folder.tensors.get(family.embedding) if family else None
     return {
         "path": str(path),
-        "model_type": config.get("model_type"),
+        "model_type": folder.written.get("model_type"),
         "family": family and family.model_type,
-        "container": (config.get("architectures") or [None])[0],
-        "layout": layout(path, widths),
+        "container": (folder.written.get("architectures") or [None])[0],
+        "layout": layout(folder, widths),
         "parameters": folder.parameters,
         "bytes": sum(t.bytes for t in folder.stored.values()),
         "dtypes": folder.dtypes,
@@ -67,13 +68,17 @@ def described(folder: Folder) -> dict:
     }
 
 
-def layout(folder: Path, widths: list[BlockWidths] | None) -> str | None:
-    """`uniform` or `per-layer` by the widths; `padded`, which widths do not show, by the record."""
+def layout(folder: Folder, widths: list[BlockWidths] | None) -> str | None:
+    """`uniform` or `per-layer` by the widths, `nas` by the model type; `padded`, which widths do not
+    show, by the record.
+    """
     if widths is None:
         return None
+    if is_nas(folder.written):
+        return NAS
     if len(distinct(widths)) > 1:
         return PER_LAYER
-    return PADDED if object_in(folder / RECORD).get("layout") == PADDED else UNIFORM
+    return PADDED if object_in(folder.path / RECORD).get("layout") == PADDED else UNIFORM
 
 
 def block_row(index: int, tensors: dict, widths: list[BlockWidths] | None) -> dict:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from compressor.analysis.inspection.files import ambiguity
 from compressor.errors import InputError
-from compressor.model.families import FAMILIES, Family
+from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.per_layer import KEY, check
 from compressor.model.tensors import INDEX, SINGLE, completed, read_entries, turned
 from compressor.model.widths import BlockWidths, block_widths
@@ -29,7 +29,8 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 class Folder:
     """A folder's config and headers, and sentences about what is wrong with them.
 
-    `written` is the config as the file has it, `config` with settings under their standard names.
+    `written` is the config as the file has it, `config` with settings under their standard names, and
+    of a `nemotron-nas` model as of the Llama model that it is.
     `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`, `numel`,
     `bytes` and `dtype` (safetensors' name of it), with its name (`key`) in `file`. `tensors` are the
     same, but for 4-bit weights, which are there as the dense ones they stand for. `ambiguous` says what
@@ -117,6 +118,11 @@ def open_folder(path: Path) -> Folder:
         folder.config = folder.written = read_json(folder, "config.json")
     else:
         folder.problems.append("There is no config.json, so no loader knows what the tensors are.")
+    if nas.is_nas(folder.written):
+        try:
+            folder.config = nas.llama_config(folder.written)
+        except InputError as error:
+            folder.problems.append(str(error))
     folder.ambiguous = ambiguity(path, folder.written)
     if folder.ambiguous:
         folder.problems.append(folder.ambiguous)

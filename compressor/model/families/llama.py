@@ -12,5 +12,6 @@ FAMILY = Family(
     ffn=GATED_FFN,
     attention=GROUPED_ATTENTION,
     heads_divide_hidden=True,
+    llama_like=True,
     container=Container("mistral", settings={"sliding_window": None}),
 )

@@ -7,4 +7,5 @@ FAMILY = Family(
     architecture="MistralForCausalLM",
     ffn=GATED_FFN,
     attention=GROUPED_ATTENTION,
+    llama_like=True,
 )

@@ -56,28 +56,27 @@ class PerLayer:
 
     layers = "layers"
     block = None  # the class of the new blocks, if not the model's own
+    block_config = staticmethod(block_config)
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(self.first(config), *args, **kwargs)
         config._attn_implementation = self.config._attn_implementation
+        own_configs = [self.block_config(config, i) for i in range(config.num_hidden_layers)]
         base = getattr(self, "model", self.base_model)  # Gemma 3 calls it otherwise in version 4
         block = self.block or type(getattr(base, self.layers)[0])
-        blocks = nn.ModuleList(
-            block(block_config(config, index), index) for index in range(config.num_hidden_layers)
-        )
+        blocks = nn.ModuleList(block(own, index) for index, own in enumerate(own_configs))
         setattr(base, self.layers, blocks)
         self.config = base.config = config
-        for index, block in enumerate(blocks):
-            own = block_config(config, index)
+        for own, block in zip(own_configs, blocks, strict=True):
             for module in block.modules():
                 if hasattr(module, "config"):
                     module.config = Shared(config, {key: getattr(own, key) for key in WIDTHS})
         self.post_init()
 
-    @staticmethod
-    def first(config):
+    @classmethod
+    def first(cls, config):
         """A config that the model's own blocks, which are then replaced, can be built from."""
-        return block_config(config, 0)
+        return cls.block_config(config, 0)
 
 
 class PerLayerGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):

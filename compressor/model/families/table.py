@@ -135,6 +135,7 @@ class Family:
     alibi: bool = False
     stock: bool = True
     own_widths: bool = True  # code is at hand for blocks of different widths
+    llama_like: bool = False  # tensors and arithmetic are Llama's, but for windows
     # What is written in the place of the family's own type where that does not take the heads.
     container: Container | None = None
     per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs

@@ -16,7 +16,7 @@ from compressor.errors import InputError, VerificationError
 from compressor.job.result import make_record
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families.modeling_alibi import BAICHUAN2_VOCABULARY, slopes
-from compressor.model.per_layer import HEADS, KEY, SHIPPED
+from compressor.model.per_layer import HEADS, KEY, code_of
 from compressor.model.stream import BlockStream
 from compressor.model.tensors import SINGLE
 from compressor.planning.plan import Plan
@@ -170,7 +170,7 @@ def test_equal_widths_are_of_the_layout_that_is_asked_for(source, tmp_path):
         assert not (tmp_path / "out").exists()
     for layout in ("per-layer", *([] if family.stock else ["uniform"])):
         small = written(source, tmp_path / layout, plan, layout)
-        assert all((small / name).exists() for name in SHIPPED)
+        assert all((small / file.name).exists() for file in code_of(family))
         assert verify_here(small, source)["logits_difference"] <= 1e-5
         with pytest.raises((RuntimeError, ValueError), match=r"raising an error|code"):
             AutoModelForCausalLM.from_pretrained(small)

@@ -21,6 +21,7 @@ from compressor.model.groups import GROUPS
 from compressor.model.per_layer import ships_own_code
 from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
+from compressor.planning.lattice import Wanted
 from compressor.repairing.streaming import Repair
 from compressor.scoring.methods import METHODS
 from compressor.scoring.score import score
@@ -36,6 +37,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("gpt2", "per-layer"): "no code for gpt2 blocks",
     ("gpt_neox", "per-layer"): "no code for gpt_neox blocks",
     ("opt", "per-layer"): "no code for opt blocks",
+    ("mistral", "nas"): "attend to 5 tokens",
+}
+REFUSED |= {
+    (family, "nas"): f"what Llama does (llama, mistral, qwen2), not for {family}"
+    for family in FAMILIES
+    if family not in ("llama", "mistral", "qwen2")
 }
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[3] / "docs/families.md"
@@ -91,7 +98,8 @@ def test_written_in_every_layout(prepared, layout, keep, tmp_path, record_proper
     out, target = tmp_path / "out", Target("keep-blocks", keep)
     refused = REFUSED.get((family, layout))
     try:
-        plan = allocate(scores, checkpoint, target, protect=protect)
+        wanted = Wanted(layout="nas", whole_heads=True) if layout == "nas" else Wanted()
+        plan = allocate(scores, checkpoint, target, wanted, protect)
         repair = Repair(stream, plan, tokens, DEFAULT_REPAIR)
         container = write(checkpoint, plan, out, layout, changes=repair.blocks())
     except InputError as sentence:

@@ -98,10 +98,15 @@ def test_heads_that_llama_cannot_have_stay(make, tmp_path, sizes, counts, said):
     source = make(**sizes)
     assert lattice(source).attention == counts
     assert lattice(source, container="qwen2").attention == [1, 2, 3, 4]
-    assert lattice(source, served=False).attention == [1, 2, 3, 4]
+    assert lattice(source, layout="per-layer").attention == [1, 2, 3, 4]
     scores = score(source, "random")
     for alike in (True, False):
-        made = allocate(scores, source, Target("keep-blocks", 0.75), Wanted(served=alike))
+        made = allocate(
+            scores,
+            source,
+            Target("keep-blocks", 0.75),
+            Wanted(layout="uniform" if alike else "per-layer"),
+        )
         assert {w["attention"] for w in made.widths()} <= ({*counts} if alike else {1, 2, 3, 4})
     if said is None:
         return

