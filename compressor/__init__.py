@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # What is offered, by where it is; imported when it is first asked for, since torch takes seconds.
 _OFFERED = {
     "front.stages": ("score", "plan", "cut", "repair", "save"),
+    "front.exporting": ("export",),
     "front.jobs": ("compress", "sparsify", "quantise", "recover"),
     "front.looking": ("evaluate", "inspect", "verify"),
     "front.models": ("tokens",),

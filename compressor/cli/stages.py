@@ -5,6 +5,7 @@ import typer
 from compressor.cli import running
 from compressor.cli.compress import EXAMPLES, Version, compress
 from compressor.cli.cutting import cut, plan, report, score
+from compressor.cli.exporting import export
 from compressor.cli.generating import generate
 from compressor.cli.looking import estimate, evaluate, inspect, verify
 from compressor.cli.sparsify import sparsify
@@ -27,7 +28,7 @@ stages.command(epilog=EXAMPLES)(compress)
 for stage in (sparsify, score, plan, report, cut, recover, verify):
     stages.command()(stage)
 stages.command("eval")(evaluate)
-for stage in (inspect, estimate, generate):
+for stage in (inspect, estimate, generate, export):
     stages.command()(stage)
 
 

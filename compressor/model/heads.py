@@ -56,8 +56,8 @@ INSTEAD = "use --layout uniform, or per-layer, which transformers alone loads"
 
 
 def llama_like(checkpoint: Source, container: str = "auto") -> str:
-    """The container of the nas layout, `auto` for a choice; InputError for a model that vLLM's class of
-    such blocks does not compute.
+    """The container of the nas layout, `auto` for a choice; InputError for a model that does not compute
+    what vLLM's class of such blocks does.
     """
     family, config = checkpoint.family, checkpoint.config
     other = family.container and FAMILIES[family.container.model_type]

@@ -1,5 +1,6 @@
 """The tokenizer of a folder, and in a sentence why there is none."""
 
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,13 +40,27 @@ def read_tokenizer(path: Path, coded: bool):
 
     kind = PreTrainedTokenizerFast if coded else AutoTokenizer
     try:
-        return kind.from_pretrained(path, trust_remote_code=False)
+        with quiet():  # where it does not know the model type
+            return kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever is raised, it is the tokenizer that does not load
         if "trust_remote_code" in str(error):
             raise InputError(own_code(path)) from error
         raise InputError(
             f"The tokenizer in {path} ({shown(path)}) does not load: {in_a_line(error)}"
         ) from error
+
+
+@contextmanager
+def quiet():
+    """Nothing but errors of transformers is shown while this is open."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_files(path: Path, coded: bool) -> None:

@@ -8,11 +8,12 @@ is never changed.
 import json
 import random
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.config.json_files import object_in
+from compressor.errors import InputError
+from compressor.text.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:  # they take seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -119,13 +120,9 @@ def name_class(checkpoint: "Source", folder: Path, moved: bool = False) -> None:
         or (fits_older and not moved)
     ):
         return
-    from transformers import AutoTokenizer, logging
-
-    logging.set_verbosity_error()  # of a type that it does not know it would say so
-    read = partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
     try:
-        before = read(checkpoint.path)
-    except Exception:  # whatever it raises, there is nothing to compare with
+        before = read_tokenizer(checkpoint.path, coded=False)
+    except InputError:  # whatever it raises, there is nothing to compare with
         return
     texts = strings(before.all_special_tokens)
     expected = ids_of(before, texts)
@@ -143,7 +140,7 @@ def name_class(checkpoint: "Source", folder: Path, moved: bool = False) -> None:
         if config != stored:
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
-        if ids_of(read(folder), texts) == expected:
+        if ids_of(read_tokenizer(folder, coded=False), texts) == expected:
             return
     if written is not None:
         (folder / CONFIG).write_bytes(written)
