@@ -3,7 +3,7 @@
 # make counts     write tests/counts.json, below which `make test` fails: after tests were taken away
 # make families   write docs/families.md from what the tests of the model families see
 # make test-all   every test: the slow ones, and every model family in every test
-# make compat     load results in two versions of transformers
+# make compat     load results in three versions of transformers
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
@@ -58,10 +58,11 @@ asan: install
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan \
 	    $(BIN)/python -m pytest -q --capture=sys tests/ops --ignore=tests/ops/test_cuda_sources.py
 
-# Our outputs in the oldest transformers we know of and in the newest, each installed first on the path.
+# Our outputs in the oldest transformers we know of, in the one that servers want and in the newest, each
+# installed first on the path.
 compat: install
 	PYTHONPATH=tests $(BIN)/python tests/compat.py write build/compat
-	for package in transformers==4.57.6 transformers; do \
+	for package in transformers==4.57.6 transformers==5.19.0 transformers; do \
 	    $(BIN)/python -m pip install --quiet --upgrade --target build/$$package $$package && \
 	    PYTHONPATH=build/$$package $(BIN)/python tests/compat.py load build/compat || exit 1; \
 	done

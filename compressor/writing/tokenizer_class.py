@@ -83,7 +83,8 @@ def older_ids(folder: Path, texts: Sequence[str], name: str = NEUTRAL) -> list[l
     from tokenizers import Tokenizer, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    config, tokenizer = config_of(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    config = config_of(folder)
     backend = tokenizer.backend_tokenizer
     backend.post_processor = Tokenizer.from_file(str(folder / FILE)).post_processor
     prefix = config.get("add_prefix_space") or False
