@@ -102,7 +102,7 @@ def read_config(path: Path) -> "PreTrainedConfig | None":
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception:  # `load_weights` has said what
         return None
 
