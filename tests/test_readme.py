@@ -30,7 +30,7 @@ def test_commands_and_python(clone):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     lines = (line for block in blocks("bash") for line in block.splitlines())
     commands = [line for line in lines if not line.startswith("pip ")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in [*commands, *(["python", "-c", code] for code in blocks("python"))]:
         done = subprocess.run(
             command,

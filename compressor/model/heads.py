@@ -63,8 +63,8 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
     other = family.container and FAMILIES[family.container.model_type]
     if not family.llama_like and not (other and other.llama_like):
         raise InputError(
-            "The nas layout is for models that compute what Llama does (llama, mistral, qwen2), not "
-            f"for {family.model_type}; {INSTEAD}."
+            "The nas layout is for models that compute what Llama does (llama, mistral, phi3, qwen2), "
+            f"not for {family.model_type}; {INSTEAD}."
         )
     if (act := config.get("hidden_act", "silu")) != "silu":
         raise InputError(
@@ -75,6 +75,13 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
         raise InputError(
             f"The blocks of {checkpoint.label} attend to {window} tokens (sliding_window), and those "
             f"of the nas layout to all; {INSTEAD}."
+        )
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    turned = config.get("partial_rotary_factor", rope.get("partial_rotary_factor")) or 1.0
+    if "short_factor" in rope or turned != 1:
+        raise InputError(
+            f"The rotary embedding of {checkpoint.label} (partial, or longrope) is none that vLLM's "
+            f"class of the nas layout computes; {INSTEAD}."
         )
     return container if family.llama_like else other.model_type
 

@@ -67,8 +67,10 @@ def repaired(
 
     stands: where among the units of the written block the kept ones are.
     """
-    tensors = written.read_block(index)
-    tensors = {name: tensors[name] for name in record["tensors"]}
+    stored, joined = written.read_block(index), checkpoint.family.joined
+    for name in joined.keys() - stored.keys():  # the nas layout has its parts
+        stored[name] = torch.cat([stored[part] for part in joined[name]])
+    tensors = {name: stored[name] for name in record["tensors"]}
     owned = {
         part.tensor: (part, group)
         for group, slices in checkpoint.family.groups().items()

@@ -6,6 +6,7 @@ from compressor.model.families import nas
 from compressor.model.per_layer import NAS_CODE, nas_auto_map
 from compressor.writing.containers import defaults_of, patched_config
 from compressor.writing.cuts import Cut
+from compressor.writing.writer import Block
 
 
 class Nas(Cut):
@@ -26,6 +27,20 @@ class Nas(Cut):
                 "layout all blocks have as many; make a plan with --layout nas, or use --layout "
                 "per-layer."
             )
+
+    def finished(self, index: int, whole: Block, changed: Block) -> Block:
+        """Tensors that hold several of Llama's are taken apart."""
+        source = self.source
+        block = super().finished(index, whole, changed)
+        for group, slices in source.family.groups().items():
+            for part in slices:
+                if names := source.family.joined.get(part.tensor):
+                    joined = block.pop(source.block_name(index, part.tensor))
+                    units = len(self.plan.blocks[index][group])
+                    sizes = [units * source.channel_sizes[letter] for letter in part.owns.split()]
+                    parts = zip(names, joined.split(sizes, part.axis), strict=True)
+                    block |= {source.block_name(index, name): t.contiguous() for name, t in parts}
+        return block
 
     def config(self) -> dict:
         source, widths = self.source, [width["ffn"] for width in self.plan.widths()]

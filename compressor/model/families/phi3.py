@@ -40,6 +40,11 @@ FAMILY = Family(
     up="mlp.gate_up_proj",
     fit=fit,
     keeps_heads=keeps_heads,
+    llama_like=True,
+    joined={
+        "self_attn.qkv_proj.weight": tuple(f"self_attn.{n}_proj.weight" for n in "qkv"),
+        "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    },
     # Its config class reads the number of heads, of unequal blocks too.
     per_layer_settings={"allow_global_per_layer_attribute_access": True},
 )

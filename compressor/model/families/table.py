@@ -135,7 +135,10 @@ class Family:
     alibi: bool = False
     stock: bool = True
     own_widths: bool = True  # code is at hand for blocks of different widths
-    llama_like: bool = False  # tensors and arithmetic are Llama's, but for windows
+    # The arithmetic is Llama's, but for windows and some rotary embeddings, and so are the tensors, but
+    # for these, which hold several of Llama's one after the other.
+    llama_like: bool = False
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # What is written in the place of the family's own type where that does not take the heads.
     container: Container | None = None
     per_layer_settings: dict = field(default_factory=dict)  # what a config of unequal blocks needs

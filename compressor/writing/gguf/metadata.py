@@ -13,7 +13,7 @@ CONVERTER = "llama.cpp's own convert_hf_to_gguf.py may take it"
 def architecture_of(source: Source) -> str:
     """`llama`, or `deci` where blocks differ; InputError for a model that neither of them computes."""
     family = source.family
-    if not family.llama_like:
+    if not family.llama_like or family.joined:
         raise InputError(
             "Models that compute what Llama does (llama, mistral, nemotron-nas) are exported, and "
             f"{source.label} is of the type {family.model_type}; {CONVERTER}."

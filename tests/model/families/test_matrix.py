@@ -40,9 +40,9 @@ REFUSED: dict[tuple[str, str], str] = {
     ("mistral", "nas"): "attend to 5 tokens",
 }
 REFUSED |= {
-    (family, "nas"): f"what Llama does (llama, mistral, qwen2), not for {family}"
+    (family, "nas"): f"what Llama does (llama, mistral, phi3, qwen2), not for {family}"
     for family in FAMILIES
-    if family not in ("llama", "mistral", "qwen2")
+    if family not in ("llama", "mistral", "phi3", "qwen2")
 }
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[3] / "docs/families.md"

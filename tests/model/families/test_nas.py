@@ -120,6 +120,16 @@ def test_biases_of_qwen2_stay(make_checkpoint, tmp_path):
     assert "self_attn.o_proj.bias" in names
 
 
+def test_phi3_is_taken_apart(make_checkpoint, tmp_path):
+    source = make_checkpoint(tmp_path / "source", "phi3")
+    out = written(source, tmp_path / "out", plan_of(), "nas")
+    assert verify_here(out, source)["logits_difference"] <= 1e-5
+    names = Checkpoint(out).block_tensors(0)
+    assert "self_attn.k_proj.weight" in names and "mlp.gate_up_proj.weight" not in names
+    again = written(out, tmp_path / "again", plan_of((1,), (8, 40, 30)), "nas")
+    assert verify_here(again, out)["logits_difference"] <= 1e-5
+
+
 @pytest.mark.parametrize("heads", [(0, 1, 2), (0, 1, 2, 3)])
 def test_other_containers_say_what_llama_leaves_open(make_checkpoint, tmp_path, heads):
     """Mistral's class has other defaults for what a config leaves out."""
@@ -136,6 +146,7 @@ def test_other_containers_say_what_llama_leaves_open(make_checkpoint, tmp_path, 
         ("mistral", {"sliding_window": 5}, "attend to 5 tokens"),
         ("llama", {"hidden_act": "gelu"}, "not gelu"),
         ("qwen3", {}, "not for qwen3"),
+        ("phi3", {"partial_rotary_factor": 0.5}, "rotary embedding of"),
     ],
 )
 def test_models_that_its_class_does_not_compute(make_checkpoint, tmp_path, family, sizes, words):

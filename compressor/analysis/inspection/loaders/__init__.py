@@ -7,6 +7,7 @@ compared with what the loader did.
 
 from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import Answer, Facts
+from compressor.analysis.inspection.loaders.exported import exported
 from compressor.analysis.inspection.loaders.gguf import k_quants
 from compressor.analysis.inspection.loaders.installed import by_loading, load_here, with_its_code
 from compressor.analysis.inspection.loaders.kernels import GROUP, four_bits
@@ -32,5 +33,6 @@ def answers(
         older(facts),
         *(tensor_parallel(facts, devices) for devices in TENSOR_PARALLEL),
         four_bits(widths, folder.group or GROUP),
+        exported(facts),
         k_quants(facts),
     ]

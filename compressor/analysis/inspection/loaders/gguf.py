@@ -17,6 +17,7 @@ from compressor.analysis.inspection.loaders.answer import (
 )
 from compressor.analysis.inspection.loaders.kernels import by_multiples, input_channels
 from compressor.config.json_files import object_in
+from compressor.model.families.nas import is_nas
 from compressor.writing.tokenizer_class import FILE, config_of
 
 TARGET = "GGUF k-quants"
@@ -51,6 +52,8 @@ def k_quants(facts: Facts) -> Answer:
         return Answer(TARGET, None, "made from the dense checkpoint, not from packed weights")
     if not facts.widths:
         return Answer(TARGET, None, UNKNOWN)
+    if is_nas(facts.folder.written):
+        return Answer(TARGET, None, "whether its converter takes the blocks was not tried")
     if reason := different(facts.widths) or no_class(facts):
         return Answer(TARGET, False, reason, SEEN)
     if facts.architecture not in CONVERTED:

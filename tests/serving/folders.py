@@ -1,0 +1,169 @@
+"""`make serve`, first part: cuts of every family in every layout that an engine may load, as folders and
+GGUF files, with what transformers computes with them.
+
+    python tests/serving/folders.py FOLDER
+
+FOLDER/NAME is a folder, FOLDER/NAME.json what is known of it: prompts (token ids), the log-probabilities
+of what follows each, the tokens that greedy decoding gives, and what `inspect` says of the engines.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from conftest import FAMILIES, build_checkpoint
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
+
+from compressor.analysis.inspection import inspect
+from compressor.errors import InputError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.tensors import SINGLE
+from compressor.planning.plan import Plan
+from compressor.writing.cuts import write
+from compressor.writing.gguf import export
+from compressor.writing.tokenizer_class import strings
+
+# Heads of 32 channels, the fewest that vLLM has on a CPU. Whole numbers of KV groups go.
+SIZES = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "vocab_size": 320}
+SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256}
+FIXED = {"num_attention_heads": 4}  # where hidden size / heads is the channels of a head
+VARIANTS = {
+    "llama": {"tie_word_embeddings": True},
+    "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
+    "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"tie_word_embeddings": True},
+}
+HEADS, OWN_HEADS = (0, 2), ((0, 2), (1,), (0, 1, 2, 3))  # those of a block, of each of its own
+CHANNELS, OWN = 256, (256, 512, 160)
+LAYOUTS = ("uniform", "nas", "per-layer")
+TEXTS = ("Once upon a time", "def first(values):", "The house at the edge", "One, two, three and")
+NEW_TOKENS = 24
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MESSAGES = [
+    {"role": "user", "content": "Who are you?"},
+    {"role": "assistant", "content": "A model."},
+    {"role": "user", "content": "Which?"},
+]
+SWAPPED = "llama-uniform-swapped"  # a wrong model, which every check must find
+
+
+def tokenizer_of() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 300 tokens, with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 8, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
+
+
+def source_of(family: str, folder: Path) -> Checkpoint:
+    sizes = SIZES | VARIANTS.get(family, {})
+    if FAMILIES[family].heads_fixed:
+        sizes |= FIXED
+    build_checkpoint(folder, family, **sizes)
+    tokenizer_of().save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+def plan_of(source: Checkpoint, layout: str) -> Plan:
+    """Two of four KV groups, and half of the FFN channels or another number in every block."""
+    family = source.family
+    whole = not family.cuts_heads or family.alibi
+    heads = OWN_HEADS if layout == "per-layer" else [HEADS] * 3
+    if whole:
+        heads = [range(source.units["attention"])] * 3
+    widths = [CHANNELS] * 3 if layout == "uniform" else OWN
+    if family.ffn_fixed:
+        widths = [source.units["ffn"]] * 3
+    return Plan(
+        [{"attention": [*h], "ffn": [*range(w)]} for h, w in zip(heads, widths, strict=True)]
+    )
+
+
+def swap_groups(folder: Path) -> None:
+    """Exchange the keys of the first two KV groups, which changes no shape."""
+    tensors = load_file(folder / SINGLE)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    first, second, *rest = tensors[name].split(SIZES["head_dim"])
+    tensors[name] = torch.cat((second, first, *rest)).contiguous()
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+
+
+@torch.no_grad()
+def known_of(folder: Path) -> dict:
+    """What transformers makes of a folder, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
+    options["suppress_tokens"] = [tokenizer.eos_token_id]  # llama.cpp goes on only without it
+    following, greedy = [], []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        following.append(model.eval()(ids).logits[0, -1].log_softmax(-1).tolist())
+        greedy.append(model.generate(ids, pad_token_id=0, **options)[0, len(prompt) :].tolist())
+    texts = strings(tokenizer.all_special_tokens)
+    return {
+        "prompts": prompts,
+        "following": following,
+        "greedy": greedy,
+        "texts": texts,
+        "ids": [tokenizer(text)["input_ids"] for text in texts],
+        "eos": tokenizer.eos_token_id,
+        "chat": tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True),
+        "messages": MESSAGES,
+    }
+
+
+def main(folder: Path) -> None:
+    logging.set_verbosity_error()
+    shutil.rmtree(folder, ignore_errors=True)
+    for family, layout in ((f, x) for f in FAMILIES for x in LAYOUTS):
+        name = f"{family}-{layout}"
+        source = source_of(family, folder / "sources" / family)
+        try:
+            write(source, plan_of(source, layout), folder / name, layout)
+        except InputError as sentence:
+            print(f"{name}: {sentence}")
+            continue
+        finish(folder, name)
+        if name == SWAPPED.removesuffix("-swapped"):
+            shutil.copytree(folder / name, folder / SWAPPED)
+            told = (folder / f"{name}.json").read_text()
+            (folder / f"{SWAPPED}.json").write_text(told)
+            swap_groups(folder / SWAPPED)
+            export(Checkpoint(folder / SWAPPED), folder / f"{SWAPPED}.gguf", "f32")
+
+
+def finish(folder: Path, name: str) -> None:
+    """The GGUF file of a folder, if it has one, and what is known of it."""
+    known = known_of(folder / name)
+    known["loads"] = {a["target"]: a["loads"] for a in inspect(folder / name)["loads"]}
+    try:
+        known["notes"] = export(Checkpoint(folder / name), folder / f"{name}.gguf", "f32")[1:]
+    except InputError as sentence:
+        known["no_gguf"] = str(sentence)
+    (folder / f"{name}.json").write_text(json.dumps(known))
+    print(f"{name}: written")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

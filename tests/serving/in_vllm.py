@@ -1,0 +1,56 @@
+"""`make serve`: one folder in vLLM (offline, float32).
+
+    python tests/serving/in_vllm.py KNOWN.json FOLDER RESULT.json     with vLLM's own interpreter
+
+RESULT.json has the log-probabilities of what follows each prompt and the greedy tokens, or the error.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # an engine in this process starts in seconds
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def main(known: Path, folder: Path, result: Path) -> None:
+    import vllm
+
+    told = json.loads(known.read_text())
+    vocabulary, length = len(told["following"][0]), len(told["greedy"][0])
+    try:
+        engine = vllm.LLM(
+            str(folder),
+            trust_remote_code=True,
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=128,
+            max_logprobs=vocabulary,
+        )
+        asked = vllm.SamplingParams(
+            temperature=0,
+            max_tokens=length,
+            logprobs=vocabulary,
+            logit_bias={told["eos"]: -100.0},  # does not change the log-probabilities that are told
+        )
+        prompts = [{"prompt_token_ids": ids} for ids in told["prompts"]]
+        outputs = [given.outputs[0] for given in engine.generate(prompts, asked)]
+        found = {
+            "greedy": [[*output.token_ids] for output in outputs],
+            "following": [
+                [output.logprobs[0][token].logprob for token in range(vocabulary)]
+                for output in outputs
+            ],
+        }
+    except Exception as error:  # whatever it raises, it does not load
+        found = {"error": f"{type(error).__name__}: {error}"}
+    result.write_text(json.dumps({"version": vllm.__version__} | found))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
