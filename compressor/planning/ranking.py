@@ -109,9 +109,9 @@ def solve_globally(
     """Widths by one ranking of all units of the blocks that are not protected, nearest to the target.
 
     It begins with the least widths everywhere (one KV group, one lattice step of FFN channels). alike:
-    with the attention in it, all blocks have as many KV groups as equal widths would have.
+    if it is the attention alone, all blocks have as many KV groups as equal widths would have.
     """
-    if "attention" in alike:
+    if {*alike} == {"attention"}:
         costs, splits = feasible_splits(target, checkpoint, lattice, protect)
         groups = taken_split(target, costs, lattice, splits, protect)["attention"]
         lattice = replace(lattice, attention=[groups])

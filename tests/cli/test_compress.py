@@ -225,7 +225,7 @@ def test_global_allocation(llama, quick, tmp_path, capsys):
     assert f"{min(widths)} to 48 FFN channels" in capsys.readouterr().out
     assert json.loads(plan.read_text())["blocks"] == record["plan"]["blocks"]
     assert stage("cut", llama, dest, "--plan", plan) == 2
-    assert "use --layout per-layer" in said(capsys)
+    assert "or use --layout nas" in said(capsys)
     padded = ["--layout", "padded", "--no-verify", *quick[:-1]]
     assert stage("cut", llama, dest, "--plan", plan, *padded) == 0
     assert same_bytes(dest / SINGLE, tmp_path / "whole" / SINGLE)

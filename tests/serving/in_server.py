@@ -72,7 +72,11 @@ def asked(address: str, server: subprocess.Popen, model: str, known: dict) -> li
         "temperature": 0,
         "return_token_ids": True,
     }
-    body |= {"max_tokens": len(known["greedy"][0]), "logit_bias": {str(known["eos"]): -100}}
+    body |= {
+        "ignore_eos": True,
+        "max_tokens": len(known["greedy"][0]),
+        "logit_bias": {str(known["eos"]): -100},
+    }
     request = urllib.request.Request(
         f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -35,6 +35,7 @@ def main(known: Path, folder: Path, result: Path) -> None:
         asked = vllm.SamplingParams(
             temperature=0,
             max_tokens=length,
+            ignore_eos=True,
             logprobs=vocabulary,
             logit_bias={told["eos"]: -100.0},  # does not change the log-probabilities that are told
         )
