@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from conftest import FAMILIES, build_checkpoint
+from edits import edit_tensors
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
@@ -36,6 +37,7 @@ VARIANTS = {
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
     "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
+    "bloom": {"tie_word_embeddings": True},
     "qwen2": {"tie_word_embeddings": True},
 }
 HEADS, OWN_HEADS = (0, 2), ((0, 2), (1,), (0, 1, 2, 3))  # those of a block, of each of its own
@@ -77,8 +79,16 @@ def source_of(family: str, folder: Path) -> Checkpoint:
     if FAMILIES[family].heads_fixed:
         sizes |= FIXED
     build_checkpoint(folder, family, **sizes)
+    edit_tensors(folder, centre_biases)
     tokenizer_of().save_pretrained(folder)
     return Checkpoint(folder)
+
+
+def centre_biases(tensors: dict[str, torch.Tensor]) -> None:
+    """Biases of norms around 0: around 1 the last one's makes the same token likeliest everywhere."""
+    for name in tensors:
+        if name.endswith(".bias") and ("norm" in name or "ln_" in name):
+            tensors[name] = tensors[name] - 1
 
 
 def plan_of(source: Checkpoint, layout: str) -> Plan:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 START = 240  # seconds that a server may take to come up
@@ -43,7 +44,9 @@ def served(
         port = free.getsockname()[1]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {} if plugins is None else {PLUGINS: plugins}
-    command = [str(engines.with_name("vllm")), "serve", str(folder), "--dtype", "float32"]
+    # What `vllm serve` runs; the command itself looks for a distribution called vllm, not vllm-cpu.
+    command = [str(engines), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--dtype", "float32"]
     command += ["--max-model-len", "128", "--enforce-eager", "--port", str(port), *flags]
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -52,7 +55,8 @@ def served(
         try:
             return asked(f"http://127.0.0.1:{port}", server, str(folder), known)
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait()
 
 
