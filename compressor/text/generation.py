@@ -3,27 +3,28 @@
 What a compression is fitted on should be what the model will compute, and nothing is more like that than
 its own text (Williams et al., arXiv 2410.17170; theirs is to begin with BOS alone). Ours is plain
 sampling: every token from the whole distribution as it is, because only then do the means over the text
-estimate those under the model.
+estimate those under the model. Where a document ends, the next one begins in the same row, as models
+are trained on text: so no row waits for the longest of its batch, and what stands before does no harm.
 """
 
 from collections.abc import Iterator
-from itertools import count, takewhile
+from itertools import count, groupby
 
 import torch
 
 from compressor.config.seeding import STRIDE
 from compressor.errors import InputError
 
-BATCH = 64  # documents written side by side, at most
+BATCH = 64  # rows written side by side, at most
 EMPTY_BATCHES = 8  # in a row, until a model counts as one that writes nothing
 
 
 def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[tuple[str, int]]:
     """Documents and their tokens, until there are `tokens` (with BOS, which opens each of them).
 
-    A document ends at `length` tokens, or before the model's BOS or EOS. The same seed gives the same
-    text on the same machine. InputError for a tokenizer without BOS and EOS, and for a model that ends
-    every document at once.
+    A document has at most `length` tokens, and ends before the model's BOS or EOS. The same seed gives
+    the same text on the same machine. InputError for a tokenizer without BOS and EOS, and for a model
+    that ends every document at once.
     """
     opening = tokenizer.bos_token_id
     if opening is None:
@@ -38,8 +39,8 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
     batch, left, empty = min(BATCH, -(-tokens // length)), tokens, 0
     for number in count():
         empty += 1
-        for ids in sample(model, opening, sorted(ends), batch, length, seed + number * STRIDE):
-            document = list(takewhile(lambda token: token not in ends, ids))
+        rows = sample(model, opening, sorted(ends), batch, length, seed + number * STRIDE)
+        for document in (document for ids in rows for document in divided(ids, ends)):
             text = tokenizer.decode(document, skip_special_tokens=True)
             if not text.strip():
                 continue
@@ -49,16 +50,23 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
                 return
         if empty == EMPTY_BATCHES:
             raise InputError(
-                f"The model ended {EMPTY_BATCHES * batch} documents before it wrote a word; calibrate "
-                "on a text."
+                f"The model ended every document of {EMPTY_BATCHES * batch} rows of {length} tokens "
+                "before it wrote a word; calibrate on a text."
             )
+
+
+def divided(ids: list[int], ends: set[int]) -> Iterator[list[int]]:
+    """The documents of a row, without what stands between them."""
+    for between, document in groupby(ids, ends.__contains__):
+        if not between:
+            yield list(document)
 
 
 def sample(
     model, opening: int, ends: list[int], batch: int, length: int, seed: int
 ) -> list[list[int]]:
-    """`batch` continuations of one token, without it; what follows an end is no text."""
-    from transformers import GenerationConfig
+    """`batch` rows of `length` tokens, all but the first one, `opening`; it also follows every end."""
+    from transformers import GenerationConfig, LogitsProcessorList
 
     settings = GenerationConfig(
         do_sample=True,
@@ -66,13 +74,24 @@ def sample(
         top_k=0,
         top_p=1.0,
         max_length=length,
-        eos_token_id=ends,
+        eos_token_id=-1,  # None stands for the model's own
         pad_token_id=ends[0],
     )
+    ending = torch.tensor([end for end in ends if end != opening], device=model.device)
+
+    def reopened(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ended = torch.isin(ids[:, -1], ending)
+        scores[ended] = float("-inf")
+        scores[ended, opening] = 0.0
+        return scores
+
     prompts = torch.full((batch, 1), opening, device=model.device)
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         sequences = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([reopened]),
         )
     return sequences[:, 1:].tolist()

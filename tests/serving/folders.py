@@ -10,6 +10,7 @@ of what follows each, the tokens that greedy decoding gives, and what `inspect` 
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,14 +80,18 @@ def source_of(family: str, folder: Path) -> Checkpoint:
     if FAMILIES[family].heads_fixed:
         sizes |= FIXED
     build_checkpoint(folder, family, **sizes)
-    edit_tensors(folder, centre_biases)
+    edit_tensors(folder, partial(varied, family))
     tokenizer_of().save_pretrained(folder)
     return Checkpoint(folder)
 
 
-def centre_biases(tensors: dict[str, torch.Tensor]) -> None:
-    """Biases of norms around 0: around 1 the last one's makes the same token likeliest everywhere."""
+def varied(family: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Have the model not say the same token all the time: biases of norms are around 0, not 1, and what
+    Gemma multiplies its embedding by, which is its head too, is taken back.
+    """
     for name in tensors:
+        if name.endswith("embed_tokens.weight") and family.startswith("gemma"):
+            tensors[name] = tensors[name] / SIZES["hidden_size"] ** 0.5
         if name.endswith(".bias") and ("norm" in name or "ln_" in name):
             tensors[name] = tensors[name] - 1
 

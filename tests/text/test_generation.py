@@ -27,7 +27,8 @@ def test_tokens_are_drawn_from_the_models_own_distribution(llama):
     rows = torch.tensor(sample(model, 1, [2], 64, 16, seed=0))
     logs = model(torch.cat((torch.ones(len(rows), 1, dtype=torch.long), rows), 1)).logits
     logs = logs[:, :-1].log_softmax(-1)
-    given = (rows != 2).cumprod(1).bool()  # from the end on it is padding
+    given = torch.cat((torch.ones(len(rows), 1).bool(), rows[:, :-1] != 2), 1)  # or an opening is
+    assert (rows[~given] == 1).all() and not given.all()
     spent = -logs.gather(2, rows[..., None])[..., 0][given]
     mean = -(logs.exp() * logs).sum(-1)[given]
     # What a token costs is its distribution's entropy in the mean.
@@ -60,7 +61,7 @@ def test_the_seed_decides_and_nobody_elses_numbers_change(llama):
 def test_a_model_that_writes_nothing(llama):
     model, tokenizer = opened(llama)
     model.generation_config.eos_token_id = list(range(model.config.vocab_size))
-    with pytest.raises(InputError, match="ended 104 documents before it wrote a word"):
+    with pytest.raises(InputError, match="every document of 104 rows of 8 tokens before"):
         list(written(model, tokenizer, 100, 8, seed=0))
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(InputError, match="neither BOS nor EOS"):

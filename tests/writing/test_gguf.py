@@ -288,8 +288,20 @@ def test_scaled_rotations_are_told(make, tmp_path):
     assert field(reader, "llama.rope.scaling.original_context_length") == 16
 
 
-def test_a_tokenizer_that_composes_is_told(make):
+def test_what_ids_differ_in_is_told(make):
     folder = make()
-    state = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "NFC"}}))
-    assert "NFC" in vocabulary_of(AutoTokenizer.from_pretrained(folder), ROWS).notes[0]
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text())
+    assert vocabulary_of(AutoTokenizer.from_pretrained(folder), ROWS).notes == []
+    state["added_tokens"][0]["rstrip"] = True
+    file.write_text(json.dumps(state | {"normalizer": {"type": "NFC"}}))
+    composed, stripped = vocabulary_of(AutoTokenizer.from_pretrained(folder), ROWS).notes
+    assert "NFC" in composed and "swallow the spaces" in stripped
+
+
+def test_a_name_that_llama_cpp_has_rules_for_is_left_out(make, tmp_path):
+    for name, told in (("my-Phi-3-small", False), ("my-model", True)):
+        folder = make().rename(tmp_path / name)
+        export(Checkpoint(folder), tmp_path / f"{name}.gguf")
+        field_of = gguf.GGUFReader(tmp_path / f"{name}.gguf").get_field("general.name")
+        assert (field_of is not None) is told

@@ -7,6 +7,8 @@ from compressor.model.source import Source
 
 SCALED = {"linear": "LINEAR", "yarn": "YARN"}  # kinds of rotary scaling, by gguf's names
 UNSCALED = ("default", "llama3")  # the latter is a tensor of factors (`tensors.py`)
+# In a model's name they have llama.cpp treat some tokens otherwise, whatever tokenizer it has.
+NAMES_OF_RULES = ("phi-3", "phi3", "jina", "modern-bert")
 CONVERTER = "llama.cpp's own convert_hf_to_gguf.py may take it"
 
 
@@ -48,8 +50,9 @@ def put_metadata(writer: Any, source: Source) -> None:
     groups, channels = [u["attention"] for u in units], [u["ffn"] for u in units]
     heads = [count * source.queries_per_group for count in groups]
     alike = writer.arch == "llama"
-    if source.path is not None:
-        writer.add_name(source.path.resolve().name)
+    name = source.path.resolve().name if source.path is not None else ""
+    if name and not any(word in name.lower() for word in NAMES_OF_RULES):
+        writer.add_name(name)
     writer.add_context_length(source.positions or 2048)
     writer.add_embedding_length(source.hidden_size)
     writer.add_block_count(source.blocks)

@@ -30,6 +30,10 @@ UNCOMPOSED = (
     "The tokenizer composes characters first (NFC) and llama.cpp does not: a text with combining marks "
     "gets other ids there."
 )
+STRIPPING = (
+    "Some special tokens swallow the spaces beside them, and in llama.cpp they do not: a text with "
+    "spaces there gets other ids."
+)
 
 
 @dataclass
@@ -74,6 +78,8 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Vocabulary
         made = Vocabulary("gpt2", tokens, types, before_of(state))
         made.merges = [" ".join(pair) for pair in merges]
         made.notes = [UNCOMPOSED] if state["normalizer"] else []
+    if any(added["lstrip"] or added["rstrip"] for added in state["added_tokens"]):
+        made.notes.append(STRIPPING)
     made.begins, made.ends = around(tokenizer)
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     made.specials = {name: number for name, number in ids.items() if number is not None}
