@@ -68,30 +68,33 @@ def sample(
     """`batch` rows of `length` tokens, all but the first one, `opening`; it also follows every end."""
     from transformers import GenerationConfig, LogitsProcessorList
 
+    # A cache that grows is copied at every token. Bloom's class of transformers 5.19 takes no other.
+    static = model._can_compile_fullgraph and model.config.model_type != "bloom"
     settings = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        do_sample=False,  # `drawn` leaves one choice
         max_length=length,
         eos_token_id=-1,  # None stands for the model's own
         pad_token_id=ends[0],
+        cache_implementation="static" if static else None,
+        disable_compile=True,
     )
-    ending = torch.tensor([end for end in ends if end != opening], device=model.device)
-
-    def reopened(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        ended = torch.isin(ids[:, -1], ending)
-        scores[ended] = float("-inf")
-        scores[ended, opening] = 0.0
-        return scores
-
     prompts = torch.full((batch, 1), opening, device=model.device)
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
+    random = torch.Generator(model.device).manual_seed(seed)
+    closing = torch.tensor([end for end in ends if end != opening], device=model.device)
+
+    def drawn(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """One token a row has a score: `torch.multinomial` draws a number for every token instead."""
+        sums = scores.float().softmax(-1).cumsum(-1)
+        place = torch.rand(len(ids), 1, generator=random, device=ids.device) * sums[:, -1:]
+        chosen = torch.searchsorted(sums, place).clamp_max(scores.shape[-1] - 1)
+        chosen[torch.isin(ids[:, -1], closing)] = opening
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+
+    with torch.inference_mode():
         sequences = model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([reopened]),
+            logits_processor=LogitsProcessorList([drawn]),
         )
     return sequences[:, 1:].tolist()
