@@ -1,6 +1,5 @@
 """The stage that has a model write its own calibration text."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ def generate(
     *,
     options: dict,
 ) -> None:
-    """Let the model write a text of its own, for a second --calibration; needs room for the model."""
+    """Let the model write a text of its own, to calibrate on; needs room for the whole model."""
     runtime = JobConfig(source, out).with_options(**options).runtime
     check_runtime(runtime)
     check_folder(out)
@@ -38,38 +37,17 @@ def generate(
     for name, value, least in (("--tokens", tokens, 1), ("--length", length, 2)):
         if value < least:
             raise InputError(f"{name} is {value}; it must be at least {least}.")
-    from compressor.job.opening import chosen_device, compute_dtype
+    from compressor.job.own_text import write_own
     from compressor.job.progress import Lines
     from compressor.model.checkpoint import Checkpoint
-    from compressor.model.finite import check_finite
-    from compressor.model.loading import open_whole
-    from compressor.text.generation import written
 
     checkpoint = Checkpoint(source)
-    device = chosen_device(runtime.device)
-    tokenizer = checkpoint.tokenizer()
-    precision = compute_dtype(runtime.dtype, checkpoint.dtype, device)
-    model = open_whole(checkpoint, device, precision, "calibrate on a text")
-    for name, weight in model.named_parameters():
-        check_finite(name, weight)
-    length = min(length, checkpoint.positions or length)
-    made, partial = 0, out.with_name(out.name + ".partial")
-    try:
-        with (
-            Lines(quiet).stage("generate") as progress,
-            partial.open("w", encoding="utf-8") as file,
-        ):
-            for text, count in written(model, tokenizer, tokens, length, runtime.seed):
-                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                made += count
-                progress(min(made, tokens), tokens)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with Lines(quiet).stage("generate") as progress:
+        made = write_own(checkpoint, runtime, out, tokens, length, progress)
     if not quiet:
         print(
-            f"{made:,} tokens. Use them beside a text: compress {source} DEST --calibration TEXT "
-            f"--calibration {out}"
+            f"{made:,} tokens. Calibrate on them, alone or beside a text: compress {source} DEST "
+            f"[--calibration TEXT] --calibration {out}"
         )
         for note in checkpoint.notes:
             print(note)

@@ -5,23 +5,24 @@ from dataclasses import dataclass
 from compressor.config.options import at_least, option
 
 RANGE = "Its documents or windows A:B."
+OWN = "own"  # the name of the text that the model writes itself
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A text is a file, `stdlib`, or a data set of the hub (`text/texts.py`)."""
+    """A text is a file, `stdlib`, a data set of the hub (`text/texts.py`), or the model's own."""
 
     calibration: str = option(
         "stdlib",
         "--calibration",
-        "Text to score, repair and train on: .txt, .json, .jsonl, stdlib, or a hub name; TEXT[A:B] "
-        "takes its documents or windows A to B.",
+        "Text to score, repair and train on: .txt, .json, .jsonl, stdlib, own (which the model writes "
+        "first), or a hub name; TEXT[A:B] takes its documents or windows A to B.",
     )
     calibration_range: str | None = option(None, "calibration_range", RANGE)
     calibration_also: str | None = option(
         None,
         "calibration_also",
-        "A second text, as many tokens of it: what `compressor generate` lets the model write.",
+        "A second text, as many tokens of it, such as own.",
     )
     calibration_also_range: str | None = option(None, "calibration_also_range", RANGE)
     evaluation: str | None = option(

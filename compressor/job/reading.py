@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compressor.config.choices import NO_EVALUATION
-from compressor.config.text import TextConfig
+from compressor.config.text import OWN, TextConfig
 from compressor.errors import InputError
 from compressor.job.progress import Lines
 from compressor.model.source import Source
@@ -30,10 +30,23 @@ class Texts:
     notes: list[str] = field(default_factory=list)
 
 
-def read_texts(config: TextConfig, checkpoint: Source, calibrates: bool) -> Texts:
+def read_texts(
+    config: TextConfig, checkpoint: Source, calibrates: bool, own: Text | None = None
+) -> Texts:
     """Calibration, if anything looks at activations (calibrates), and what results are measured on: the
     evaluation text, or by default the end of the calibration text, which is then read by nothing else.
+
+    own: what the model wrote, if one of the texts is that.
     """
+
+    def read(source: str) -> Text:
+        if source == OWN and own is None:
+            raise InputError(
+                "The text 'own' is written by compress and by the stage score; here, write it first "
+                "(compressor generate SOURCE own.jsonl), and give that file."
+            )
+        return own if source == OWN and own is not None else read_text(source)
+
     by_default = config.evaluation is None
     if not calibrates and config.evaluation == NO_EVALUATION:
         return Texts()
@@ -41,7 +54,7 @@ def read_texts(config: TextConfig, checkpoint: Source, calibrates: bool) -> Text
     evaluation = read_evaluation(config, checkpoint, tokenizer)
     if not calibrates and not by_default:
         return Texts(evaluation=evaluation)
-    text = read_text(config.calibration)
+    text = read(config.calibration)
     most = config.calibration_tokens
     wanted = config.samples or max(1, most // limit)
 
@@ -63,7 +76,7 @@ def read_texts(config: TextConfig, checkpoint: Source, calibrates: bool) -> Text
     if not calibrates:
         return Texts(None, evaluation, training, notes)
     if config.calibration_also is not None:
-        other = read_text(config.calibration_also)
+        other = read(config.calibration_also)
         span = config.calibration_also_range
         also = tokenize(other, tokenizer, limit, None, span, calibration.tokens)
         check_ids(also.sequences, checkpoint.vocabulary)

@@ -73,7 +73,7 @@ def sample(
     settings = GenerationConfig(
         do_sample=False,  # `drawn` leaves one choice
         max_length=length,
-        eos_token_id=-1,  # None stands for the model's own
+        eos_token_id=model.config.vocab_size,  # no token; None stands for the model's own
         pad_token_id=ends[0],
         cache_implementation="static" if static else None,
         disable_compile=True,

@@ -71,7 +71,7 @@ def test_a_model_that_writes_nothing(llama):
 def test_the_stage_writes_what_calibration_reads(llama, tmp_path, capsys):
     out = tmp_path / "own.jsonl"
     assert stage("generate", llama, out, "--tokens", 300, "--device", "cpu") == 0
-    assert f"DEST --calibration TEXT --calibration {out}" in capsys.readouterr().out
+    assert f"DEST [--calibration TEXT] --calibration {out}" in capsys.readouterr().out
     text = read_text(str(out))
     model, tokenizer = opened(llama)
     positions = model.config.max_position_embeddings  # fewer than --length
@@ -97,5 +97,5 @@ def test_what_is_refused(llama, tmp_path, monkeypatch, capsys):
     memory = psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert stage("generate", llama, new, "--device", "cpu") == 4
-    assert "calibrate on a text, or free some" in said(capsys)
+    assert "calibrate on a text (--calibration TEXT), or free some" in said(capsys)
     assert not new.exists() and json.loads(taken.read_text()) == {"text": "kept"}
