@@ -10,11 +10,11 @@ of what follows each, the tokens that greedy decoding gives, and what `inspect` 
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from conftest import FAMILIES, build_checkpoint
 from edits import edit_tensors
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from compressor.analysis.inspection import inspect
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import FAMILIES
 from compressor.model.tensors import SINGLE
 from compressor.planning.plan import Plan
 from compressor.writing.cuts import write
@@ -75,11 +76,12 @@ def tokenizer_of() -> PreTrainedTokenizerFast:
     )
 
 
-def source_of(family: str, folder: Path) -> Checkpoint:
+def source_of(family: str, folder: Path, build: Callable) -> Checkpoint:
+    """A small random model; build: `build_checkpoint` of conftest.py."""
     sizes = SIZES | VARIANTS.get(family, {})
     if FAMILIES[family].heads_fixed:
         sizes |= FIXED
-    build_checkpoint(folder, family, **sizes)
+    build(folder, family, **sizes)
     edit_tensors(folder, partial(varied, family))
     tokenizer_of().save_pretrained(folder)
     return Checkpoint(folder)
@@ -149,11 +151,13 @@ def known_of(folder: Path) -> dict:
 
 
 def main(folder: Path) -> None:
+    from conftest import build_checkpoint  # of the tests: under pytest another has this name
+
     logging.set_verbosity_error()
     shutil.rmtree(folder, ignore_errors=True)
     for family, layout in ((f, x) for f in FAMILIES for x in LAYOUTS):
         name = f"{family}-{layout}"
-        source = source_of(family, folder / "sources" / family)
+        source = source_of(family, folder / "sources" / family, build_checkpoint)
         try:
             write(source, plan_of(source, layout), folder / name, layout)
         except InputError as sentence:

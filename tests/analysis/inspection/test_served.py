@@ -19,9 +19,9 @@ NAMES = sorted({row["name"] for row in ROWS})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_engines_did(tmp_path, name):
+def test_it_says_what_engines_did(make_checkpoint, tmp_path, name):
     family, _, layout = name.partition("-")
-    source = source_of(family, tmp_path / "source")
+    source = source_of(family, tmp_path / "source", make_checkpoint)
     write(source, plan_of(source, layout), tmp_path / name, layout)
     answers = {row["target"]: row["loads"] for row in inspect(tmp_path / name)["loads"]}
     for row in ROWS:
