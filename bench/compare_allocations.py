@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from compressor.config.layouts import PER_LAYER
 from compressor.config.target import Target
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge, loss_after
@@ -60,7 +61,8 @@ def plans_of(scores: Scores, checkpoint: Checkpoint, target: Target) -> dict[str
         name = f"{split['attention']} KV groups"
         plans[name] = plan_of(scores, checkpoint, target, widths, "uniform", [])
     for how in ("besa", "exact"):
-        own = allocate(scores, checkpoint, target, Wanted(align=steps.align, served=False), how=how)
+        wanted = Wanted(align=steps.align, layout=PER_LAYER)
+        own = allocate(scores, checkpoint, target, wanted, how=how)
         plans[f"{how}, own"] = own
     return plans
 

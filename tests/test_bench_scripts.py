@@ -163,6 +163,7 @@ PRINTED = {  # script -> a quick run, and what it prints
     ),
 }
 TESTED_BELOW = {"make_checkpoint", "predict", "roofline"}
+OF_ENGINES = {"served", "served_once"}  # tests/serving, `make serve`
 OF_REAL = {"real", "real_accuracy", "real_forward", "real_judge", "real_models"}  # tests/yardstick
 
 
@@ -247,7 +248,10 @@ def figure(row: dict, path: str) -> float:
 
 def test_every_script_is_here():
     scripts = {path.stem for path in BENCH.glob("*.py") if "__main__" in path.read_text()}
-    assert scripts == {case.script for case in CASES} | {*PRINTED} | TESTED_BELOW | OF_REAL
+    assert (
+        scripts
+        == {case.script for case in CASES} | {*PRINTED} | TESTED_BELOW | OF_ENGINES | OF_REAL
+    )
 
 
 @pytest.mark.parametrize("case", [case.parameter for case in CASES])

@@ -55,13 +55,13 @@ def test_one_rejected_ratio_of_several(stories, tmp_path, capsys):
         (["--keep", 0.7, "--mode", "magic"], "no mode 'magic'"),
         (["--keep", 0.7, "--layout", "spiral"], "'spiral' is not one of"),
         (["--keep", 0.7, "--container", "gpt2"], "cannot be written as 'gpt2'"),
-        (["--keep", 0.7, "--protect", "0"], "add --layout per-layer"),
+        (["--keep", 0.7, "--protect", "0"], "add --layout nas"),
         (["--keep", 0.7, "--protect", "first"], "not 'first'"),
         (
             ["--keep", 0.7, "--allocate", "magic"],
             "uniform, global, exact, measured or besa, not 'magic'",
         ),
-        (["--keep", 0.7, "--allocate", "global"], "add --layout per-layer"),
+        (["--keep", 0.7, "--allocate", "global"], "add --layout nas"),
         (
             ["--keep", 0.7, "--allocate", "global", "--layout", "padded", "--statistics", "pruned"],
             "finds the widths when all are",
