@@ -73,15 +73,15 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
     window = config.get("sliding_window") if family.llama_like else None
     if window and window < (checkpoint.positions or window + 1):
         raise InputError(
-            f"The blocks of {checkpoint.label} attend to {window} tokens (sliding_window), and those "
-            f"of the nas layout to all; {INSTEAD}."
+            f"The model's blocks attend to {window} tokens (sliding_window), and those of the nas layout "
+            f"to all; {INSTEAD}."
         )
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     turned = config.get("partial_rotary_factor", rope.get("partial_rotary_factor")) or 1.0
     if "short_factor" in rope or turned != 1:
         raise InputError(
-            f"The rotary embedding of {checkpoint.label} (partial, or longrope) is none that vLLM's "
-            f"class of the nas layout computes; {INSTEAD}."
+            "The model's rotary embedding (partial, or longrope) is none that vLLM's class of the nas "
+            f"layout computes; {INSTEAD}."
         )
     return container if family.llama_like else other.model_type
 
