@@ -73,8 +73,8 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
     window = config.get("sliding_window") if family.llama_like else None
     if window and window < (checkpoint.positions or window + 1):
         raise InputError(
-            f"The model's blocks attend to {window} tokens (sliding_window), and those of the nas layout "
-            f"to all; {INSTEAD}."
+            f"The model's blocks attend to {window} tokens (sliding_window), and those of the nas "
+            f"layout to all; {INSTEAD}."
         )
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     turned = config.get("partial_rotary_factor", rope.get("partial_rotary_factor")) or 1.0
