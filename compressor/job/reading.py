@@ -40,12 +40,14 @@ def read_texts(
     """
 
     def read(source: str) -> Text:
-        if source == OWN and own is None:
+        if source != OWN:
+            return read_text(source)
+        if own is None:
             raise InputError(
                 "The text 'own' is written by compress and by the stage score; here, write it first "
                 "(compressor generate SOURCE own.jsonl), and give that file."
             )
-        return own if source == OWN and own is not None else read_text(source)
+        return own
 
     by_default = config.evaluation is None
     if not calibrates and config.evaluation == NO_EVALUATION:

@@ -39,6 +39,12 @@ class Geometry:
         return limit if limit and limit > 0 else None
 
     @property
+    def window(self) -> int | None:
+        """How many tokens blocks attend to, where that is fewer than a sequence can have."""
+        window = self.config.get("sliding_window")
+        return window if window and window < (self.positions or window + 1) else None
+
+    @property
     def queries_per_group(self) -> int:
         return self.heads // self.kv_heads
 

@@ -70,11 +70,10 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
         raise InputError(
             f"The nas layout is for FFNs with silu, the one that vLLM's class has, not {act}; {INSTEAD}."
         )
-    window = config.get("sliding_window") if family.llama_like else None
-    if window and window < (checkpoint.positions or window + 1):
+    if family.llama_like and checkpoint.window:
         raise InputError(
-            f"The model's blocks attend to {window} tokens (sliding_window), and those of the nas "
-            f"layout to all; {INSTEAD}."
+            f"The model's blocks attend to {checkpoint.window} tokens (sliding_window), and those of "
+            f"the nas layout to all; {INSTEAD}."
         )
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     turned = config.get("partial_rotary_factor", rope.get("partial_rotary_factor")) or 1.0

@@ -9,17 +9,6 @@ from compressor.report.drawing import PICTURE
 from compressor.report.result import Result
 from compressor.text.tokens import describe
 
-NAS_LOADS = f""" whose blocks have FFN widths of their own (`{nas.MODEL_TYPE}`). vLLM has a
-class of such models, and `transformers` builds them by the code in this folder; both run that only where
-they are told to:
-
-    vllm serve "this folder" --trust-remote-code
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto", trust_remote_code=True)
-
-Where `compressor` is installed, `vllm serve` needs no such flag."""
-
 
 def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
@@ -88,12 +77,20 @@ def how_repaired(repair: dict | None) -> str:
 
 def how_it_loads(family: Family, layout: str) -> str:
     """The end of a sentence, and the lines of Python that load a result."""
-    if layout == NAS:
-        return NAS_LOADS
     imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
     if not needs_code(family, layout):
         return f"; it loads with plain `transformers`:\n\n{imports}{call})"
+    if layout == NAS:
+        return f""" whose blocks have FFN widths of their own (`{nas.MODEL_TYPE}`). vLLM has a
+class of such models, and `transformers` builds them by the code in this folder; both run that only where
+they are told to:
+
+    vllm serve "this folder" --trust-remote-code
+
+{imports}{call}, trust_remote_code=True)
+
+Where `compressor` is installed, `vllm serve` needs no such flag."""
     first, *others = [f"`{file.name}`" for file in code_of(family)]
     files = f"{first} (with {', '.join(others)})" if others else first
     what = "of which `transformers` has no class."

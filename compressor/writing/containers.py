@@ -21,7 +21,7 @@ def container_notes(checkpoint: Source, written: Source, layout: str) -> list[st
     family, chosen = checkpoint.family, written.family
     if layout == NAS:
         said = (
-            "its blocks have FFN widths of their own, which vLLM's class DeciLMForCausalLM builds"
+            f"its blocks have FFN widths of their own, which vLLM's class {nas.ARCHITECTURE} builds"
         )
         zeros = "; o_proj has biases there, which are zeros" * bool(
             chosen is not family and family.container.zeros

@@ -10,7 +10,7 @@ of what follows each, the tokens that greedy decoding gives, and what `inspect` 
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -59,8 +59,8 @@ MESSAGES = [
 SWAPPED = "llama-uniform-swapped"  # a wrong model, which every check must find
 
 
-def tokenizer_of() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 300 tokens, with a chat template."""
+def byte_level(texts: Iterable[str], template: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 300 tokens at most, with a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,9 +70,9 @@ def tokenizer_of() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXTS * 8, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
     )
 
 
@@ -83,7 +83,7 @@ def source_of(family: str, folder: Path, build: Callable) -> Checkpoint:
         sizes |= FIXED
     build(folder, family, **sizes)
     edit_tensors(folder, partial(varied, family))
-    tokenizer_of().save_pretrained(folder)
+    byte_level(TEXTS * 8, TEMPLATE).save_pretrained(folder)
     return Checkpoint(folder)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from edits import edit_config
 from jobs import said, stage
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from serving.folders import byte_level
+from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from unequal import plan_of, written
 
@@ -28,32 +28,12 @@ from compressor.writing.tokenizer_class import strings
 ROWS = 310
 
 
-def byte_level(folder: Path, **options) -> None:
-    """A byte-level tokenizer of 300 tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["a text to find merges in, and another text"], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        chat_template="{{ messages }}",
-    )
-    fast.save_pretrained(folder)
-
-
 @pytest.fixture
 def make(make_checkpoint, tmp_path):
     def make(**options) -> Path:
         folder = make_checkpoint(tmp_path / "source", **{"vocab_size": ROWS} | options)
-        byte_level(folder)
+        texts = ["a text to find merges in, and another text"]
+        byte_level(texts, "{{ messages }}").save_pretrained(folder)
         return folder
 
     return make

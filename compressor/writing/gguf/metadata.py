@@ -22,11 +22,10 @@ def architecture_of(source: Source) -> str:
         )
     if (act := source.config.get("hidden_act", "silu")) != "silu":
         raise InputError(f"The FFNs of these architectures have silu, not {act}; {CONVERTER}.")
-    window = source.config.get("sliding_window")
-    if window and window < (source.positions or window + 1):
+    if source.window:
         raise InputError(
-            f"The blocks of {source.label} attend to {window} tokens (sliding_window), and those of "
-            f"these architectures to all; {CONVERTER}."
+            f"The blocks of {source.label} attend to {source.window} tokens (sliding_window), and "
+            f"those of these architectures to all; {CONVERTER}."
         )
     rope = rope_of(source)
     kind = rope.get("rope_type", "default")

@@ -5,6 +5,7 @@ import math
 import torch
 
 from compressor.model.source import Source
+from compressor.writing.gguf.metadata import rope_of
 
 OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -52,7 +53,7 @@ def extra_tensors(source: Source) -> dict[str, torch.Tensor]:
     A frequency is divided by its factor: by 1 where its wave is short, by `factor` where it is long, and
     in between by what interpolates the two (transformers, `_compute_llama3_parameters`).
     """
-    rope = source.model_config().to_dict().get("rope_parameters") or {}
+    rope = rope_of(source)
     if rope.get("rope_type") != "llama3":
         return {}
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

@@ -152,16 +152,15 @@ def before_of(state: dict) -> str:
 
 def spaced(state: dict) -> bool:
     """Whether a text of pieces gets a space in front; InputError for other ways to make pieces."""
-    normalizer = json.dumps(state["normalizer"]) if state["normalizer"] else ""
+    normalizer = json.dumps(state["normalizer"], ensure_ascii=False)
     pre = state["pre_tokenizer"] or {}
-    kinds = {"Prepend": '"Prepend"' in normalizer, "Metaspace": pre.get("type") == "Metaspace"}
-    known = SPACE in json.dumps(state["normalizer"], ensure_ascii=False) or kinds["Metaspace"]
-    if not known or pre.get("type") not in (None, "Metaspace") or pre.get("split"):
+    known = SPACE in normalizer if not pre else pre["type"] == "Metaspace"
+    if not known or pre.get("split"):
         raise InputError(
             f"The tokenizer's normalizer {state['normalizer']!r:.200} and pre-tokenizer {pre!r:.200} "
             "are not those of sentencepiece, by which llama.cpp would take texts apart."
         )
-    return kinds["Prepend"] or pre.get("prepend_scheme") in ("always", "first")
+    return '"Prepend"' in normalizer or pre.get("prepend_scheme") in ("always", "first")
 
 
 def around(tokenizer: "PreTrainedTokenizerBase") -> tuple[bool, bool]:
