@@ -79,8 +79,6 @@ def how_it_loads(family: Family, layout: str) -> str:
     """The end of a sentence, and the lines of Python that load a result."""
     imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
-    if not needs_code(family, layout):
-        return f"; it loads with plain `transformers`:\n\n{imports}{call})"
     if layout == NAS:
         return f""" whose blocks have FFN widths of their own (`{nas.MODEL_TYPE}`). vLLM has a
 class of such models, and `transformers` builds them by the code in this folder; both run that only where
@@ -91,6 +89,8 @@ they are told to:
 {imports}{call}, trust_remote_code=True)
 
 Where `compressor` is installed, `vllm serve` needs no such flag."""
+    if not needs_code(family, layout):
+        return f"; it loads with plain `transformers`:\n\n{imports}{call})"
     first, *others = [f"`{file.name}`" for file in code_of(family)]
     files = f"{first} (with {', '.join(others)})" if others else first
     what = "of which `transformers` has no class."

@@ -67,6 +67,9 @@ def test_all_layouts_of_one_scoring(llama, quick, text_file, tmp_path, capsys, m
     rows = {row["allocation"] for row in found["nas"]["held_back"]["rows"]}
     assert FREE in rows and found["nas"]["held_back"]["taken"] == "exact"
     nas = Checkpoint(tmp_path / "all" / "keep-blocks-0.6-nas").block_units
+    card = (tmp_path / "all" / "keep-blocks-0.6-nas" / "README.md").read_text()
+    assert 'vllm serve "this folder" --trust-remote-code' in card
+    assert "trust_remote_code=True)" in card
     assert len({u["attention"] for u in nas}) == 1 < len({u["ffn"] for u in nas})
     own, padded = found["per-layer"], found["padded"]
     assert own["perplexity_after"] == pytest.approx(padded["perplexity_after"], rel=1e-5)
