@@ -33,7 +33,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt csrc/cpu csrc/cuda $
 compress: install
 	mkdir -p $(dir $(OUT))
 	$(BIN)/compress examples/tiny-llama $(OUT) --keep 0.85 --overwrite \
-	    --evaluation 'stdlib-held-out[0:100]'
+	    --calibration stdlib --evaluation 'stdlib-held-out[0:100]'
 	$(BIN)/python examples/continue_text.py examples/tiny-llama $(OUT)
 
 # Tests side by side, each on one thread: two that share their cores wait for each other.

@@ -38,11 +38,11 @@ def spread_ratios(arguments: list[str]) -> list[str]:
 Panels = Mapping[str, Mapping[type, tuple[str, ...]]]
 
 
-def offers(panels: Panels, **retyped: tuple[Any, Any]) -> Callable:
+def offers(panels: Panels, **retyped: tuple[Any, ...]) -> Callable:
     """Give a command options of configs, by their names in Python and under the title of a panel.
 
     The command gets one dictionary, `options`, by these names, of those that differ from their defaults.
-    retyped: another type and default of an option in this command.
+    retyped: another type and default of an option in this command, and words for the default.
     """
 
     def changed(command: Callable) -> Callable:
@@ -77,15 +77,15 @@ def offers(panels: Panels, **retyped: tuple[Any, Any]) -> Callable:
 def parameter(described: Field, panel: str, *retyped) -> inspect.Parameter:
     """An option's parameter of a command. One that is parsed is text, and None is its default."""
     about = described.metadata
-    kind, default = described.type, described.default
+    kind, default, said = described.type, described.default, True
     if about["parse"]:
         kind, default = str | None, None
     if retyped:
-        kind, default = retyped
+        kind, default, said = retyped
     flag = about["flag"]
     flags = f"{flag}/--no-{flag.removeprefix('--')}" if default is True else flag
     shown = about["help"].format(methods=LISTED)
-    option = typer.Option(flags, help=shown, rich_help_panel=panel, show_default=True)
+    option = typer.Option(flags, help=shown, rich_help_panel=panel, show_default=said)
     keyword = inspect.Parameter.KEYWORD_ONLY
     name = name_of(described)
     return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option])

@@ -43,7 +43,11 @@ PANELS: Panels = {
     "Job": {Runtime: JOB},
 }
 # One or two texts, of which the second is mixed in.
-CALIBRATION = (list[str], ["stdlib"])
+CALIBRATION = (
+    list[str] | None,
+    None,
+    "own, or stdlib-prose where the model does not fit into memory",
+)
 EXAMPLES = """
 Examples:
 

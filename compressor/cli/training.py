@@ -13,7 +13,7 @@ from compressor.cli.compress import MACHINE
 from compressor.config.job import JobConfig
 from compressor.config.recovery import RecoveryConfig, read_details
 from compressor.config.runtime import Runtime
-from compressor.config.text import TextConfig
+from compressor.config.text import PROSE, TextConfig
 from compressor.job.asked import check_recovery
 
 PANELS: Panels = {
@@ -24,7 +24,7 @@ PANELS: Panels = {
 }
 
 
-@offers(PANELS, recover=(str, "lora"))
+@offers(PANELS, recover=(str, "lora", True), calibration=(str, PROSE, True))
 def recover(
     folder: Annotated[Path, typer.Argument(help="Checkpoint that was cut before.")],
     dest: flags.Dest,

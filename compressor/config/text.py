@@ -6,17 +6,20 @@ from compressor.config.options import at_least, option
 
 RANGE = "Its documents or windows A:B."
 OWN = "own"  # the name of the text that the model writes itself
+PROSE = (
+    "stdlib-prose"  # what every Python says of itself: calibrated on where that one cannot be had
+)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A text is a file, `stdlib`, a data set of the hub (`text/texts.py`), or the model's own."""
+    """A text is a file, one of Python's, a data set of the hub (`text/texts.py`), or the model's own."""
 
-    calibration: str = option(
-        "stdlib",
+    calibration: str | None = option(
+        None,
         "--calibration",
-        "Text to score, repair and train on: .txt, .json, .jsonl, stdlib, own (which the model writes "
-        "first), or a hub name; TEXT[A:B] takes its documents or windows A to B.",
+        "Text to score, repair and train on: .txt, .json, .jsonl, own (which the model writes first), "
+        "stdlib (code), stdlib-prose, or a hub name; TEXT[A:B] takes its documents or windows A to B.",
     )
     calibration_range: str | None = option(None, "calibration_range", RANGE)
     calibration_also: str | None = option(
@@ -42,3 +45,8 @@ class TextConfig:
         65_536, "calibration_tokens", "So many tokens, without --samples.", at_least(1)
     )
     length: int = option(512, "--length", "Tokens of a sequence, at most.", at_least(2))
+
+    @property
+    def named(self) -> str:
+        """The text to calibrate on: prose, if none is asked for or chosen (`job/own_text.py`)."""
+        return self.calibration or PROSE

@@ -13,6 +13,7 @@ from compressor.config.text import TextConfig
 from compressor.job.destination import check_dest
 from compressor.job.needs import decisive, repair_states
 from compressor.job.opening import open_stream
+from compressor.job.own_text import choose_text, own_text
 from compressor.job.progress import Lines
 from compressor.job.reading import read_texts, reading_notes
 from compressor.job.result import make_record, open_repair, write_cut
@@ -47,7 +48,10 @@ def apply_plan(
     check_dest(source, dest, runtime)
     with open_run(dest, runtime, lines) as run:
         shutil.rmtree(run.partial, ignore_errors=True)
-        calibration = read_texts(text, checkpoint, repair.kind != "none").calibration
+        repaired = repair.kind != "none"
+        text, chosen = choose_text(text, checkpoint, runtime, run, repaired)
+        own = own_text(text, checkpoint, runtime, run) if repaired else None
+        calibration = read_texts(text, checkpoint, repaired, own).calibration
         if calibration is not None:
             check_text(repair.kind, calibration)
         agreed = decisive([text, repair, writing, runtime], checkpoint, calibration)
@@ -67,7 +71,7 @@ def apply_plan(
         written = Checkpoint(run.partial)
         publish(run.partial, dest)
     said = f"{dest}: {written.parameters:,} of {checkpoint.parameters:,} parameters, {proof}"
-    notes = reading_notes(text, checkpoint, calibration) + left_behind(checkpoint)
+    notes = [*reading_notes(text, checkpoint, calibration), *chosen, *left_behind(checkpoint)]
     notes += container_notes(checkpoint, written, writer.layout) + class_notes(
         checkpoint.path, dest
     )

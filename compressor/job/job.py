@@ -1,6 +1,6 @@
 """One job: what was asked for, what it reads, and how it is judged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compressor.config.job import JobConfig
 from compressor.job.forecast import Forecast, forecast
@@ -8,8 +8,8 @@ from compressor.job.forecast.stages import Load
 from compressor.job.judging import Judge
 from compressor.job.needs import WantedResult, calibrates, decisive, judged, kept_states
 from compressor.job.opening import open_stream
-from compressor.job.own_text import own_text
-from compressor.job.reading import Texts, read_texts, reading_notes, tell_texts
+from compressor.job.own_text import chosen_texts
+from compressor.job.reading import Texts, reading_notes, tell_texts
 from compressor.job.recovery_data import agree_on_recovery, describe_data, read_recovery
 from compressor.job.run import Run
 from compressor.measuring.guard import held_back
@@ -57,7 +57,7 @@ class Job:
 
 def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[WantedResult]) -> Job:
     """Read the texts, open the stream, and say what the job will take."""
-    texts = open_texts(config, checkpoint, run)
+    config, texts = open_texts(config, checkpoint, run)
     data = None
     if config.cuts:
         data = read_recovery(
@@ -81,7 +81,7 @@ def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[Want
 
 def begin_scoring(config: JobConfig, checkpoint: Checkpoint, run: Run) -> Job:
     """The same of a job that ends with the scores: nothing is measured."""
-    texts = open_texts(config, checkpoint, run)
+    config, texts = open_texts(config, checkpoint, run)
     agreed = decisive(groups_of(config), checkpoint, texts.calibration)
     run.journal.agree("settings", agreed)
     states = kept_states(config, checkpoint.blocks)
@@ -89,18 +89,19 @@ def begin_scoring(config: JobConfig, checkpoint: Checkpoint, run: Run) -> Job:
     return Job(config, checkpoint, run, [], texts, None, stream)
 
 
-def open_texts(config: JobConfig, checkpoint: Checkpoint, run: Run) -> Texts:
-    """What `read_texts` gives; InputError where it is too little for what is asked."""
-    reads = calibrates(config) or config.text.evaluation is None
-    own = own_text(config.text, checkpoint, config.runtime, run) if reads else None
-    texts = read_texts(config.text, checkpoint, calibrates(config), own)
+def open_texts(config: JobConfig, checkpoint: Checkpoint, run: Run) -> tuple[JobConfig, Texts]:
+    """The config with the text to calibrate on, and what `read_texts` gives; InputError where that is
+    too little for what is asked.
+    """
+    text, texts = chosen_texts(config.text, checkpoint, config.runtime, run, calibrates(config))
+    config = replace(config, text=text)
     if texts.calibration is None and texts.evaluation is None and config.runtime.verify:
         checkpoint.tokenizer()  # the proof will need one
     if config.cuts and texts.calibration is not None:
         check_text(config.repair.kind, texts.calibration)
         if judged(config):
             held_back(texts.calibration)
-    return texts
+    return config, texts
 
 
 def groups_of(config: JobConfig) -> list:

@@ -56,7 +56,7 @@ def read_texts(
     evaluation = read_evaluation(config, checkpoint, tokenizer)
     if not calibrates and not by_default:
         return Texts(evaluation=evaluation)
-    text = read(config.calibration)
+    text = read(config.named)
     most = config.calibration_tokens
     wanted = config.samples or max(1, most // limit)
 

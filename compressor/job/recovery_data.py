@@ -29,9 +29,9 @@ def read_recovery(
     if recovery.method == "none":
         return None
     apart = recovery.data or recovery.data_range
-    source = recovery.data or text.calibration
+    source = recovery.data or text.named
     data = read_data(
-        calibration if calibration and source == text.calibration else source,
+        calibration if calibration and source == text.named else source,
         checkpoint.tokenizer(),
         min(text.length, checkpoint.positions or 1 << 30),
         recovery.steps * recovery.batch,

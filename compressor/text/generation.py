@@ -19,16 +19,16 @@ BATCH = 64  # rows written side by side, at most
 EMPTY_BATCHES = 8  # in a row, until a model counts as one that writes nothing
 
 
-def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[tuple[str, int]]:
+def written(
+    model, tokenizer, tokens: int, length: int, seed: int, rows: int = BATCH
+) -> Iterator[tuple[str, int]]:
     """Documents and their tokens, until there are `tokens` (with BOS, which opens each of them).
 
-    A document has at most `length` tokens, and ends before the model's BOS or EOS. The same seed gives
-    the same text on the same machine. InputError for a tokenizer without BOS and EOS, and for a model
-    that ends every document at once.
+    A document has at most `length` tokens, and ends before the model's BOS or EOS; `rows` are written
+    side by side. The same seed gives the same text on the same machine. InputError for a tokenizer
+    without BOS and EOS, and for a model that ends every document at once.
     """
-    opening = tokenizer.bos_token_id
-    if opening is None:
-        opening = tokenizer.eos_token_id
+    opening = opening_of(tokenizer)
     if opening is None:
         raise InputError(
             "The tokenizer has neither BOS nor EOS to begin a document with; calibrate on a text."
@@ -36,11 +36,11 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
     stops = model.generation_config.eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
     ends = {opening, tokenizer.eos_token_id, *stops} - {None}
-    batch, left, empty = min(BATCH, -(-tokens // length)), tokens, 0
+    batch, left, empty = min(rows, -(-tokens // length)), tokens, 0
     for number in count():
         empty += 1
-        rows = sample(model, opening, sorted(ends), batch, length, seed + number * STRIDE)
-        for document in (document for ids in rows for document in divided(ids, ends)):
+        sampled = sample(model, opening, sorted(ends), batch, length, seed + number * STRIDE)
+        for document in (document for ids in sampled for document in divided(ids, ends)):
             text = tokenizer.decode(document, skip_special_tokens=True)
             if not text.strip():
                 continue
@@ -53,6 +53,12 @@ def written(model, tokenizer, tokens: int, length: int, seed: int) -> Iterator[t
                 f"The model ended every document of {EMPTY_BATCHES * batch} rows of {length} tokens "
                 "before it wrote a word; calibrate on a text."
             )
+
+
+def opening_of(tokenizer) -> int | None:
+    """The token that a document begins with, if there is one."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return eos if bos is None else bos
 
 
 def divided(ids: list[int], ends: set[int]) -> Iterator[list[int]]:

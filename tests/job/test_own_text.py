@@ -1,14 +1,25 @@
 """Jobs that calibrate on what the model writes itself."""
 
 import json
+import re
+import shutil
 
 import pytest
+import torch
 from jobs import compress, said, stage
 
 import compressor
-from compressor.job.own_text import FILE
+from compressor.job.own_text import BATCH, FEWEST_ROWS, FILE, room_to_write
+from compressor.model.checkpoint import Checkpoint
+from compressor.text.set_aside import LEAST
 
-OWN = ["--calibration", "own", "--samples", 6, "--length", 16]
+FEW = ["--samples", 6, "--length", 16]
+OWN = ["--calibration", "own", *FEW]
+
+
+def calibrated_on(folder) -> str:
+    record = json.loads((folder / "compression.json").read_text(encoding="utf-8"))
+    return record["plan"]["about"]["scores"]["calibration"]["source"]
 
 
 def test_a_job_writes_it_once_and_goes_on_with_it(llama, tmp_path, capsys, monkeypatch):
@@ -26,11 +37,10 @@ def test_a_job_writes_it_once_and_goes_on_with_it(llama, tmp_path, capsys, monke
     monkeypatch.undo()
     found = json.loads(capsys.readouterr().out)
     record = json.loads((dest / "compression.json").read_text())
-    told = record["plan"]["about"]["scores"]["calibration"]
-    assert told["source"] == record["evaluation"]["source"] == "own"
+    assert calibrated_on(dest) == record["evaluation"]["source"] == "own"
     assert found["perplexity_before"] > 1 and not file.exists()
     # The stage writes the same, which then gives the same result.
-    longer = 6 * 16 + 6 * 16 // 8
+    longer = 6 * 16 + LEAST * 16  # the end measures
     given = tmp_path / "own.jsonl"
     sizes = ["--tokens", longer, "--length", 16]
     assert stage("generate", llama, given, *sizes) == 0
@@ -64,3 +74,62 @@ def test_where_nothing_writes_it(llama, tmp_path, capsys):
     given = ["--recover", "lora:1", "--calibration", "own"]
     assert stage("recover", llama, tmp_path / "out", *given) == 2
     assert "compressor generate SOURCE own.jsonl" in said(capsys)
+
+
+def test_without_a_text_named_it_is_that(llama, tmp_path, capsys):
+    assert compress(llama, tmp_path / "small", "--keep", 0.8, *FEW) == 0
+    assert calibrated_on(tmp_path / "small") == "own" and "stdlib-prose" not in said(capsys)
+    compressor.compress(llama, tmp_path / "again", keep=0.8, samples=6, length=16)
+    assert calibrated_on(tmp_path / "again") == "own"
+    plan = tmp_path / "plan.json"
+    record = json.loads((tmp_path / "small" / "compression.json").read_text(encoding="utf-8"))
+    plan.write_text(json.dumps(record["plan"]), encoding="utf-8")
+    # The stage `cut` writes the same text, and so the same weights.
+    assert stage("cut", llama, tmp_path / "cut", "--plan", plan, *FEW) == 0
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("small", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_prose_and_why_where_the_model_cannot_write(llama, tmp_path, capsys):
+    small = ["--keep", 0.8, "--repair", "ridge", *FEW]
+    assert compress(llama, tmp_path / "tight", *small, "--max-memory", "100KB") == 0
+    needed = "writing it would take [0-9.]+ [KMG]B of memory, and 100 KB are free"
+    assert calibrated_on(tmp_path / "tight") == "stdlib-prose"
+    assert re.search(needed, " ".join(capsys.readouterr().out.split()))
+
+
+def test_prose_for_a_tokenizer_without_ends(llama, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    named = source / "tokenizer_config.json"
+    settings = json.loads(named.read_text(encoding="utf-8"))
+    for end in ("bos_token", "eos_token"):
+        settings.pop(end, None)
+    named.write_text(json.dumps(settings), encoding="utf-8")
+    (source / "special_tokens_map.json").unlink(missing_ok=True)
+    assert compress(source, tmp_path / "small", "--keep", 0.8, "--repair", "ridge", *FEW) == 0
+    assert calibrated_on(tmp_path / "small") == "stdlib-prose"
+    assert "neither BOS nor EOS" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interrupted_job_goes_on_with_the_text_it_chose(llama, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    dest, options = tmp_path / "small", ["--keep", 0.8, "--repair", "ridge", *FEW]
+    monkeypatch.setattr("compressor.job.compress.measure_cuts", killed)
+    assert compress(llama, dest, *options, "--max-memory", "100KB") == 130
+    monkeypatch.undo()
+    assert compress(llama, dest, *options, "--resume") == 0  # there is room now
+    assert calibrated_on(dest) == "stdlib-prose"
+
+
+def test_rows_depend_on_the_model_alone(llama):
+    source = Checkpoint(llama)
+    weights = 2 * source.parameters
+    row = 2 * 3 * 4 * 4 * 2  # keys and values of 3 blocks, 4 KV groups, 4 dimensions, 2 bytes
+    rows, needed = room_to_write(source, torch.bfloat16, 16)
+    assert (rows, needed) == (BATCH, weights + BATCH * 16 * row)
+    long = 1 << 24
+    rows, needed = room_to_write(source, torch.bfloat16, long)
+    assert (rows, needed) == (FEWEST_ROWS, weights + FEWEST_ROWS * long * row)
