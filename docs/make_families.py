@@ -42,9 +42,17 @@ ids of 200 strings (but for characters that a tokenizer composes first) and the 
 model with two exchanged KV groups fails these checks. `nas` was also served over HTTP: by `vllm serve`
 with this package installed, without it by `--trust-remote-code`, and without either it is refused.
 
+Quantised folders, of a Llama (`make serve`): vLLM loads `fp8` (in float32; log-probabilities within
+{FP8} of their standard deviation of transformers', since an input near the middle of two FP8 numbers
+is rounded either way) and `w4a16` (in bfloat16, which its 4-bit kernel for CPUs has alone; within
+{W4A16}, both sides rounding). `nvfp4a16` has no kernel for CPUs there (`MarlinNvFp4LinearKernel`): by
+its rules it runs on a GPU. All three give transformers' own logits again where compressed-tensors {CT}
+reads them, which vLLM brings. llama.cpp quantises a GGUF file itself.
+
 | `model_type` | scored by | FFN | heads | uniform | nas | per-layer | padded | vLLM | llama.cpp |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
+OTHER = "transformers"  # with another compressed-tensors
 SERVED = Path(__file__).parent.parent / "bench/results/serve.json"
 
 
@@ -79,11 +87,19 @@ def head_of(rows: list[dict]) -> str:
             r["version"] for r in rows if r["engine"].startswith(engine) and r.get("version")
         )
 
-    within = max(row["within"] for row in rows if row["loads"] and row.get("within"))
+    def near(scheme: str) -> float:
+        return next(r["within"] for r in rows if r["name"] == f"llama-{scheme}" and r["loads"])
+
+    kinds = {f"{family}-{layout}" for family in FAMILIES for layout in LAYOUTS}
+    found = [row.get("within") for row in rows if row["loads"] and row["name"] in kinds]
+    within = max(filter(None, found))
     return (
         HEAD.replace("{VLLM}", version("vLLM"))
         .replace("{LLAMA_CPP}", version("llama.cpp"))
         .replace("{WITHIN:.0e}", f"{within:.0e}")
+        .replace("{CT}", version(OTHER))
+        .replace("{FP8}", f"{near('fp8'):.0e}")
+        .replace("{W4A16}", f"{near('w4a16'):.2f}")
     )
 
 

@@ -47,7 +47,7 @@ def sparsify(
 def quantise(
     model: Model, out: str | Path, *, tokenizer=None, quiet: bool = True, **options
 ) -> Path:
-    """A folder with projections in 4 bits; options as of `compress`: `quantize="w4a16:64"`."""
+    """A folder with quantised projections; options as of `compress`: `quantize="w4a16:64"`."""
     with as_folder(model, tokenizer) as folder:
         options = {"quantize": "w4a16"} | options
         run_job(job_config(folder, out, **options), Lines(quiet))

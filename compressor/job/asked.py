@@ -43,7 +43,7 @@ def check_asked(asked: JobConfig) -> JobConfig:
     config = resolve(asked)
     if not asked.plan.targets and asked.sparse is None and not asked.quantization.wanted:
         raise InputError(
-            "Say how small: --keep, --keep-blocks or --target; or, for 4-bit weights, --quantize w4a16. "
+            "Say how small: --keep, --keep-blocks or --target; or, to quantise alone, --quantize w4a16. "
             "(`compressor sparsify` makes zeros.)"
         )
     if config.sparse is not None:

@@ -144,7 +144,7 @@ def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
 
 def check_uncut(config: JobConfig, checkpoint: Checkpoint) -> None:
     """Refuse what quantising a whole source cannot do."""
-    group = config.quantization.group
+    packing = config.quantization.packing
     check_equal_blocks(checkpoint, "--quantize")
-    check_columns(checkpoint, group)
-    check_space(config.dest.parent, Packed(checkpoint, group).bytes())
+    check_columns(checkpoint, packing)
+    check_space(config.dest.parent, Packed(checkpoint, packing).bytes())

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.config.packing import W4A16
 from compressor.job.job import Job
 from compressor.job.opening import open_stream
 from compressor.job.result import Done, base_record, begun, conclude
@@ -22,7 +23,7 @@ from compressor.report.quantized import write_card
 from compressor.report.result import Result
 from compressor.verification.verify import verify
 from compressor.writing.packed import Packed
-from compressor.writing.packing import FORMAT, SCALE
+from compressor.writing.packing import SCALE
 from compressor.writing.record import write_record
 from compressor.writing.shards import move_into
 from compressor.writing.side_files import left_behind
@@ -56,22 +57,23 @@ def quantize(job: Job, source: Path, out: Path, stem: Path, done: Done) -> None:
         stream = open_stream(runtime, checkpoint, stem.parent, STATES, job.calibration)
         learned = Calibration(stream, job.calibration.sequences, runtime.seed)
     saved = stem.parent / "quantize" / stem.name
-    quantizing = Quantizing(checkpoint, asked.group, prompts, learned, known, saved)
+    packing = asked.packing
+    quantizing = Quantizing(checkpoint, packing, prompts, learned, known, saved)
     shutil.rmtree(out, ignore_errors=True)
     with run.stage("quantize", count_blocks(saved)) as progress:
-        write_folder(Packed(checkpoint, asked.group, quantizing.blocks()), out, progress=progress)
+        write_folder(Packed(checkpoint, packing, quantizing.blocks()), out, progress=progress)
     expected = stem.with_name(stem.name + ".quantized.safetensors")
     save_file({str(i): x for i, x in enumerate(quantizing.logits())}, expected)
     written = PackedCheckpoint(out)
     result.quantization = {
         "scheme": asked.scheme,
-        "group": asked.group,
-        "clip": "joint" if known else asked.clip,
+        "group": packing.group,
+        "clip": "joint" if known else asked.clip if asked.scheme == W4A16 else None,
         "bits_per_weight": written.bits_per_weight,
         "bytes_dense": checkpoint.bytes,
     }
     done.record["quantization"] = result.quantization | {
-        "format": FORMAT,
+        "format": packing.known.format,
         "calibration": learned and job.calibration.protocol,
         "blocks": quantizing.record,
     }
@@ -82,7 +84,7 @@ def quantize(job: Job, source: Path, out: Path, stem: Path, done: Done) -> None:
     if runtime.verify:
         with run.stage("verify") as progress:
             report = verify(out, expected=expected, progress=progress)
-        result.proven(f"4-bit within {report['logits_difference']:.1e}")
+        result.proven(f"{packing.known.bits}-bit within {report['logits_difference']:.1e}")
     result.perplexity_unquantized = result.perplexity_after
     result.measure(job.judge.after(out))
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
+from compressor.config.packing import Packing
 from compressor.errors import InputError
 from compressor.model.empty_model import EmptyModel, check_fit, empty_model
 from compressor.model.geometry import Geometry
@@ -31,7 +32,7 @@ class Source(Geometry, ABC):
     dtype: torch.dtype
     fingerprint: str
     coded: bool = False
-    group: int | None = None  # input channels that share a scale, where weights are packed
+    packing: Packing | None = None  # how weights are stored, where they are quantised
     notes: list[str]  # what a user should know of how it is read
     header_bytes = 0  # what files have before their first tensor
 

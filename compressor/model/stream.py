@@ -18,6 +18,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from compressor.model.activations import Activations, states_of
+from compressor.model.float8 import round_inputs
 from compressor.model.memory import trim_heap
 from compressor.model.modules import head_name, loaded, make_linear, move_buffers, replaced_forward
 from compressor.model.pauses import Pauses
@@ -60,6 +61,8 @@ class BlockStream:
         self.model.eval()
         move_buffers(self.model, self.device)
         self.layers = cast(nn.ModuleList, self.model.get_submodule(checkpoint.family.layers))
+        if checkpoint.packing and checkpoint.packing.known.rounds_inputs:
+            round_inputs(self.layers, checkpoint.family.projections())
 
     # -- weights ----------------------------------------------------------------------------------
 

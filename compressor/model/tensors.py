@@ -18,6 +18,12 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 POINTER = b"version https://git-lfs"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+PACKED_DTYPES = {  # of quantised weights
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 
 
 def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:

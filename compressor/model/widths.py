@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.config.packing import Packing
 from compressor.errors import InputError
 from compressor.model.families import Family
 from compressor.model.source import Source
@@ -55,7 +56,7 @@ class ModelWidths:
 
     vocabulary: rows of the embedding and of the head, which is the same matrix if `tied`.
     positions: parameters of other look-up tables. vectors: of norms and biases outside the blocks.
-    group: input channels that share a scale, where the blocks' matrices are stored in 4 bits.
+    packing: how the blocks' matrices are stored, where they are quantised.
     """
 
     blocks: tuple[BlockWidths, ...]
@@ -64,7 +65,7 @@ class ModelWidths:
     tied: bool
     positions: int = 0
     vectors: int = 0
-    group: int | None = None
+    packing: Packing | None = None
 
     @property
     def hidden(self) -> int:
@@ -95,7 +96,7 @@ def model_widths(checkpoint: Source) -> ModelWidths:
         tied=checkpoint.tied,
         positions=sum(t.numel for t in others if len(t.shape) > 1),
         vectors=sum(t.numel for t in others if len(t.shape) == 1),
-        group=checkpoint.group,
+        packing=checkpoint.packing,
     )
 
 

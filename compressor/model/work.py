@@ -19,14 +19,15 @@ generation does: 2 B vocabulary hidden FLOPs, and its matrix is read whole, tied
 held once. Everything is dense: a zero is stored, read and multiplied like any number, so sparsity
 without smaller tensors changes nothing here.
 
-A weight takes e bytes; of 4-bit matrices [out, in] in groups of g the bytes are those of the format,
-out (4 ceil(in / 8) + e in / g) + 16, read as they are stored: fused 4-bit kernels do so, transformers,
-which unpacks all weights before its first step, does not.
+A weight takes e bytes; of quantised matrices the bytes are those of the format
+(`Packing.weight_bytes`), read as they are stored: fused kernels do so, transformers, which unpacks all
+weights before its first step, does not.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from compressor.config.packing import Packing
 from compressor.model.widths import BlockWidths, ModelWidths
 
 
@@ -78,10 +79,10 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
                 str(index),
                 block,
                 parameters,
-                weight_bytes(block, size, model.group) + size * block.vectors,
+                weight_bytes(block, size, model.packing) + size * block.vectors,
                 kv_bytes_per_token(block, size),
                 batch * seen(block, steps[0]) * kv_bytes_per_token(block, size),
-                *(Work(flops(block, s), moved(block, s, size, model.group)) for s in steps),
+                *(Work(flops(block, s), moved(block, s, size, model.packing)) for s in steps),
             )
         )
     matrix = model.vocabulary * model.hidden
@@ -111,23 +112,20 @@ def seen(block: BlockWidths, step: Step) -> int:
     return min(step.context, (block.window or step.context) + step.tokens - 1)
 
 
-def moved(block: BlockWidths, step: Step, size: int, group: int | None = None) -> int:
-    """Bytes between memory and processor, `size` bytes an element; weights perhaps in 4 bits."""
+def moved(block: BlockWidths, step: Step, size: int, packing: Packing | None = None) -> int:
+    """Bytes between memory and processor, `size` bytes an element; weights perhaps packed."""
     cache = 2 * block.key_value * (seen(block, step) + step.tokens)
     ends = 4 * block.hidden + 4 * block.query + 2 * block.key_value
     ends += (block.ffn_inputs + 1) * block.ffn
     others = size * (block.vectors + step.batch * (cache + step.tokens * ends))
-    return weight_bytes(block, size, group) + others
+    return weight_bytes(block, size, packing) + others
 
 
-def weight_bytes(block: BlockWidths, size: int, group: int | None) -> int:
+def weight_bytes(block: BlockWidths, size: int, packing: Packing | None) -> int:
     """What the matrices of a block take, with `size` bytes an element of them or of their scales."""
-    if group is None:
+    if packing is None:
         return size * block.weights
-    return sum(
-        rows * (4 * -(-columns // 8) + size * (columns // group)) + 16
-        for rows, columns in block.matrices
-    )
+    return sum(packing.weight_bytes(rows, columns, size) for rows, columns in block.matrices)
 
 
 def kv_bytes_per_token(block: BlockWidths, size: int) -> int:

@@ -1,5 +1,6 @@
-"""Four-bit weights (`--quantize w4a16`): symmetric integers from -8 to 7 with one scale a group.
+"""Quantised weights (`--quantize`): of the blocks' projections; embedding, head, norms and biases stay.
 
-The projections of the blocks are quantised; embedding, head, norms and biases stay as they are. The
-files are in compressed-tensors' pack-quantized format, which transformers and vLLM read.
+`scheme.py` and `clipping.py` are the arithmetic of 4-bit integers, `floats.py` that of 8- and 4-bit
+floating point, `stream.py` the pass over the blocks, and `reading.py` opens what was written. The files
+are in compressed-tensors' formats (`writing/packing.py`), which transformers and vLLM read.
 """

@@ -8,106 +8,128 @@ from types import SimpleNamespace
 
 import torch
 
+from compressor.config.packing import FP8, NVFP4A16, SCHEMES, W4A16, Packing
 from compressor.errors import NOT_JSON, InputError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.tensors import DTYPES, read_tensors
-from compressor.writing.packing import BITS, FORMAT, PACKED, SCALE, SHAPE, unpacked
+from compressor.model.tensors import DTYPES, PACKED_DTYPES, read_tensors
+from compressor.writing.packing import SCALE, unpacked
+
+# What compressed-tensors says of the weights of a scheme.
+WEIGHTS = {
+    W4A16: {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"},
+    FP8: {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
+    NVFP4A16: {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group"},
+}
 
 
 class PackedCheckpoint(Checkpoint):
-    """A pack-quantized folder of 4-bit symmetric weights, opened read-only.
+    """A folder of one of `SCHEMES`, opened read-only.
 
     `tensors`, `parameters` and what is read are the dense model's; `bytes` and `stored` the files'.
     """
 
-    dtypes = DTYPES | {"I32": torch.int32, "I64": torch.int64}
+    dtypes = DTYPES | PACKED_DTYPES
 
     @property
     def bytes(self) -> int:
         return sum(t.end - t.begin for t in self.stored.values())
 
     @property
-    def group(self) -> int:
-        """Input channels that share a scale."""
-        return weights_of(self.config)["group_size"]
-
-    @property
     def bits_per_weight(self) -> float:
         """Bits stored for a quantised weight: itself, its share of a scale, the shape."""
-        weights = self.tensors.keys() - self.stored.keys()
-        parts = [self.stored[w + part] for w in weights for part in (PACKED, SCALE, SHAPE)]
+        weights = [name for name in self.tensors if name + SCALE in self.stored]
+        parts = [self.stored[w + part] for w in weights for part in self.packing.known.parts]
         stored = sum(t.end - t.begin for t in parts)
         return 8 * stored / sum(self.tensors[w].numel for w in weights)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         names = list(names)
-        kept = [name for name in names if name in self.stored]
-        packed = [name for name in names if name not in self.stored]
-        parts = [name + part for name in packed for part in (PACKED, SCALE)]
-        tensors = read_tensors(self.stored, [*kept, *parts])
+        kept = [name for name in names if name + SCALE not in self.stored]
+        packed = [name for name in names if name + SCALE in self.stored]
+        ends = self.packing.known.parts
+        tensors = read_tensors(self.stored, [*kept, *(n + end for n in packed for end in ends)])
         for name in packed:
-            stored = tensors.pop(name + PACKED), tensors.pop(name + SCALE)
-            tensors[name] = unpacked(*stored, self.tensors[name].shape)
+            parts = {end: tensors.pop(name + end) for end in ends}
+            dense = self.tensors[name]
+            tensors[name] = unpacked(parts, dense.shape, self.packing).to(dense.dtype)
         return tensors
 
     def _check_format(self) -> None:
         config = self.config["quantization_config"]
-        weights = weights_of(self.config)
-        known = (
-            config.get("quant_method") == "compressed-tensors"
-            and config.get("format") == FORMAT
-            and weights.get("num_bits") == BITS
-            and weights.get("symmetric") is True
-            and weights.get("strategy") == "group"
-        )
-        if not known:
+        self.packing = packing_of(self.config)
+        if self.packing is None:
+            schemes = ", ".join(f"{s} ({known.format})" for s, known in SCHEMES.items())
             raise InputError(
                 f"{self.path} is quantised by {config.get('quant_method')!r} in a form that is not "
-                f"read here; compressed-tensors' {FORMAT} with symmetric 4-bit groups is."
+                f"read here; of compressed-tensors' these are: {schemes}."
             )
         if not find_spec("compressed_tensors"):
             raise InputError(
-                f"{self.path} holds packed 4-bit weights; to read them: "
+                f"{self.path} holds packed weights; to read them: "
                 "pip install 'compressor-llm[quantize]'."
             )
 
     def _find_weights(self) -> None:
         self.stored = self.tensors
-        self.tensors = dense_entries(self.stored, self.group)
+        self.tensors = dense_entries(self.stored, self.packing)
 
 
-def weights_of(config: Mapping) -> dict:
-    """How compressed-tensors says that weights are quantised; nothing where there is no one way."""
+def packing_of(config: Mapping) -> Packing | None:
+    """How compressed-tensors says that weights are stored, where it is one of `SCHEMES` for all of
+    them.
+    """
     try:
-        (scheme,) = config["quantization_config"]["config_groups"].values()
-        return dict(scheme["weights"])
+        said = config["quantization_config"]
+        (group,) = said["config_groups"].values()
+        weights, inputs = dict(group["weights"]), group.get("input_activations")
     except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
+        return None
+    told = {key: weights.get(key) for key in ("num_bits", "type", "symmetric", "strategy")}
+    for scheme, how in WEIGHTS.items():
+        known, width = SCHEMES[scheme], weights.get("group_size")
+        if (
+            said.get("quant_method") == "compressed-tensors"
+            and said.get("format") == known.format
+            and told == how
+            and bool(inputs) == known.rounds_inputs
+            and (scheme == FP8 or Packing.of(scheme, width).group == width)
+        ):
+            return Packing.of(scheme, width)
+    return None
 
 
-def dense_entries(stored: Mapping[str, SimpleNamespace], group: int) -> dict[str, SimpleNamespace]:
+def dense_entries(
+    stored: Mapping[str, SimpleNamespace], packing: Packing
+) -> dict[str, SimpleNamespace]:
     """Header entries of the weights that the packed ones stand for, and all others as they are.
 
-    A weight's shape and dtype follow from its scales; where it lies is where its packed form does.
+    Where a weight lies is where its packed form does.
     """
+    main, *others = packing.known.parts
+    weights = {name.removesuffix(SCALE) for name in stored if name.endswith("weight" + SCALE)}
+    weights = {name for name in weights if name + main in stored}
+    parts = {weight + end for weight in weights for end in others}
+    model_dtype = next((t.dtype for n, t in stored.items() if n.endswith("norm.weight")), None)
     entries = {}
     for name, entry in stored.items():
-        weight = name.removesuffix(PACKED)
-        if weight != name and (scale := stored.get(weight + SCALE)):
-            rows, groups = scale.shape
-            shape = [rows, groups * group]
-            dense = {"shape": shape, "dtype": scale.dtype, "numel": rows * groups * group}
+        weight = name.removesuffix(main)
+        if weight in weights and name == weight + main:
+            rows, columns = entry.shape
+            scale = stored[weight + SCALE]
+            if packing.scheme == W4A16:
+                columns = scale.shape[1] * packing.group
+            elif packing.scheme == NVFP4A16:
+                columns *= 2
+            dtype = model_dtype if packing.scheme == NVFP4A16 else scale.dtype
+            dense = {"shape": [rows, columns], "dtype": dtype, "numel": rows * columns}
             entries[weight] = SimpleNamespace(**(vars(entry) | dense))
-        elif not any(
-            name.endswith(part) and name.removesuffix(part) + PACKED in stored
-            for part in (SCALE, SHAPE)
-        ):
+        elif name not in parts:
             entries[name] = entry
     return entries
 
 
 def open_model(path: str | Path) -> Checkpoint:
-    """The checkpoint in a folder, dense or 4-bit; to run, and not to cut."""
+    """The checkpoint in a folder, dense or quantised; to run, and not to cut."""
     try:
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         quantized = bool(config.get("quantization_config"))

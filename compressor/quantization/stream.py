@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from compressor.config.packing import W4A16, Packing
 from compressor.config.seeding import of_block
 from compressor.errors import InputError
 from compressor.model.activations import Activations
@@ -24,10 +25,11 @@ from compressor.model.modules import loaded
 from compressor.model.saved_blocks import finished_block, keep_block, told_of_block
 from compressor.model.stream import BlockStream
 from compressor.quantization.clipping import learn
-from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
+from compressor.quantization.floats import scales_of
+from compressor.quantization.scheme import scales, stored_scales
 from compressor.repairing.streaming import HELD_BACK
 from compressor.text.tokens import held_back
-from compressor.writing.packing import packed
+from compressor.writing.packing import SCALE, packed, unpacked
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,14 @@ class Quantizing:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        group: int,
+        packing: Packing,
         prompts: Sequence[torch.Tensor] = (),
         calibration: Calibration | None = None,
         scales: Callable[[int], dict[str, torch.Tensor]] | None = None,
         saved: Path | None = None,
     ):
-        check_columns(checkpoint, group)
-        self.checkpoint, self.group = checkpoint, group
+        check_columns(checkpoint, packing)
+        self.checkpoint, self.packing = checkpoint, packing
         self.calibration, self.scales, self.saved = calibration, scales, saved
         self.exact = BlockStream(checkpoint, dtype=torch.float32)
         self.prompts = [ids[None] for ids in prompts]
@@ -90,7 +92,7 @@ class Quantizing:
         """Of every block in order all tensors to store, by their names inside it."""
         checkpoint, exact = self.checkpoint, self.exact
         self.states, calls = exact.record(self.prompts)
-        path = self.calibration and Paths(self.calibration, self.group, self.saved)
+        path = self.calibration and Paths(self.calibration, self.packing.group, self.saved)
         matrices = checkpoint.family.projections()
         for index in range(checkpoint.blocks):
             weights = checkpoint.read_block(index)
@@ -100,17 +102,13 @@ class Quantizing:
             gammas: dict[str, torch.Tensor] = {}
             if path:
                 gammas, entry["held_back"] = path.learned(index, weights)
-            if self.scales:
-                steps = self.scales(index)
-            else:
-                steps = {
-                    n: stored_scales(scales(w, self.group, gammas.get(n)), w.dtype)
-                    for n, w in dense.items()
-                }
             stored: dict[str, torch.Tensor] = {}
-            for name, weight in dense.items():
-                stored |= packed(name, weight, steps[name], self.group)
-                weights[name] = dequantized(integers(weight, steps[name]), steps[name])
+            for name, steps in self.steps(index, dense, gammas).items():
+                parts = packed(name, dense[name], steps, self.packing)
+                ends = {key.removeprefix(name): part for key, part in parts.items()}
+                shape, dtype = dense[name].shape, dense[name].dtype
+                weights[name] = unpacked(ends, shape, self.packing).to(dtype)
+                stored |= parts
             if path:
                 path.advance(weights)
             with loaded(exact.layers[index], exact.cast(weights)) as layer:
@@ -119,6 +117,16 @@ class Quantizing:
             self.record.append({"sha256": digest(stored), "error": errors} | entry)
             yield stored | {n: t for n, t in weights.items() if n not in errors}
             trim_heap()
+
+    def steps(self, index: int, weights: dict, gammas: dict) -> dict[str, dict[str, torch.Tensor]]:
+        """The scales of a block's weights, by the ends of the names that they are stored by."""
+        if self.packing.scheme != W4A16:
+            return scales_of(weights, self.checkpoint.family.readers(), self.packing)
+        known = self.scales(index) if self.scales else {}
+        return {
+            n: {SCALE: known[n] if known else clipped(w, self.packing.group, gammas.get(n))}
+            for n, w in weights.items()
+        }
 
     def logits(self) -> list[torch.Tensor]:
         """float32 [tokens, vocabulary] of every prompt, when all blocks are done."""
@@ -180,21 +188,28 @@ class Paths:
         self.quantized = following
 
 
-def check_columns(checkpoint: Checkpoint, group: int) -> None:
+def clipped(weight: torch.Tensor, group: int, gamma: torch.Tensor | None) -> torch.Tensor:
+    return stored_scales(scales(weight, group, gamma), weight.dtype)
+
+
+def check_columns(checkpoint: Checkpoint, packing: Packing) -> None:
     """Refuse input channels that are not whole groups, by the tensor's name."""
+    group, named = packing.columns, " (quantize_group)" if packing.scheme == W4A16 else ""
     names = [checkpoint.block_name(0, name) for name in checkpoint.family.projections()]
     widths = {name: checkpoint.tensors[name].shape[1] for name in names}
     for name, columns in widths.items():
         if columns % group:
             raise InputError(
-                f"{name} has {columns} input channels, which are not whole groups of {group} "
-                f"(quantize_group). {remedy(checkpoint, group, math.gcd(*widths.values()))}"
+                f"{name} has {columns} input channels, which are not whole groups of {group}{named}. "
+                f"{remedy(checkpoint, packing, math.gcd(*widths.values()))}"
             )
 
 
-def remedy(checkpoint: Checkpoint, group: int, common: int) -> str:
+def remedy(checkpoint: Checkpoint, packing: Packing, common: int) -> str:
     """That groups of `common` have every width of the model, and whether a cut can make this one fit."""
-    advice = f"Groups of {common}, or of a divisor of it, fit all of this model's widths"
+    group, advice = packing.columns, f"{packing.scheme} takes no others"
+    if packing.scheme == W4A16:
+        advice = f"Groups of {common}, or of a divisor of it, fit all of this model's widths"
     width = checkpoint.units["ffn"]
     if checkpoint.hidden_size % group == 0 and group <= width:
         advice += (

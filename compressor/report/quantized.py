@@ -2,31 +2,38 @@
 
 from pathlib import Path
 
+from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.report.card import how_made, quality
 from compressor.report.result import Result
 
+# What vLLM is known to need, by scheme.
+NEEDS = {
+    FP8: "FP8 kernels want an NVIDIA GPU of the Ada or Hopper generation or newer",
+    NVFP4A16: "NVFP4 kernels want an NVIDIA GPU of the Ampere generation or newer",
+}
 MARLIN = (32, 64, 128)  # groups that vLLM's 4-bit kernels have, besides whole rows
 
 
 def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what loads it, what it cost, how it was made."""
     quantization = record["quantization"]
-    name, group = Path(result.source).name, quantization["group"]
+    name = Path(result.source).name
+    packing = Packing(quantization["scheme"], quantization["group"])
     size, tags, parameters = "", "", f"{result.parameters_after:,} parameters"
     if "plan" in record:
         size, tags = f"compressed to {result.keep_reached:.1%} and ", "pruned, "
         parameters = f"{result.parameters_after:,} of {result.parameters_before:,} parameters stay"
     text = f"""---
 base_model: {name}
-tags: [{tags}compressed-tensors, w4a16]
+tags: [{tags}compressed-tensors, {packing.scheme}]
 ---
-# {name}, {size}quantised to 4 bits
+# {name}, {size}quantised to {packing.known.bits} bits
 
 {parameters}, in {result.bytes_after:,} bytes of tensors (before: {result.bytes_before:,}). The
-projections of the blocks are symmetric 4-bit integers with a scale for every {group} input channels,
+projections of the blocks are symmetric {packing.words},
 {quantization["bits_per_weight"]:.3f} bits a weight; embedding, head, norms and biases are as they were.
-
-{loading(group)}
+{inputs(packing)}
+{loading(packing)}
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto")
@@ -36,6 +43,15 @@ projections of the blocks are symmetric 4-bit integers with a scale for every {g
 {made(folder, result, record)}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def inputs(packing: Packing) -> str:
+    if not packing.known.rounds_inputs:
+        return ""
+    return (
+        "What a projection reads is rounded to 8 bits, too, with a scale for every token: servers do "
+        "so, and the perplexity below counts it.\n"
+    )
 
 
 def made(folder: Path, result: Result, record: dict) -> str:
@@ -52,13 +68,14 @@ def made(folder: Path, result: Result, record: dict) -> str:
     )
 
 
-def loading(group: int) -> str:
+def loading(packing: Packing) -> str:
     """What reads the folder, and what was not tried."""
-    kernels = "has 4-bit kernels for this group size"
-    if group not in MARLIN:
-        kernels = f"documents 4-bit kernels for groups of {', '.join(map(str, MARLIN))} only"
+    kernels = NEEDS.get(packing.scheme, "it has 4-bit kernels for this group size")
+    if packing.scheme == W4A16 and packing.group not in MARLIN:
+        kernels = f"it documents 4-bit kernels for groups of {', '.join(map(str, MARLIN))} only"
     return (
         "It loads with `transformers` where the package `compressed-tensors` is installed, which "
         "unpacks the weights at the first forward pass. The format is compressed-tensors' "
-        f"pack-quantized W4A16; vLLM reads that format and {kernels}. It was not run in vLLM here."
+        f"{packing.known.format} ({packing.known.preset}); vLLM reads that format, and {kernels}. It "
+        "was not run in vLLM here."
     )

@@ -89,7 +89,7 @@ def table(results: Sequence[Result]) -> Table:
     if quantization := result.quantization:
         shown.add_row("bits a projection weight", "", f"{quantization['bits_per_weight']:.3f}")
         if result.perplexity_before is not None:
-            shown.add_row("perplexity before 4 bits", "", f"{result.perplexity_unquantized:.4f}")
+            shown.add_row("perplexity, not quantised", "", f"{result.perplexity_unquantized:.4f}")
     shown.add_row("verified", "", result.verified)
     shown.caption = spent(result)
     return shown

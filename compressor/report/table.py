@@ -33,7 +33,7 @@ def asked(result: Result, kind: str) -> str:
     target = result.asked
     if target is None or (target["kind"], target["budget"]) != (kind, "params"):
         return ""
-    late = " before 4 bits" if kind == "bytes" and result.quantization else ""
+    late = " before quantisation" if kind == "bytes" and result.quantization else ""
     return f" (asked {target['value']:{'g' if 'keep' in kind else ',.0f'}}{late})"
 
 
@@ -89,7 +89,7 @@ def table(results: Sequence[Result]) -> Table:
         row("KL to the source, nats a token", "", lambda r: f"{r.kl:.4f}")
         row("same likeliest token", "", lambda r: f"{r.agreement:.1%}")
         if first.quantization:
-            row("perplexity before 4 bits", "", lambda r: f"{r.perplexity_unquantized:.4f}")
+            row("perplexity, not quantised", "", lambda r: f"{r.perplexity_unquantized:.4f}")
     row("verified", "", lambda r: r.verified)
     shown.caption = spent(first)
     return shown

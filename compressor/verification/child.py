@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 
 from compressor.errors import CompressorError, InputError, VerificationError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.exact_logits import logits
+from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
 from compressor.model.loading import load, positions_of, prompt_ids
 from compressor.model.per_layer import model_of
@@ -82,15 +83,18 @@ def verify_here(
     check_vocabulary(tokenizer, folder, model.get_input_embeddings().num_embeddings)
     report = {"folder": str(folder), "class": type(model).__name__, "loads": True, "error": None}
     report["parameters"] = model.num_parameters()
+    unpack = stored_rows
     if quantization is not None:
-        report["parameters"] = PackedCheckpoint(folder).parameters
+        packed = PackedCheckpoint(folder)
+        report["parameters"] = packed.parameters
+        unpack = partial(rows_of, packed.packing)
     prompts = prompt_ids(tokenizer, positions_of(model.config))
     sparsity = read_record(folder).get("sparsity")
     masked = expected is None and source is not None and sparsity is None
     passed = Passed(progress, 1 + masked)
     with passed.of(model):
         stay_packed(model)
-        ours = [logits(model, ids, rows_of) for ids in prompts]
+        ours = [logits(model, ids, unpack) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
     del model

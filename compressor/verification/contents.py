@@ -5,29 +5,27 @@ And how a quantised model computes without being unpacked as a whole.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import torch
 
+from compressor.config.packing import Packing
 from compressor.errors import VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
 from compressor.model.exact_logits import stored_rows
 from compressor.model.tensors import read_tensors
 from compressor.quantization.reading import PackedCheckpoint
-from compressor.writing.packing import PACKED, SCALE, SHAPE, unpacked
+from compressor.writing.packing import GLOBAL, SCALE, unpacked
 
 
 def check_packed(folder: Path, record: dict) -> None:
     """`VerificationError` unless every block's packed tensors have the digest in `record`."""
     checkpoint = PackedCheckpoint(folder)
+    weights = [name for name in checkpoint.tensors if name + SCALE in checkpoint.stored]
+    packed = {name + end for name in weights for end in checkpoint.packing.known.parts}
     for index, entry in enumerate(record["blocks"]):
         prefix = checkpoint.block_name(index, "")
-        names = [
-            name
-            for name in checkpoint.stored
-            if name.startswith(prefix) and name.endswith((PACKED, SCALE, SHAPE))
-        ]
+        names = [name for name in checkpoint.stored if name.startswith(prefix) and name in packed]
         tensors = read_tensors(checkpoint.stored, names)
         if digest({n.removeprefix(prefix): t for n, t in tensors.items()}) != entry["sha256"]:
             raise VerificationError(
@@ -76,12 +74,14 @@ def stay_packed(model: torch.nn.Module) -> None:
         hook.remove()
 
 
-def rows_of(module: torch.nn.Linear, count: int) -> Iterator[torch.Tensor]:
+def rows_of(packing: Packing, module: torch.nn.Linear, count: int) -> Iterator[torch.Tensor]:
     """The weight of a linear layer, `count` rows at a time; a packed one is unpacked so."""
-    if not hasattr(module, "weight_packed"):
+    if not hasattr(module, "weight" + SCALE):
         yield from stored_rows(module, count)
         return
-    columns = int(cast(torch.Tensor, module.weight_shape)[1])
-    pairs = zip(module.weight_packed.split(count), module.weight_scale.split(count), strict=True)
-    for packed, scale in pairs:
-        yield unpacked(packed, scale, [len(packed), columns])
+    main = packing.known.parts[0]
+    whole = {GLOBAL: module.weight_global_scale} if GLOBAL in packing.known.parts else {}
+    of_rows = (getattr(module, "weight" + end).split(count) for end in (main, SCALE))
+    for rows, scales in zip(*of_rows, strict=True):
+        shape = [len(rows), module.in_features]
+        yield unpacked({main: rows, SCALE: scales} | whole, shape, packing)

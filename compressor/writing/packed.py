@@ -1,22 +1,21 @@
-"""Quantised folders: the blocks' projections packed to 4 bits, all else as it is in the dense folder."""
+"""Quantised folders: the blocks' projections packed, all else as it is in the dense folder."""
 
 from collections.abc import Iterable, Iterator
 
-import torch
-
+from compressor.config.packing import Packing
 from compressor.model.source import Source
-from compressor.writing.packing import packed, quantization_config
+from compressor.writing.packing import empty_parts, quantization_config
 from compressor.writing.writer import Block, Writer, empty
 
 
 class Packed(Writer):
-    """A source whose projections have scales for groups of so many input channels.
+    """A source whose projections are packed.
 
     quantized: of every block in order all tensors to store, by their names inside it.
     """
 
-    def __init__(self, source: Source, group: int, quantized: Iterable[Block] = ()):
-        self.source, self.group, self.quantized = source, group, quantized
+    def __init__(self, source: Source, packing: Packing, quantized: Iterable[Block] = ()):
+        self.source, self.packing, self.quantized = source, packing, quantized
         self.container = source.family.model_type
 
     def empty_blocks(self) -> Iterator[Block]:
@@ -26,12 +25,10 @@ class Packed(Writer):
             for inner in self.source.block_tensors(index):
                 name = self.source.block_name(index, inner)
                 tensor = empty(self.source, name)
-                if inner not in matrices:
+                if inner in matrices:
+                    block |= empty_parts(name, tensor.shape, tensor.dtype, self.packing)
+                else:
                     block[name] = tensor
-                    continue
-                rows, columns = tensor.shape
-                scale = torch.empty(rows, columns // self.group, dtype=tensor.dtype, device="meta")
-                block |= packed(name, tensor, scale, self.group)
             yield block
 
     def blocks(self) -> Iterator[Block]:
@@ -43,5 +40,5 @@ class Packed(Writer):
         ignored = sorted({head, "lm_head"})  # as the files call it, and the class
         return self.source.written_config | {
             "architectures": [self.source.family.architecture],  # the class that was read
-            "quantization_config": quantization_config(self.group, ignored),
+            "quantization_config": quantization_config(self.packing, ignored),
         }

@@ -11,10 +11,10 @@ import torch
 
 from compressor.config.amounts import size
 from compressor.errors import MachineError
-from compressor.model.tensors import DTYPES, INDEX, SINGLE
+from compressor.model.tensors import DTYPES, INDEX, PACKED_DTYPES, SINGLE
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-DTYPE_NAMES |= {torch.int32: "I32", torch.int64: "I64"}  # of packed weights
+DTYPE_NAMES |= {dtype: name for name, dtype in PACKED_DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compressor.config.packing import W4A16, Packing
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
@@ -23,7 +24,7 @@ def calibration(llama, text_file):
 
 
 def quantised(checkpoint, calibration=None):
-    quantizing = Quantizing(checkpoint, GROUP, calibration=calibration)
+    quantizing = Quantizing(checkpoint, Packing(W4A16, GROUP), calibration=calibration)
     return list(quantizing.blocks()), quantizing.record
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compressor.analysis.inspection import inspect
+from compressor.config.packing import W4A16, Packing
 from compressor.errors import VerificationError
 from compressor.job.quantize import adopt
 from compressor.model.checkpoint import Checkpoint
@@ -87,7 +88,7 @@ def test_sizes_are_those_of_the_files(llama, quantised):
     source, written = Checkpoint(llama), open_model(quantised)
     record = json.loads((quantised / "compression.json").read_text())
     assert written.parameters == source.parameters == record["parameters_after"]
-    assert written.bytes == record["bytes_after"] == Packed(source, GROUP).bytes()
+    assert written.bytes == record["bytes_after"] == Packed(source, Packing(W4A16, GROUP)).bytes()
     stored = load_file(quantised / SINGLE)
     assert sum(t.nbytes for t in stored.values()) == written.bytes
     # 4 bits, a float32 scale for 16 weights, and 16 bytes of shape a matrix
@@ -161,7 +162,7 @@ def test_the_stages_read_it(llama, quantised, text_file, capsys):
     saved = before["total"]["bytes"] - after["total"]["bytes"]
     assert before["total"]["decode_bytes"] - after["total"]["decode_bytes"] == saved
     assert stage("estimate", quantised, "--device", "cpu", "--measure") == 2
-    assert "unpacks the 4-bit weights" in capsys.readouterr().err
+    assert "unpacks the weights" in capsys.readouterr().err
     result = inspect(quantised)
     assert result["parameters"] == Checkpoint(llama).parameters and result["group"] == GROUP
     assert result["bytes"] == PackedCheckpoint(quantised).bytes
@@ -173,8 +174,10 @@ def test_the_stages_read_it(llama, quantised, text_file, capsys):
 
 def test_several_shards(llama, tmp_path):
     checkpoint = Checkpoint(llama)
-    blocks = Quantizing(checkpoint, GROUP).blocks()
-    write_folder(Packed(checkpoint, GROUP, blocks), tmp_path / "q", shard_bytes=12_000)
+    blocks = Quantizing(checkpoint, Packing(W4A16, GROUP)).blocks()
+    write_folder(
+        Packed(checkpoint, Packing(W4A16, GROUP), blocks), tmp_path / "q", shard_bytes=12_000
+    )
     assert len(list((tmp_path / "q").glob("*.safetensors"))) > 1
     model, found = AutoModelForCausalLM.from_pretrained(tmp_path / "q", output_loading_info=True)
     assert not any(found.values())
@@ -188,7 +191,7 @@ def test_one_block_is_read_at_a_time(llama, monkeypatch):
     monkeypatch.setattr(
         Checkpoint, "read_block", lambda self, b: read.append(b) or original(self, b)
     )
-    blocks = Quantizing(Checkpoint(llama), GROUP).blocks()
+    blocks = Quantizing(Checkpoint(llama), Packing(W4A16, GROUP)).blocks()
     for index in range(3):
         next(blocks)
         assert read == list(range(index + 1))
@@ -209,7 +212,7 @@ def test_verification_sees_a_changed_file(quantised, tmp_path, part):
 def test_verification_compares_logits(llama, quantised, tmp_path):
     checkpoint = Checkpoint(llama)
     prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
-    quantizing = Quantizing(checkpoint, GROUP, prompts)
+    quantizing = Quantizing(checkpoint, Packing(W4A16, GROUP), prompts)
     for _ in quantizing.blocks():
         pass
     found = {str(i): x for i, x in enumerate(quantizing.logits())}
@@ -288,7 +291,7 @@ def test_jointly_with_besa(make_checkpoint, text_file, tmp_path, capsys):
         shown = table([Result(**result)])
         assert result["update"] == "none" and "obs" not in shown.title
         rows = [*shown.columns[0].cells]
-        assert "perplexity before 4 bits" in rows and "perplexity" in rows
+        assert "perplexity, not quantised" in rows and "perplexity" in rows
         assert result["perplexity_unquantized"] != result["perplexity_after"]
         assert verify_here(dest)["loads"]
     assert counts["learned"] >= counts["none"] > 0

@@ -8,6 +8,7 @@ import pytest
 from jobs import compress, said
 
 from compressor.config import quantization as options
+from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.quantization.reading import open_model
@@ -17,8 +18,10 @@ from compressor.quantization.stream import check_columns
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--quantize", "w8a8"], "--quantize must be none or w4a16, not 'w8a8'"),
+        (["--quantize", "w8a8"], "--quantize must be none, w4a16, fp8 or nvfp4a16, not 'w8a8'"),
         (["--quantize", "w4a16", "--quantize-group", 1], "quantize_group must be at least 2"),
+        (["--quantize", "fp8:64"], "quantize_group is of --quantize w4a16 alone"),
+        (["--quantize", "nvfp4a16", "--quantize-clip", "none"], "quantize_clip is of --quantize w4a16"),
         (["--quantize", "w4a16"], "q_proj.weight has 32 input channels, .* groups of 128"),
         (
             ["--quantize", "w4a16", "--quantize-group", 32],
@@ -86,6 +89,16 @@ def test_projections_and_their_columns(llama):
     checkpoint = Checkpoint(llama)
     names = [n.split(".")[1] for n in checkpoint.family.projections()]
     assert sorted(names) == sorted(f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down"))
-    check_columns(checkpoint, 16)
+    check_columns(checkpoint, Packing(W4A16, 16))
     with pytest.raises(InputError, match="down_proj"):
-        check_columns(checkpoint, 32)
+        check_columns(checkpoint, Packing(W4A16, 32))
+
+
+@pytest.mark.parametrize("scheme", [FP8, NVFP4A16])
+def test_columns_of_floats(make_checkpoint, tmp_path, scheme):
+    source = Checkpoint(make_checkpoint(tmp_path / "m", intermediate_size=40))
+    message = (
+        f"down_proj.weight has 40 input channels.*groups of 16. {scheme} takes no others; or cut"
+    )
+    with pytest.raises(InputError, match=message):
+        check_columns(source, Packing.of(scheme, 128))

@@ -4,8 +4,16 @@ import pytest
 import torch
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
+from compressor.config.packing import W4A16, Packing
 from compressor.quantization.scheme import dequantized, integers, scales, stored_scales
-from compressor.writing.packing import packed, quantization_config, scheme_of, unpacked
+from compressor.writing.packing import (
+    SCALE,
+    empty_parts,
+    packed,
+    quantization_config,
+    scheme_of,
+    unpacked,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -19,7 +27,7 @@ def weight_of(rows=6, columns=96, dtype=torch.float32) -> torch.Tensor:
 def test_scales_are_those_of_compressed_tensors(group):
     weight = weight_of()
     weight[0, :group] = weight[0, :group].abs()  # a group without negative weights
-    given = compute_dynamic_scales_and_zp(weight, scheme_of(group).weights, None)[0]
+    given = compute_dynamic_scales_and_zp(weight, scheme_of(Packing(W4A16, group)).weights, None)[0]
     torch.testing.assert_close(scales(weight, group), given, rtol=1e-6, atol=0)
 
 
@@ -71,12 +79,13 @@ def test_the_gradient_of_the_gammas():
 def test_packing_is_undone_by_compressed_tensors(dtype, columns, group):
     weight = weight_of(columns=columns, dtype=dtype)
     scale = stored_scales(scales(weight, group), dtype)
-    found = packed("x.weight", weight, scale, group)
+    found = packed("x.weight", weight, {SCALE: scale}, Packing(W4A16, group))
     assert found["x.weight_packed"].shape == (6, -(-columns // 8))
     assert found["x.weight_shape"].tolist() == [6, columns]
-    again = unpacked(found["x.weight_packed"], found["x.weight_scale"], [6, columns])
+    parts = {end: found["x.weight" + end] for end in ("_packed", "_scale", "_shape")}
+    again = unpacked(parts, [6, columns], Packing(W4A16, group))
     assert torch.equal(again, dequantized(integers(weight, scale), scale))
-    empty = packed("x.weight", weight.to("meta"), scale.to("meta"), group)
+    empty = empty_parts("x.weight", weight.shape, dtype, Packing(W4A16, group))
     assert {n: (t.shape, t.dtype) for n, t in empty.items()} == {
         n: (t.shape, t.dtype) for n, t in found.items()
     }
@@ -85,7 +94,8 @@ def test_packing_is_undone_by_compressed_tensors(dtype, columns, group):
 def test_the_config_is_what_compressed_tensors_reads():
     from compressed_tensors.quantization import QuantizationConfig
 
-    given = quantization_config(64, ["lm_head"])
-    assert QuantizationConfig.model_validate(given).config_groups["group_0"] == scheme_of(64)
+    given = quantization_config(Packing(W4A16, 64), ["lm_head"])
+    read = QuantizationConfig.model_validate(given).config_groups["group_0"]
+    assert read == scheme_of(Packing(W4A16, 64))
     assert given["quant_method"] == "compressed-tensors" and given["format"] == "pack-quantized"
     assert given["ignore"] == ["lm_head"] and given["quantization_status"] == "compressed"

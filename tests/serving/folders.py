@@ -21,14 +21,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
 from compressor.analysis.inspection import inspect
+from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import FAMILIES
 from compressor.model.tensors import SINGLE
 from compressor.planning.plan import Plan
+from compressor.quantization.stream import Quantizing
 from compressor.writing.cuts import write
 from compressor.writing.gguf import export
+from compressor.writing.packed import Packed
 from compressor.writing.tokenizer_class import strings
+from compressor.writing.writer import write_folder
 
 # Heads of 32 channels, the fewest that vLLM has on a CPU. Whole numbers of KV groups go.
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "vocab_size": 320}
@@ -45,6 +49,15 @@ VARIANTS = {
 HEADS, OWN_HEADS = (0, 2), ((0, 2), (1,), (0, 1, 2, 3))  # those of a block, of each of its own
 CHANNELS, OWN = 256, (256, 512, 160)
 LAYOUTS = ("uniform", "nas", "per-layer")
+WITHIN = 1e-3  # of the log-probabilities' standard deviation
+# Schemes of quantised weights, of a Llama in this dtype (vLLM's 4-bit kernels for CPUs have bfloat16
+# alone), and how near log-probabilities are: an input that is rounded the other way shows in FP8.
+QUANTISED = {
+    FP8: (torch.float32, 2e-2),
+    W4A16: (torch.bfloat16, 0.2),
+    NVFP4A16: (torch.bfloat16, 0.2),
+}
+GPU_ALONE = (NVFP4A16,)  # there is no kernel for CPUs
 TEXTS = ("Once upon a time", "def first(values):", "The house at the edge", "One, two, three and")
 NEW_TOKENS = 24
 TEMPLATE = (
@@ -122,12 +135,22 @@ def swap_groups(folder: Path) -> None:
     save_file(tensors, folder / SINGLE, {"format": "pt"})
 
 
+def cut(source: Checkpoint, kind: str, folder: Path) -> None:
+    """Write a cut as a layout, or as a uniform one that is quantised."""
+    if kind not in QUANTISED:
+        write(source, plan_of(source, kind), folder, kind)
+        return
+    dense = folder.with_name(folder.name + ".dense")
+    write(source, plan_of(source, "uniform"), dense, "uniform")
+    checkpoint, packing = Checkpoint(dense), Packing.of(kind, 128)
+    write_folder(Packed(checkpoint, packing, Quantizing(checkpoint, packing).blocks()), folder)
+    shutil.rmtree(dense)
+
+
 @torch.no_grad()
-def known_of(folder: Path) -> dict:
-    """What transformers makes of a folder, in float32."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, dtype=torch.float32
-    )
+def known_of(folder: Path, dtype: torch.dtype, within: float) -> dict:
+    """What transformers makes of a folder."""
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
@@ -135,10 +158,12 @@ def known_of(folder: Path) -> dict:
     following, greedy = [], []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        following.append(model.eval()(ids).logits[0, -1].log_softmax(-1).tolist())
+        following.append(model.eval()(ids).logits[0, -1].float().log_softmax(-1).tolist())
         greedy.append(model.generate(ids, pad_token_id=0, **options)[0, len(prompt) :].tolist())
     texts = strings(tokenizer.all_special_tokens)
     return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "within": within,
         "prompts": prompts,
         "following": following,
         "greedy": greedy,
@@ -155,15 +180,21 @@ def main(folder: Path) -> None:
 
     logging.set_verbosity_error()
     shutil.rmtree(folder, ignore_errors=True)
-    for family, layout in ((f, x) for f in FAMILIES for x in LAYOUTS):
-        name = f"{family}-{layout}"
-        source = source_of(family, folder / "sources" / family, build_checkpoint)
+    kinds = [(f, x) for f in FAMILIES for x in LAYOUTS] + [("llama", x) for x in QUANTISED]
+    for family, kind in kinds:
+        name, (dtype, within) = f"{family}-{kind}", QUANTISED.get(kind, (torch.float32, WITHIN))
+        build = partial(build_checkpoint, dtype=dtype)
+        source = source_of(family, folder / "sources" / f"{family}-{dtype}", build)
         try:
-            write(source, plan_of(source, layout), folder / name, layout)
+            cut(source, kind, folder / name)
         except InputError as sentence:
             print(f"{name}: {sentence}")
             continue
-        finish(folder, name)
+        finish(folder, name, dtype, within)
+        if kind in GPU_ALONE:
+            known = json.loads((folder / f"{name}.json").read_text())
+            known["loads"] = dict.fromkeys(known["loads"])  # nothing is expected of them
+            (folder / f"{name}.json").write_text(json.dumps(known))
         if name == SWAPPED.removesuffix("-swapped"):
             shutil.copytree(folder / name, folder / SWAPPED)
             told = (folder / f"{name}.json").read_text()
@@ -172,9 +203,9 @@ def main(folder: Path) -> None:
             export(Checkpoint(folder / SWAPPED), folder / f"{SWAPPED}.gguf", "f32")
 
 
-def finish(folder: Path, name: str) -> None:
+def finish(folder: Path, name: str, dtype: torch.dtype, within: float) -> None:
     """The GGUF file of a folder, if it has one, and what is known of it."""
-    known = known_of(folder / name)
+    known = known_of(folder / name, dtype, within)
     known["loads"] = {a["target"]: a["loads"] for a in inspect(folder / name)["loads"]}
     try:
         known["notes"] = export(Checkpoint(folder / name), folder / f"{name}.gguf", "f32")[1:]

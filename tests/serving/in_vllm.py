@@ -1,4 +1,4 @@
-"""`make serve`: one folder in vLLM (offline, float32).
+"""`make serve`: one folder in vLLM (offline, in the dtype that transformers computed in).
 
     python tests/serving/in_vllm.py KNOWN.json FOLDER RESULT.json     with vLLM's own interpreter
 
@@ -27,7 +27,7 @@ def main(known: Path, folder: Path, result: Path) -> None:
         engine = vllm.LLM(
             str(folder),
             trust_remote_code=True,
-            dtype="float32",
+            dtype=told["dtype"],
             enforce_eager=True,
             max_model_len=128,
             max_logprobs=vocabulary,

@@ -47,10 +47,10 @@ def estimate(
     """
     device = checked_device(device, clock)
     opened = [open_model(path) for path in (before, folder) if path is not None]
-    packed = [checkpoint.path for checkpoint in opened if checkpoint.group]
+    packed = [checkpoint.path for checkpoint in opened if checkpoint.packing]
     if clock and packed:
         raise InputError(
-            f"--measure times plain transformers, which unpacks the 4-bit weights of {packed[0]} "
+            f"--measure times plain transformers, which unpacks the weights of {packed[0]} "
             "before its first step, so that its times are the dense model's; leave --measure out."
         )
     context = checked_context(opened, batch, context)
@@ -125,7 +125,8 @@ def described(
     return {
         "path": str(checkpoint.path),
         "dtype": str(dtype).removeprefix("torch."),
-        "group": checkpoint.group,
+        "group": checkpoint.packing and checkpoint.packing.group,
+        "stored": checkpoint.packing and checkpoint.packing.words,
         "tied": checkpoint.tied,
         "bandwidth": roof.bandwidth,
         "peak": roof.peak[dtype],
@@ -137,7 +138,7 @@ def described(
 
 def outside_blocks(checkpoint: Checkpoint) -> tuple[dict | None, list[str]]:
     """How small a model can become, and a note where embedding and head are much of it."""
-    if checkpoint.group:
+    if checkpoint.packing:
         return None, []
     reach = reach_of(checkpoint, lattice(checkpoint, align=1))
     targets = [Target("keep", share) for share in SHARES if share >= reach.keep]

@@ -14,7 +14,7 @@ NOTE = (
     "multiply them."
 )
 PACKED_NOTE = (
-    "4-bit weights count as they are stored, and are read so by fused kernels; transformers unpacks "
+    "Quantised weights count as they are stored, and are read so by fused kernels; transformers unpacks "
     "them all before its first step, and then takes the dense model's memory and time."
 )
 TIMES = ("roofline", "overhead", "expected", "measured")
@@ -37,13 +37,13 @@ def tables(result: dict) -> Iterator[Table | str]:
     )
     yield from dict.fromkeys(ceilings(model) for model in models)
     yield NOTE
-    if any(model["group"] for model in models):
+    if any(model["stored"] for model in models):
         yield PACKED_NOTE
 
 
 def block_table(model: dict, context: int) -> Table:
     """Rows of equal blocks are one row, which gives the figures of each."""
-    bits = f", 4-bit weights in groups of {model['group']}" if model["group"] else ""
+    bits = f", {model['stored']}" if model["stored"] else ""
     table = Table(title=f"{model['path']}  ({model['dtype']}{bits})")
     for column in ("block", "heads/KV", "FFN"):
         table.add_column(column, no_wrap=True)

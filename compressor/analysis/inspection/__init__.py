@@ -12,6 +12,7 @@ from compressor.analysis.inspection.loaders import answers
 from compressor.analysis.inspection.loaders.answer import distinct
 from compressor.config.json_files import object_in
 from compressor.config.layouts import NAS, PADDED, PER_LAYER, UNIFORM
+from compressor.config.packing import Packing
 from compressor.model.configs import read_as_given
 from compressor.model.families.nas import is_nas
 from compressor.model.widths import BlockWidths
@@ -56,7 +57,8 @@ def described(folder: Folder) -> dict:
         "parameters": folder.parameters,
         "bytes": sum(t.bytes for t in folder.stored.values()),
         "dtypes": folder.dtypes,
-        "group": folder.group,
+        "scheme": folder.packing and folder.packing.scheme,
+        "group": folder.packing and folder.packing.group,
         "quantization": (config.get("quantization_config") or {}).get("quant_method"),
         "hidden_size": widths[0].hidden if widths else config.get("hidden_size"),
         "head_dim": folder.head_dim,
@@ -114,11 +116,11 @@ def summary(result: dict) -> str:
         f"{len(result['blocks'])} blocks, hidden size {result['hidden_size']}, heads of "
         f"{result['head_dim']}, vocabulary {result['vocabulary']}, {tied}".rstrip(", "),
     ]
-    if result["group"]:
+    if result["scheme"]:
         size = result["bytes"] / result["parameters"]
         lines.append(
-            f"4-bit weights in groups of {result['group']}, by {result['quantization']}: {size:.3f} "
-            "bytes a parameter, embedding and head included"
+            f"{Packing(result['scheme'], result['group']).words}, by {result['quantization']}: "
+            f"{size:.3f} bytes a parameter, embedding and head included"
         )
     elif result["quantization"]:
         lines.append(f"quantised by {result['quantization']}: shapes are of packed weights")

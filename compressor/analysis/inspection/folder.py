@@ -13,13 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from compressor.analysis.inspection.files import ambiguity
+from compressor.config.packing import Packing
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.per_layer import KEY, check
 from compressor.model.tensors import INDEX, SINGLE, completed, read_entries, turned
 from compressor.model.widths import BlockWidths, block_widths
-from compressor.quantization.reading import dense_entries, weights_of
-from compressor.writing.packing import BITS
+from compressor.quantization.reading import dense_entries, packing_of
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -33,7 +33,7 @@ class Folder:
     of a `nemotron-nas` model as of the Llama model that it is.
     `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`, `numel`,
     `bytes` and `dtype` (safetensors' name of it), with its name (`key`) in `file`. `tensors` are the
-    same, but for 4-bit weights, which are there as the dense ones they stand for. `ambiguous` says what
+    same, but for packed weights, which are there as the dense ones they stand for. `ambiguous` says what
     loaders take from different files.
     """
 
@@ -50,14 +50,13 @@ class Folder:
         return FAMILIES.get(self.config.get("model_type"))
 
     @property
-    def group(self) -> int | None:
-        """Input channels that share a scale, of 4-bit weights packed by compressed-tensors."""
-        weights = weights_of(self.config)
-        return weights.get("group_size") if weights.get("num_bits") == BITS else None
+    def packing(self) -> Packing | None:
+        """How weights are stored that compressed-tensors has packed."""
+        return packing_of(self.config)
 
     @property
     def tensors(self) -> dict[str, SimpleNamespace]:
-        return dense_entries(self.stored, self.group) if self.group else self.stored
+        return dense_entries(self.stored, self.packing) if self.packing else self.stored
 
     @property
     def parameters(self) -> int:
@@ -99,7 +98,7 @@ class Folder:
 
     def widths(self) -> list[BlockWidths] | None:
         """Widths of every block from the tensors' shapes; None where no table says how."""
-        opaque = self.config.get("quantization_config") and not self.group
+        opaque = self.config.get("quantization_config") and not self.packing
         if self.family is None or not self.head_dim or opaque:
             return None
         try:

@@ -10,7 +10,7 @@ from compressor.analysis.inspection.loaders.answer import Answer, Facts
 from compressor.analysis.inspection.loaders.exported import exported
 from compressor.analysis.inspection.loaders.gguf import k_quants
 from compressor.analysis.inspection.loaders.installed import by_loading, load_here, with_its_code
-from compressor.analysis.inspection.loaders.kernels import GROUP, four_bits
+from compressor.analysis.inspection.loaders.kernels import kernels
 from compressor.analysis.inspection.loaders.older import older
 from compressor.analysis.inspection.loaders.vllm import TENSOR_PARALLEL, tensor_parallel
 from compressor.model.per_layer import ships_own_code
@@ -32,7 +32,7 @@ def answers(
         *with_code,
         older(facts),
         *(tensor_parallel(facts, devices) for devices in TENSOR_PARALLEL),
-        four_bits(widths, folder.group or GROUP),
+        kernels(widths, folder.packing),
         exported(facts),
         k_quants(facts),
     ]

@@ -48,7 +48,7 @@ NEEDED = {"GPT2LMHeadModel": "n_ctx"}  # settings that newer configs do not have
 
 def k_quants(facts: Facts) -> Answer:
     """llama.cpp quantises rows in blocks of 256; other rows fall back to larger types."""
-    if facts.folder.group:
+    if facts.folder.packing:
         return Answer(TARGET, None, "made from the dense checkpoint, not from packed weights")
     if not facts.widths:
         return Answer(TARGET, None, UNKNOWN)

@@ -52,7 +52,7 @@ def older(facts: Facts) -> Answer:
     folder, widths = facts.folder, facts.widths
     if not widths:
         return Answer(OLDER, None, UNKNOWN)
-    if folder.group:
+    if folder.packing:
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
     shipped = facts.coded is not None
     target = f"{OLDER}, trust_remote_code" if shipped else OLDER

@@ -67,14 +67,16 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
             if count % devices and not (name == "KV heads" and devices % count == 0):
                 reason = f"{count} {name} mod {devices} is {count % devices}"
                 return Answer(target, False, reason, how)
-    block, group = facts.widths[0], facts.folder.group
-    if group:
+    block, packing = facts.widths[0], facts.folder.packing
+    if packing:
         for name, channels in {"o_proj": block.query, "down_proj": block.ffn}.items():
-            if channels // devices % group:
+            if channels // devices % packing.columns:
                 part = f"{channels // devices} of {name}'s input channels"
-                return Answer(target, False, f"{part} are not whole groups of {group}", how)
+                return Answer(
+                    target, False, f"{part} are not whole groups of {packing.columns}", how
+                )
     shown = ", ".join(f"{count} {name}" for name, count in of_all(facts.widths).items())
-    return Answer(target, True, f"{own_class(facts)}: {shown}{told}", RULES if group else how)
+    return Answer(target, True, f"{own_class(facts)}: {shown}{told}", RULES if packing else how)
 
 
 def shared(block: BlockWidths) -> dict[str, int]:
