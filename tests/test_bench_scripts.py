@@ -163,7 +163,7 @@ PRINTED = {  # script -> a quick run, and what it prints
     ),
 }
 TESTED_BELOW = {"make_checkpoint", "predict", "roofline"}
-OF_ENGINES = {"served", "served_once"}  # tests/serving, `make serve`
+OF_ENGINES = {"drafted", "served", "served_once"}  # tests/serving
 OF_REAL = {"real", "real_accuracy", "real_forward", "real_judge", "real_models"}  # tests/yardstick
 
 
