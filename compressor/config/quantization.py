@@ -56,7 +56,10 @@ class QuantConfig:
         check_values(self)
         others = [flag for flag in given_options(self) if flag != "--quantize"]
         if self.wanted and self.scheme != W4A16 and others:
-            raise InputError(f"{others[0]} is of --quantize {W4A16} alone; leave it out.")
+            raise InputError(
+                f"{others[0]} is of --quantize {W4A16} alone (a number behind a colon is one); leave it "
+                f"out of --quantize {self.scheme}."
+            )
         if self.wanted and not find_spec("compressed_tensors"):
             raise InputError(
                 "--quantize writes the format of the package compressed-tensors, which is not "

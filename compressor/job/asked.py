@@ -19,6 +19,7 @@ from compressor.config.choices import (
 from compressor.config.job import JobConfig
 from compressor.config.layouts import ALL, UNIFORM, UNLIKE, WriteConfig, check_layout_name
 from compressor.config.options import check_values, given_options
+from compressor.config.packing import SCHEMES
 from compressor.config.plan import PlanConfig
 from compressor.config.recovery import RecoveryConfig
 from compressor.config.repair import RepairConfig
@@ -43,8 +44,8 @@ def check_asked(asked: JobConfig) -> JobConfig:
     config = resolve(asked)
     if not asked.plan.targets and asked.sparse is None and not asked.quantization.wanted:
         raise InputError(
-            "Say how small: --keep, --keep-blocks or --target; or, to quantise alone, --quantize w4a16. "
-            "(`compressor sparsify` makes zeros.)"
+            "Say how small: --keep, --keep-blocks or --target; or, to quantise alone, --quantize "
+            f"{' or '.join(SCHEMES)}. (`compressor sparsify` makes zeros.)"
         )
     if config.sparse is not None:
         config.sparse.check()

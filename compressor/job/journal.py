@@ -9,6 +9,10 @@ from compressor.errors import InputError
 NAME = "journal.json"
 
 
+class OtherSettings(InputError):
+    """A resumed job is asked for something else than it was begun with."""
+
+
 class Journal:
     """Results of finished parts by name, written at once and whole, so a kill loses none of them."""
 
@@ -53,7 +57,7 @@ class Journal:
             return
         for option in sorted(begun.keys() | settings.keys()):
             if begun.get(option) != settings.get(option):
-                raise InputError(
+                raise OtherSettings(
                     f"The interrupted job had {option} {begun.get(option)}, and this one has "
                     f"{settings.get(option)}; give the same, or remove {self.path.parent} to begin anew "
                     "without --resume."

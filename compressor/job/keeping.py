@@ -14,14 +14,19 @@ from compressor.config.runtime import Runtime
 from compressor.errors import DamagedError, InputError
 from compressor.job.destination import work_folder
 from compressor.job.interruption import ending
-from compressor.job.journal import Journal
+from compressor.job.journal import Journal, OtherSettings
 from compressor.model.pauses import STREAM
 from compressor.model.saved_blocks import count_blocks
 
 SCORES = "scores.safetensors"
 AGREED = {"settings", "recovery"}  # journaled to be compared with, not because it was work
 # What entries of the journal are called.
-WORDS = {"scored": "scores", "rated": "scores", "before": "the source's perplexity"}
+WORDS = {
+    "scored": "scores",
+    "rated": "scores",
+    "own": "the model's own text",
+    "before": "the source's perplexity",
+}
 TEACHER = "teacher"  # what a training learns from
 PARTS = {STREAM, f"{TEACHER}.unfinished"}  # folders of numbered files that are no blocks
 ACTIVATIONS = "activations-*"  # of a pass that is over
@@ -90,8 +95,8 @@ def keeping(
         for stale in work.glob(ACTIVATIONS):
             shutil.rmtree(stale, ignore_errors=True)
         if described(work) and not isinstance(error, DamagedError):
-            kept = f"What is done is kept in {work}; add --resume to go on."
-            error.kept = kept  # type: ignore[attr-defined]
+            how = "" if isinstance(error, OtherSettings) else "; add --resume to go on"
+            error.kept = f"What is done is kept in {work}{how}."  # type: ignore[attr-defined]
         else:
             shutil.rmtree(work, ignore_errors=True)
         raise

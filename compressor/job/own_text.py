@@ -12,6 +12,7 @@ import torch
 from compressor.config.amounts import size
 from compressor.config.runtime import Runtime
 from compressor.config.text import OWN, PROSE, TextConfig
+from compressor.errors import InputError
 from compressor.job.opening import chosen_device, compute_dtype
 from compressor.job.reading import Texts, longest, read_texts
 from compressor.job.run import Run
@@ -82,7 +83,12 @@ def choose_text(
     model's own, or prose with a sentence why not that.
     """
     if config.calibration is not None or not calibrates:
-        return replace(config, calibration=config.named), []
+        by_default = config.calibration is None and config.evaluation is None
+        note = (
+            f"Nothing is calibrated, so perplexity is measured on {PROSE}; name a text that is like "
+            "what the model is for (--evaluation TEXT)."
+        )
+        return replace(config, calibration=config.named), [note] if by_default else []
     begun = (run.journal.get("settings") or {}).get("--calibration")
     why = None if begun else why_not_own(checkpoint, runtime, longest(config, checkpoint))
     chosen = begun or (PROSE if why else OWN)
@@ -133,6 +139,11 @@ def own_text(config: TextConfig, checkpoint: Checkpoint, runtime: Runtime, run: 
     if config.evaluation is None:
         tokens += max(tokens // SHARE, LEAST * limit)
     if not file.exists():
+        if why := why_not_own(checkpoint, runtime, limit):
+            raise InputError(
+                f"Text of the model's own cannot be had, since {why}; name another text."
+            )
         with run.stage("generate") as progress:
             write_own(checkpoint, runtime, file, tokens, limit, progress)
+        run.journal.put("own", True)
     return replace(read_text(str(file)), source=OWN)

@@ -121,5 +121,5 @@ def what_comes_nearer(alignment: Alignment, checkpoint: Source) -> str:
     if wanted.tp > 1:
         return f"--tp {wanted.tp} shares FFN channels in multiples of {wanted.least}"
     if wanted.columns > 1:
-        return f"quantize_group {wanted.columns} takes them in groups"
+        return f"--quantize takes them in groups of {wanted.columns}"
     return "no other width comes nearer" if free.rule == "solved" else "steps are no finer"

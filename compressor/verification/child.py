@@ -13,6 +13,7 @@ larger than the memory can be verified.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -110,6 +111,11 @@ def verify_here(
     else:
         return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
+    if math.isnan(worst):
+        raise VerificationError(
+            f"All logits of {folder} and of the {whose} are alike, so nothing can be compared; look at "
+            "the source's weights."
+        )
     report["logits_difference"] = worst
     if not worst <= tolerance:
         raise VerificationError(

@@ -124,6 +124,37 @@ def test_an_interrupted_job_goes_on_with_the_text_it_chose(llama, tmp_path, monk
     assert calibrated_on(dest) == "stdlib-prose"
 
 
+def test_the_text_is_kept_though_nothing_else_is_done(llama, tmp_path, capsys, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    dest, options = tmp_path / "small", ["--keep", 0.8, "--repair", "ridge", *FEW]
+    monkeypatch.setattr("compressor.job.compress.score_units", killed)
+    assert compress(llama, dest, *options) == 130
+    assert "add --resume to go on" in said(capsys)
+    monkeypatch.undo()
+    monkeypatch.setattr("compressor.job.own_text.written", killed)
+    assert compress(llama, dest, *options, "--resume", "--samples", 7) == 2
+    refused = said(capsys)
+    assert "The interrupted job had --samples 6" in refused and "--resume to go on" not in refused
+    assert compress(llama, dest, *options, "--resume") == 0
+
+
+def test_asked_for_where_there_is_no_room(llama, tmp_path, capsys):
+    limit = ["--max-memory", "100KB"]
+    assert compress(llama, tmp_path / "small", "--keep", 0.8, *OWN, *limit) == 2
+    assert re.search(
+        "cannot be had, since writing it would take .* and 100 KB are free", said(capsys)
+    )
+
+
+def test_where_nothing_is_calibrated_it_is_not_written(llama, tmp_path, capsys):
+    options = ["--keep", 0.8, "--method", "magnitude", "--repair", "none", *FEW]
+    assert compress(llama, tmp_path / "small", *options) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Nothing is calibrated, so perplexity is measured on stdlib-prose" in told
+
+
 def test_rows_depend_on_the_model_alone(llama):
     source = Checkpoint(llama)
     weights = 2 * source.parameters

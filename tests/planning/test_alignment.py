@@ -133,7 +133,7 @@ def test_a_miss_by_what_was_asked_names_what_would_do(shaped):
     (bound,) = notes(tp=4)
     assert bound.endswith("--keep 0.7: --tp 4 shares FFN channels in multiples of 512.")
     (packed,) = notes(columns=64)
-    assert packed.endswith("1.2 points above --keep 0.7: quantize_group 64 takes them in groups.")
+    assert packed.endswith("1.2 points above --keep 0.7: --quantize takes them in groups of 64.")
 
 
 def test_the_next_wider_multiple_and_the_kernels_are_said(shaped):

@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from jobs import compress, stage
+from edits import edit_tensors
+from jobs import compress, said, stage
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -188,3 +189,15 @@ def test_after_a_cut(make_checkpoint, text_file, tmp_path, scheme):
     record = json.loads((tmp_path / "q" / "compression.json").read_text())
     assert record["perplexity_unquantized"] != record["perplexity_after"] > 1
     assert compress(tmp_path / "q", tmp_path / "again", "--keep", 0.8) == 2  # not cut again
+
+
+def test_a_source_that_computes_nothing_is_said_to(make_checkpoint, tmp_path, capsys):
+    source = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16)
+
+    def broken(tensors):
+        tensors["model.norm.weight"] = torch.zeros_like(tensors["model.norm.weight"])
+
+    edit_tensors(source, broken)
+    options = ["--quantize", FP8, "--evaluation", "none"]
+    assert compress(source, tmp_path / "q", *options) != 0
+    assert "All logits of" in said(capsys)

@@ -20,7 +20,7 @@ from compressor.quantization.stream import check_columns
     [
         (["--quantize", "w8a8"], "--quantize must be none, w4a16, fp8 or nvfp4a16, not 'w8a8'"),
         (["--quantize", "w4a16", "--quantize-group", 1], "quantize_group must be at least 2"),
-        (["--quantize", "fp8:64"], "quantize_group is of --quantize w4a16 alone"),
+        (["--quantize", "fp8:64"], "quantize_group is of --quantize w4a16 alone.*--quantize fp8"),
         (["--quantize", "nvfp4a16", "--quantize-clip", "none"], "quantize_clip is of --quantize w4a16"),
         (["--quantize", "w4a16"], "q_proj.weight has 32 input channels, .* groups of 128"),
         (
