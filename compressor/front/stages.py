@@ -35,7 +35,7 @@ from compressor.repairing.streaming import Repair
 from compressor.scoring.methods import DEFAULT_METHOD
 from compressor.scoring.score import score as score_units
 from compressor.scoring.scores import Scores
-from compressor.scoring.selection import refined
+from compressor.scoring.selection import looked_at, refined
 from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.in_memory import build
 from compressor.writing.record import read_record, write_record
@@ -81,7 +81,8 @@ def score(
         calibration = tokens(text, source, **of_text)
     states = kept_states(config, source.blocks)
     stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
-    scores = score_units(source, chosen_method(wanted), wanted.mode, calibration, stream, seed)
+    seen = looked_at(calibration, wanted, source.units["ffn"])
+    scores = score_units(source, chosen_method(wanted), wanted.mode, seen, stream, seed)
     if wanted.needs_text:
         scores = refined(scores, stream, calibration, wanted.select, wanted.kv_cost)
     scores.source = source

@@ -13,7 +13,7 @@ from compressor.planning.allocation import protected
 from compressor.planning.uniform import solve
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
-from compressor.scoring.selection import refined
+from compressor.scoring.selection import looked_at, refined
 
 
 def score_units(job: Job) -> Scores:
@@ -50,8 +50,7 @@ def rate(job: Job, saved: Path) -> Scores:
         protect = protected(config.plan.protect, checkpoint)
         kept_units = solve(target, checkpoint, widths, protect)
     method, mode, seed = chosen_method(config.score), config.score.mode, config.runtime.seed
+    text = looked_at(job.calibration, config.score, checkpoint.units["ffn"])
     with job.run.stage("score", count_blocks(saved)) as progress:
         passing = Passing(progress, saved)
-        return score(
-            checkpoint, method, mode, job.calibration, job.stream, seed, kept_units, passing
-        )
+        return score(checkpoint, method, mode, text, job.stream, seed, kept_units, passing)

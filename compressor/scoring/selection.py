@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from compressor.config.choices import check_selection
+from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
 from compressor.model.observing import observed
 from compressor.model.passes import Passing, pass_over
@@ -136,4 +137,13 @@ def compensated(
 def spread(tokens: TokenSet, channels: int) -> TokenSet:
     """Every so-many-th sequence, so that there are tokens enough for as many channels."""
     every = max(1, tokens.tokens // max(SELECTING, EACH_CHANNEL * channels))
-    return TokenSet(tokens.sequences[::every])
+    return TokenSet(tokens.sequences[::every], tokens.protocol)
+
+
+def looked_at(tokens: TokenSet | None, asked: ScoreConfig, channels: int) -> TokenSet | None:
+    """What a method's scores are taken on: where elimination orders the units again, no more of the text
+    than that looks at, unless gradients are taken.
+    """
+    if tokens is None or asked.select != "obs" or METHODS[asked.method].observe is not None:
+        return tokens
+    return spread(tokens, channels)

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from compressor.config.score import ScoreConfig
 from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.job.resolve import default_selection
@@ -15,7 +16,7 @@ from compressor.planning.allocation import allocate
 from compressor.scoring.probing import loss_changes
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
-from compressor.scoring.selection import refined, spread
+from compressor.scoring.selection import looked_at, refined, spread
 from compressor.solvers.elimination import eliminate
 from compressor.text.tokens import TokenSet
 
@@ -152,3 +153,15 @@ def test_of_a_long_text_so_much_is_looked_at_that_every_channel_has_ten_tokens(
     assert some.tokens >= min(text.tokens, max(16_384, 10 * channels))
     places = [int(s[0]) for s in some.sequences]
     assert len({b - a for a, b in pairwise(places)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "select", "sequences"),
+    [("llm-bip", "obs", 32), ("llm-bip", "score", 128), ("hywia", "obs", 128)],
+)
+def test_scores_that_are_ordered_again_are_taken_on_as_much(method, select, sequences):
+    text = TokenSet([torch.full((512,), i) for i in range(128)], {"source": "a text"})
+    asked = ScoreConfig(method=method, select=select)
+    seen = looked_at(text, asked, 8)
+    assert len(seen.sequences) == sequences and seen.protocol == text.protocol
+    assert looked_at(None, asked, 8) is None

@@ -20,7 +20,7 @@ from compressor.recovery.data import RecoveryData
 from compressor.repairing.refine import EPOCHS, FFN_EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
 from compressor.repairing.streaming import HELD_BACK
 from compressor.scoring.methods import METHODS
-from compressor.scoring.selection import spread
+from compressor.scoring.selection import looked_at, spread
 from compressor.text.tokenizer import PROMPTS
 from compressor.text.tokens import TokenSet
 
@@ -135,7 +135,8 @@ def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iter
         there = bench.scored(asked.method, asked.mode) + forward
         yield Part("score", tokens * (blocks * there + BACKWARD * predicted))
     elif looks(asked):
-        yield Part("score", blocks * tokens * bench.scored(asked.method, asked.mode))
+        rated = looked_at(load.calibration, asked, load.checkpoint.units["ffn"]).tokens
+        yield Part("score", blocks * rated * bench.scored(asked.method, asked.mode))
     else:
         yield Part("score", load.checkpoint.bytes / WRITTEN)
     if asked.kv_cost == "measured":
