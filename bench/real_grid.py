@@ -6,7 +6,7 @@ cuts each share that it names; each share is a result, judged by itself: 39 of t
 draws, and texts that need no download), the widths, the scoring method, the repair, a recovery after it;
 the second model; and last methods in their papers' own form. What matters most comes first.
 
-On two quiet cores the default is 2 minutes of scores and selection, and 8 of repair for each share. What
+On two quiet cores the default is a minute of scores and selection, and 8 of repair for each share. What
 the others take beyond that has not been measured; a judge takes 2 minutes, the zero-shot tasks 5.
 """
 

@@ -49,9 +49,9 @@ is rounded either way) and `w4a16` (in bfloat16, which its 4-bit kernel for CPUs
 its rules it runs on a GPU. All three give transformers' own logits again where compressed-tensors {CT}
 reads them, which vLLM brings. llama.cpp quantises a GGUF file itself.
 
-A cut can draft for its source (transformers' assisted generation; `bench/drafted.py`): SmolLM2-135M takes
-1.7 to 3.2 tokens a step from its cut to 0.8 of the blocks. On a CPU that is slower all the same, since a
-draft of 113 M parameters costs nearly as much as the 135 M that it spares.
+A cut can draft for its source (transformers' assisted generation; `bench/drafted.py`): SmolLM2-135M
+takes 1.7 to 3.2 tokens a step from its cut to 0.8 of the blocks. On a CPU that is slower all the same,
+since a draft of 113 M parameters costs nearly as much as the 135 M that it spares.
 
 | `model_type` | scored by | FFN | heads | uniform | nas | per-layer | padded | vLLM | llama.cpp |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
