@@ -23,6 +23,7 @@ from compressor.planning.plan import Plan
 from compressor.repairing.streaming import check_repair, check_text
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
+from compressor.writing.cuts import writer_of
 from compressor.writing.record import write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
@@ -46,6 +47,7 @@ def apply_plan(
     checkpoint = Checkpoint(source)
     check_repair(repair.kind, repair.epochs, checkpoint)
     check_dest(source, dest, runtime)
+    writer_of(checkpoint, plan, writing.layout, writing.container)  # refuses what cannot be written
     with open_run(dest, runtime, lines) as run:
         shutil.rmtree(run.partial, ignore_errors=True)
         repaired = repair.kind != "none"

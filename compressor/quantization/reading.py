@@ -92,7 +92,7 @@ def packing_of(config: Mapping) -> Packing | None:
             and said.get("format") == known.format
             and told == how
             and bool(inputs) == known.rounds_inputs
-            and (scheme == FP8 or Packing.of(scheme, width).group == width)
+            and (scheme == FP8 or (width and Packing.of(scheme, width).group == width))
         ):
             return Packing.of(scheme, width)
     return None

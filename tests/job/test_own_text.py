@@ -9,6 +9,7 @@ import torch
 from jobs import compress, said, stage
 
 import compressor
+from compressor.job.interruption import Interrupted
 from compressor.job.own_text import BATCH, FEWEST_ROWS, FILE, room_to_write
 from compressor.model.checkpoint import Checkpoint
 from compressor.text.set_aside import LEAST
@@ -126,7 +127,7 @@ def test_an_interrupted_job_goes_on_with_the_text_it_chose(llama, tmp_path, monk
 
 def test_the_text_is_kept_though_nothing_else_is_done(llama, tmp_path, capsys, monkeypatch):
     def killed(*_):
-        raise KeyboardInterrupt
+        raise Interrupted
 
     dest, options = tmp_path / "small", ["--keep", 0.8, "--repair", "ridge", *FEW]
     monkeypatch.setattr("compressor.job.compress.score_units", killed)
