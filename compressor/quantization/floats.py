@@ -12,28 +12,29 @@ from collections.abc import Iterable
 import torch
 
 from compressor.config.packing import FP8, Packing
+from compressor.model.float8 import FLOAT8, MOST
 from compressor.quantization.scheme import stored_scales
-from compressor.writing.packing import FLOAT8, GLOBAL, SCALE
+from compressor.writing.packing import GLOBAL, SCALE
 
-MOST8, MOST4 = torch.finfo(FLOAT8).max, 6.0
+MOST4 = 6.0
 LEAST8 = 2.0**-9  # above 0
 
 
 def row_scales(weight: torch.Tensor) -> torch.Tensor:
     """h [out, 1] in the weight's dtype."""
-    return stored_scales(largest(weight)[:, None] / MOST8, weight.dtype)
+    return stored_scales(largest(weight)[:, None] / MOST, weight.dtype)
 
 
 def shared_scale(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     """g float32 [1] of matrices that read the same."""
     most = max(largest(weight).amax().item() for weight in weights)
-    return torch.tensor([MOST8 * MOST4 / most if most else 1.0], dtype=torch.float32)
+    return torch.tensor([MOST * MOST4 / most if most else 1.0], dtype=torch.float32)
 
 
 def group_scales(weight: torch.Tensor, group: int, shared: torch.Tensor) -> torch.Tensor:
     """s float8 [out, in / group]."""
     scale = largest(weight.unflatten(-1, (-1, group))) / MOST4 * shared
-    return scale.clamp(LEAST8, MOST8).to(FLOAT8)
+    return scale.clamp(LEAST8, MOST).to(FLOAT8)
 
 
 def largest(weight: torch.Tensor) -> torch.Tensor:

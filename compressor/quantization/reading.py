@@ -35,12 +35,18 @@ class PackedCheckpoint(Checkpoint):
         return sum(t.end - t.begin for t in self.stored.values())
 
     @property
+    def parts(self) -> dict[str, list[str]]:
+        """The names of what is stored for every packed weight, by its own name."""
+        ends = self.packing.known.parts
+        packed = (name for name in self.tensors if name + SCALE in self.stored)
+        return {name: [name + end for end in ends] for name in packed}
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits stored for a quantised weight: itself, its share of a scale, the shape."""
-        weights = [name for name in self.tensors if name + SCALE in self.stored]
-        parts = [self.stored[w + part] for w in weights for part in self.packing.known.parts]
-        stored = sum(t.end - t.begin for t in parts)
-        return 8 * stored / sum(self.tensors[w].numel for w in weights)
+        entries = [self.stored[part] for parts in self.parts.values() for part in parts]
+        stored = sum(entry.end - entry.begin for entry in entries)
+        return 8 * stored / sum(self.tensors[name].numel for name in self.parts)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         names = list(names)

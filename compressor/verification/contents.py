@@ -21,8 +21,7 @@ from compressor.writing.packing import GLOBAL, SCALE, unpacked
 def check_packed(folder: Path, record: dict) -> None:
     """`VerificationError` unless every block's packed tensors have the digest in `record`."""
     checkpoint = PackedCheckpoint(folder)
-    weights = [name for name in checkpoint.tensors if name + SCALE in checkpoint.stored]
-    packed = {name + end for name in weights for end in checkpoint.packing.known.parts}
+    packed = {part for parts in checkpoint.parts.values() for part in parts}
     for index, entry in enumerate(record["blocks"]):
         prefix = checkpoint.block_name(index, "")
         names = [name for name in checkpoint.stored if name.startswith(prefix) and name in packed]

@@ -24,9 +24,9 @@ from importlib.metadata import version
 import torch
 
 from compressor.config.packing import FP8, NVFP4A16, Packing
+from compressor.model.float8 import FLOAT8
 
 SCALE, GLOBAL = "_scale", "_global_scale"  # behind the name of the weight
-FLOAT8 = torch.float8_e4m3fn
 
 Tensors = dict[str, torch.Tensor]
 

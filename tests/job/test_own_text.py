@@ -18,15 +18,16 @@ FEW = ["--samples", 6, "--length", 16]
 OWN = ["--calibration", "own", *FEW]
 
 
+def killed(*_):
+    raise Interrupted
+
+
 def calibrated_on(folder) -> str:
     record = json.loads((folder / "compression.json").read_text(encoding="utf-8"))
     return record["plan"]["about"]["scores"]["calibration"]["source"]
 
 
 def test_a_job_writes_it_once_and_goes_on_with_it(llama, tmp_path, capsys, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
     dest, options = tmp_path / "small", ["--keep", 0.8, "--repair", "ridge", *OWN]
     monkeypatch.setattr("compressor.job.compress.measure_cuts", killed)
     assert compress(llama, dest, *options) == 130
@@ -114,9 +115,6 @@ def test_prose_for_a_tokenizer_without_ends(llama, tmp_path, capsys):
 
 
 def test_an_interrupted_job_goes_on_with_the_text_it_chose(llama, tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
     dest, options = tmp_path / "small", ["--keep", 0.8, "--repair", "ridge", *FEW]
     monkeypatch.setattr("compressor.job.compress.measure_cuts", killed)
     assert compress(llama, dest, *options, "--max-memory", "100KB") == 130
@@ -126,9 +124,6 @@ def test_an_interrupted_job_goes_on_with_the_text_it_chose(llama, tmp_path, monk
 
 
 def test_the_text_is_kept_though_nothing_else_is_done(llama, tmp_path, capsys, monkeypatch):
-    def killed(*_):
-        raise Interrupted
-
     dest, options = tmp_path / "small", ["--keep", 0.8, "--repair", "ridge", *FEW]
     monkeypatch.setattr("compressor.job.compress.score_units", killed)
     assert compress(llama, dest, *options) == 130

@@ -190,11 +190,7 @@ def main(folder: Path) -> None:
         except InputError as sentence:
             print(f"{name}: {sentence}")
             continue
-        finish(folder, name, dtype, within)
-        if kind in GPU_ALONE:
-            known = json.loads((folder / f"{name}.json").read_text())
-            known["loads"] = dict.fromkeys(known["loads"])  # nothing is expected of them
-            (folder / f"{name}.json").write_text(json.dumps(known))
+        finish(folder, name, dtype, within, expected=kind not in GPU_ALONE)
         if name == SWAPPED.removesuffix("-swapped"):
             shutil.copytree(folder / name, folder / SWAPPED)
             told = (folder / f"{name}.json").read_text()
@@ -203,10 +199,13 @@ def main(folder: Path) -> None:
             export(Checkpoint(folder / SWAPPED), folder / f"{SWAPPED}.gguf", "f32")
 
 
-def finish(folder: Path, name: str, dtype: torch.dtype, within: float) -> None:
-    """The GGUF file of a folder, if it has one, and what is known of it."""
+def finish(folder: Path, name: str, dtype: torch.dtype, within: float, expected: bool) -> None:
+    """The GGUF file of a folder, if it has one, and what is known of it. expected: whether engines are
+    to do here what `inspect` says of them.
+    """
     known = known_of(folder / name, dtype, within)
-    known["loads"] = {a["target"]: a["loads"] for a in inspect(folder / name)["loads"]}
+    answers = inspect(folder / name)["loads"]
+    known["loads"] = {a["target"]: a["loads"] if expected else None for a in answers}
     try:
         known["notes"] = export(Checkpoint(folder / name), folder / f"{name}.gguf", "f32")[1:]
     except InputError as sentence:
