@@ -77,9 +77,8 @@ class Reference:
         """
         device, few = self.source.device, logits_rows(self.source.checkpoint.vocabulary)
         for i, batch in enumerate(self.batches):
-            real = batch.mask[:, 1:]
-            targets = batch.ids[:, 1:][real].to(device)
-            hidden = [known.get(i, device)[:, :-1][real.to(device)] for known in states]
+            targets = batch.targets(device)
+            hidden = [batch.predicting(known.get(i, device)) for known in states]
             yield from zip(*(tensor.split(few) for tensor in (*hidden, targets)), strict=True)
 
     def about(self, nll: float, count: int) -> dict:

@@ -19,7 +19,7 @@ from compressor.model.memory import trim_heap
 from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.repairing.streaming import Repair
-from compressor.scoring.probing import head_nll, predicted_tokens
+from compressor.scoring.probing import head_nll
 from compressor.text.tokens import TokenSet
 
 JUDGED = 8  # every so many calibration sequences are held back
@@ -60,7 +60,7 @@ def loss_after(
         for i, batch in enumerate(batches):
             nll += head_nll(stream, model, states.get(i, stream.device), batch).item()
     states.discard()
-    return nll / sum(map(predicted_tokens, batches))
+    return nll / sum(batch.predicted for batch in batches)
 
 
 def judge(

@@ -195,12 +195,12 @@ class BlockCuts:
         self.heads.put(i, heads)
         self.after.put(i, after.view_as(before))
         self.out.put(i, out)
-        self.energy[i >= self.first_held] += float(self.batches[i].mask.sum())
+        self.energy[i >= self.first_held] += float(self.batches[i].tokens)
         self.silent = self.silent and not out.any()
 
     def rows(self, states: Activations, i: int) -> torch.Tensor:
         """The real tokens of a batch [tokens, channels]."""
-        return states.get(i, self.device)[self.batches[i].mask.to(self.device)]
+        return self.batches[i].real(states.get(i, self.device))
 
     def moments(self, channels: int, outputs: int) -> list[Moments]:
         dtype = torch.float32 if self.stream.dtype == torch.float16 else self.stream.dtype
@@ -227,9 +227,9 @@ class BlockCuts:
         down = self.output("ffn")
         sums = self.moments(down.weight.shape[1], down.weight.shape[0])
         for i in range(len(self.batches)):
-            real = self.batches[i].mask.to(self.device)
+            real = self.batches[i].real
             out = self.rows(self.out, i)
-            stream, inputs = (x[real] for x in self.cut_states(i, change))
+            stream, inputs = (real(x) for x in self.cut_states(i, change))
             targets = wide(out) - wide(stream)
             if down.bias is not None:
                 targets -= wide(down.bias)

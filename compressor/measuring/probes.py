@@ -25,7 +25,7 @@ from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
 from compressor.model.stream import BlockStream
 from compressor.planning.lattice import Lattice
-from compressor.scoring.probing import head_nll, predicted_tokens
+from compressor.scoring.probing import head_nll
 from compressor.solvers.ridge import GRID, Moments, ridge
 from compressor.text.tokens import Batch
 
@@ -57,7 +57,7 @@ class Probes:
     ):
         self.stream, self.batches = stream, batches
         self.cuts = halves(lattice)
-        sizes = [int(batch.mask.sum()) for batch in batches]
+        sizes = [batch.tokens for batch in batches]
         room = FORWARDS * sum(sizes) / (1.5 * (stream.checkpoint.blocks + 1))
         spent = list(accumulate(sizes[first_held:]))
         count = max(1, sum(tokens <= room for tokens in spent))
@@ -136,7 +136,7 @@ class Probes:
             raise InputError("The loss of a cut model is not finite; try --dtype float32.")
         if not self.cuts:
             return []
-        predicted = sum(predicted_tokens(self.batches[i]) for i in self.probing)
+        predicted = sum(self.batches[i].predicted for i in self.probing)
         changes = (nll[:-1] - nll[-1]) / max(1, predicted)
         return list(changes.split(len(self.cuts)))
 

@@ -1,14 +1,41 @@
 """NaN and infinite values stop a run by the name of the tensor."""
 
+from collections.abc import Hashable
+
 import torch
 
 from compressor.errors import DamagedError
 from compressor.model.source import Source
 
 
+class Levels:
+    """The largest absolute values seen under each name, NaN or infinite where one was. They stay on the
+    device until they are asked for, as the host would have to wait for each.
+    """
+
+    def __init__(self):
+        self.of: dict[Hashable, torch.Tensor] = {}
+
+    def add(self, name: Hashable, tensor: torch.Tensor) -> None:
+        if tensor.numel():
+            low, high = tensor.aminmax()
+            level = torch.maximum(high, -low)
+            self.of[name] = torch.maximum(self.of[name], level) if name in self.of else level
+
+    def not_finite(self) -> list[Hashable]:
+        """The names under which something was NaN or infinite; waits for the device once."""
+        if not self.of:
+            return []
+        finite = torch.stack([level.float() for level in self.of.values()]).isfinite().tolist()
+        return [name for name, so in zip(self.of, finite, strict=True) if not so]
+
+
 def check_block(checkpoint: Source, index: int, weights: dict[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinity in a block's weights, by the tensor's name."""
+    levels = Levels()
     for name, tensor in weights.items():
-        check_finite(checkpoint.block_name(index, name), tensor)
+        levels.add(checkpoint.block_name(index, name), tensor)
+    refuse(levels)
 
 
 def check_outer(checkpoint: Source) -> None:
@@ -26,5 +53,11 @@ def check_weights(checkpoint: Source) -> None:
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuse NaN and infinity, by name."""
-    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+    levels = Levels()
+    levels.add(name, tensor)
+    refuse(levels)
+
+
+def refuse(levels: Levels) -> None:
+    for name in levels.not_finite():
         raise DamagedError(f"{name} holds NaN or infinite values; the checkpoint is damaged.")

@@ -13,6 +13,7 @@ import torch
 
 from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
+from compressor.model.finite import Levels
 from compressor.model.modules import loaded
 from compressor.model.pauses import Pauses
 from compressor.model.stream import BlockStream, Visit, logits_rows
@@ -44,9 +45,7 @@ def backward(
     else:
         last = stream.checkpoint.blocks - 1
         final = stream.run(batches, kept=called)
-        for i, (loss, gradient) in enumerate(head_gradients(stream, batches, final)):
-            losses.append(loss)
-            gradients.put(i, gradient)
+        losses = head_gradients(stream, batches, final, gradients)
         final.discard()
     for index, weights in stream.weights(range(last, -1, -1)):
         with loaded(stream.layers[index], weights) as layer:
@@ -62,18 +61,20 @@ def backward(
                 gradients=gradients,
                 passed=passed,
             ) -> Iterator[int]:
+                levels = Levels()
                 for i, (args, call) in enumerate(calls):
                     hidden = inputs.get(i, stream.device).requires_grad_()
                     with torch.enable_grad():
                         output = states_of(layer(hidden, *args, **call))
                         output.backward(gradients.get(i, stream.device))
-                    if not hidden.grad.isfinite().all():
-                        raise InputError(
-                            f"The gradient that leaves block {index} is not finite for sequence {i}; "
-                            "try --dtype float32."
-                        )
+                    levels.add(i, hidden.grad)
                     passed.put(i, hidden.grad)
                     yield i
+                for i in levels.not_finite():
+                    raise InputError(
+                        f"The gradient that leaves block {index} is not finite for sequence {i}; "
+                        "try --dtype float32."
+                    )
 
             visit(index, layer, steps)
         inputs.discard()
@@ -86,18 +87,20 @@ def backward(
 
 
 def head_gradients(
-    stream: BlockStream, batches: list[torch.Tensor], final: Activations
-) -> Iterator[tuple[float, torch.Tensor]]:
-    """Of every batch the loss and its gradient with respect to the last block's output.
+    stream: BlockStream, batches: list[torch.Tensor], final: Activations, gradients: Activations
+) -> list[float]:
+    """The loss of every batch; `gradients` receives that of the last block's output.
 
     The model's own forward computes the logits, of some positions at a time.
     """
+    losses, levels = [], Levels()
     with stream.outer(head=True) as model:
         for i, batch in enumerate(batches):
             ids = batch.to(stream.device)
             hidden = final.get(i, stream.device).requires_grad_()
             predicted = ids.shape[0] * (ids.shape[1] - 1)
-            loss = 0.0
+            exact = torch.promote_types(stream.dtype, torch.float32)
+            loss = torch.zeros((), dtype=exact, device=stream.device)
             many = max(1, logits_rows(stream.checkpoint.vocabulary) // ids.shape[0])
             for positions in torch.arange(ids.shape[1] - 1, device=ids.device).split(many):
                 with torch.enable_grad(), stream.returning(hidden):
@@ -107,10 +110,14 @@ def head_gradients(
                         logits.flatten(0, 1), ids[:, positions + 1].flatten(), reduction="sum"
                     )
                     (part / predicted).backward()
-                loss += part.item() / predicted
-            if not torch.isfinite(torch.tensor(loss)) or not hidden.grad.isfinite().all():
-                raise InputError(
-                    f"The loss of sequence {i} is {loss} or its gradient is not finite; "
-                    "try --dtype float32."
-                )
-            yield loss, hidden.grad
+                loss += part.detach() / predicted
+            losses.append(loss)
+            levels.add(i, loss)
+            levels.add(i, hidden.grad)
+            gradients.put(i, hidden.grad)
+    told = torch.stack(losses).tolist()
+    for i in levels.not_finite():
+        raise InputError(
+            f"The loss of sequence {i} is {told[i]} or its gradient is not finite; try --dtype float32."
+        )
+    return told

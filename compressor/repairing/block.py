@@ -167,9 +167,7 @@ class BlockRepair(BlockFit):
         trim_heap()
 
         def example(i: int) -> Example:
-            mask = self.task.batches[i].mask
-            mask = None if mask.all() else mask.to(self.device)
-            return Example(*called(i), dense_out.get(i, self.device), mask)
+            return Example(*called(i), dense_out.get(i, self.device), self.task.batches[i])
 
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1

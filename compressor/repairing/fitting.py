@@ -144,9 +144,9 @@ class BlockFit:
 
     def regress(self, step: str, pairs: Pairs, present: torch.Tensor) -> torch.Tensor | None:
         """New parameters [outputs, channels], or None where the present ones are no worse."""
-        masks = (batch.mask.to(self.device) for batch in self.task.batches)
+        batches = self.task.batches
         new, outcome = regress(
-            ((x[real], t[real]) for (x, t), real in zip(pairs, masks, strict=True)),
+            ((b.real(x), b.real(t)) for b, (x, t) in zip(batches, pairs, strict=True)),
             self.task.fitted,
             present,
             torch.bfloat16 if self.task.stream.dtype == torch.bfloat16 else torch.float32,

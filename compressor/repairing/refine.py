@@ -42,6 +42,7 @@ from torch.func import functional_call
 
 from compressor.model.activations import states_of
 from compressor.repairing.losses import Loss, relative_distance
+from compressor.text.tokens import Batch
 
 EPOCHS = 1  # of a whole block, and of the last one
 FFN_EPOCHS = 2  # of an FFN alone; more bring its output nearer, and the predictions not
@@ -59,19 +60,17 @@ WARM_UP = 20  # steps, and at most a quarter of them
 
 @dataclass(frozen=True)
 class Example:
-    """One batch: what the block is called with, the stream it should return, and the real tokens (None:
-    all; a GPU counts those of a mask before it goes on).
-    """
+    """What the block is called with on a batch, and the stream it should return."""
 
     hidden: torch.Tensor
     args: tuple
     keywords: dict
     target: torch.Tensor
-    mask: torch.Tensor | None
+    batch: Batch
 
     def real(self, states: torch.Tensor) -> torch.Tensor:
         """Rows float32 [tokens, hidden] of states [sequences, tokens, hidden]."""
-        return (states.flatten(0, 1) if self.mask is None else states[self.mask]).float()
+        return self.batch.real(states).float()
 
 
 @dataclass(frozen=True)
@@ -190,8 +189,8 @@ class Course:
     def held_back(self, moved: dict[str, torch.Tensor] | None = None, share: float = 1) -> float:
         """The held-back loss at the start or `between`; infinite where it is not a number."""
         at = self.start.get if moved is None else lambda n: self.part(n, moved, share)
-        sums = [self.loss(at, i) for i in self.held]
-        loss = sum(s.item() for s, _ in sums) / sum(n for _, n in sums)
+        sums, counts = zip(*(self.loss(at, i) for i in self.held), strict=True)
+        loss = sum(torch.stack(sums).tolist()) / sum(counts)
         return loss if math.isfinite(loss) else math.inf
 
     def part(self, name: str, moved: dict[str, torch.Tensor], share: float) -> torch.Tensor:

@@ -47,7 +47,7 @@ def loss_changes(
     """
     for probe in probes:
         check(probe, stream.checkpoint)
-    predicted = sum(map(predicted_tokens, batches))
+    predicted = sum(batch.predicted for batch in batches)
     if not predicted:
         raise InputError(
             "The probing text predicts no token; give sequences of two tokens or more."
@@ -81,13 +81,14 @@ def loss_changes(
             alive += born
         trim_heap()
         progress(index + 1, stream.checkpoint.blocks)
-    nll = torch.zeros(1 + len(probes), dtype=torch.float64)
+    nll = torch.zeros(1 + len(probes), dtype=torch.float64, device=stream.device)
     with stream.outer(head=True) as model:
         for i, batch in enumerate(batches):
             for v in range(len(nll)):
                 hidden = states.get(v * len(batches) + i, stream.device)
-                nll[v] += head_nll(stream, model, hidden, batch).cpu()
+                nll[v] += head_nll(stream, model, hidden, batch)
     states.discard()
+    nll = nll.cpu()
     for v in (~nll.isfinite()).nonzero().flatten().tolist():
         where = f"with the probe {probes[v - 1]}" if v else "of the dense model"
         raise InputError(f"The loss {where} is {nll[v].item()}; try --dtype float32.")
@@ -133,10 +134,6 @@ def divided(probes: Sequence[Probe], blocks: int) -> list[list[Probe]]:
     return parts
 
 
-def predicted_tokens(batch: Batch) -> int:
-    return int(batch.mask[:, 1:].sum())
-
-
 def head_nll(
     stream: BlockStream, model: torch.nn.Module, hidden: torch.Tensor, batch: Batch
 ) -> torch.Tensor:
@@ -145,8 +142,7 @@ def head_nll(
 
     Logits are computed of some rows at a time.
     """
-    real = batch.mask[:, 1:].to(stream.device)
-    rows, targets = hidden[:, :-1][real], batch.ids[:, 1:].to(stream.device)[real]
+    rows, targets = batch.predicting(hidden), batch.targets(stream.device)
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     many = logits_rows(stream.checkpoint.vocabulary)
     for part, wanted in zip(rows.split(many), targets.split(many), strict=True):

@@ -115,7 +115,7 @@ def rate_forward(
         with BlockStatistics(layer, geometry, wanted) as statistics:
             order = forward()
             for batch in batches:
-                statistics.mask = batch.mask.to(stream.device)
+                statistics.batch = batch
                 next(order)
             next(order, None)
         return rate(index, weights, statistics.means(len(tokens.sequences)))

@@ -138,10 +138,23 @@ def channels_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.
 
 
 def rising(costs: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Costs as float32, each strictly above those that went before."""
-    result, last = costs.float().cpu(), -math.inf
-    infinity = torch.tensor(math.inf)
-    for unit in order.tolist():
-        least = torch.nextafter(torch.tensor(last), infinity) if last > -math.inf else result[unit]
-        result[unit] = last = max(result[unit], least).item()
-    return result
+    """Costs as float32 on the CPU, each strictly above those that went before: at least the next number.
+
+    The bits of a float count up with it, so "the next number" is one more, and all are found at once:
+    y_i = max(x_i, y_(i-1) + 1) is i + the largest x_j - j so far.
+    """
+    result = costs.float()
+    in_order = result[order]
+    numbers, place = ordered(in_order), torch.arange(len(order), device=order.device)
+    numbers = (numbers - place).cummax(0).values + place
+    infinity = ordered(result.new_full((1,), math.inf))
+    above = ordered(numbers.minimum(infinity), back=True)
+    result[order] = torch.where(in_order.isnan(), in_order, above)
+    return result.cpu()
+
+
+def ordered(x: torch.Tensor, back: bool = False) -> torch.Tensor:
+    """float32 numbers as int64 in the same order, without gaps; or back."""
+    bits = x.to(torch.int32) if back else x.view(torch.int32)
+    turned = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # below zero a larger magnitude is less
+    return turned.view(torch.float32) if back else turned.long()

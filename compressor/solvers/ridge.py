@@ -11,7 +11,7 @@ Kennard, 1970) with its origin moved to W.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,8 +75,8 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Whether no sum is NaN or infinite; without the copies that `isfinite` makes."""
-        ends = (torch.stack(t.aminmax()) for t in (self.gram, self.cross) if t.numel())
-        return all(bool(pair.isfinite().all()) for pair in ends)
+        ends = [torch.stack(t.aminmax()) for t in (self.gram, self.cross) if t.numel()]
+        return bool(torch.stack(ends).isfinite().all())
 
     def panels(self) -> Iterator[tuple[slice, int]]:
         """Rows, and the column that the last of them ends at."""
@@ -169,7 +169,7 @@ def ridge(
 
     def gain(update: torch.Tensor, held: torch.Tensor) -> float:
         parts = zip(update.split(ROWS), held.split(ROWS), strict=True)
-        return sum(inner(u, 2 * h - u @ held_gram) for u, h in parts)
+        return read(products(u, 2 * h - u @ held_gram) for u, h in parts)
 
     many = len(weight) > 2 * SKETCH
     judges = [combined(r) if many else r for r in (residual, held_residual)]
@@ -219,8 +219,16 @@ def combined(residual: torch.Tensor) -> torch.Tensor:
 
 def inner(a: torch.Tensor, b: torch.Tensor) -> float:
     """Sum of the products, added in float64."""
-    pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
-    return sum((one * other).sum(dtype=torch.float64).item() for one, other in pairs)
+    return read(products(*some) for some in zip(a.split(ROWS), b.split(ROWS), strict=True))
+
+
+def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(dtype=torch.float64)
+
+
+def read(sums: Iterable[torch.Tensor]) -> float:
+    """Their sum; the host waits for a device once."""
+    return torch.stack([*sums]).sum().item()
 
 
 def rates(stream: torch.Tensor) -> torch.Tensor:

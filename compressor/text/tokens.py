@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -20,11 +21,67 @@ class Batch:
     """Token ids [sequences, tokens], padded on the right, and a mask that is true on real tokens.
 
     Padding on the right is never seen by a causal model's real tokens, so no attention mask is
-    needed; the mask keeps it out of statistics and losses.
+    needed; the mask keeps it out of statistics and losses. Both are on the host, where it is known how
+    many tokens are real: a device that is asked to take what a mask chooses has to count it first, and
+    the host to wait for that.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether there is no padding."""
+        return bool(self.mask.all())
+
+    @cached_property
+    def tokens(self) -> int:
+        return int(self.mask.sum())
+
+    @cached_property
+    def predicted(self) -> int:
+        """Tokens that have one before them."""
+        return int(self.mask[:, 1:].sum())
+
+    def real(self, states: torch.Tensor) -> torch.Tensor:
+        """The real tokens' rows [tokens, n], of what is as much as [sequences, tokens, n]."""
+        rows = states.reshape(self.mask.numel(), -1)
+        return rows if self.whole else rows[self.places["real"].on(rows.device)]
+
+    def predicting(self, states: torch.Tensor) -> torch.Tensor:
+        """Those of the tokens that another one follows, in the order of `targets`."""
+        rows = states.reshape(self.mask.numel(), -1)
+        return rows[self.places["predicting"].on(rows.device)]
+
+    def targets(self, device: torch.device) -> torch.Tensor:
+        """The ids that are predicted, [tokens]."""
+        return self.places["targets"].on(device)
+
+    def mask_on(self, device: torch.device) -> torch.Tensor | None:
+        """The mask for a kernel that reads one; None where all tokens are real."""
+        return None if self.whole else self.places["mask"].on(device)
+
+    @cached_property
+    def places(self) -> dict[str, "Moved"]:
+        """Places among all tokens, and what else a device is given once."""
+        following = self.mask[:, 1:]
+        predicting = torch.nn.functional.pad(following, (0, 1)).flatten().nonzero()[:, 0]
+        real = self.mask.flatten().nonzero()[:, 0]
+        targets = self.ids[:, 1:][following]
+        about = {"real": real, "predicting": predicting, "targets": targets, "mask": self.mask}
+        return {name: Moved(tensor) for name, tensor in about.items()}
+
+
+class Moved:
+    """A tensor of the host that is copied to a device once."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.at = {tensor.device: tensor}
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        if device not in self.at:
+            self.at[device] = next(iter(self.at.values())).to(device)
+        return self.at[device]
 
 
 @dataclass(frozen=True)

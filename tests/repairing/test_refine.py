@@ -19,6 +19,7 @@ from compressor.repairing.refine import (
     relative_distance,
     step_size,
 )
+from compressor.text.tokens import Batch
 
 FITTED, HELD = range(6), range(6, 8)
 
@@ -50,7 +51,8 @@ def examples(teacher, noise=0.0):
         with torch.no_grad():
             target = teacher(hidden, 2.0, shift=0.5) + noise * torch.randn(3, 10, 8)
         target[~mask] = 1e6
-        batches.append(Example(hidden, (2.0,), {"shift": 0.5}, target, mask))
+        batch = Batch(torch.zeros_like(mask, dtype=torch.int64), mask)
+        batches.append(Example(hidden, (2.0,), {"shift": 0.5}, target, batch))
     return batches.__getitem__
 
 
@@ -66,7 +68,7 @@ def loss(block, found, example, batches) -> float:
         merged = {"linear.bias": block.linear.bias, **found}
         out = torch.func.functional_call(block, merged, (given.hidden, 2.0), {"shift": 0.5})
         for mine, aim, real in zip(
-            *(x.flatten(0, 1) for x in (out, given.target, given.mask)), strict=True
+            *(x.flatten(0, 1) for x in (out, given.target, given.batch.mask)), strict=True
         ):
             if real:
                 total += ((mine - aim).square().sum() / aim.square().sum()).item()
@@ -251,7 +253,7 @@ def test_training_is_in_float32_and_the_loss_of_what_is_stored(block):
 def test_a_block_runs_in_its_own_dtype(block):
     block.bfloat16()
     batches = [examples(Block())(i) for i in (*FITTED, *HELD)]
-    batches = [Example(b.hidden.bfloat16(), b.args, b.keywords, b.target, b.mask) for b in batches]
+    batches = [Example(b.hidden.bfloat16(), b.args, b.keywords, b.target, b.batch) for b in batches]
     given = {n: w.float() for n, w in weights(block).items()}
     found, outcome = refine(block, given, batches.__getitem__, FITTED, HELD)
     assert found["linear.weight"].dtype == torch.float32

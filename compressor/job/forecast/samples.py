@@ -25,7 +25,7 @@ from compressor.scoring.methods.statistics import BlockStatistics
 from compressor.scoring.selection import FINE_CHANNELS
 from compressor.solvers.elimination import eliminate
 from compressor.solvers.ridge import GRID, Moments, ridge
-from compressor.text.tokens import TokenSet
+from compressor.text.tokens import Batch, TokenSet
 
 Found = TypeVar("Found")
 
@@ -81,6 +81,12 @@ class Bench:
         return self.hidden.shape[1]
 
     @property
+    def batch(self) -> Batch:
+        """As many real tokens."""
+        ids = torch.zeros(self.hidden.shape[:2], dtype=torch.int64)
+        return Batch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    @property
     def geometry(self) -> BlockGeometry:
         return BlockGeometry.of(self.stream.checkpoint, self.block)
 
@@ -102,9 +108,7 @@ class Bench:
             return self.observed(chosen)
         wanted = chosen.wants(chosen.check_mode(mode))
         with BlockStatistics(self.layer, self.geometry, wanted) as statistics:
-            statistics.mask = torch.ones(
-                1, self.tokens, dtype=torch.bool, device=self.hidden.device
-            )
+            statistics.batch = self.batch
             return self.forward()
 
     def observed(self, method) -> float:
@@ -123,7 +127,7 @@ class Bench:
         """In a training of the block, or of its FFN alone: forward, backward and a step."""
         family = self.stream.checkpoint.family
         names = family.projections("ffn") if ffn_alone else family.projections()
-        example = Example(self.hidden, self.args, self.keywords, self.hidden, None)
+        example = Example(self.hidden, self.args, self.keywords, self.hidden, self.batch)
         if ffn_alone:
             example = replace(example, args=(self.hidden,), keywords={})
         weights = {n: self.layer.get_parameter(n).detach() for n in names}
@@ -189,10 +193,12 @@ class Bench:
     def widened(self) -> float:
         """A weight of a projection in a verification, which computes in float32."""
         name = self.geometry.output_module("ffn")
-        module = copy.copy(cast(nn.Linear, self.layer.get_submodule(name))).cpu()
-        inputs = torch.ones(WIDENED, module.weight.shape[1])
+        module = cast(nn.Linear, self.layer.get_submodule(name))
+        alike = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        alike.weight = nn.Parameter(module.weight.detach().cpu(), requires_grad=False)
+        inputs = torch.ones(WIDENED, module.in_features)
         with torch.no_grad():
-            return seconds_of(lambda: wide_linear(module, inputs)) / module.weight.numel()
+            return seconds_of(lambda: wide_linear(alike, inputs)) / alike.weight.numel()
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Random ones, the same every time, without touching the generator of anybody else."""

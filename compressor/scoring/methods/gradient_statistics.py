@@ -48,6 +48,7 @@ class GradientStatistics:
         self.kinds: dict[str, list[torch.Tensor]] = {}
         self.gradients: dict[str, torch.Tensor] = {}  # sums over the sequences, by parameter
         self.squares: dict[str, torch.Tensor] = {}
+        self.nonfinite: dict[str, torch.Tensor] = {}  # of every parameter, how many values so far
 
     def __enter__(self) -> "GradientStatistics":
         for group, slices in self.geometry.family.groups().items():
@@ -77,11 +78,24 @@ class GradientStatistics:
         self.sums.clear()
 
     def evidence(self) -> dict[str, dict[str, torch.Tensor]]:
-        """By source and module [n, kinds, units]."""
+        """By source and module [n, kinds, units]; `InputError` for gradients that were not finite.
+
+        All is read from the device here, once a block.
+        """
         evidence = {source: self._of_mean(source) for source in self.sources - {"sequences"}}
         if "sequences" in self.sources:
             evidence["sequences"] = {m: torch.stack(rows) for m, rows in self.kinds.items()}
-        return evidence
+        self._check_finite()
+        return {s: {m: rows.cpu() for m, rows in of.items()} for s, of in evidence.items()}
+
+    def _check_finite(self) -> None:
+        counts = torch.stack([*self.nonfinite.values()]).tolist()
+        for name, count in zip(self.nonfinite, counts, strict=True):
+            if count:
+                raise InputError(
+                    f"The gradient of {name} in block {self.block} has {count} infinite or NaN values; "
+                    "try --dtype float32."
+                )
 
     def _of_mean(self, source: str) -> dict[str, torch.Tensor]:
         sums: dict[str, torch.Tensor] = {}
@@ -117,11 +131,7 @@ class GradientStatistics:
             weight, gradient = weight[:, None], gradient[:, None]
         columns = self.parts[module][0].axis == 1
         reduced = taylor(weight, gradient, rows=not columns, columns=columns)
-        if reduced.nonfinite:
-            raise InputError(
-                f"The gradient of {name} in block {self.block} has {int(reduced.nonfinite)} "
-                "infinite or NaN values; try --dtype float32."
-            )
+        self.nonfinite[name] = self.nonfinite.get(name, 0) + reduced.nonfinite
         of_channels = reduced.columns if columns else reduced.rows
         sums[module] = sums[module] + of_channels if module in sums else of_channels
 
@@ -133,7 +143,7 @@ class GradientStatistics:
             pieces = part.pieces(of_channels, units, self.geometry.sizes)
             for name, (signed, absolute, square) in zip(names_of(part), pieces, strict=True):
                 kinds = (signed.sum(-1).abs(), signed.abs().sum(-1), absolute.sum(-1))
-                by_name[name] = torch.stack((*kinds, square.sum(-1))).cpu()
+                by_name[name] = torch.stack((*kinds, square.sum(-1)))
         return by_name
 
 

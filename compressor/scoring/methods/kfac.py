@@ -35,8 +35,8 @@ class MaskFisher(OutputGradients):
         gate = (x * dx).unflatten(1, (self.geometry.units[group], -1)).sum(-1)
         self.squares[group] = self.squares.get(group, 0) + gate.double().square().sum(0)
 
-    def reduced(self) -> dict[str, torch.Tensor]:
-        return {group: (total / self.tokens).cpu() for group, total in self.squares.items()}
+    def scores(self) -> dict[str, torch.Tensor]:
+        return {group: total / self.tokens for group, total in self.squares.items()}
 
 
 class Kfac(OutputGradients):
@@ -53,12 +53,12 @@ class Kfac(OutputGradients):
         self.inputs[group] = self.inputs.get(group, 0) + gram
         self.metrics.setdefault(group, Metric()).add(dy)
 
-    def reduced(self) -> dict[str, torch.Tensor]:
+    def scores(self) -> dict[str, torch.Tensor]:
         errors = {}
         for group, gram in self.inputs.items():
             weight = self.layer.get_parameter(self.geometry.family.output(group)).detach()
             error = output_error(weight, gram / self.tokens, self.metrics[group])
-            errors[group] = error.cpu() / self.tokens
+            errors[group] = error / self.tokens
         return errors
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from compressor.errors import InputError
+from compressor.model.finite import Levels
 from compressor.model.observing import observed
 from compressor.model.units import BlockGeometry
 
@@ -40,6 +41,7 @@ class OutputGradients(ABC):
         self.layer, self.geometry, self.block = layer, geometry, block
         self.groups = groups or geometry.units.keys()
         self.seen: dict[str, dict[str, torch.Tensor]] = {}
+        self.levels = Levels()
         self.tokens = 0
 
     def __enter__(self) -> "OutputGradients":
@@ -53,15 +55,11 @@ class OutputGradients(ABC):
         self.seen.clear()
 
     def end_sequence(self, predicted_tokens: int) -> None:
-        """Take in what the last backward showed; `InputError` if it is not finite."""
+        """Take in what the last backward showed."""
         for group, seen in self.seen.items():
             x, dx, dy = (_rows(seen[name]) for name in ("x", "dx", "dy"))
-            for name, gradient in (("output", dy), ("input", dx)):
-                if not gradient.isfinite().all():
-                    raise InputError(
-                        f"The gradient of the {name} of {self.geometry.output_module(group)} in "
-                        f"block {self.block} is not finite; try --dtype float32."
-                    )
+            for side, gradient in (("output", dy), ("input", dx)):
+                self.levels.add((side, group), gradient)
             self.add(group, x, dx * predicted_tokens, dy * predicted_tokens)
         self.tokens += len(x)
         self.seen.clear()
@@ -70,9 +68,21 @@ class OutputGradients(ABC):
     def add(self, group: str, x: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor) -> None:
         """Accumulate one sequence: x, dx [tokens, channels] and dy [tokens, hidden], float32 or 64."""
 
-    @abstractmethod
     def reduced(self) -> dict[str, torch.Tensor]:
-        """Scores of the block's units by group: [units], float64 on the CPU."""
+        """Scores of the block's units by group: [units], float64 on the CPU.
+
+        `InputError` if a gradient was not finite; the device is asked for that here, once a block.
+        """
+        for side, group in self.levels.not_finite():
+            raise InputError(
+                f"The gradient of the {side} of {self.geometry.output_module(group)} in block "
+                f"{self.block} is not finite; try --dtype float32."
+            )
+        return {group: score.cpu() for group, score in self.scores().items()}
+
+    @abstractmethod
+    def scores(self) -> dict[str, torch.Tensor]:
+        """By group [units], float64, where it was computed."""
 
     def _passed(self, group: str, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what a projection reads, and what the backward brings to both of its sides."""

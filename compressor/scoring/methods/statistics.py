@@ -19,17 +19,18 @@ from compressor.kernels.swiglu_moments import gated_moments
 from compressor.model.observing import Entering, Passed, observed
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods.activations import slope
+from compressor.text.tokens import Batch
 
 
 class BlockStatistics:
     """Context manager: while it is open, every forward of `layer` adds to the sums.
 
-    `mask` [sequences, tokens] must be set before each forward.
+    `batch` must be set before each forward: what it is fed.
     """
 
     def __init__(self, layer: nn.Module, geometry: BlockGeometry, wanted: frozenset[str]):
         self.layer, self.geometry, self.wanted = layer, geometry, wanted
-        self.mask: torch.Tensor | None = None
+        self.batch: Batch | None = None
         self.sums: dict[str, torch.Tensor] = {}
         self.tokens = 0
         self.gate_output: torch.Tensor | None = None
@@ -63,24 +64,26 @@ class BlockStatistics:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _inputs(self, group: str, x: torch.Tensor) -> None:
-        x = self._in_sequences(x)
         if group == "ffn":
-            self.tokens += int(self.mask.sum())
+            self.tokens += self.batch.tokens
         gated = self.geometry.family.gate is not None and "gated" in self.wanted
         if group != "ffn" or not gated:
-            self._add(group, moments(x, self.mask))
+            self._add(group, moments(self._in_sequences(x), self._mask(x)))
         if "gram" in self.wanted and group == "attention":
-            units = x[self.mask].float().unflatten(-1, (self.geometry.units[group], -1))
+            units = self.batch.real(x).float().unflatten(-1, (self.geometry.units[group], -1))
             units = units.transpose(0, 1)
             self._add("gram", units.transpose(1, 2) @ units)
 
     def _in_sequences(self, x: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens, channels] of what a block may have flattened (OPT does)."""
-        return x.view(*self.mask.shape, -1)
+        return x.view(*self.batch.mask.shape, -1)
+
+    def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        return self.batch.mask_on(x.device)
 
     def _before_norm(self, x: torch.Tensor) -> None:
         norm = self.layer.get_submodule(self.geometry.family.ffn_norm)
-        x = self._in_sequences(x)[self.mask].float()
+        x = self.batch.real(x).float()
         if isinstance(norm, nn.LayerNorm):
             rate = torch.rsqrt(x.var(-1, correction=0) + norm.eps)
         else:
@@ -88,7 +91,7 @@ class BlockStatistics:
         self._add("norm_rate", rate.double().sum())
 
     def _plain(self, _, output: torch.Tensor) -> None:
-        for part in parts(self._in_sequences(output), self.mask):
+        for part in parts(self.batch.real(output), None):
             slopes = slope(part, self.geometry.activation).double()
             self._add("slopes", torch.stack((slopes.abs().sum(0), slopes.square().sum(0))))
 
@@ -99,7 +102,7 @@ class BlockStatistics:
         # The input of down_proj is not read again: its moments come with the factors.
         gate = output if self.gate_output is None else self.gate_output  # of one module for both
         gate, up = self.geometry.family.gate_and_up(gate, output)
-        inner, factors = gated_moments(gate, up, self.geometry.activation, self.mask)
+        inner, factors = gated_moments(gate, up, self.geometry.activation, self._mask(gate))
         self._add("ffn", inner)
         self._add("gated", factors)
         self.gate_output = None

@@ -19,7 +19,7 @@ from compressor.planning.uniform import solve
 from compressor.repairing.streaming import Repair
 from compressor.scoring.methods.llm_bip import amplification
 from compressor.scoring.methods.statistics import BlockStatistics
-from compressor.text.tokens import TokenSet
+from compressor.text.tokens import Batch, TokenSet
 from compressor.writing.cuts import write
 
 PLAIN = ["gpt2", "gpt_neox", "opt"]
@@ -103,7 +103,8 @@ def test_amplification_is_norm_slope_and_both_projections(plain, mode):
         seen = []
         up = layer.get_submodule(family.up)
         handle = up.register_forward_hook(lambda _, args, out: seen.append(out))
-        statistics.mask = torch.ones(1, 20, dtype=torch.bool)
+        ids = torch.zeros(1, 20, dtype=torch.int64)
+        statistics.batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
         with statistics:
             for _ in forward():
                 pass

@@ -339,8 +339,8 @@ def test_a_gradient_that_is_not_finite_is_named(llama):
     layer = BlockStream(checkpoint).layers[0].to_empty(device="cpu")
     weight = layer.mlp.up_proj.weight
     weight.data.fill_(1.0)
-    with (
-        GradientStatistics(layer, BlockGeometry.of(checkpoint), 4, {"sequences"}),
-        pytest.raises(InputError, match=r"mlp.up_proj.weight in block 4 has 1536 infinite"),
-    ):
+    with GradientStatistics(layer, BlockGeometry.of(checkpoint), 4, {"sequences"}) as statistics:
         weight.mul(float("inf")).sum().backward()
+        statistics.end_sequence(2)
+        with pytest.raises(InputError, match=r"mlp.up_proj.weight in block 4 has 1536 infinite"):
+            statistics.evidence()
