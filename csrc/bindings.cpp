@@ -62,6 +62,7 @@ PYBIND11_MODULE(_C, module) {
   BIND(besa_mask_backward_cpu);
   BIND(colsum_cpu);
   BIND(compact_cpu);
+  BIND(eliminate_cpu);
   BIND(moments_cpu);
   BIND(rank_cpu);
   BIND(swiglu_moments_cpu);
@@ -71,6 +72,7 @@ PYBIND11_MODULE(_C, module) {
   BIND(besa_mask_cuda);
   BIND(besa_mask_backward_cuda);
   BIND(compact_cuda);
+  BIND(eliminate_cuda);
   BIND(rank_cuda);
   module.attr("with_cuda") = true;
   module.attr("archs") = COMPRESSOR_ARCHS;

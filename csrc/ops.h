@@ -104,4 +104,16 @@ void rank_cpu(const void* weight, int dtype, int64_t rows, int64_t columns, int6
 int rank_cuda(const void* weight, int dtype, int64_t rows, int64_t columns, int64_t stride,
               const float* scale, int64_t parts, uint16_t* out, uint32_t* sorted, void* stream);
 
+// Greedy elimination of `count` of the channels, as kernels/eliminate.py has it, in float or (wide)
+// double. inverse, products [channels, channels] and prior [channels] stay; order [count], costs
+// [count], v and u [count, channels]. CUDA takes at most 128 at once, and needs diagonals [2, 2,
+// channels], taken [channels] and, for every 64 channels, cheapest [2, parts] and places [2,
+// parts].
+void eliminate_cpu(const void* inverse, const void* products, const void* prior, bool wide,
+                   int64_t channels, int64_t count, int64_t* order, void* costs, void* v, void* u,
+                   int threads);
+int eliminate_cuda(const void* inverse, const void* products, const void* prior, bool wide,
+                   int64_t channels, int64_t count, int64_t* order, void* costs, void* v, void* u,
+                   void* diagonals, void* cheapest, int32_t* places, uint8_t* taken, void* stream);
+
 }  // namespace compressor

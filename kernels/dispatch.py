@@ -5,7 +5,8 @@
     ext     the C++/CUDA extension
 
 Calling an `Op` runs the device's default, through torch's dispatcher where that may have a say, so fake
-tensors and `torch.compile` work. float64 always runs the reference: it is there to judge the others.
+tensors and `torch.compile` work. float64 runs the reference, which is there to judge the others; but for
+operators that are `wide`.
 `COMPRESSOR_BACKEND=ref` makes the reference the default everywhere.
 """
 
@@ -38,6 +39,7 @@ class Op:
     check:  raises on wrong arguments, reading shapes, dtypes and devices only.
     fake:   the outputs' shapes and dtypes, for tracing.
     cpu, cuda: the backend that is the default there; the reference where it cannot run.
+    wide: whether every backend computes in float64 what is float64; else the reference alone does.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Op:
         ext: Callable | None = None,
         cpu: str = "ref",
         cuda: str = "ref",
+        wide: bool = False,
     ):
         self.name = schema.partition("(")[0]
-        self.check = check
+        self.check, self.wide = check, wide
         self.implementations = {"ref": ref, "triton": triton, "ext": ext}
         self.defaults = {"cpu": cpu, "cuda": cuda}
         LIBRARY.define(schema)
@@ -84,7 +87,7 @@ class Op:
             )
         device = device_of(tensors)
         reason, available = self.missing(backend, device), self.available(device)
-        if needs_reference(tensors) and backend != "ref":
+        if self.needs_reference(tensors) and backend != "ref":
             reason, available = "float64 runs the reference only", ["ref"]
         if reason is not None:
             raise ValueError(
@@ -105,12 +108,15 @@ class Op:
         """The backends that run on a device of this type (`cpu` or `cuda`)."""
         return [b for b in BACKENDS if self.missing(b, device) is None]
 
+    def needs_reference(self, tensors: list[torch.Tensor]) -> bool:
+        return not self.wide and any(tensor.dtype == torch.float64 for tensor in tensors)
+
     def _default(self, *arguments):
         self.check(*arguments)
         tensors = tensors_in(arguments)
         device = device_of(tensors)
         backend = EVERYWHERE or self.defaults[device]
-        if needs_reference(tensors):
+        if self.needs_reference(tensors):
             backend = "ref"
         elif (reason := self.missing(backend, device)) is not None:
             explain(device, reason)
@@ -158,7 +164,3 @@ def exact_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """What sums over such tensors are made in: float64 if one of them is, else float32."""
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
-
-
-def needs_reference(tensors: list[torch.Tensor]) -> bool:
-    return any(tensor.dtype == torch.float64 for tensor in tensors)

@@ -13,7 +13,8 @@ cannot make up for, more than one once it stands in for others itself.
 Ours: a method's score counts in place of e_u, so the unit with the smallest score x share goes; and the
 order of all units is computed at once, so that it holds for any number of units kept. Channels are taken
 one by one without touching the matrices: H and K = W^T W, whose diagonals are all that c needs, are
-brought up to date after every `PENDING` of them, by matrix products of what remains.
+brought up to date after every `MOST` of them, by matrix products of what remains
+(`kernels/eliminate.py`). All of it is enqueued: a device is waited for once, for the order.
 """
 
 import math
@@ -21,10 +22,11 @@ import math
 import torch
 
 from compressor.errors import InputError
+from compressor.kernels.eliminate import MOST
+from compressor.kernels.eliminate import eliminate as steps
 
 DAMPING = 0.1  # lambda
 LEAST = 1e-12  # of the mean diagonal: what a channel that is always zero is damped by
-PENDING = 128
 
 
 def eliminate(
@@ -68,7 +70,7 @@ def damped_inverse(gram: torch.Tensor, damping: float) -> torch.Tensor:
             f"The Gram matrix of {len(gram)} inputs is not positive definite with a damping of "
             f"{damping:g}; give more --samples, or try --dtype float32."
         )
-    return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(factor).mT.contiguous()  # symmetric, and made column by column
 
 
 def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Tensor:
@@ -83,24 +85,31 @@ def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Te
 
 def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor):
     """Units in the order of elimination [units], and prior x c of each when it went; H is used up."""
-    units, weight = len(prior), weight.clone()
-    width = len(inverse) // units
-    left, order, costs = list(range(units)), [], []
-
-    def of(unit: int) -> slice:
-        return slice(unit * width, (unit + 1) * width)
-
-    while left:
-        solved = {u: torch.linalg.solve(inverse[of(u), of(u)], weight[:, of(u)].T) for u in left}
-        cost = {u: prior[u] * (weight[:, of(u)].T * solved[u]).sum() for u in left}
-        gone = min(left, key=lambda u: (cost[u].item(), u))
-        rows = inverse[of(gone)].clone()
-        weight -= solved[gone].T @ rows
-        inverse -= rows.T @ torch.linalg.solve(rows[:, of(gone)], rows)
-        left.remove(gone)
+    units, channels = len(prior), len(inverse)
+    width, weight = channels // units, weight.clone()
+    left = torch.ones(units, dtype=torch.bool, device=prior.device)
+    numbers = torch.arange(units, device=prior.device)
+    order, costs = [], []
+    for _ in range(units):
+        blocks = inverse.view(units, width, units, width)[numbers, :, numbers]
+        # What is gone has left zeros behind; ones on its diagonal, and it can be solved with the others.
+        blocks = torch.where(left[:, None, None], blocks, torch.eye(width).to(blocks))
+        columns = weight.view(len(weight), units, width).permute(1, 2, 0)  # [units, width, outputs]
+        solved, _ = torch.linalg.solve_ex(blocks, columns)
+        cost = prior * (columns * solved).sum((1, 2))
+        known = cost.nan_to_num(math.inf, posinf=math.inf)
+        first = left & (known == known.masked_fill(~left, math.inf).min())
+        gone = torch.where(first, numbers, units).min()[None]
+        own = (gone * width)[:, None] + torch.arange(width, device=gone.device)
+        rows = inverse[own[0]]
+        weight -= solved[gone][0].T @ rows
+        inverse -= rows.T @ torch.linalg.solve_ex(rows[:, own[0]], rows)[0]
+        for matrix in (inverse, inverse.T, weight.T):
+            matrix.index_fill_(0, own[0], 0)
+        left = left & (numbers != gone)
         order.append(gone)
         costs.append(cost[gone])
-    return torch.tensor(order, device=inverse.device), torch.stack(costs)
+    return torch.cat(order), torch.cat(costs)
 
 
 def channels_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor):
@@ -109,32 +118,19 @@ def channels_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.
     names = torch.arange(len(prior), device=prior.device)
     order, costs = [], []
     while len(names):
-        some = min(PENDING, len(names))
-        # H and K as they are now are H - V V^T and K - U V^T - V U^T.
-        v, u = (inverse.new_zeros(len(names), some) for _ in range(2))
-        h, k = inverse.diagonal().clone(), products.diagonal().clone()
-        left = torch.ones_like(names, dtype=torch.bool)
-        for step in range(some):
-            cost = (prior * k.clamp_min(0) / h).masked_fill(~left, math.inf)
-            gone = int(cost.argmin())  # waits for the device once; a tensor would at every use
-            order.append(names[gone])
-            costs.append(cost[gone])
-            left[gone] = False
-            past = slice(0, step)
-            root = h[gone].sqrt()
-            v[:, step] = (inverse[:, gone] - v[:, past] @ v[gone, past]) / root
-            column = products[:, gone] - u[:, past] @ v[gone, past] - v[:, past] @ u[gone, past]
-            u[:, step] = column / root - k[gone] / (2 * h[gone]) * v[:, step]
-            h = h - v[:, step].square()
-            k = k - 2 * u[:, step] * v[:, step]
-        live = left.nonzero().flatten()
-        names, prior, v, u = names[live], prior[live], v[live], u[live]
+        gone, cost, v, u = steps(inverse, products, prior, min(MOST, len(names)))
+        order.append(names[gone])
+        costs.append(cost)
+        # Those left, in order: what is gone sorts behind them. A mask would have to be counted first.
+        places = torch.arange(len(names), device=names.device).index_fill_(0, gone, len(names))
+        live = places.sort().values[: len(names) - len(gone)]
+        names, prior, v, u = names[live], prior[live], v[:, live], u[:, live]
         # One after the other, so that the former matrix is gone before there are two new ones.
         inverse = inverse[live]
-        inverse = inverse[:, live].addmm_(v, v.T, alpha=-1)
+        inverse = inverse[:, live].addmm_(v.T, v, alpha=-1)
         products = products[live]
-        products = products[:, live].addmm_(u, v.T, alpha=-1).addmm_(v, u.T, alpha=-1)
-    return torch.stack(order), torch.stack(costs)
+        products = products[:, live].addmm_(u.T, v, alpha=-1).addmm_(v.T, u, alpha=-1)
+    return torch.cat(order), torch.cat(costs)
 
 
 def rising(costs: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def by_hand(gram, weight, scores, damping):
 @pytest.mark.parametrize(("units", "width"), [(23, 1), (6, 4), (1, 4), (1, 1)])
 @pytest.mark.parametrize("pending", [1, 5, 128])
 def test_equals_refits_of_every_candidate(units, width, pending, monkeypatch):
-    monkeypatch.setattr(elimination, "PENDING", pending)
+    monkeypatch.setattr(elimination, "MOST", pending)
     gram, weight = problem(units, width)
     scores = torch.rand(units, dtype=torch.float64) * own_errors(gram, weight, units)
     found = eliminate(gram, weight, scores, 1e-3)
