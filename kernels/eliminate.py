@@ -52,7 +52,9 @@ def _ref(inverse, products, prior, count):
         cost = prior * k.clamp_min(0) / h
         known = cost.nan_to_num(torch.inf, posinf=torch.inf)
         first = left & (known == known.masked_fill(~left, torch.inf).min())
-        gone = torch.where(first, numbers, channels).min()[None]  # a tensor: a device is not asked for it
+        gone = torch.where(first, numbers, channels).min()[
+            None
+        ]  # a tensor: a device is not asked for it
         order.append(gone)
         costs.append(cost[gone])
         left = left & (numbers != gone)

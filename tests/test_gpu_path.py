@@ -1,23 +1,26 @@
-"""The way of a job over a GPU, walked on a fake one: what it refuses, and what the host waits for."""
+"""The way of a job over a GPU, walked on a fake one: what it would refuse, and what the host waits for."""
 
 import json
+from collections import Counter
 
 import pytest
 from fake_gpu import installing
 from fake_gpu.ledger import LEDGER
 from jobs import compress
 
+from compressor.text.tokens import TokenSet
+
+DEVICE = "cuda:1"
 JOBS = (
     "--keep 0.7",
     "--keep-blocks 0.7 --allocate measured --layout per-layer",
     "--keep-blocks 0.7 --method besa --repair none",
     "--keep 0.8 --method hywia --kv-cost measured --repair ridge",
     "--keep 0.8 --method hywia:calibrated --repair none",
-    "--keep 0.8 --method kfac",
+    "--keep 0.8 --method kfac --repair none",
     "--keep 0.8 --method mask-fisher --repair ridge-local",
     "--keep 0.8 --method wanda-sp --repair none",
-    "--keep 0.8 --method magnitude --repair none",
-    "--keep 0.8 --recover lora --recover-steps 2 --recover-batch 2",
+    "--keep 0.8 --recover lora --recover-steps 2 --recover-batch 2 --repair none",
     "--sparsity 0.5",
     "--sparsity 0.5 --update obs",
     "--quantize w4a16 --quantize-group 16",
@@ -25,25 +28,50 @@ JOBS = (
 )
 
 
-@pytest.mark.parametrize("options", JOBS)
-def test_job(llama, text_file, tmp_path, capsys, monkeypatch, options):
-    found = {}
-    for device in ("cpu", "cuda"):
-        if device == "cuda":
-            installing.install(monkeypatch)
-        given = [llama, tmp_path / device, *options.split(), "--device", device]
-        given += ["--calibration", text_file, "--evaluation", text_file, "--length", 32]
-        assert compress(*given, "--no-verify", "--json") == 0
-        found[device] = json.loads(capsys.readouterr().out)
-    import os
+def run(folder, text, dest, options, capsys, *more) -> dict:
+    """What a job on some device says."""
+    given = [folder, dest, *options.split(), "--calibration", text, "--length", 32, *more]
+    assert compress(*given, "--no-verify", "--json") == 0
+    return json.loads(capsys.readouterr().out)
 
-    if os.environ.get("SHOW"):
-        with capsys.disabled():
-            print()
-            for kind in ("kernels", "waits", "to_device", "to_host"):
-                print(kind, LEDGER.total(kind))
-                for row in LEDGER.by_line(kind)[:25]:
-                    print("   ", row)
-    assert found["cuda"]["perplexity_after"] == pytest.approx(
-        found["cpu"]["perplexity_after"], rel=1e-3
-    )
+
+@pytest.mark.parametrize("options", JOBS)
+def test_a_job_is_the_same_there(llama, text_file, tmp_path, capsys, monkeypatch, options):
+    """Nothing is mixed, no copy is read too early, and what comes out is what the CPU makes of it."""
+    perplexity = {}
+    for device in ("cpu", DEVICE):
+        if device == DEVICE:
+            installing.install(monkeypatch)
+        given = ["--device", device, "--evaluation", text_file]
+        found = run(llama, text_file, tmp_path / device, options, capsys, *given)
+        perplexity[device] = found["perplexity_after"]
+    assert LEDGER.total("kernels") > 100
+    assert perplexity[DEVICE] == pytest.approx(perplexity["cpu"], rel=1e-3)
+
+
+# What is called once for a whole text before the first block, or after the last.
+ONCE = ("compressor/model/stream.py",)
+
+
+def growing(kind: str, few: Counter, many: Counter) -> dict[str, int]:
+    """By line, how much oftener something happened with more sequences."""
+    more = Counter()
+    for (what, _, line), count in (many - few).items():
+        if what == kind and not line.startswith(("compressor/job/forecast", *ONCE)):
+            more[line] += count
+    return dict(more)
+
+
+@pytest.mark.parametrize("options", JOBS)
+def test_no_wait_for_every_sequence(llama, text_file, tmp_path, capsys, monkeypatch, options):
+    """Twice the sequences are no more waits: all of a block are enqueued before it is asked about any."""
+    batches = TokenSet.batches
+    monkeypatch.setattr(TokenSet, "batches", lambda self, *_: batches(self, 32))
+    installing.install(monkeypatch)
+    seen = []
+    for samples in (6, 12):
+        LEDGER.clear()
+        given = ["--device", DEVICE, "--evaluation", "none", "--samples", samples]
+        run(llama, text_file, tmp_path / f"{samples}", options, capsys, *given)
+        seen.append(LEDGER.counts.copy())
+    assert growing("waits", *seen) == {}

@@ -13,6 +13,7 @@ from compressor.config.repair import RepairConfig
 from compressor.errors import MachineError
 from compressor.job.job import Job
 from compressor.job.needs import WantedResult
+from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
@@ -214,12 +215,17 @@ def publish_results(job: Job, results: Sequence[Result]) -> None:
         final = final.with_name(final.name + ".rejected")
         results[0].dest = str(final)
     publish(job.run.partial, final)
-    cuda = torch.cuda.is_available()
+    device = chosen_device(job.config.runtime.device)
     for result in results:
         result.seconds = dict(job.run.meter.seconds)
         result.peak_rss_bytes = job.run.meter.peak_rss
         result.forecast = job.foreseen.told
-        result.peak_gpu_bytes = torch.cuda.max_memory_allocated() if cuda else 0
+        result.peak_gpu_bytes = gpu_peak(device)
+
+
+def gpu_peak(device: str) -> int:
+    """The most bytes that torch has held on a GPU; 0 of a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def make_record(

@@ -95,6 +95,10 @@ class Checkpoint(Source):
         """The named tensors, mapped from the files on the CPU; not to be written to."""
         return read_tensors(self.tensors, names)
 
+    def file_of(self, name: str) -> Path | None:
+        entry = self.tensors[name]
+        return entry.file if entry.rows is None and not entry.normalised else None
+
     def will_need_block(self, block: int) -> None:
         """Have the system read a block's bytes ahead, into its cache and not into our memory."""
         if not hasattr(os, "posix_fadvise"):

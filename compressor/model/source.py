@@ -44,6 +44,10 @@ class Source(Geometry, ABC):
     def model_config(self):
         """transformers' config of the model, a copy."""
 
+    def file_of(self, name: str) -> Path | None:
+        """The file that holds this tensor's very bytes, from its `begin` to its `end`; None if none does."""
+        return None
+
     def tokenizer(self):
         """transformers' tokenizer; InputError where there is none."""
         raise InputError(f"{self.label} has no tokenizer; give token ids.")

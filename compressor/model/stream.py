@@ -24,6 +24,7 @@ from compressor.model.modules import head_name, loaded, make_linear, move_buffer
 from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
 from compressor.model.source import Source
+from compressor.model.staging import staged
 
 LOGITS = 1 << 22  # at once: 16 MB in float32, of which some sixteen copies are made
 FEWEST = 32  # tokens whose logits are made at once: the head's weight is read again for every part
@@ -160,6 +161,10 @@ class BlockStream:
         """Index and weights of these blocks (all) in order, the next one being fetched meanwhile."""
         blocks = range(self.checkpoint.blocks) if blocks is None else blocks
         if not blocks:
+            return
+
+        if self.device.type == "cuda":
+            yield from staged(self.checkpoint, blocks, self.device, self.dtype)
             return
 
         def fetch(index: int) -> dict[str, torch.Tensor]:

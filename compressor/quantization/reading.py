@@ -60,6 +60,9 @@ class PackedCheckpoint(Checkpoint):
             tensors[name] = unpacked(parts, dense.shape, self.packing).to(dense.dtype)
         return tensors
 
+    def file_of(self, name: str) -> Path | None:
+        return None if name + SCALE in self.stored else super().file_of(name)
+
     def _check_format(self) -> None:
         config = self.config["quantization_config"]
         self.packing = packing_of(self.config)

@@ -16,14 +16,27 @@ PINNED: list[tuple[int, int, torch.Tensor]] = []  # where it begins and ends
 
 
 def is_gpu(device) -> bool:
-    """Whether that names the device; another number of it is not there."""
+    """Whether that names the device. The current one is another, as where a user asks for `cuda:1`."""
     if isinstance(device, int) and not isinstance(device, bool):
         device = torch.device("cuda", device)
     if not isinstance(device, (str, torch.device)) or not str(device).startswith("cuda"):
         return False
-    if torch.device(device).index not in (None, DEVICE.index):
-        raise RuntimeError(f"CUDA error: invalid device ordinal ({device})")
+    if torch.device(device) != DEVICE:
+        raise RuntimeError(f"{device} is not {DEVICE}, on which everything should be.")
     return True
+
+
+def of_device(name: str, value):
+    """A function of `torch.cuda` that has to be asked about the device, and says this of it."""
+
+    def say(device=None, *_, **__):
+        if device is None or not is_gpu(device):
+            raise RuntimeError(
+                f"torch.cuda.{name} is asked of the current device, not of {DEVICE}."
+            )
+        return value
+
+    return say
 
 
 class ToGpu(torch.autograd.Function):
@@ -140,26 +153,30 @@ def install(patch) -> None:
     properties = SimpleNamespace(
         total_memory=BYTES, shared_memory_per_block_optin=232448, major=9, minor=0
     )
-    said = {
+    anywhere = {
         "is_available": True,
-        "device_count": 1,
+        "device_count": 2,
         "current_device": 0,
-        "mem_get_info": (BYTES, BYTES),
-        "max_memory_allocated": 1,
-        "memory_allocated": 1,
-        "reset_peak_memory_stats": None,
-        "empty_cache": None,
-        "get_device_name": "a fake GPU",
-        "get_device_capability": (9, 0),
-        "get_device_properties": properties,
         "is_bf16_supported": True,
+        "get_device_capability": (9, 0),
         "get_rng_state": torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": None,
+        "empty_cache": None,
     }
-    for name, value in said.items():
+    for name, value in anywhere.items():
         patch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
+    there = {
+        "mem_get_info": (BYTES, BYTES),
+        "max_memory_allocated": 1,
+        "reset_peak_memory_stats": None,
+        "get_device_name": "a fake GPU",
+        "get_device_properties": properties,
+    }
+    for name, value in there.items():
+        patch.setattr(torch.cuda, name, of_device(name, value))
 
     def synchronize(device=None) -> None:
+        of_device("synchronize", None)(device)
         LEDGER.note("waits", "synchronize")
         streams.DEFAULT.finish()
 

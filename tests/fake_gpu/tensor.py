@@ -1,4 +1,4 @@
-"""A tensor that says it is on `cuda:0`, and whose numbers are in ordinary memory.
+"""A tensor that says it is on `cuda:1`, and whose numbers are in ordinary memory.
 
 Whatever torch computes with it is computed on the CPU, and told to the `LEDGER`: kernels, copies between
 host and device, and calls in which the host waits for the device. What a GPU would refuse is refused:
@@ -13,7 +13,7 @@ from fake_gpu.streams import current_stream
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
-DEVICE = torch.device("cuda", 0)
+DEVICE = torch.device("cuda", 1)
 
 ALLOCATING = {"empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like"}
 # Whose result, or whose size of it, the host must know.
@@ -52,7 +52,7 @@ class FakeGpuTensor(torch.Tensor):
 
     def numpy(self, *, force: bool = False):
         if not force:
-            raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+            raise TypeError("can't convert cuda:1 device type tensor to numpy.")
         return self.cpu().numpy()
 
     def __array__(self, *_):
@@ -62,7 +62,7 @@ class FakeGpuTensor(torch.Tensor):
         return f"FakeGpuTensor{tuple(self.shape)}"
 
     def pin_memory(self):
-        raise RuntimeError("cannot pin a tensor of cuda:0; only dense CPU tensors can be pinned")
+        raise RuntimeError("cannot pin a tensor of cuda:1; only dense CPU tensors can be pinned")
 
     def is_pinned(self) -> bool:
         return False

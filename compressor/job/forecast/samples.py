@@ -37,14 +37,14 @@ AGAIN = 2.0  # seconds: what took less the first time is timed once more, warm
 WIDENED = 16  # tokens of a prompt
 
 
-def seconds_of(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of a step, the less of two times: the first prepares things, either may be disturbed."""
     least = math.inf
     for _ in range(2):
         begun = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         spent = time.perf_counter() - begun
         least = min(least, spent)
         if spent > AGAIN:
@@ -94,11 +94,14 @@ class Bench:
         hidden = self.hidden if hidden is None else hidden
         return states_of((layer or self.layer)(hidden, *self.args, **self.keywords))
 
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        return seconds_of(work, self.hidden.device)
+
     # -- a token through the block ----------------------------------------------------------------
 
     @torch.no_grad()
     def forward(self) -> float:
-        return seconds_of(self.run) / self.tokens
+        return self.seconds_of(self.run) / self.tokens
 
     @torch.no_grad()
     def scored(self, method: str, mode: str | None) -> float:
@@ -121,7 +124,7 @@ class Bench:
                     out.backward(torch.full_like(out, 1e-3))
                 observer.end_sequence(self.tokens - 1)
 
-            return seconds_of(step) / self.tokens
+            return self.seconds_of(step) / self.tokens
 
     def trained(self, ffn_alone: bool = False) -> float:
         """In a training of the block, or of its FFN alone: forward, backward and a step."""
@@ -134,21 +137,21 @@ class Bench:
         course = Course(self.layer, weights, lambda _: example, range(1), relative_distance)
         steps = course.trained(1e-6, [[0]] * 2)
         with second_half(self.layer, family) if ffn_alone else nullcontext():
-            return seconds_of(lambda: next(steps)) / self.tokens
+            return self.seconds_of(lambda: next(steps)) / self.tokens
 
     def summed(self, channels: int, outputs: int, dtype: torch.dtype = torch.float32) -> float:
         """The sums of a regression over what a projection is fed."""
         device = self.hidden.device
         sums = Moments.empty(channels, outputs, device, dtype)
         inputs, targets = (torch.ones(self.tokens, n, device=device) for n in (channels, outputs))
-        return seconds_of(lambda: sums.add(inputs, targets)) / self.tokens
+        return self.seconds_of(lambda: sums.add(inputs, targets)) / self.tokens
 
     @torch.no_grad()
     def predicted(self) -> float:
         """The logits of a token."""
         with self.stream.outer(head=True) as model:
             rows = self.hidden[0, :64]
-            return seconds_of(lambda: self.stream.head(model, rows)) / len(rows)
+            return self.seconds_of(lambda: self.stream.head(model, rows)) / len(rows)
 
     def told_apart(self) -> float:
         """How far the predictions from a stream are from another's, and the gradient: of a token."""
@@ -159,7 +162,7 @@ class Bench:
                 with torch.enable_grad():
                     loss(rows.clone().requires_grad_(), rows).sum().backward()
 
-            return seconds_of(step) / len(rows)
+            return self.seconds_of(step) / len(rows)
 
     # -- once a block -----------------------------------------------------------------------------
 
@@ -172,7 +175,7 @@ class Bench:
             gram = self.positive(some, dtype)
             weight = self.numbers(self.hidden.shape[2], some).to(dtype)
             scores = torch.ones(some // width, dtype=dtype, device=weight.device)
-            return seconds_of(lambda: eliminate(gram, weight, scores))
+            return self.seconds_of(lambda: eliminate(gram, weight, scores))
 
         return grown(seconds, channels, width)
 
@@ -186,7 +189,7 @@ class Bench:
             def solve() -> None:
                 ridge(gram.clone(), cross.clone(), weight, held, cross.clone(), 1e9, GRID)
 
-            return seconds_of(solve)
+            return self.seconds_of(solve)
 
         return grown(seconds, channels)
 
@@ -198,7 +201,7 @@ class Bench:
         alike.weight = nn.Parameter(module.weight.detach().cpu(), requires_grad=False)
         inputs = torch.ones(WIDENED, module.in_features)
         with torch.no_grad():
-            return seconds_of(lambda: wide_linear(alike, inputs)) / alike.weight.numel()
+            return self.seconds_of(lambda: wide_linear(alike, inputs)) / alike.weight.numel()
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Random ones, the same every time, without touching the generator of anybody else."""

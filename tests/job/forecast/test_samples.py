@@ -42,7 +42,7 @@ def test_what_is_short_is_timed_twice(monkeypatch, first, second, found, runs):
     def work() -> None:
         clock[0] += left.pop()
 
-    assert seconds_of(work) == pytest.approx(found)
+    assert seconds_of(work, torch.device("cpu")) == pytest.approx(found)
     assert len(left) == 2 - runs
 
 

@@ -1,0 +1,116 @@
+"""Blocks on their way to a GPU: the next one is read and copied while the present one computes.
+
+A block's bytes are read into pinned memory, of which there are two buffers in turn, and go to the device
+as one copy on a stream of its own: only from pinned memory does a copy run beside computation and the
+host go on meanwhile. The stream that computes waits for the copy on the device, not the host.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+
+from compressor.model.source import Source
+
+ALIGNED = 256  # bytes: where a tensor begins, as the device's own allocations do
+
+Block = dict[str, torch.Tensor]
+
+
+@dataclass
+class Buffer:
+    """Pinned memory, and when the last copy out of it is done."""
+
+    memory: torch.Tensor | None = None
+    copied: torch.cuda.Event | None = None
+
+    def of(self, size: int) -> torch.Tensor:
+        """`size` bytes that nothing is copied from any more."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if self.memory is None or len(self.memory) < size:
+            self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return self.memory[:size]
+
+
+def staged(
+    source: Source, blocks: range, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[int, Block]]:
+    """Index and weights of these blocks in order, on the device and of this dtype."""
+    copying = torch.cuda.Stream(device)
+
+    def fetch(index: int, buffer: Buffer) -> tuple[Block, torch.Tensor, torch.cuda.Event]:
+        source.will_need_block(index)
+        names = [source.block_name(index, name) for name in source.block_tensors(index)]
+        places, size = places_of(source, names)
+        held = buffer.of(size)
+        fill(source, places, held)
+        with torch.cuda.stream(copying):
+            arrived = held.to(device, non_blocking=True)
+            buffer.copied = copying.record_event()
+            whole = views(source, places, arrived)
+            block = {n.removeprefix(source.block_name(index, "")): t for n, t in whole.items()}
+            block = {name: tensor.to(dtype) for name, tensor in block.items()}
+            return block, arrived, copying.record_event()
+
+    buffers = cycle((Buffer(), Buffer()))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(fetch, blocks[0], next(buffers))
+        for index, following in zip(blocks, [*blocks[1:], None], strict=True):
+            block, arrived, done = ahead.result()
+            computing = torch.cuda.current_stream(device)
+            computing.wait_event(done)
+            for tensor in (
+                arrived,
+                *block.values(),
+            ):  # or its memory would be given to the next copy
+                tensor.record_stream(computing)
+            del arrived
+            if following is not None:
+                ahead = pool.submit(fetch, following, next(buffers))
+            yield index, block
+            del block
+
+
+def places_of(source: Source, names: list[str]) -> tuple[dict[str, slice], int]:
+    """Where in a buffer each tensor lies, in the order of the files, and how long that is."""
+    places, end = {}, 0
+    for name in sorted(names, key=lambda name: source.tensors[name].begin):
+        entry = source.tensors[name]
+        places[name] = slice(end, end + entry.numel * entry.dtype.itemsize)
+        end = -(-places[name].stop // ALIGNED) * ALIGNED
+    return places, end
+
+
+def fill(source: Source, places: dict[str, slice], buffer: torch.Tensor) -> None:
+    """Read the tensors into their places: as they are stored, straight from the files."""
+    for name, place in places.items():
+        if (file := source.file_of(name)) is not None:
+            read_into(file, source.tensors[name].begin, memoryview(buffer[place].numpy()))
+        else:
+            stored = source.as_stored(name, source.read([name])[name])
+            buffer[place].view(stored.dtype).view(stored.shape).copy_(stored)
+
+
+def read_into(file, begin: int, memory: memoryview) -> None:
+    """The bytes of a file from `begin` on, as many as there is memory."""
+    with open(file, "rb", buffering=0) as stream:
+        while memory:
+            count = os.preadv(stream.fileno(), [memory], begin)
+            if count == 0:
+                raise OSError(f"{file} ends at byte {begin}; it was cut off while it was read.")
+            memory, begin = memory[count:], begin + count
+
+
+def views(source: Source, places: dict[str, slice], memory: torch.Tensor) -> Block:
+    """The tensors in their places, by name, as `Source.read` has them."""
+    tensors = {}
+    for name, place in places.items():
+        entry = source.tensors[name]
+        shape = entry.shape[::-1] if entry.transposed else entry.shape
+        tensor = memory[place].view(entry.dtype).view(shape)
+        tensors[name] = tensor.t() if entry.transposed else tensor
+    return tensors
