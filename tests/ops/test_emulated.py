@@ -114,6 +114,11 @@ def test_what_no_device_does_is_said(words, what, sentence):
     assert words(0)[1] == ""
 
 
+def test_the_emulator_stays_small():
+    lines = sum(path.read_text().count("\n") for path in emulator.HEADERS.glob("*.h"))
+    assert 0 < lines <= 400
+
+
 def test_what_it_cannot_read_is_named():
     with pytest.raises(
         ValueError, match=r"a.cu, line 2: the emulator cannot read '__shared__ auto"
