@@ -11,6 +11,8 @@ A skip for a reason outside `REASONS` fails every run.
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ REASONS = (
     "needs a machine without a GPU",
     "needs ../shared",
     "needs nvcc",
+    "needs a C++ compiler",
     "needs Linux",
     "COMPRESSOR_NO_EXTENSION=1",
     "not under make asan",
@@ -90,7 +93,24 @@ def absent_here(cuda: bool, platform: str = sys.platform, environment=os.environ
         absent |= {"cpu-triton", "cuda-triton"}
     if environment.get("COMPRESSOR_NO_EXTENSION") == "1":
         absent |= {"cpu-ext", "cuda-ext"}
+    if no_emulator(cuda, platform, environment):
+        absent.add("cpu-emulated")
     return absent
+
+
+def compiler(environment=os.environ) -> list[str]:
+    return shlex.split(environment.get("CXX", "")) or ["c++"]
+
+
+def no_emulator(cuda: bool, platform: str = sys.platform, environment=os.environ) -> str | None:
+    """Why CUDA's kernels are not emulated here; None if they are. With a GPU they run on that."""
+    if cuda:
+        return "needs a machine without a GPU"
+    if not platform.startswith("linux"):
+        return "needs Linux"
+    if environment.get("COMPRESSOR_NO_EXTENSION") == "1":
+        return "COMPRESSOR_NO_EXTENSION=1"
+    return None if shutil.which(compiler(environment)[0]) else "needs a C++ compiler"
 
 
 def judged(config, least: Counts) -> Counts:
@@ -125,7 +145,8 @@ def counted(items: list) -> Counts:
         kind = kind_of(item)
         counts[kind] += 1
         backend = kind.removeprefix("cpu-")
-        if kind != "tests" and (backend != "ext" or item.module.OP.defaults["cuda"] == "ext"):
+        on_cuda = backend != "ext" or item.module.OP.defaults["cuda"] == "ext"
+        if kind not in ("tests", "cpu-emulated") and on_cuda:
             counts[f"cuda-{backend}"] += 1
     return {file: dict(sorted(counts.items())) for file, counts in sorted(found.items())}
 

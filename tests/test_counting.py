@@ -173,10 +173,12 @@ def test_the_table_is_written_from_what_is_collected(suite):
 def test_what_a_machine_or_an_installation_cannot_run():
     cuda = {"cuda-ref", "cuda-triton", "cuda-ext"}
     assert absent_here(False, "linux", {}) == cuda
-    assert absent_here(True, "linux", {}) == {"cpu-triton"}
-    assert absent_here(False, "darwin", {}) == cuda | {"cpu-triton"}
+    assert absent_here(True, "linux", {}) == {"cpu-triton", "cpu-emulated"}
+    assert absent_here(False, "darwin", {}) == cuda | {"cpu-triton", "cpu-emulated"}
     without = {"COMPRESSOR_NO_EXTENSION": "1"}
-    assert absent_here(True, "linux", without) == {"cpu-triton", "cpu-ext", "cuda-ext"}
+    absent = {"cpu-triton", "cpu-ext", "cuda-ext", "cpu-emulated"}
+    assert absent_here(True, "linux", without) == absent
+    assert absent_here(False, "linux", {"CXX": "no-compiler"}) == cuda | {"cpu-emulated"}
     ran = Ran()
     for _ in range(3):
         ran.add("a", "cpu-ref")

@@ -1,5 +1,6 @@
 """Shared by the ops' tests: the backends that run here, and memory that shows when it is not written."""
 
+import emulated
 import pytest
 import torch
 
@@ -11,12 +12,28 @@ def pytest_generate_tests(metafunc):
     """A test with `device` and `backend` runs on every pair that its module's `OP` can run on here."""
     if not {"device", "backend"} <= set(metafunc.fixturenames):
         return
-    pairs = [(d, b) for d in DEVICES for b in metafunc.module.OP.available(d)]
+    op = metafunc.module.OP
+    pairs = [(d, b) for d in DEVICES for b in op.available(d)]
+    pairs += [(d, "emulated") for d in DEVICES if emulated.has(op, d)]
     gpu = pytest.mark.gpu
     metafunc.parametrize(
         ("device", "backend"),
         [pytest.param(d, b, id=f"{d}-{b}", marks=[gpu] if d == "cuda" else []) for d, b in pairs],
     )
+
+
+@pytest.fixture(autouse=True)
+def emulated_kernels(request, monkeypatch):
+    """CUDA's kernels on the CPU, for the cases of that backend."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if parameters.get("backend") == "emulated":
+        emulated.install(monkeypatch, emulated.library())
+
+
+@pytest.fixture
+def one_order(monkeypatch):
+    """Emulated threads run in one order only: what comes out means nothing, and may depend on it."""
+    monkeypatch.setattr(emulated, "ORDERS", emulated.ORDERS[:1])
 
 
 @pytest.fixture(autouse=True)

@@ -241,7 +241,7 @@ def test_repeats_bit_for_bit(device, backend):
 
 
 @pytest.mark.parametrize("ranks", [torch.full((4, 9), 65_535), torch.randint(65_536, (4, 9))])
-def test_ranks_that_are_no_permutation_stay_inside(device, backend, ranks):
+def test_ranks_that_are_no_permutation_stay_inside(device, backend, ranks, one_order):
     """What comes out means nothing; nothing else may be read or written."""
     weight = torch.randn(4, 9, device=device)
     ranks = ranks.to(torch.uint16).to(device)

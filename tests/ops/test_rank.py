@@ -149,8 +149,9 @@ def test_bad_input_is_named(arguments, message, forced):
 
 def test_threads_do_not_disturb_each_other(device, backend):
     """Rows of several widths at a time need several amounts of a CUDA block's shared memory."""
+    rows = 1 if backend == "emulated" else 4
     weights = [
-        torch.randn(4, columns, device=device) for columns in (8_000, 12_000, 20_000, 30_000)
+        torch.randn(rows, columns, device=device) for columns in (8_000, 12_000, 20_000, 30_000)
     ]
     wanted = [expected(weight) for weight in weights]
 
