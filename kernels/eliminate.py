@@ -5,9 +5,9 @@ prior_g * K_gg / H_gg, and leaves
 
     H -= v v^T,  K -= u v^T + v u^T,  v = H_:g / sqrt(H_gg),  u = K_:g / sqrt(H_gg) - K_gg / (2 H_gg) v.
 
-The matrices stay as they are: H and K as they would be are H - V^T V and K - U^T V - V^T U, with a row of V
-and of U for every channel gone; all that a step needs are their diagonals and one row of each. So a step
-reads a row of H and K and all of V and U, and `count` steps cost as much as a product with them; the
+The matrices stay as they are: H and K as they would be are H - V^T V and K - U^T V - V^T U, with a row
+of V and of U for every channel gone; all that a step needs are their diagonals and one row of each. So a
+step reads a row of H and K and all of V and U, and `count` steps cost as much as a product with them; the
 caller brings the matrices up to date by one product.
 
 One launch a channel on CUDA, and the host waits for none.
@@ -73,18 +73,18 @@ def _ext(inverse, products, prior, count):
     costs = torch.empty(count, dtype=prior.dtype, device=device)
     v, u = (torch.empty(count, channels, dtype=prior.dtype, device=device) for _ in range(2))
     sizes = (prior.dtype == torch.float64, channels, count)
-    scratch = ()
-    if device.type == "cuda":
-        parts = -(-channels // ROWS)
-        scratch = (
-            torch.empty(2, 2, channels, dtype=prior.dtype, device=device),
-            torch.empty(2, parts, dtype=prior.dtype, device=device),
-            torch.empty(2, parts, dtype=torch.int32, device=device),
-            torch.empty(channels, dtype=torch.uint8, device=device),
-        )
+    more = scratch(channels, prior.dtype, device) if device.type == "cuda" else []
     if count:
-        native("eliminate", device, inverse, products, prior, *sizes, order, costs, v, u, *scratch)
+        native("eliminate", device, inverse, products, prior, *sizes, order, costs, v, u, *more)
     return order, costs, v, u
+
+
+def scratch(channels: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
+    """What CUDA's launches tell each other by; see csrc/ops.h."""
+    parts = -(-channels // ROWS)
+    shapes = ((2, 2, channels), dtype), ((2, parts), dtype), ((2, parts), torch.int32)
+    shapes = *shapes, ((channels,), torch.uint8)
+    return [torch.empty(shape, dtype=kind, device=device) for shape, kind in shapes]
 
 
 def _fake(inverse, products, prior, count):

@@ -16,9 +16,9 @@ import emulator
 import torch
 from counting import no_emulator
 
-from compressor.kernels import besa_cut, besa_mask, compact, dispatch, native, rank
+from compressor.kernels import besa_cut, besa_mask, compact, dispatch, eliminate, native, rank
 
-OPS = (besa_cut.OP, besa_mask.OP, besa_mask.BACKWARD, compact.OP, rank.OP)
+OPS = (besa_cut.OP, besa_mask.OP, besa_mask.BACKWARD, compact.OP, eliminate.OP, rank.OP)
 # Of threads and blocks, descending: of any two, each is once the first. Under `make asan`, where they
 # change places far more slowly, one.
 ORDERS = (False,) if emulator.SANITIZED else (False, True)
@@ -49,6 +49,11 @@ class Emulated:
 
     def launch(self, name: str, *arguments) -> None:
         """RuntimeError with what the emulator saw that a kernel did wrong."""
+        scratch: list[torch.Tensor] = []
+        if name == "eliminate":
+            wide, channels = arguments[3:5]
+            scratch = eliminate.scratch(channels, torch.float64 if wide else torch.float32, "cpu")
+            arguments = (*arguments, *(x.data_ptr() for x in scratch))
         if name == "rank":
             *sizes, scale, out = arguments
             rows, columns = sizes[2:4]
@@ -104,7 +109,7 @@ def emulating(ext: Callable, emulated: Emulated) -> Callable:
 
 def same_bits(a, b) -> bool:
     """Of tensors, or of lists of them."""
-    if isinstance(a, list):
+    if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_bits, a, b))
     bits = [t.contiguous().flatten().view(torch.uint8) for t in (a, b)]
     return a.shape == b.shape and torch.equal(*bits)

@@ -1,4 +1,4 @@
-"""The way of a job over a GPU, walked on a fake one: what it would refuse, and what the host waits for."""
+"""A job's way over a GPU, walked on a fake one: what it would refuse, and what the host waits for."""
 
 import json
 from collections import Counter
@@ -30,23 +30,10 @@ JOBS = (
 
 def run(folder, text, dest, options, capsys, *more) -> dict:
     """What a job on some device says."""
-    given = [folder, dest, *options.split(), "--calibration", text, "--length", 32, *more]
+    texts = ["--calibration", text, "--evaluation", text, "--length", 32]
+    given = [folder, dest, *options.split(), *texts, *more]
     assert compress(*given, "--no-verify", "--json") == 0
     return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("options", JOBS)
-def test_a_job_is_the_same_there(llama, text_file, tmp_path, capsys, monkeypatch, options):
-    """Nothing is mixed, no copy is read too early, and what comes out is what the CPU makes of it."""
-    perplexity = {}
-    for device in ("cpu", DEVICE):
-        if device == DEVICE:
-            installing.install(monkeypatch)
-        given = ["--device", device, "--evaluation", text_file]
-        found = run(llama, text_file, tmp_path / device, options, capsys, *given)
-        perplexity[device] = found["perplexity_after"]
-    assert LEDGER.total("kernels") > 100
-    assert perplexity[DEVICE] == pytest.approx(perplexity["cpu"], rel=1e-3)
 
 
 # What is called once for a whole text before the first block, or after the last.
@@ -63,15 +50,24 @@ def growing(kind: str, few: Counter, many: Counter) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("options", JOBS)
-def test_no_wait_for_every_sequence(llama, text_file, tmp_path, capsys, monkeypatch, options):
-    """Twice the sequences are no more waits: all of a block are enqueued before it is asked about any."""
+def test_a_job(llama, text_file, tmp_path, capsys, monkeypatch, options):
+    """Nothing is mixed, no copy is read too early, and what comes out is what the CPU makes of it.
+
+    Twice the sequences are no more waits: all of a block are enqueued before it is asked about any.
+    """
     batches = TokenSet.batches
     monkeypatch.setattr(TokenSet, "batches", lambda self, *_: batches(self, 32))
+    expected = run(llama, text_file, tmp_path / "cpu", options, capsys, "--samples", 6)
     installing.install(monkeypatch)
     seen = []
     for samples in (6, 12):
         LEDGER.clear()
-        given = ["--device", DEVICE, "--evaluation", "none", "--samples", samples]
-        run(llama, text_file, tmp_path / f"{samples}", options, capsys, *given)
+        given = ["--device", DEVICE, "--samples", samples]
+        found = run(llama, text_file, tmp_path / f"{samples}", options, capsys, *given)
         seen.append(LEDGER.counts.copy())
+        if samples == 6:
+            assert LEDGER.total("kernels") > 100
+            assert found["perplexity_after"] == pytest.approx(
+                expected["perplexity_after"], rel=1e-3
+            )
     assert growing("waits", *seen) == {}

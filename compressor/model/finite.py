@@ -1,28 +1,30 @@
 """NaN and infinite values stop a run by the name of the tensor."""
 
-from collections.abc import Hashable
+from typing import Generic, TypeVar
 
 import torch
 
 from compressor.errors import DamagedError
 from compressor.model.source import Source
 
+Name = TypeVar("Name")
 
-class Levels:
+
+class Levels(Generic[Name]):
     """The largest absolute values seen under each name, NaN or infinite where one was. They stay on the
     device until they are asked for, as the host would have to wait for each.
     """
 
     def __init__(self):
-        self.of: dict[Hashable, torch.Tensor] = {}
+        self.of: dict[Name, torch.Tensor] = {}
 
-    def add(self, name: Hashable, tensor: torch.Tensor) -> None:
+    def add(self, name: Name, tensor: torch.Tensor) -> None:
         if tensor.numel():
             low, high = tensor.aminmax()
             level = torch.maximum(high, -low)
             self.of[name] = torch.maximum(self.of[name], level) if name in self.of else level
 
-    def not_finite(self) -> list[Hashable]:
+    def not_finite(self) -> list[Name]:
         """The names under which something was NaN or infinite; waits for the device once."""
         if not self.of:
             return []
@@ -32,7 +34,7 @@ class Levels:
 
 def check_block(checkpoint: Source, index: int, weights: dict[str, torch.Tensor]) -> None:
     """Refuse NaN and infinity in a block's weights, by the tensor's name."""
-    levels = Levels()
+    levels: Levels[str] = Levels()
     for name, tensor in weights.items():
         levels.add(checkpoint.block_name(index, name), tensor)
     refuse(levels)
@@ -53,11 +55,11 @@ def check_weights(checkpoint: Source) -> None:
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuse NaN and infinity, by name."""
-    levels = Levels()
+    levels: Levels[str] = Levels()
     levels.add(name, tensor)
     refuse(levels)
 
 
-def refuse(levels: Levels) -> None:
+def refuse(levels: Levels[str]) -> None:
     for name in levels.not_finite():
         raise DamagedError(f"{name} holds NaN or infinite values; the checkpoint is damaged.")

@@ -61,7 +61,7 @@ def backward(
                 gradients=gradients,
                 passed=passed,
             ) -> Iterator[int]:
-                levels = Levels()
+                levels: Levels[int] = Levels()
                 for i, (args, call) in enumerate(calls):
                     hidden = inputs.get(i, stream.device).requires_grad_()
                     with torch.enable_grad():
@@ -93,7 +93,8 @@ def head_gradients(
 
     The model's own forward computes the logits, of some positions at a time.
     """
-    losses, levels = [], Levels()
+    losses: list[torch.Tensor] = []
+    levels: Levels[int] = Levels()
     with stream.outer(head=True) as model:
         for i, batch in enumerate(batches):
             ids = batch.to(stream.device)

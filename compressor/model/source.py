@@ -45,7 +45,7 @@ class Source(Geometry, ABC):
         """transformers' config of the model, a copy."""
 
     def file_of(self, name: str) -> Path | None:
-        """The file that holds this tensor's very bytes, from its `begin` to its `end`; None if none does."""
+        """The file that holds this tensor's very bytes, from `begin` to `end`; None if none does."""
         return None
 
     def tokenizer(self):

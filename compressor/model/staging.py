@@ -89,7 +89,8 @@ def fill(source: Source, places: dict[str, slice], buffer: torch.Tensor) -> None
     """Read the tensors into their places: as they are stored, straight from the files."""
     for name, place in places.items():
         if (file := source.file_of(name)) is not None:
-            read_into(file, source.tensors[name].begin, memoryview(buffer[place].numpy()))
+            memory = buffer[place].numpy()
+            read_into(file, source.tensors[name].begin, memoryview(memory))  # type: ignore[arg-type]
         else:
             stored = source.as_stored(name, source.read([name])[name])
             buffer[place].view(stored.dtype).view(stored.shape).copy_(stored)

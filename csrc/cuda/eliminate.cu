@@ -61,7 +61,7 @@ __device__ void least(T& cost, int& place, T* costs, int* places) {
 template <class T>
 __device__ T cost_of(T prior, T h, T k) {
   const T cost = prior * (k > 0 ? k : T{0}) / h;
-  return isnan(cost) ? static_cast<T>(INFINITY) : cost;
+  return cost != cost ? static_cast<T>(INFINITY) : cost;
 }
 
 // The diagonals, and the cheapest channel of every block.
@@ -91,8 +91,10 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) step_kernel(const Steps<T> s, int at) {
   __shared__ T costs[kThreads];
   __shared__ int places[kThreads];
-  __shared__ T v_gone[kColumns], u_gone[kColumns];
-  __shared__ T v_sums[kThreads], u_sums[kThreads];
+  __shared__ T v_gone[kColumns];
+  __shared__ T u_gone[kColumns];
+  __shared__ T v_sums[kThreads];
+  __shared__ T u_sums[kThreads];
   const int64_t n = s.channels;
   const T* former = s.diagonals + (at % 2) * 2 * n;
   T* now = s.diagonals + ((at + 1) % 2) * 2 * n;

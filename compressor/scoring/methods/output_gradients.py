@@ -41,7 +41,7 @@ class OutputGradients(ABC):
         self.layer, self.geometry, self.block = layer, geometry, block
         self.groups = groups or geometry.units.keys()
         self.seen: dict[str, dict[str, torch.Tensor]] = {}
-        self.levels = Levels()
+        self.levels: Levels[tuple[str, str]] = Levels()
         self.tokens = 0
 
     def __enter__(self) -> "OutputGradients":
