@@ -44,7 +44,8 @@ class Sizes:
     processes: int
     besa: tuple[tuple[str, str], ...]
     model: str
-    text: str  # calibration
+    jobs: str
+    scores: str
     gradients: str
 
 
@@ -60,7 +61,8 @@ FULL = Sizes(
         ("besa-70b", f"--width 8192 --ffn 28672 --heads 64 --kv-heads 8 --blocks 80 {WIDE}"),
     ),
     model="llama-7b-8-blocks",
-    text="--samples 128 --length 512",
+    jobs="",  # what the commands do by themselves
+    scores="--samples 128 --length 512",
     gradients="--samples 32 --length 512",
 )
 TINY = Sizes(
@@ -74,7 +76,8 @@ TINY = Sizes(
         ("besa-70b", "--width 64 --ffn 96 --kv-heads 1 --tokens 16 --repeats 1"),
     ),
     model="llama-6m",
-    text="--samples 2 --length 64",
+    jobs="--samples 2 --length 64",
+    scores="--samples 2 --length 64",
     gradients="--samples 2 --length 64",
 )
 
@@ -151,7 +154,7 @@ def second(place: Place) -> list[Part]:
 
     def job(name: str, limit: float, *options: str) -> Part:
         command = place.script("gpu_stages", str(made), str(place.work / name), *options, *device)
-        return Part(name, limit, (*command, *sizes.text.split()))
+        return Part(name, limit, (*command, *sizes.jobs.split()))
 
     def beside_ordinary(name: str, limit: float, text: str) -> Part:
         asked = (sizes.model, "--folder", str(made), "--method", name, *text.split(), *device)
@@ -163,7 +166,7 @@ def second(place: Place) -> list[Part]:
         Part("checkpoint", 45, place.script("make_checkpoint", sizes.model, str(made), *device)),
         job("default", 80, "compress", "--keep", "0.8"),
         job("fast", 40, "compress", "--keep", "0.8", "--fast", *known),
-        beside_ordinary("llm-bip", 40, sizes.text),
+        beside_ordinary("llm-bip", 40, sizes.scores),
         beside_ordinary("hywia", 50, sizes.gradients),
         job("besa", 60, "sparsify", "--sparsity", "0.5", *known),
         Part("jobs", 70, place.tests(*side_by_side, *without_quantization(), "tests/test_gpu.py")),

@@ -8,21 +8,20 @@ failed are named and have no figure. `--page` puts the tables in the place of al
 heading `## Measured`.
 """
 
+import argparse
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from gpu_run import rows_of
+from gpu_rows import rows_of
 
 HEADING = "## Measured\n"
+NAMED = 12  # of what failed
 
 
-def ops_table(rows: list[dict], copy: float) -> list[str]:
-    """One line an op and shape; a provider that was not timed has a dash."""
+def ops_table(rows: list[dict], copy: float | None) -> list[str]:
+    """One line an op and shape; what was not timed has a dash."""
     found: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         figures = row.get("figures", {})
@@ -34,12 +33,12 @@ def ops_table(rows: list[dict], copy: float) -> list[str]:
     for (op, *shape), by in found.items():
         if (ours := by.get("ours")) is None:
             continue
-        share = 100 * ours["bytes"] / ours["seconds"] / copy
+        share = f"{100 * ours['bytes'] / ours['seconds'] / copy:.0f}" if copy else "-"
         others = (
             f"{by[name]['seconds'] / ours['seconds']:.2f}" if name in by else "-"
             for name in ("eager", "compile", "published")
         )
-        cells = (op, " x ".join(map(str, shape)), f"{1e6 * ours['seconds']:.1f}", f"{share:.0f}")
+        cells = (op, " x ".join(map(str, shape)), f"{1e6 * ours['seconds']:.1f}", share)
         lines.append(f"| {' | '.join([*cells, *others])} |")
     return lines if found else []
 
@@ -82,25 +81,27 @@ def scores_lines(rows: list[dict]) -> list[str]:
 
 
 def report(rows: list[dict]) -> str:
-    machines = [row for row in rows if "copy_bytes_per_second" in row]
-    if not machines:
-        raise SystemExit("No row says how fast this machine copies: the part `smoke` is missing.")
-    here = machines[-1]
-    copy = here["copy_bytes_per_second"]
-    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
-    about = (
-        f"On {here['device']}, a copy {copy / 1e9:,.0f} GB/s; {versions}; commit {here['commit']}."
-    )
+    """All tables; one that has no rows is not there."""
+    machines, copy = [row for row in rows if "copy_bytes_per_second" in row], None
+    about = []
+    for here in machines[-1:]:
+        copy = here["copy_bytes_per_second"]
+        versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
+        about.append(f"On {here['device']}, a copy {copy / 1e9:,.0f} GB/s; {versions};")
+        about.append(f"commit {here['commit']}.")
     bad = [
         f"{r['part']}: {r['name']}" for r in rows if r["result"] == "failed" and "cases" not in r
     ]
-    failed = [f"Failed, without a figure: {'; '.join(bad)}."] if bad else []
-    parts = [[about], failed, ops_table(rows, copy), scores_lines(rows), jobs_table(rows)]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    failed = [f"Failed, without a figure: {'; '.join(bad[:NAMED])}{more}."] if bad else []
+    parts = [about, failed, ops_table(rows, copy), scores_lines(rows), jobs_table(rows)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def main(folder: Path, page: Annotated[Path | None, typer.Option()] = None) -> None:
+def main(folder: Path, page: Path | None = None) -> None:
     rows = [row for file in sorted(folder.glob("rows-*.jsonl")) for row in rows_of(file)]
+    if not rows:
+        raise SystemExit(f"{folder} has no rows-*.jsonl with a row.")
     text = report(rows)
     if page is None:
         print(text, end="")
@@ -112,4 +113,8 @@ def main(folder: Path, page: Annotated[Path | None, typer.Option()] = None) -> N
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--page", type=Path)
+    asked = parser.parse_args()
+    main(asked.folder, asked.page)

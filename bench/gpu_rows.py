@@ -9,6 +9,7 @@ that process would fail with it.
 import fcntl
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,17 @@ def put(name: str, seconds: float, result: str = "ok", **more) -> None:
     with open(path, "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # many processes end cases at once
         file.write(line + "\n")
+
+
+def rows_of(file: Path) -> list[dict]:
+    """The rows that are whole: a process that was killed may have left half of one."""
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
 
 
 def pytest_configure(config) -> None:

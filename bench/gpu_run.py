@@ -4,8 +4,8 @@ ended.
     python bench/gpu_run.py 1 --out build/gpu [--device cpu] [--parts 'smoke ops'] [--most 60]
 
 OUT/rows-CALL.jsonl has a line for every case as it ended and one for every part; OUT/log-CALL.txt what
-was printed. The table in the end is short, for where only the end of the output is kept. It is also
-printed where the whole run is told to end (SIGTERM). The exit code is 1 where anything failed.
+was printed. The figures and the table in the end are short, for where only the end of the output is
+kept; they come too where the whole run is told to end (SIGTERM). The exit code is 1 where anything failed.
 """
 
 import argparse
@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it
 
 import gpu_rows
 from gpu_parts import LIMITS, SLOWER, Part, Place, left_out, parts_of
+from gpu_report import report
+from gpu_rows import rows_of
 
 GRACE = 8  # seconds to end in, for a command that is told to
 WIDTH = 100  # of what is said of a failure
@@ -134,17 +136,6 @@ def lines_of(folder: Path, pattern: str) -> list[str]:
     ]
 
 
-def rows_of(file: Path) -> list[dict]:
-    """The rows that are whole: a process that was killed may have left half of one."""
-    rows = []
-    for line in file.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def counted(cases: list[dict]) -> str:
     """ "61 ok, 2 failed"; a test that failed twice, in its worker and by it, counts once."""
     results = {row["name"]: row.get("result", "ok") for row in cases}
@@ -207,11 +198,12 @@ def main(given: Sequence[str] | None = None) -> int:
     chosen = [part for part in parts if not wanted or part.name in wanted]
     place.out.mkdir(parents=True, exist_ok=True)
     limit = LIMITS[asked.call] * (SLOWER if asked.device == "cpu" else 1)
+    run = Run(place, asked.call, limit, asked.most)
     try:
-        ended = run_all(Run(place, asked.call, limit, asked.most), chosen)
+        ended = run_all(run, chosen)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(table(ended), flush=True)
+    print(f"\n{report(rows_of(run.rows))}\n{table(ended)}", flush=True)
     return int(any(each.result != "ok" for each in ended))
 
 

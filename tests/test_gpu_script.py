@@ -243,5 +243,9 @@ def test_the_tables_of_a_run(tmp_path, capsys):
     assert page.read_text() == f"# Page\n\n## Measured\n\n{printed}"
 
 
+def test_without_the_part_that_knows_the_machine_no_share_is_told():
+    assert "| rank | 2 x 4 | 4.0 | - | 2.00 | - | - |" in gpu_report.report(MEASURED[1:])
+
+
 def test_the_page_has_a_place_for_them():
     assert gpu_report.HEADING in (ROOT / "docs/gpu.md").read_text()
