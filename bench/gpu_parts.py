@@ -54,7 +54,7 @@ FULL = Sizes(
     smoke="257x1024,4096x4096",
     ops="all",
     few_ops=("--shapes", "largest"),
-    tests=("-m", "gpu and not slow", "tests/ops", "tests/model/test_stream.py"),
+    tests=("-m", "gpu and not slow and not breadth", "tests/ops", "tests/model/test_stream.py"),
     processes=12,
     besa=(
         ("besa-7b", f"--width 4096 --ffn 11008 --heads 32 --blocks 32 {WIDE}"),

@@ -60,8 +60,8 @@ def line(*cells) -> str:
     return f"| {' | '.join(f'{c:.1f}' if isinstance(c, float) else str(c) for c in cells)} |"
 
 
-def scores_lines(rows: list[dict]) -> list[str]:
-    """Streamed scores beside an ordinary pass, and steps of BESA."""
+def other_lines(rows: list[dict]) -> list[str]:
+    """Streamed scores beside an ordinary pass, steps of BESA, and the memory of jobs."""
     lines = []
     for row in rows:
         figures = row.get("figures", {})
@@ -76,6 +76,14 @@ def scores_lines(rows: list[dict]) -> list[str]:
             lines.append(
                 f"- a step of BESA on {figures['block']}: {step['ours']:.1f} ms, published "
                 f"{step['published']:.1f} ms{''.join(whole)}"
+            )
+        if "block_bytes" in row:
+            gpu, host, block = (
+                row[name] / 1e9 for name in ("peak_gpu_bytes", "peak_rss_bytes", "block_bytes")
+            )
+            lines.append(
+                f"- {row['part']}: at most {gpu:.1f} GB of the GPU and {host:.1f} GB of the host's "
+                f"memory; a block is {block:.2f} GB"
             )
     return lines
 
@@ -94,7 +102,7 @@ def report(rows: list[dict]) -> str:
     ]
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     failed = [f"Failed, without a figure: {'; '.join(bad[:NAMED])}{more}."] if bad else []
-    parts = [about, failed, ops_table(rows, copy), scores_lines(rows), jobs_table(rows)]
+    parts = [about, failed, ops_table(rows, copy), other_lines(rows), jobs_table(rows)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 

@@ -5,7 +5,8 @@ ended.
 
 OUT/rows-CALL.jsonl has a line for every case as it ended and one for every part; OUT/log-CALL.txt what
 was printed. The figures and the table in the end are short, for where only the end of the output is
-kept; they come too where the whole run is told to end (SIGTERM). The exit code is 1 where anything failed.
+kept; they come too where the whole run is told to end (SIGTERM). The exit code is 1 where anything
+failed.
 """
 
 import argparse
@@ -111,7 +112,12 @@ def completed(command: Sequence[str], log, limit: float, environment: dict) -> i
     command is left, its children included.
     """
     process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        command,
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         return process.wait(limit)
@@ -203,7 +209,7 @@ def main(given: Sequence[str] | None = None) -> int:
         ended = run_all(run, chosen)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"\n{report(rows_of(run.rows))}\n{table(ended)}", flush=True)
+    print(report(rows_of(run.rows)), table(ended), sep="\n", flush=True)
     return int(any(each.result != "ok" for each in ended))
 
 

@@ -40,7 +40,8 @@ def main(
     command: Annotated[str, typer.Argument(help="compress or sparsify")],
     of: Annotated[int, typer.Option(help="Blocks of the whole model.")] = 32,
 ) -> None:
-    more = of / Checkpoint(model).blocks
+    checkpoint = Checkpoint(model)
+    more = of / checkpoint.blocks
     given = [command, str(model), str(dest), *context.args, "--json", "--no-verify", "--overwrite"]
     meters: list[Meter] = []
     enter = Meter.__enter__
@@ -62,7 +63,9 @@ def main(
     if code:
         raise SystemExit(code)
     found = json.loads(printed.getvalue())
-    put("memory", 0, **{name: found[name] for name in ("peak_rss_bytes", "peak_gpu_bytes")})
+    peaks = {name: found[name] for name in ("peak_rss_bytes", "peak_gpu_bytes")}
+    first = (t for name, t in checkpoint.tensors.items() if ".layers.0." in name)
+    put("memory", 0, **peaks, block_bytes=sum(t.end - t.begin for t in first))
 
 
 if __name__ == "__main__":

@@ -226,6 +226,21 @@ MEASURED = [
     {"part": "tests", "name": "test_a", "seconds": 1, "result": "failed", "why": "so"},
     {"part": "fast", "name": "score", "seconds": 2.0, "result": "ok", "whole": 8.0},
     {"part": "fast", "name": "draw", "seconds": 1.0, "result": "ok", "whole": 1.0},
+    {
+        **{"part": "fast", "name": "memory", "seconds": 0, "result": "ok"},
+        **{"peak_gpu_bytes": 5e9, "peak_rss_bytes": 2e9, "block_bytes": 4e8},
+    },
+    {
+        **{"part": "hywia", "name": "hywia", "result": "ok"},
+        "figures": {"method": "hywia", "ratio": 1.4, "streamed": {"seconds": 3.0}},
+    },
+    {
+        **{"part": "besa-7b", "name": "besa-7b", "result": "ok"},
+        "figures": {
+            **{"block": "8/16", "milliseconds": {"ours": 2.0, "published": 6.0}, "faster": 3.0},
+            "minutes for 32 blocks, 128 sequences": 1.5,
+        },
+    },
 ]
 
 
@@ -238,6 +253,9 @@ def test_the_tables_of_a_run(tmp_path, capsys):
     assert "| rank | 2 x 4 | 4.0 | 50 | 2.00 | - | - |" in printed
     assert "| fast | score | 2.0 | 8.0 |" in printed
     assert "| fast | all stages | 3.0 | 9.0 |" in printed
+    assert "- hywia: 3.00 s, 1.40 times an ordinary pass\n" in printed
+    assert "a step of BESA on 8/16: 2.0 ms, published 6.0 ms; minutes for 32 blocks" in printed
+    assert "fast: at most 5.0 GB of the GPU and 2.0 GB of the host's memory; a block" in printed
     assert "Failed, without a figure: tests: test_a." in printed
     gpu_report.main(tmp_path, page)
     assert page.read_text() == f"# Page\n\n## Measured\n\n{printed}"
