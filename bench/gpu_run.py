@@ -32,6 +32,7 @@ from gpu_rows import rows_of
 
 GRACE = 8  # seconds to end in, for a command that is told to
 WIDTH = 100  # of what is said of a failure
+NAMES = (("rows", "jsonl"), ("log", "txt"))
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,15 @@ class Run:
     def __init__(self, place: Place, call: int, limit: float, most: float):
         self.place, self.most = place, most
         self.rows, self.log = (place.out / f"{n}-{call}.{e}" for n, e in NAMES)
-        self.rows.write_text("")
+        self.rows.touch()
         self.log.write_text("")
         self.end = time.monotonic() + limit
+
+    def forget(self, parts: list[Part]) -> None:
+        """What an earlier run left of these parts goes; what it left of others stays."""
+        names = {part.name for part in parts}
+        kept = [row for row in rows_of(self.rows) if row.get("part") not in names]
+        self.rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def part(self, part: Part) -> Ended:
         """One part, whatever becomes of it."""
@@ -78,33 +85,32 @@ class Run:
                 self.put(named | {"figures": json.loads(line)})
         cases = [row for row in rows_of(self.rows) if row.get("part") == part.name]
         bad = [row for row in cases if row.get("result") == "failed"]
+        why = wrong(bad)
         if code is None:
-            result, why = "timed out", f"after {limit:.0f} s"
+            result, why = "timed out", why or f"after {limit:.0f} s"
         elif code or bad:
-            with self.log.open() as log:
-                log.seek(place)
-                result, why = "failed", last_line(log.read()) or f"exit code {code}"
+            result, why = "failed", why or self.last_line(place) or f"exit code {code}"
         else:
-            result, why = "ok", ""
-        if bad:  # the first that is said of each
-            reasons = {row["name"]: row.get("why", "") for row in reversed(bad)}
-            why = "; ".join(f"{short(name)}: {said}" for name, said in reversed(reasons.items()))
+            result = "ok"
         return self.ended(Ended(part.name, seconds, result, counted(cases), why[:300]))
+
+    def last_line(self, place: int) -> str:
+        """The last that was printed from there on."""
+        said = self.log.read_bytes()[place:].decode(errors="replace")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
 
     def environment(self, part: Part) -> dict[str, str]:
         return os.environ | {gpu_rows.FILE: str(self.rows), gpu_rows.PART: part.name}
 
     def ended(self, ended: Ended) -> Ended:
-        self.put({"part": ended.name, "name": None} | vars(ended))
+        self.put({"part": ended.name} | vars(ended))
         print(f"{ended.name}: {ended.result}, {ended.seconds:.0f} s", flush=True)
         return ended
 
     def put(self, row: dict) -> None:
         with self.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-NAMES = (("rows", "jsonl"), ("log", "txt"))
 
 
 def completed(command: Sequence[str], log, limit: float, environment: dict) -> int | None:
@@ -134,12 +140,13 @@ def completed(command: Sequence[str], log, limit: float, environment: dict) -> i
 
 
 def lines_of(folder: Path, pattern: str) -> list[str]:
-    """Every result in the files of this name, as one line each."""
-    files = sorted(folder.glob(pattern)) if pattern else []
-    found = (json.loads(file.read_text()) for file in files)
-    return [
-        json.dumps(row) for rows in found for row in (rows if isinstance(rows, list) else [rows])
-    ]
+    """Every result in the files of this name, as one line each; a file that is half written has none."""
+    found: list[dict] = []
+    for file in sorted(folder.glob(pattern)) if pattern else []:
+        with suppress(json.JSONDecodeError):
+            rows = json.loads(file.read_text())
+            found += rows if isinstance(rows, list) else [rows]
+    return [json.dumps(row) for row in found]
 
 
 def counted(cases: list[dict]) -> str:
@@ -149,9 +156,10 @@ def counted(cases: list[dict]) -> str:
     return ", ".join(f"{[*results.values()].count(kind)} {kind}" for kind in kinds)
 
 
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def wrong(bad: list[dict]) -> str:
+    """The first that is said of each case that failed."""
+    reasons = {row["name"]: row.get("why", "") for row in reversed(bad)}
+    return "; ".join(f"{short(name)}: {said}" for name, said in reversed(reasons.items()))
 
 
 def short(name: str) -> str:
@@ -174,6 +182,7 @@ def run_all(run: Run, parts: list[Part]) -> list[Ended]:
     def told(*_) -> None:
         raise Told
 
+    run.forget(parts)
     former = signal.signal(signal.SIGTERM, told)
     ended: list[Ended] = []
     try:

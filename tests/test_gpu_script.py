@@ -89,6 +89,13 @@ def test_what_there_is_no_time_for_is_left_out(tmp_path):
     assert [(each.result, each.why) for each in ended] == [("left out", "no time left")]
 
 
+def test_a_part_run_again_takes_the_place_of_its_rows(tmp_path):
+    for names in (("one", "two"), ("two",)):
+        run = gpu_run.Run(Place("cuda", tmp_path, tmp_path), 1, 100, 600)
+        gpu_run.run_all(run, [part(name, "pass") for name in names])
+    assert [row["part"] for row in gpu_run.rows_of(run.rows)] == ["one", "one", "two", "two"]
+
+
 def test_told_to_end_it_still_tells(run):
     timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
