@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -116,9 +115,11 @@ def script(call: int, out: Path, **environment: str) -> subprocess.CompletedProc
     """The script itself, where there is no git and no make."""
     tools = out.parent / "tools"
     tools.mkdir()
-    for tool in ("bash", "dirname", "mkdir", "c++", "g++", "as", "ld"):
-        if found := shutil.which(tool):
-            (tools / tool).symlink_to(found)
+    for folder in reversed(os.get_exec_path()):
+        for tool in Path(folder).glob("*"):
+            if tool.name not in ("git", "make"):
+                (tools / tool.name).unlink(missing_ok=True)
+                (tools / tool.name).symlink_to(tool)
     given = {"PATH": str(tools), "PYTHON": sys.executable, "OUT": str(out), "DEVICE": "cpu"}
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "COMMIT", "PARTS")}
     return subprocess.run(
