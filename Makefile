@@ -7,6 +7,7 @@
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
 # make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 7 minutes, 3 GB)
+# make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
 PYTHON ?= python3
@@ -20,7 +21,7 @@ SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
 .PHONY: bench-whole real serve clean
-.PHONY: gpu gpu-tests gpu-ops gpu-besa gpu-whole
+.PHONY: gpu
 
 install: $(VENV)/.installed
 
@@ -124,33 +125,12 @@ $(ENGINES)/.installed: $(VENV)/.installed
 	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
 	touch $@
 
-# On a machine whose own python has torch with CUDA; nothing is downloaded. `make -k gpu` goes on with the
-# other parts where one fails, and RESULTS=FOLDER puts the result files elsewhere.
-gpu: gpu-ops gpu-besa gpu-whole gpu-tests
-
-build/.gpu-installed: setup.py pyproject.toml csrc/cpu csrc/cuda $(SOURCES)
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(PYTHON) -c "from compressor import _C; assert _C.with_cuda, 'built without CUDA: is there an nvcc?'"
-	mkdir -p build && touch $@
-
-gpu-tests: build/.gpu-installed
-	$(PYTHON) -m pytest -q -m "not slow" tests/ops
-	$(PYTHON) -m pytest -q -m gpu tests --ignore tests/ops
-
-gpu-ops: build/.gpu-installed
-	$(PYTHON) -m pytest -q bench/bench_ops.py --results $(RESULTS)
-
-gpu-besa: build/.gpu-installed
-	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 --results $(RESULTS) \
-	    --width 4096 --ffn 11008 --heads 32 --blocks 32
-	$(PYTHON) bench/besa_step.py --device cuda --dtype bfloat16 --tokens 2048 --results $(RESULTS) \
-	    --width 8192 --ffn 28672 --heads 64 --kv-heads 8 --blocks 80
-
-gpu-whole: build/.gpu-installed
-	$(PYTHON) bench/run_whole.py --device cuda --results $(RESULTS)
-	$(PYTHON) bench/run_whole.py --device cuda --results $(RESULTS) --repair refine \
-	    --samples 128 --length 512 --only-memory
-	$(PYTHON) bench/run_backward.py --device cuda --samples 16 --results $(RESULTS)
+# On a machine whose own python has torch with CUDA; nothing is downloaded. The second call also runs where
+# the first one failed, and OUT=FOLDER puts the results elsewhere (docs/gpu.md).
+gpu: export OUT := $(if $(filter file,$(origin OUT)),build/gpu,$(OUT))
+gpu: export PYTHON := $(PYTHON)
+gpu:
+	failed=0; for call in 1 2; do bench/gpu.sh $$call || failed=1; done; exit $$failed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks .hypothesis

@@ -1,13 +1,15 @@
-"""Microbenchmarks of every op: `make bench` on a CPU, `make gpu` on a GPU.
+"""Microbenchmarks of every op: `make bench` on a CPU, `bench/gpu.sh 1` on a GPU.
 
-    pytest bench/bench_ops.py [--benchmark-compare] [-k colsum]
+    pytest bench/bench_ops.py [--benchmark-compare] [-k colsum] [--device cuda] [--shapes largest]
 
 Runs under pytest-benchmark, so runs can be stored and compared. The table in the end and the result
 file hold the median, the bytes a second and their share of a copy's in the same run. A provider is
 timed only if its output is that of the reference.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 
 import pytest
 import torch
@@ -16,40 +18,58 @@ from cases import CASES
 
 from compressor.analysis.estimate.machine import seconds
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 5
+TINY = [(64, 1024)]
 
 
 @lru_cache(1)
-def built(op: str, shape: tuple) -> Case:
+def built(op: str, shape: tuple, device: str) -> Case:
     torch.manual_seed(0)
-    return CASES[op].build(shape, DEVICE)
+    return CASES[op].build(shape, device)
 
 
-def parameters() -> list:
-    return [
-        pytest.param(op, shape, provider, id=f"{op}-{'x'.join(map(str, shape))}-{provider}")
-        for op, family in CASES.items()
-        for shape in family.shapes[DEVICE]
-        for provider in family.providers[DEVICE]
-    ]
+def shapes_of(op: str, which: str, device: str) -> list[tuple]:
+    every = TINY if which == "tiny" else CASES[op].shapes[device]
+    return [max(every, key=prod)] if which == "largest" else every
 
 
-@pytest.mark.parametrize(("op", "shape", "provider"), parameters())
-def test_speed(benchmark, record_row, op, shape, provider):
-    case = built(op, shape)
+def providers_of(op: str, compiled: str, device: str) -> Iterator[str]:
+    """On a CPU too, where torch.compile alone is asked for."""
+    if compiled == "only" and "compile" in CASES[op].providers["cuda"]:
+        yield from ("ours", "compile")
+    if compiled != "only":
+        every = CASES[op].providers[device]
+        yield from (name for name in every if name != "compile" or compiled == "also")
+
+
+def pytest_generate_tests(metafunc) -> None:
+    option = metafunc.config.option
+    device = option.device
+    metafunc.parametrize(
+        ("op", "shape", "provider"),
+        [
+            pytest.param(op, shape, provider, id=f"{op}-{'x'.join(map(str, shape))}-{provider}")
+            for op in CASES
+            for shape in shapes_of(op, option.shapes, device)
+            for provider in providers_of(op, option.compiled, device)
+        ],
+    )
+
+
+def test_speed(benchmark, record_row, device, op, shape, provider):
+    case = built(op, shape, device)
     run = case.providers[provider]
     if provider != "eager":
         case.compare(run(), case.providers["eager"]())
 
     def synchronised():
         run()
-        if DEVICE == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
 
     benchmark.group = f"{op} {shape}"
     benchmark.pedantic(synchronised, rounds=ROUNDS, warmup_rounds=1)
-    median = seconds(run, DEVICE) if DEVICE == "cuda" else benchmark.stats.stats.median
+    median = seconds(run, device) if device == "cuda" else benchmark.stats.stats.median
     row = {
         "op": op,
         "shape": list(shape),

@@ -15,7 +15,11 @@ ROWS = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
+    here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.addoption("--results", type=Path, default=RESULTS, help="Folder for what was measured.")
+    parser.addoption("--device", default=here, choices=("cpu", "cuda"))
+    parser.addoption("--shapes", default="all", choices=("all", "largest", "tiny"))
+    parser.addoption("--compiled", default="also", choices=("also", "no", "only"))
 
 
 def pytest_configure(config):
@@ -23,9 +27,19 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def device(request) -> str:
+    return request.config.option.device
+
+
+@pytest.fixture
 def record_row(request):
-    """Adds one timing to the result file."""
-    return request.config.stash[ROWS].append
+    """Adds one timing to the result file, and to what a GPU run puts of this test."""
+
+    def record(row: dict) -> None:
+        request.config.stash[ROWS].append(row)
+        request.node.user_properties.append(("figures", {"figures": row}))
+
+    return record
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
@@ -35,10 +49,10 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     failed = [report.nodeid for report in terminalreporter.stats.get("failed", [])]
     if failed:
         terminalreporter.write_line(f"Without a figure, since it failed: {failed}", red=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = config.option.device
     found = machine(device)
     Console(width=110).print(table(rows, found))
-    if config.option.keyword:
+    if config.option.keyword or config.option.compiled == "only":
         return  # a part is no result
     name = found["device"].replace(" ", "-") if device == "cuda" else "cpu"
     results = config.option.results
