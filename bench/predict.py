@@ -32,7 +32,11 @@ PAGE = Path(__file__).with_name("PREDICTIONS.md")
 ARCH = 90
 REGISTERS, SHARED, WARPS, BLOCKS = 65_536, 227 * 1024, 64, 32  # a multiprocessor of sm_90 has
 RESERVED = 1024  # bytes of shared memory a block takes beside its own
-PROCESSORS, STARTED, CLOCK = 132, 4, 1.755e9  # an H200: instructions of a warp a clock; boost, in Hz
+PROCESSORS, STARTED, CLOCK = (
+    132,
+    4,
+    1.755e9,
+)  # an H200: instructions of a warp a clock; boost, in Hz
 # Where copies at full speed would need more of these starts than this, waiting will show.
 CROWDED = 0.8
 # op -> its kernels in bfloat16, each with the part of the op's bytes that it moves.
