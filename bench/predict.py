@@ -44,7 +44,9 @@ KERNELS = {
     "colsum": {"_colsum_kernel bf16/* SCALED=True *": 1.0},
     "taylor": {"_taylor_kernel bf16/bf16/* COUNT=5 *": 1.0},
     "moments": {"_moments_kernel bf16/* MASKED=False *": 1.0},
-    "swiglu_moments": {"_swiglu_moments_kernel bf16/* ACTIVATION=silu * PRODUCT=True *": 1.0},
+    "swiglu_moments": {
+        "_swiglu_moments_kernel bf16/* ACTIVATION=silu MASKED=False PRODUCT=True *": 1.0
+    },
     "gated_swiglu": {
         "_gated_swiglu_kernel bf16/* ACTIVATION=silu *": 6 / 16,
         "_gated_swiglu_backward_kernel bf16/* ACTIVATION=silu *": 10 / 16,

@@ -233,13 +233,14 @@ VARIANTS = [
             "stride_up": "i32:16",
             "each": "i32:16",
         },
-        {"ACTIVATION": activation, "MASKED": True, "PRODUCT": product, **TILE},
+        {"ACTIVATION": activation, "MASKED": masked, "PRODUCT": product, **TILE},
         wide=("gate", "up"),
     )
-    for dtype, activation, product in [
-        ("bf16", "silu", True),
-        ("bf16", "silu", False),
-        ("bf16", "gelu", True),
-        ("fp32", "silu", True),
+    for dtype, activation, masked, product in [
+        ("bf16", "silu", True, True),
+        ("bf16", "silu", False, True),
+        ("bf16", "silu", True, False),
+        ("bf16", "gelu", True, True),
+        ("fp32", "silu", True, True),
     ]
 ]
