@@ -56,15 +56,16 @@ def taylor_case(shape: tuple[int, int], device: str) -> Case:
 
 
 def compact_case(shape: tuple[int, int], device: str) -> Case:
-    """Half of the rows and half of the columns, at random."""
+    """Half of the rows and half of the columns, at random; the lists were checked before."""
     weight = torch.randn(shape, device=device).bfloat16()
     rows, columns = (kept_half(size, device) for size in shape)
     return Case(
         bytes=weight.nbytes // 2 + weight.nbytes // 4,
         operations=0,
         providers={
-            "ours": lambda: compact.compact(weight, rows, columns),
+            "ours": lambda: compact.compact(weight, rows, columns, check=False),
             "eager": lambda: weight.index_select(0, rows).index_select(1, columns),
+            "compile": compiled(lambda w, r, c: w[r[:, None], c], weight, rows, columns),
         },
         compare=exactly,
     )
@@ -78,8 +79,9 @@ def compact_rows_case(shape: tuple[int, int], device: str) -> Case:
         bytes=weight.nbytes,
         operations=0,
         providers={
-            "ours": lambda: compact.compact(weight, rows),
+            "ours": lambda: compact.compact(weight, rows, check=False),
             "eager": lambda: weight.index_select(0, rows),
+            "compile": compiled(lambda w, r: w[r], weight, rows),
         },
         compare=exactly,
     )
@@ -95,16 +97,22 @@ def rank_case(shape: tuple[int, int], device: str) -> Case:
     weight = torch.randn(shape, device=device).bfloat16()
     scale = torch.rand(shape[1], device=device)
 
-    def eager():
+    def eager(weight, scale):
         return (weight.float() * scale).abs().sort(dim=1, stable=True).indices
 
-    def compare(ranks, order):
-        exactly(torch.argsort(ranks.to(torch.int32), dim=1), order)
+    def compare(found, order):
+        if found.dtype == torch.uint16:
+            found = torch.argsort(found.to(torch.int32), dim=1)
+        exactly(found, order)
 
     return Case(
         bytes=2 * weight.nbytes + scale.nbytes,
         operations=0,
-        providers={"ours": lambda: rank.rank(weight, scale), "eager": eager},
+        providers={
+            "ours": lambda: rank.rank(weight, scale),
+            "eager": lambda: eager(weight, scale),
+            "compile": compiled(eager, weight, scale),
+        },
         compare=compare,
     )
 
@@ -114,6 +122,8 @@ def besa_mask_case(shape: tuple[int, int], device: str) -> Case:
     weight, grad = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
     ranks, order = rank.rank(weight), sorted_index(weight)
     beta = torch.softmax(torch.randn(shape[0], CANDIDATES, device=device), 1)
+    wide = ranks.to(torch.int32)  # what a compiler knows to compare
+    plain = torch.compile(plain_mask, dynamic=False)
 
     def run(function):
         leaf = beta.detach().requires_grad_()
@@ -127,6 +137,21 @@ def besa_mask_case(shape: tuple[int, int], device: str) -> Case:
             "ours": lambda: run(lambda b: besa_mask.besa_mask(weight, ranks, b)),
             "published": lambda: run(lambda b: published_mask(weight, order, b)),
             "eager": lambda: run(lambda b: besa_mask.besa_mask(weight, ranks, b, backend="ref")),
+            "compile": lambda: run(lambda b: plain(weight, wide, b)),
         },
         compare=roughly,
     )
+
+
+def plain_mask(weight: torch.Tensor, rank: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """The mask of row-wise cuts and its gradient in a few lines that a compiler can fuse: no matrix
+    product, no scatter but the gradient's, and everything by rank in place.
+    """
+    columns, last = weight.shape[1], beta.shape[1] - 1
+    steps = torch.arange(last + 1, device=weight.device)
+    cut = ((beta.detach() * steps).sum(1) * columns / last).to(torch.int32)
+    # The first candidate that prunes a rank; all behind it do too.
+    first = ((rank + 1) * last + columns - 1) // columns
+    pruned = beta.flip(1).cumsum(1).flip(1).gather(1, first.to(torch.int64))
+    mask = (rank >= cut[:, None]).to(beta.dtype)
+    return weight * (mask + pruned.detach() - pruned).to(weight.dtype)

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel to machine code, ahead of time and without a GPU.
 
-    python -m compressor.kernels.aot            a table of registers, spills and load widths
+    python -m compressor.kernels.aot            a table of registers, spills, load widths, machine code
     python -m compressor.kernels.aot --json     the same for programs
 
 What is compiled are the `VARIANTS` of each kernel file; see `triton_support.Variant`.
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from compressor import kernels
-from compressor.kernels import triton_support
+from compressor.kernels import sass, triton_support
 from compressor.kernels.triton_support import Variant, triton
 
 ARCHS = (80, 90)
@@ -44,6 +44,7 @@ class Compiled:
         str
     ]  # pointers of Variant.wide with a load of less than 16 bytes, or with none
     cubin_bytes: int
+    code: sass.Figures
     ptx: str = dataclasses.field(repr=False)
 
 
@@ -94,7 +95,7 @@ def compile_variant(variant: Variant, arch: int) -> Compiled:
         target=triton.backends.compiler.GPUTarget("cuda", arch, 32),
         options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
     )
-    registers, spilled = resources(built.asm["cubin"])
+    registers, spilled, code = looked_into(built.asm["cubin"])
     loads = load_widths(built.asm["ptx"], kernel)
     return Compiled(
         variant=str(variant),
@@ -105,19 +106,21 @@ def compile_variant(variant: Variant, arch: int) -> Compiled:
         loads=loads,
         too_narrow=[name for name in variant.wide if loads.get(name, 0) < 16],
         cubin_bytes=len(built.asm["cubin"]),
+        code=code,
         ptx=built.asm["ptx"],
     )
 
 
-def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack a thread, from the disassembler that comes with Triton."""
+def looked_into(cubin: bytes) -> tuple[int, int, sass.Figures]:
+    """Registers and bytes of stack a thread, and counts of the machine code."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        (code,) = sass.figures_of(path)
     registers, stack = USAGE.search(report).groups()
-    return int(registers), int(stack)
+    return int(registers), int(stack), code
 
 
 def load_widths(ptx: str, kernel) -> dict[str, int]:
@@ -163,16 +166,20 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--arch", type=int, action="append", help="80 for sm_80; may be repeated")
+    parser.add_argument("--first", action="store_true", help="only each kernel's first variant")
     options = parser.parse_args()
     modules = kernel_modules()
     archs = options.arch or ARCHS
+    chosen = [v for m in modules for v in variants(m)]
+    if options.first:
+        chosen = [*{v.kernel: v for v in reversed(chosen)}.values()][::-1]
     try:
-        built = [compile_variant(v, arch) for m in modules for v in variants(m) for arch in archs]
+        built = [compile_variant(v, arch) for v in chosen for arch in archs]
     except RuntimeError as error:
         raise SystemExit(str(error)) from None
     if options.json:
         missing = without_variant(modules)
-        rows = [{k: v for k, v in vars(c).items() if k != "ptx"} for c in built]
+        rows = [{k: v for k, v in dataclasses.asdict(c).items() if k != "ptx"} for c in built]
         print(json.dumps({"compiled": rows, "without_variant": missing}))
         return
     print(
@@ -182,7 +189,7 @@ def main() -> None:
         loads = " ".join(f"{name}:{width}" for name, width in c.loads.items())
         print(
             f"{c.arch:>4}  {c.registers:>9}  {c.spilled:>7}  {c.shared:>6}  {c.cubin_bytes:>6}  "
-            f"{c.variant}, {loads}"
+            f"{c.variant}, {loads}\n      {sass.line_of(c.code)}"
         )
 
 

@@ -102,7 +102,7 @@ def _triton(weight, scale, p):
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_COLUMNS=BLOCK_COLUMNS,
         )
-    return part.sum(0)
+    return part.sum(0) if len(part) > 1 else part[0]
 
 
 def _ext(weight, scale, p):

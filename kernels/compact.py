@@ -33,6 +33,7 @@ def compact(
     scale: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
     *,
+    check: bool = True,
     backend: str | None = None,
 ) -> torch.Tensor:
     """weight [rows, columns] -> [kept rows, kept columns], new and contiguous, never differentiable.
@@ -43,9 +44,11 @@ def compact(
         of 1 to 8 bytes an element. float64 is the reference's and is multiplied in float64.
 
     ValueError names a list that is not ascending or leaves the weight, with its value. On CUDA this
-    check waits for the device, once a call.
+    check waits for the device, once a call; check=False is for lists that `check_kept` has seen where
+    they were made. A wrong one then reads memory that is not the weight's.
     """
-    return compact_many([weight], [rows], [columns], [scale], dtype, backend=backend)[0]
+    lists = [rows], [columns], [scale]
+    return compact_many([weight], *lists, dtype, check=check, backend=backend)[0]
 
 
 def compact_many(
@@ -55,6 +58,7 @@ def compact_many(
     scales: Choices | None = None,
     dtype: torch.dtype | None = None,
     *,
+    check: bool = True,
     backend: str | None = None,
 ) -> list[torch.Tensor]:
     """`compact` of each weight with its own rows, columns and scale, all on one device.
@@ -65,11 +69,12 @@ def compact_many(
         return []
     none = [None] * len(weights)
     lists = [none if each is None else list(each) for each in (rows, columns, scales)]
-    return OP(list(weights), *lists, dtype, backend=backend)
+    return OP(list(weights), *lists, dtype, check, backend=backend)
 
 
-def _ref(weights, rows, columns, scales, dtype):
-    _check_kept(weights, rows, columns)
+def _ref(weights, rows, columns, scales, dtype, check=True):
+    if check:
+        check_kept(weights, rows, columns)
     jobs = zip(weights, rows, columns, scales, strict=True)
     return [_ref_one(*job, dtype) for job in jobs]
 
@@ -87,8 +92,9 @@ def _ref_one(weight, rows, columns, scale, dtype):
     return out.to(dtype, copy=whole, memory_format=torch.contiguous_format)
 
 
-def _ext(weights, rows, columns, scales, dtype):
-    _check_kept(weights, rows, columns)
+def _ext(weights, rows, columns, scales, dtype, check=True):
+    if check:
+        check_kept(weights, rows, columns)
     results, table, used = [], [], []
     for weight, *kept, scale in zip(weights, rows, columns, scales, strict=True):
         out = torch.empty(_shape(weight, *kept), dtype=dtype or weight.dtype, device=weight.device)
@@ -118,12 +124,12 @@ def _shape(weight, rows, columns):
     return [n if k is None else k.shape[0] for n, k in zip(weight.shape, kept, strict=True)]
 
 
-def _fake(weights, rows, columns, scales, dtype):
+def _fake(weights, rows, columns, scales, dtype, check=True):
     jobs = zip(weights, rows, columns, strict=True)
     return [w.new_empty(_shape(w, r, c), dtype=dtype or w.dtype) for w, r, c in jobs]
 
 
-def _check(weights, rows, columns, scales, dtype):
+def _check(weights, rows, columns, scales, dtype, check=True):
     for name, each in (("rows", rows), ("columns", columns), ("scales", scales)):
         if len(each) != len(weights):
             raise ValueError(f"compact: {len(each)} {name} for {len(weights)} weights.")
@@ -160,8 +166,11 @@ def _check(weights, rows, columns, scales, dtype):
             check_tensor("compact", names[3], scale, FLOATS, (width,), device)
 
 
-def _check_kept(weights, rows, columns):
-    """ValueError unless all lists ascend inside their weights; one wait for a device."""
+def check_kept(weights: Tensors, rows: Choices, columns: Choices) -> None:
+    """ValueError unless all lists ascend inside their weights, wherever the lists are.
+
+    On CUDA that waits for the device, once for all of them; on the host for nothing.
+    """
     lists = {}  # the same list often serves several weights
     for i, (weight, *kept) in enumerate(zip(weights, rows, columns, strict=True)):
         for name, index, size in zip(("rows", "columns"), kept, weight.shape, strict=False):
@@ -190,7 +199,7 @@ def _name(name, i, weights):
 
 OP = Op(
     "compact(Tensor[] weights, Tensor?[] rows, Tensor?[] columns, Tensor?[] scales, "
-    "ScalarType? dtype) -> Tensor[]",
+    "ScalarType? dtype, bool check=True) -> Tensor[]",
     check=_check,
     ref=_ref,
     fake=_fake,

@@ -94,7 +94,7 @@ def _gated_swiglu_kernel(
     factor = tl.load(z + channel, mask=channel < channels, other=0.0).to(kind).to(tl.float32)
     g = tl.load(gate + token * stride_gate + column, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(up + token * stride_up + column, mask=inside, other=0.0).to(tl.float32)
-    value, _ = activate(g, ACTIVATION, True)
+    value, _ = activate(g, ACTIVATION, kind == tl.float32)
     h = (value.to(kind).to(tl.float32) * u).to(kind).to(tl.float32)
     tl.store(out + token * channels + column, (h * factor[None, :]).to(kind), mask=inside)
 

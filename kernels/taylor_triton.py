@@ -29,6 +29,12 @@ def _below(x, WARPS: tl.constexpr):
 
 
 @jit
+def _not_finite(x):
+    """How many elements are infinite or no number."""
+    return tl.sum(tl.sum(tl.where(tl.abs(x) < float("inf"), 0, 1), 1), 0)
+
+
+@jit
 def _put(at, step, inside, sums, AXIS: tl.constexpr, ADD: tl.constexpr):
     """Store each statistic, summed along AXIS, `step` after the last, or add it to what is there."""
     for k in tl.static_range(len(sums)):
@@ -80,7 +86,7 @@ def _taylor_kernel(
     if row_sums is not None:
         row_sums += column_block.to(tl.int64) * COUNT * rows
     sums = (zeros, zeros, zeros, zeros, zeros)[:COUNT]
-    bad = tl.zeros((TILE_ROWS, TILE_COLUMNS // VECTOR), tl.int32)
+    top, start = row, column
     for _ in tl.range(0, tiles, num_stages=STAGES):
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         column64 = column.to(tl.int64)[None, :]
@@ -89,7 +95,6 @@ def _taylor_kernel(
         w = tl.load(weight + weight_at, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(grad + grad_at, mask=inside, other=0.0).to(tl.float32)
         p = w * (g * grad_scale)
-        bad += _neighbours(tl.where(tl.abs(p) < float("inf"), 0, 1), VECTOR)
         tile = (p, tl.abs(p), p * p, tl.abs(w), w * w)[:COUNT]
         added = ()
         for k in tl.static_range(COUNT):
@@ -109,8 +114,24 @@ def _taylor_kernel(
         _put(column_sums + column, columns, column < columns, sums, 0, ADD_COLUMNS)
     else:
         _put(row_sums + row, rows, row < rows, sums, 1, ADD_ROWS)
-    count = tl.sum(tl.sum(bad, 1), 0)
-    tl.atomic_add(nonfinite, count.to(tl.int64), mask=count > 0, sem="relaxed")
+    # A product that is not finite leaves a sum of absolute ones that is not. Only then, and hardly ever,
+    # are they counted, by reading everything again.
+    if _not_finite(sums[1]) > 0:
+        row, column = top, start
+        count = 0
+        for _ in range(0, tiles):
+            inside = (row < rows)[:, None] & (column < columns)[None, :]
+            column64 = column.to(tl.int64)[None, :]
+            weight_at = row[:, None] * weight_stride_row + column64 * weight_stride_column
+            grad_at = row[:, None] * grad_stride_row + column64 * grad_stride_column
+            w = tl.load(weight + weight_at, mask=inside, other=0.0).to(tl.float32)
+            g = tl.load(grad + grad_at, mask=inside, other=0.0).to(tl.float32)
+            count += _not_finite(w * (g * grad_scale))
+            if DOWN:
+                row += TILE_ROWS
+            else:
+                column += TILE_COLUMNS
+        tl.atomic_add(nonfinite, count.to(tl.int64), mask=count > 0, sem="relaxed")
 
 
 @jit

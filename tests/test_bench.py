@@ -1,6 +1,7 @@
 """The microbenchmarks: every provider computes the same, and their figures can be drawn."""
 
 import pytest
+import torch
 from cases import CASES
 from roofline import draw
 
@@ -23,6 +24,15 @@ def test_providers_agree_on_a_small_shape(op):
     for provider in set(CASES[op].providers["cpu"]) - {"eager"}:
         case.compare(case.providers[provider](), expected)
     assert case.bytes > 0
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_every_op_is_compared_with_a_compiled_formulation(op):
+    """Here as plain PyTorch: compiling takes longer than all other tests of this file."""
+    assert "compile" in CASES[op].providers["cuda"]
+    case = CASES[op].build((64, 96), "cpu")
+    with torch.compiler.set_stance("force_eager"):
+        case.compare(case.providers["compile"](), case.providers["eager"]())
 
 
 @pytest.mark.parametrize("op", CASES)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from compressor.kernels.compact import compact_many
+from compressor.kernels.compact import check_kept, compact_many
 from compressor.model.source import Source
 
 
@@ -19,7 +19,10 @@ def cut_block(
     kept: Mapping[str, Sequence[int]],
     changed: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one block with the kept units only; those in `changed` replace the cut ones."""
+    """The tensors of one block with the kept units only; those in `changed` replace the cut ones.
+
+    The lists are checked on the host, where they are made: on a GPU nothing here waits for it.
+    """
     sizes = checkpoint.channel_sizes
     names, rows, columns = [], [], []
     for group, slices in checkpoint.family.groups().items():
@@ -28,9 +31,18 @@ def cut_block(
                 continue
             source = weights[part.tensor]
             units = source.shape[part.axis] // part.size(sizes)
-            channels = part.channels(kept[group], units, sizes).to(source.device)
+            channels = part.channels(kept[group], units, sizes)
             names.append(part.tensor)
             rows.append(channels if part.axis == 0 else None)
             columns.append(channels if part.axis == 1 else None)
-    small = compact_many([weights[name] for name in names], rows, columns)
+    sources = [weights[name] for name in names]
+    check_kept(sources, rows, columns)
+    there = [
+        [
+            None if k is None else k.to(w.device, non_blocking=True)
+            for w, k in zip(sources, lists, strict=True)
+        ]
+        for lists in (rows, columns)
+    ]
+    small = compact_many(sources, *there, check=False)
     return weights | dict(zip(names, small, strict=True)) | (changed or {})

@@ -9,6 +9,12 @@ namespace {
 
 constexpr int kLanes = 8;  // a bucket: of 40 ranks in a row of 4,096 with 100 buckets
 constexpr int kFinishThreads = 1024;
+// Blocks of 1,024 threads side by side: some multiprocessors hold 2,048 threads, others 1,536.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ / 10 % 10 != 0 || __CUDA_ARCH__ >= 1200)
+constexpr int kResident = 1;
+#else
+constexpr int kResident = 2;
+#endif
 constexpr int kFinishBuckets = 128;  // side by side; the threads of one share its parts
 
 template <class T>
@@ -90,7 +96,7 @@ __device__ void write_prefix(const float* sums, int buckets, float* out) {
 
 // One block a part: at most part_rows rows of a group.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(1024, 2)
+__global__ void __launch_bounds__(1024, kResident)
     backward_kernel(Matrix<T> grad, Matrix<T> weight, int columns, const uint16_t* rank,
                     int64_t group_rows, int buckets, int64_t part_rows, unsigned parts, int tile,
                     float* partial, float* out) {

@@ -52,12 +52,14 @@ __device__ T narrow(float x) {
 // What happens to an element: its bits are moved, or it is multiplied in float and rounded.
 template <class T>
 struct Move {
+  static constexpr bool kBits = true;
   using From = T;
   using To = T;
   static __device__ T apply(T x, float) { return x; }
 };
 template <class F, class T>
 struct Multiply {
+  static constexpr bool kBits = false;
   using From = F;
   using To = T;
   static __device__ T apply(F x, float scale) { return narrow<T>(widen(x) * scale); }
@@ -69,7 +71,9 @@ __device__ void copy_tile(const CompactJob& job, const int64_t* start, int64_t r
                           int64_t column) {
   using From = typename Operation::From;
   using To = typename Operation::To;
-  using Read = Pack<From, kWidth>;
+  // Whole rows of bits are words: in a pack of elements each would be taken apart.
+  constexpr bool kWords = Operation::kBits && !kChosen;
+  using Read = std::conditional_t<kWords, Word<sizeof(From) * kWidth>, Pack<From, kWidth>>;
   using Write = Pack<To, kWidth>;
   if (column >= job.kept_columns) return;
   uint32_t source[kWidth];  // Python allows no more columns than 2^32
@@ -79,8 +83,9 @@ __device__ void copy_tile(const CompactJob& job, const int64_t* start, int64_t r
     if constexpr (kChosen) source[k] = static_cast<uint32_t>(job.columns[column + k]);
     scale[k] = job.scale ? job.scale[column + k] : 1.0f;
   }
-  const From* weight = static_cast<const From*>(job.weight);
-  To* out = static_cast<To*>(job.out) + row * job.kept_columns + column;
+  const From* weight = static_cast<const From*>(job.weight) + (kChosen ? 0 : column);
+  const int64_t kept_columns = job.kept_columns;
+  To* out = static_cast<To*>(job.out) + row * kept_columns + column;
   // All loads of these rows are under way before the first store.
   const auto copy_rows = [&](auto count, int top) {
     constexpr int kCount = decltype(count)::value;
@@ -92,15 +97,20 @@ __device__ void copy_tile(const CompactJob& job, const int64_t* start, int64_t r
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) in[r].item[k] = from[source[k]];
       } else {
-        in[r] = *reinterpret_cast<const Read*>(from + column);
+        in[r] = *reinterpret_cast<const Read*>(from);
       }
     }
 #pragma unroll
     for (int r = 0; r < kCount; ++r) {
-      Write result;
+      if constexpr (kWords) {
+        write_words(out, in[r]);
+      } else {
+        Write result;
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) result.item[k] = Operation::apply(in[r].item[k], scale[k]);
-      *reinterpret_cast<Write*>(out + (top + r) * job.kept_columns) = result;
+        for (int k = 0; k < kWidth; ++k) result.item[k] = Operation::apply(in[r].item[k], scale[k]);
+        write_words(out, result);
+      }
+      out += kept_columns;
     }
   };
   const int rows = static_cast<int>(min(int64_t{kRows}, job.kept_rows - row));

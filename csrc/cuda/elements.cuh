@@ -30,14 +30,46 @@ template <class T>
 __device__ inline void store_eight(T* to, const Eight<T>& value) {
   *reinterpret_cast<Eight<T>*>(to) = value;
 }
-// To device memory. An assignment of computed elements would be split into stores of 2 or 4 bytes.
+// So many bytes as one access moves them.
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
+template <int kBytes>
+using Word = typename WordOf<kBytes>::type;
+
+// To device memory, in words of at most 16 bytes. An assignment of computed elements would be split
+// into stores of 2 or 4 bytes.
+template <class T>
+__device__ inline void write_words(void* to, const T& value) {
+  using Each = Word<sizeof(T) < 16 ? sizeof(T) : 16>;
+  const auto* words = reinterpret_cast<const Each*>(&value);
+#pragma unroll
+  for (unsigned i = 0; i < sizeof value / sizeof(Each); ++i) {
+    __stcg(static_cast<Each*>(to) + i, words[i]);
+  }
+}
 template <class T>
 __device__ inline void write_eight(T* to, const Eight<T>& value) {
-  const auto* words = reinterpret_cast<const uint4*>(&value);
-#pragma unroll
-  for (unsigned i = 0; i < sizeof value / 16; ++i) {
-    __stcg(reinterpret_cast<uint4*>(to) + i, words[i]);
-  }
+  write_words(to, value);
 }
 
 // Whether every row of such a matrix consists of aligned eights.

@@ -1,4 +1,5 @@
-"""Every Triton kernel compiles for sm_80 and sm_90, fits its registers and reads 16 bytes at a time.
+"""Every Triton kernel compiles for every architecture, fits its registers, reads 16 bytes at a time,
+and is made of no more machine code than the table in tests/machine_code.py allows.
 
 Compiling needs no GPU, but it needs a process in which kernels are not interpreted.
 """
@@ -7,8 +8,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import pytest
+from machine_code import ARCHS, complaints
+
+from compressor.kernels.sass import Figures
+
+ALL_VARIANTS = (80, 90)  # architectures for which a plain run of the tests compiles every variant
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="needs Linux, for which Triton is published"
@@ -16,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 # Both are colsum's kernel, made wrong: columns that are not neighbours, and tiles too large.
 WRONG = """
-import dataclasses
+import dataclasses, json
 from compressor.kernels.aot import compile_variant
 from compressor.kernels.colsum import VARIANTS
 
@@ -24,11 +33,12 @@ right = VARIANTS[0]
 types, constants = dict(right.types), dict(right.constants)
 del constants["stride_column"]
 strided = dataclasses.replace(right, types=types | {"stride_column": "i32"}, constants=constants)
-built = compile_variant(strided, 90)
-assert built.loads["weight"] == 2 and built.too_narrow == ["weight"], built
+narrow = compile_variant(strided, 90)
+assert narrow.loads["weight"] == 2 and narrow.too_narrow == ["weight"], narrow
 constants = right.constants | {"BLOCK_ROWS": 128}
-built = compile_variant(dataclasses.replace(right, constants=constants, num_warps=1), 90)
-assert built.spilled > 0, built
+spilling = compile_variant(dataclasses.replace(right, constants=constants, num_warps=1), 90)
+assert spilling.spilled > 0, spilling
+print(json.dumps([dataclasses.asdict(built) for built in (narrow, spilling)]))
 """
 
 # What Triton makes of sizes of 1 (constants) and of odd sizes and addresses.
@@ -47,7 +57,9 @@ for variant in [v for m in kernel_modules() for v in variants(m)]:
 
 
 def compiled(*arguments) -> str:
+    """What such a Python prints. What it compiled is found again by the next run of the tests."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "compressor-triton"))
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -55,29 +67,59 @@ def compiled(*arguments) -> str:
 
 
 @pytest.fixture(scope="module")
-def report() -> dict:
-    return json.loads(compiled("-m", "compressor.kernels.aot", "--json"))
+def report():
+    """What `compressor.kernels.aot` says of an architecture."""
+
+    @cache
+    def of(arch: int, *options: str) -> dict:
+        command = ["-m", "compressor.kernels.aot", "--json", "--arch", str(arch), *options]
+        return json.loads(compiled(*command))
+
+    return of
+
+
+def judged(row: dict) -> list[str]:
+    """The complaints about one compiled variant."""
+    code = row["code"]
+    widths = {k: {int(w): n for w, n in code[k].items()} for k in ("loads", "stores")}
+    return complaints(row["variant"], Figures(**code | widths))
 
 
 def test_every_kernel_has_a_variant(report):
-    assert report["without_variant"] == []
+    assert report(90)["without_variant"] == []
 
 
-def test_both_architectures(report):
-    by_arch = [[c["variant"] for c in report["compiled"] if c["arch"] == a] for a in (80, 90)]
-    assert by_arch[0] == by_arch[1] != []
+def complaints_of(report: dict) -> list[str]:
+    return [sentence for row in report["compiled"] for sentence in judged(row)]
 
 
-def test_nothing_spills(report):
-    assert [c for c in report["compiled"] if c["spilled"]] == []
+@pytest.mark.parametrize("arch", ARCHS)
+def test_machine_code_of_a_variant_each(report, arch):
+    """Where no other test compiles all variants; those are slow."""
+    options = [] if arch in ALL_VARIANTS else ["--first"]
+    assert complaints_of(report(arch, *options)) == []
 
 
-def test_matrices_are_read_16_bytes_at_a_time(report):
-    assert [c for c in report["compiled"] if c["too_narrow"]] == []
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", sorted({*ARCHS} - {*ALL_VARIANTS}))
+def test_machine_code_of_all_variants(report, arch):
+    assert complaints_of(report(arch)) == []
+
+
+@pytest.mark.parametrize("arch", ALL_VARIANTS)
+def test_matrices_are_read_16_bytes_at_a_time(report, arch):
+    assert [row for row in report(arch)["compiled"] if row["too_narrow"]] == []
+
+
+@pytest.mark.parametrize("arch", ALL_VARIANTS)
+def test_nothing_spills(report, arch):
+    assert [row for row in report(arch)["compiled"] if row["spilled"]] == []
 
 
 def test_a_spill_and_a_narrow_load_are_seen():
-    compiled("-c", WRONG)
+    narrow, spilling = map(judged, json.loads(compiled("-c", WRONG)))
+    assert any("loads {2: " in sentence and "narrower than 16" in sentence for sentence in narrow)
+    assert any("that spill" in sentence for sentence in spilling)
 
 
 def test_odd_sizes_compile_too():

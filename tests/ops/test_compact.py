@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.kernels.compact import OP, WORDS, compact, compact_many
 
@@ -236,6 +237,25 @@ def test_the_wrong_list_of_many_is_named(device, backend):
     weight = WEIGHT.to(device)
     with pytest.raises(ValueError, match=r"compact: rows\[2\] holds 4 at position 1"):
         compact_many([weight] * 3, [good, None, bad], [None, bad, bad], backend=backend)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a number, each of which on CUDA waits for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **keywords or {})
+
+
+def test_what_was_checked_is_not_read_again(device, backend):
+    weight, rows = WEIGHT.to(device), torch.tensor([0, 3], device=device)
+    for check, most in ((True, 1), (False, 0)):
+        with Waits() as waits:
+            found = compact(weight, rows, check=check, backend=backend)
+        assert waits.count == most
+        assert torch.equal(found, weight[rows])
 
 
 @pytest.mark.parametrize(

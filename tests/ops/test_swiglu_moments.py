@@ -1,4 +1,4 @@
-"""h = phi(gate) * up and its sums: bits of torch's own product, sums against float64."""
+"""h = phi(gate) * up and its sums: torch's own product, sums against float64."""
 
 import pytest
 import torch
@@ -33,10 +33,9 @@ def assert_right(sums, expected, interpreted=False, dtype=torch.float32):
     # Another exponential than torch's (2e-7), squared; sums in float32.
     bound = 5e-6 * sizes + 1e-30
     # Where that moves h over a rounding boundary, one of its terms changes by an ulp of its dtype.
-    # The interpreter truncates where hardware rounds, twice in a product; its erfc is 1 - erf.
+    # The interpreter truncates where hardware rounds, twice in a product.
     ulps = 8 if interpreted else 2
     bound[:3] += ulps * (0 if dtype == torch.float32 else torch.finfo(dtype).eps) * sizes[:3]
-    bound += 1e-6 * expected[4] if interpreted else 0
     assert ((found - expected).abs() <= bound).all()
 
 
@@ -71,16 +70,18 @@ def test_equals_float64(device, backend, shape, dtype, masked, activation):
 @OVERFLOWS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_h_has_the_bits_of_torch_for_every_gate(device, backend, dtype, activation):
+def test_h_is_that_of_torch_for_every_gate(device, backend, dtype, activation):
     gate = torch.arange(65536, device=device).to(torch.int16).view(dtype).view(256, 256)
     up = torch.randn(256, 256, device=device).to(dtype)
     found = swiglu_moments(gate, up, activation, backend=backend)[0]
     expected = FUNCTIONS[activation](gate) * up
-    if is_interpreted(device, backend):
-        # The interpreter truncates to bfloat16, and neither its exponential nor its erf is torch's.
+    if backend == "triton":
+        # Its phi is right to 1e-5 before it is rounded, but the interpreter truncates to bfloat16.
         finite = expected.isfinite() & (expected.abs() > 1e-3)
         rtol = 4 * torch.finfo(dtype).eps
         torch.testing.assert_close(found[finite], expected[finite], rtol=rtol, atol=0)
+        others = (found[finite] != expected[finite]).double().mean()
+        assert is_interpreted(device, backend) or others < 0.01
     else:
         numbers = ~expected.isnan()
         assert torch.equal(found.isnan(), expected.isnan())
@@ -149,10 +150,7 @@ def test_small_values_keep_their_digits(device, backend, activation):
     up = torch.ones_like(gate)
     gated = gated_moments(gate, up, activation, backend=backend)[1].double()
     expected = exact(gate, up, activation)[0][3:]
-    if is_interpreted(device, backend) and activation == "gelu":
-        torch.testing.assert_close(gated, expected, rtol=0, atol=1e-4)  # its erfc is 1 - erf
-    else:
-        torch.testing.assert_close(gated, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gated, expected, rtol=1e-5, atol=0)
 
 
 def test_views(device, backend):

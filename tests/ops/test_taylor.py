@@ -177,6 +177,15 @@ def test_not_finite_products_are_counted_and_stay_in_their_channels(device, back
 
 
 @pytest.mark.parametrize("asked", ASKED)
+def test_a_sum_that_is_not_finite_does_not_count(device, backend, asked):
+    """Of finite products; and one of the last tile that is not, beside them."""
+    weight, grad = (torch.full((70, 300), 1e19, device=device) for _ in range(2))
+    assert taylor(weight, grad, **ASKED[asked], backend=backend).nonfinite.item() == 0
+    grad[69, 299] = torch.nan
+    assert taylor(weight, grad, **ASKED[asked], backend=backend).nonfinite.item() == 1
+
+
+@pytest.mark.parametrize("asked", ASKED)
 def test_repeats_bit_for_bit(device, backend, asked):
     weight, grad = matrices((210, 130), device, MIXES[1])
     first = taylor(weight, grad, **ASKED[asked], backend=backend)

@@ -30,14 +30,15 @@ def seconds(function: Callable, device: str, repeats: int = 7) -> float:
 
 
 def gpu_seconds(function: Callable, rounds: int = 50) -> float:
-    """Median seconds between events around a call. Before each the caches are overwritten, and the GPU
-    sleeps until the host has launched all of it: else small calls would be timed at the host's pace.
+    """Median seconds between events around a call. Before each the caches are filled by reading other
+    memory (what is written there would have to go out during the call), and the GPU sleeps until the
+    host has launched all of it: else small calls would be timed at the host's pace.
     """
     function()
-    overwritten = torch.empty(COLD, dtype=torch.uint8, device="cuda")
+    other = torch.zeros(COLD // 4, dtype=torch.int32, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
     for begun, ended in events:
-        overwritten.zero_()
+        other.amax()
         torch.cuda._sleep(ASLEEP)
         begun.record()
         function()
