@@ -7,7 +7,7 @@ prior_g * K_gg / H_gg, and leaves
 
 The matrices stay as they are: H and K as they would be are H - V^T V and K - U^T V - V^T U, with a row
 of V and of U for every channel gone; all that a step needs are their diagonals and one row of each. So a
-step reads a row of H and K and all of V and U, and `count` steps cost as much as a product with them; the
+step reads a row of H and K and all of V and U, and all steps cost as much as a product with them; the
 caller brings the matrices up to date by one product.
 
 One launch a channel on CUDA, and the host waits for none.

@@ -5,14 +5,15 @@ as one copy on a stream of its own: only from pinned memory does a copy run besi
 host go on meanwhile. The stream that computes waits for the copy on the device, not the host.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 
 import torch
 
+from compressor.errors import InputError
 from compressor.model.source import Source
 
 ALIGNED = 256  # bytes: where a tensor begins, as the device's own allocations do
@@ -96,14 +97,18 @@ def fill(source: Source, places: dict[str, slice], buffer: torch.Tensor) -> None
             buffer[place].view(stored.dtype).view(stored.shape).copy_(stored)
 
 
-def read_into(file, begin: int, memory: memoryview) -> None:
+def read_into(file: Path, begin: int, memory: memoryview) -> None:
     """The bytes of a file from `begin` on, as many as there is memory."""
-    with open(file, "rb", buffering=0) as stream:
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(begin)
         while memory:
-            count = os.preadv(stream.fileno(), [memory], begin)
-            if count == 0:
-                raise OSError(f"{file} ends at byte {begin}; it was cut off while it was read.")
-            memory, begin = memory[count:], begin + count
+            count = stream.readinto(memory)
+            if not count:
+                raise InputError(
+                    f"{file} was shortened while it was read: {len(memory):,} bytes are missing from "
+                    f"byte {stream.tell():,} on. Restore it, and run again with --resume."
+                )
+            memory = memory[count:]
 
 
 def views(source: Source, places: dict[str, slice], memory: torch.Tensor) -> Block:

@@ -103,8 +103,8 @@ class Sparsification:
             output = block.run(i, weights)
             following.put(i, output)
             if self.recipe.learns and i < self.count:
-                errors.append(relative_error(output, targets.get(i, device)).item())
-        return following, sum(errors) / len(errors) if errors else None
+                errors.append(relative_error(output, targets.get(i, device)))
+        return following, torch.stack(errors).mean().item() if errors else None
 
     def unrounded(self) -> Iterator[dict[str, torch.Tensor]]:
         """What `blocks` gave, but for the rounding to 4 bits, from where finished blocks are kept."""

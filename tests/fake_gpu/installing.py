@@ -144,6 +144,8 @@ def install(patch) -> None:
         patch.setattr(torch, name, led(getattr(torch, name)))
     for name in METHODS:
         patch.setattr(torch.Tensor, name, led_method(getattr(torch.Tensor, name)))
+    # A moved module gets new parameters, since a parameter is of the class of its tensor.
+    patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     former = torch.Tensor.to
     patch.setattr(torch.Tensor, "to", make_to(former))
     patch.setattr(torch.Tensor, "pin_memory", pin_memory)
