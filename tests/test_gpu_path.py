@@ -11,6 +11,7 @@ from jobs import compress
 from compressor.text.tokens import TokenSet
 
 DEVICE = "cuda:1"
+BLOCKS, FEW, MANY = 2, 3, 9
 JOBS = (
     "--keep 0.7",
     "--keep-blocks 0.7 --allocate measured --layout per-layer",
@@ -26,6 +27,14 @@ JOBS = (
     "--quantize w4a16 --quantize-group 16",
     "--sparsity 0.5 --method besa --quantize w4a16 --quantize-group 16",
 )
+
+
+@pytest.fixture(scope="module")
+def model(make_checkpoint, tmp_path_factory):
+    """As small as can be: what is counted does not depend on it."""
+    sizes = {"num_hidden_layers": BLOCKS, "intermediate_size": 32, "num_key_value_heads": 2}
+    folder = tmp_path_factory.mktemp("gpu") / "model"
+    return make_checkpoint(folder, num_attention_heads=4, head_dim=8, **sizes)
 
 
 def run(folder, text, dest, options, capsys, *more) -> dict:
@@ -44,14 +53,14 @@ ELSEWHERE = ("compressor/job/forecast", "compressor/model/stream.py")
 def growing(few: Counter, many: Counter) -> dict[str, int]:
     """By line, how much oftener the host waited with so many sequences more."""
     more = Counter()
-    for (kind, _, line), count in (many - few).items():
-        if kind == "waits" and not line.startswith(ELSEWHERE):
-            more[line] += count
+    for (kind, _, (file, line)), count in (many - few).items():
+        if kind == "waits" and not file.startswith(ELSEWHERE):
+            more[f"{file}:{line}"] += count
     return dict(more)
 
 
 @pytest.mark.parametrize("options", JOBS)
-def test_a_job(llama, text_file, tmp_path, capsys, monkeypatch, options):
+def test_a_job(model, text_file, tmp_path, capsys, monkeypatch, options):
     """Nothing is mixed, no copy is read too early, and what comes out is what the CPU makes of it.
 
     Nowhere does the host wait once a sequence and block: all sequences are enqueued before the device is
@@ -59,19 +68,18 @@ def test_a_job(llama, text_file, tmp_path, capsys, monkeypatch, options):
     """
     batches = TokenSet.batches
     monkeypatch.setattr(TokenSet, "batches", lambda self, *_: batches(self, 32))
-    expected = run(llama, text_file, tmp_path / "cpu", options, capsys, "--samples", 6)
+    expected = run(model, text_file, tmp_path / "cpu", options, capsys, "--samples", FEW)
     installing.install(monkeypatch)
     seen = []
-    few, many, blocks = 6, 12, 3
-    for samples in (few, many):
+    for samples in (FEW, MANY):
         LEDGER.clear()
         given = ["--device", DEVICE, "--samples", samples]
-        found = run(llama, text_file, tmp_path / f"{samples}", options, capsys, *given)
+        found = run(model, text_file, tmp_path / f"{samples}", options, capsys, *given)
         seen.append(LEDGER.counts.copy())
-        if samples == few:
+        if samples == FEW:
             assert LEDGER.total("kernels") > 100
             assert found["perplexity_after"] == pytest.approx(
                 expected["perplexity_after"], rel=1e-3
             )
-    often = {line: n for line, n in growing(*seen).items() if n >= (many - few) * blocks}
+    often = {line: n for line, n in growing(*seen).items() if n >= (MANY - FEW) * BLOCKS}
     assert often == {}

@@ -1,4 +1,7 @@
-"""What a fake device was asked to do, by the line of the project that asked."""
+"""What a fake device was asked to do, by the line of the project that asked.
+
+Kinds: `kernels`, `waits` of the host for the device, copies `to_device` and `to_host`.
+"""
 
 import sys
 from collections import Counter
@@ -6,11 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = (str(ROOT / "compressor"), str(ROOT / "kernels"))
-KINDS = ("kernels", "waits", "to_device", "to_host")
 
 
 class Ledger:
-    """Counts by (kind, operation, line); `bytes` by kind and line. Lines are `path:number`."""
+    """Counts by (kind, operation, (file, line)); `bytes` by kind."""
 
     def __init__(self):
         self.counts: Counter = Counter()
@@ -21,37 +23,22 @@ class Ledger:
         self.bytes.clear()
 
     def note(self, kind: str, operation: str, size: int = 0) -> None:
-        line = asking()
-        self.counts[kind, operation, line] += 1
-        self.bytes[kind, line] += size
+        self.counts[kind, operation, asking()] += 1
+        self.bytes[kind] += size
 
-    def total(self, kind: str, file: str = "") -> int:
-        """How often, of all lines of a file whose name ends so."""
-        return sum(
-            n
-            for (k, _, line), n in self.counts.items()
-            if k == kind and file_of(line).endswith(file)
-        )
-
-    def by_line(self, kind: str) -> list[tuple[str, str, int]]:
-        """(line, operation, count), the most first."""
-        found = [(line, op, n) for (k, op, line), n in self.counts.items() if k == kind]
-        return sorted(found, key=lambda row: -row[2])
+    def total(self, kind: str) -> int:
+        return sum(n for (what, *_), n in self.counts.items() if what == kind)
 
 
 LEDGER = Ledger()
 
 
-def asking() -> str:
-    """The innermost line of the project's own code."""
+def asking() -> tuple[str, int]:
+    """File and number of the innermost line of the project's own code."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(PARTS):
-            return f"{Path(file).relative_to(ROOT)}:{frame.f_lineno}"
+            return file[len(str(ROOT)) + 1 :], frame.f_lineno
         frame = frame.f_back
-    return "elsewhere:0"
-
-
-def file_of(line: str) -> str:
-    return line.rpartition(":")[0]
+    return "elsewhere", 0

@@ -7,10 +7,13 @@ tensors of two devices in one operation, and a tensor that another stream may st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 from fake_gpu.ledger import LEDGER
 from fake_gpu.streams import current_stream
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 1)
@@ -74,8 +77,10 @@ class FakeGpuTensor(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), keywords=None):
         keywords = keywords or {}
         name = function.overloadpacket.__name__
-        check_devices(function, name, args, keywords)
-        given = [x for x in tree_leaves((args, keywords)) if isinstance(x, FakeGpuTensor)]
+        tensors = [*tensors_in((*args, *keywords.values()))]
+        given = [x for x in tensors if isinstance(x, FakeGpuTensor)]
+        if len(given) < len(tensors):
+            check_devices(function, name, args, tensors)
         current_stream().reads(given)
         if name == "copy_" and comes_late(*args):
             into, source = args[:2]
@@ -89,13 +94,17 @@ class FakeGpuTensor(torch.Tensor):
         else:  # written in Python, which asks a tensor where it is
             result = function(*tree_map(plain, args), **tree_map(plain, keywords))
         account(function, name, args)
-        written = {id(x): x for x in given}
-        return tree_map(lambda x: written.get(id(x), on_gpu(x)), result)
+        if isinstance(result, torch.Tensor):
+            return on_gpu(result)
+        return tree_map(on_gpu, result)
 
 
 def on_gpu(x):
-    """The same memory, said to be the device's; what is no tensor stays."""
-    if not isinstance(x, torch.Tensor) or isinstance(x, FakeGpuTensor):
+    """The same memory, said to be the device's, written just now; what is no tensor stays."""
+    if isinstance(x, FakeGpuTensor):
+        x.born = current_stream().now()
+        return x
+    if not isinstance(x, torch.Tensor):
         return x
     fake = torch.Tensor._make_subclass(FakeGpuTensor, x)
     fake.born = current_stream().now()
@@ -110,11 +119,19 @@ def plain(x):
         return torch.Tensor.as_subclass(x, torch.Tensor)
 
 
-def check_devices(function, name: str, args, keywords) -> None:
+def tensors_in(arguments) -> Iterator[torch.Tensor]:
+    """The tensors among arguments, and in lists of them."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from tensors_in(argument)
+
+
+def check_devices(function, name: str, args, tensors: list[torch.Tensor]) -> None:
     """As CUDA has it: numbers may come from the host, and indices, which are copied for it."""
     if name == "copy_":
         return
-    tensors = [x for x in tree_leaves((args, keywords)) if isinstance(x, torch.Tensor)]
     foreign = [x for x in tensors if not isinstance(x, FakeGpuTensor) and x.dim()]
     if name in INDEXING and isinstance(args[0], FakeGpuTensor):
         for _ in foreign:
@@ -139,7 +156,7 @@ def account(function, name: str, args) -> None:
 
 
 def chosen_by_mask(args) -> bool:
-    return any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1]))
+    return any(x.dtype == torch.bool for x in tensors_in(args[1]))
 
 
 def comes_late(into, source, non_blocking: bool = False) -> bool:
@@ -160,6 +177,7 @@ def copied(source: torch.Tensor, into: torch.Tensor, waits: bool) -> None:
             LEDGER.note("waits", "copy_")
 
 
+@cache
 def is_view(function) -> bool:
     """Whether nothing is computed: the result is the argument's memory, unwritten."""
     returns = function._schema.returns
