@@ -13,7 +13,7 @@ from compressor.model.modules import assign
 from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
-from compressor.solvers.ridge import GRID, Pairs, rates, regress
+from compressor.solvers.ridge import GRID, Pairs, rates, regress, summed_in
 from compressor.text.tokens import Batch
 
 BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant is folded exactly
@@ -149,7 +149,7 @@ class BlockFit:
             ((b.real(x), b.real(t)) for b, (x, t) in zip(batches, pairs, strict=True)),
             self.task.fitted,
             present,
-            torch.bfloat16 if self.task.stream.dtype == torch.bfloat16 else torch.float32,
+            summed_in(self.task.stream.dtype),
             GRID if self.task.kind.weights else BIAS_GRID,
             f"block {self.index} ({step})",
         )

@@ -23,7 +23,7 @@ from compressor.scoring.methods import METHODS
 from compressor.scoring.probing import loss_changes_in_parts
 from compressor.scoring.scores import Scores
 from compressor.solvers.elimination import eliminate
-from compressor.solvers.ridge import Moments, rates
+from compressor.solvers.ridge import Moments, rates, summed_in
 from compressor.text.tokens import Batch, TokenSet
 
 PROBE_SEQUENCES = 8
@@ -96,7 +96,8 @@ def compensated(
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
         weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
-        sums = {g: Moments.empty(w.shape[1], 0, stream.device) for g, w in weights.items()}
+        dtype = summed_in(stream.dtype)
+        sums = {g: Moments.empty(w.shape[1], 0, stream.device, dtype) for g, w in weights.items()}
         batch: Batch | None = None
         weighing: dict[str, torch.Tensor] = {}
 

@@ -85,6 +85,13 @@ class Moments:
             yield slice(begin, end), end
 
 
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """What `Moments` of a model of this dtype round to: bfloat16, or nothing. (What tokens are weighed by
+    could leave the range of float16.)
+    """
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
 @contextmanager
 def products_of(dtype: torch.dtype):
     """Let matrix products of float32 numbers that `dtype` holds exactly be computed in that."""

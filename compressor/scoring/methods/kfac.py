@@ -20,6 +20,7 @@ by the token, are ours.
 import torch
 
 from compressor.scoring.methods.output_gradients import OutputGradients
+from compressor.solvers.ridge import products_of
 
 COLUMNS = 1024  # of a weight at a time: 33 MB in float32 at a hidden size of 8,192
 
@@ -46,12 +47,13 @@ class Kfac(OutputGradients):
         super().__init__(*args, **named)
         self.inputs: dict[str, torch.Tensor] = {}
         self.metrics: dict[str, Metric] = {}
+        self.dtype = next(self.layer.parameters()).dtype
 
     def add(self, group, x, dx, dy) -> None:
         parts = x.unflatten(1, (self.geometry.units[group], -1))
         gram = torch.einsum("tuc,tud->ucd", parts, parts).double()
         self.inputs[group] = self.inputs.get(group, 0) + gram
-        self.metrics.setdefault(group, Metric()).add(dy)
+        self.metrics.setdefault(group, Metric(self.dtype)).add(dy)
 
     def scores(self) -> dict[str, torch.Tensor]:
         errors = {}
@@ -65,21 +67,28 @@ class Kfac(OutputGradients):
 class Metric:
     """M = sum of g g^T over rows g: the rows themselves while they are fewer than their length, which
     is less work for a short text, and the matrix [hidden, hidden] from then on.
+
+    dtype: of the model. Of bfloat16 gradients, scaled by the length of their text, what is multiplied
+    is rounded as they are (on a GPU to TF32, which is finer), and added in float32: a metric is a sum
+    over thousands.
     """
 
-    def __init__(self):
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        self.dtype = dtype
         self.rows: list[torch.Tensor] = []
         self.gram: torch.Tensor | None = None
 
     def add(self, rows: torch.Tensor) -> None:
         """rows [tokens, hidden], float32 or better."""
         if self.gram is not None:
-            self.gram.addmm_(rows.T, rows)
+            with products_of(self.dtype):
+                self.gram.addmm_(rows.T, rows)
             return
         self.rows.append(rows)
         if sum(map(len, self.rows)) >= rows.shape[1]:
             every = torch.cat(self.rows)
-            self.gram = every.T @ every
+            with products_of(self.dtype):
+                self.gram = every.T @ every
             self.rows.clear()
 
     def factors(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
