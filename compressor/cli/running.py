@@ -55,7 +55,11 @@ def as_error(error: BaseException) -> CompressorError | None:
     if isinstance(error, OSError) or "os error 28" in str(error):  # safetensors on a full disk
         return MachineError(f"The system refused: {error}.")
     if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return MachineError(f"Memory ran out: {error}. Use fewer or shorter --samples.")
+        said = str(error).partition(". If ")[0]  # torch's advice after that is for programmers
+        return MachineError(f"Memory ran out: {said}. Use fewer --samples or a shorter --length.")
+    if "CUDA error" in str(error):
+        said = str(error).partition("\n")[0]
+        return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
     return None
 
 

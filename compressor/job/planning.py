@@ -17,11 +17,12 @@ from compressor.config.repair import closed_form
 from compressor.config.target import Target, target_name
 from compressor.job.job import Job
 from compressor.job.keeping import SCORES
+from compressor.job.micro_batches import fitting
 from compressor.job.needs import WantedResult
 from compressor.job.widths import measured_lattice, open_alignment, open_reach, wanted_widths
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge
-from compressor.measuring.landscape import measure_landscape
+from compressor.measuring.landscape import Landscape, measure_landscape
 from compressor.model.heads import llama_like
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import count_blocks
@@ -69,11 +70,15 @@ def measure_cuts(job: Job, scores: Scores) -> None:
     if config.plan.allocate == "besa":
         learning = learning_of(config.plan, job.checkpoint, config.runtime.seed)
     saved, repair = run.work / "landscape", closed_form(config.repair.kind)
-    with run.stage("allocate", count_blocks(saved)) as progress:
-        passing = Passing(progress, saved)
-        landscape = measure_landscape(
-            scores.blocks, stream, fitted, widths, repair, learning, how.probing, passing
-        )
+
+    def measure() -> Landscape:
+        with run.stage("allocate", count_blocks(saved)) as progress:
+            passing, orders = Passing(progress, saved), scores.blocks
+            return measure_landscape(
+                orders, stream, fitted, widths, repair, learning, how.probing, passing
+            )
+
+    landscape = fitting(run, stream, fitted, saved, measure)
     landscape.keep_with(scores)
     scores.save(run.work / SCORES)
     shutil.rmtree(saved, ignore_errors=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from compressor.job.job import Job
 from compressor.job.keeping import SCORES
+from compressor.job.micro_batches import fitting
 from compressor.job.needs import chosen_method
 from compressor.job.widths import open_alignment
 from compressor.model.passes import Passing
@@ -19,22 +20,26 @@ from compressor.scoring.selection import looked_at, refined
 def score_units(job: Job) -> Scores:
     """The scores by which units are chosen. What is done of them is kept in the work folder."""
     run, asked = job.run, job.config.score
-    file, rated = run.work / SCORES, run.work / "rated.safetensors"
+    file, by_method = run.work / SCORES, run.work / "rated.safetensors"
     if run.journal.get("scored"):
         return Scores.load(file)
     if run.journal.get("rated"):
-        scores = Scores.load(rated)
+        scores = Scores.load(by_method)
     else:
         scores = rate(job, run.work / "score")
-        scores.save(rated)
+        scores.save(by_method)
         run.journal.put("rated", True)
         shutil.rmtree(run.work / "score", ignore_errors=True)
     if asked.needs_text:
         saved = run.work / "select"
-        with run.stage("select", count_blocks(saved)) as progress:
-            passing = Passing(progress, saved)
-            text = job.calibration
-            scores = refined(scores, job.stream, text, asked.select, asked.kv_cost, passing)
+
+        def select() -> Scores:
+            with run.stage("select", count_blocks(saved)) as progress:
+                passing, text = Passing(progress, saved), job.calibration
+                return refined(rated, job.stream, text, asked.select, asked.kv_cost, passing)
+
+        rated = scores
+        scores = fitting(run, job.stream, job.calibration, saved, select)
     scores.save(file)
     run.journal.put("scored", True)
     shutil.rmtree(run.work / "select", ignore_errors=True)
@@ -51,6 +56,10 @@ def rate(job: Job, saved: Path) -> Scores:
         kept_units = solve(target, checkpoint, widths, protect)
     method, mode, seed = chosen_method(config.score), config.score.mode, config.runtime.seed
     text = looked_at(job.calibration, config.score, checkpoint.units["ffn"])
-    with job.run.stage("score", count_blocks(saved)) as progress:
-        passing = Passing(progress, saved)
-        return score(checkpoint, method, mode, text, job.stream, seed, kept_units, passing)
+
+    def found() -> Scores:
+        with job.run.stage("score", count_blocks(saved)) as progress:
+            passing = Passing(progress, saved)
+            return score(checkpoint, method, mode, text, job.stream, seed, kept_units, passing)
+
+    return fitting(job.run, job.stream, text, saved, found) if job.stream else found()

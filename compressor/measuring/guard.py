@@ -43,7 +43,7 @@ def loss_after(
 
     InputError when the loss is not finite.
     """
-    batches = judged.batches()
+    batches = judged.batches(stream.batch_tokens)
     checkpoint = stream.checkpoint
     states, calls = stream.record([b.ids for b in batches])
     changes: Iterator[dict[str, torch.Tensor]] = repeat({}, checkpoint.blocks)

@@ -61,9 +61,9 @@ def measure_landscape(
         fitted, held = [*fitted, *held], []
     if not fitted or ((refit or probing) and not held):
         raise InputError("The errors of repaired cuts need at least 2 calibration sequences.")
-    batches = TokenSet(fitted).batches()
+    batches = TokenSet(fitted).batches(stream.batch_tokens)
     first_held = len(batches)
-    batches += TokenSet(held).batches()
+    batches += TokenSet(held).batches(stream.batch_tokens)
     blocks = []
     probes = Probes(stream, batches, first_held, lattice) if probing else None
 

@@ -25,6 +25,7 @@ from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
 from compressor.model.source import Source
 from compressor.model.staging import staged
+from compressor.text.tokens import BATCH_TOKENS
 
 LOGITS = 1 << 22  # at once: 16 MB in float32, of which some sixteen copies are made
 FEWEST = 32  # tokens whose logits are made at once: the head's weight is read again for every part
@@ -42,7 +43,8 @@ class BlockStream:
     """Runs a checkpoint on batches of token ids [sequences, tokens], padded on the right.
 
     dtype: what weights and activations are computed in (the checkpoint's own by default).
-    place: where activations are kept, as `Activations` has it.
+    place: where activations are kept, as `Activations` has it. `batch_tokens`: how many tokens those
+    who pass a text through it give it at once.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class BlockStream:
         self.device = torch.device(device)
         self.dtype = dtype or checkpoint.dtype
         self.place = place
+        self.batch_tokens = BATCH_TOKENS
         config = checkpoint.model_config()
         with init_empty_weights(include_buffers=False):
             self.model = make_linear(model_of(config, checkpoint.family, self.dtype))

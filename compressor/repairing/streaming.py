@@ -101,13 +101,13 @@ class Repair:
         self.name, self.protocol, self.saved = repair, tokens.protocol, saved
         fitted, held = tokens.split(HELD_BACK)
         kind = KINDS[repair]
-        sizes = [STEP_TOKENS] if kind and kind.refined else []
-        batches = fitted.batches(*sizes)
+        at_once = STEP_TOKENS if kind and kind.refined else stream.batch_tokens
+        batches = fitted.batches(at_once)
         self.task = Task(
             stream,
             BlockGeometry.of(self.checkpoint),
             kind,
-            [*batches, *held.batches(*sizes)],
+            [*batches, *held.batches(at_once)],
             len(batches),
             epochs,
         )

@@ -106,7 +106,7 @@ def rate_forward(
     passing: Passing,
 ) -> list[Block]:
     """Scores of methods that look at weights and activations, from one forward pass."""
-    batches = tokens.batches()
+    batches = tokens.batches(stream.batch_tokens)
 
     def find(index: int, layer, forward) -> Block:
         geometry = BlockGeometry.of(checkpoint, index)

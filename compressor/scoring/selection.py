@@ -68,7 +68,7 @@ def measured(
     texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
     units = [block["attention"] for block in checkpoint.block_units]
     probes = [(b, "attention", u) for b, count in enumerate(units) for u in range(count)]
-    changes = loss_changes_in_parts(wide, texts.batches(), probes, passing)
+    changes = loss_changes_in_parts(wide, texts.batches(stream.batch_tokens), probes, passing)
     changes = changes.clamp_min(0).float()
     blocks = [
         block | {"attention": mine}
@@ -92,7 +92,7 @@ def compensated(
     """
     geometry = BlockGeometry.of(stream.checkpoint)
     tokens = spread(tokens, max(units["ffn"] for units in stream.checkpoint.block_units))
-    batches = tokens.batches()
+    batches = tokens.batches(stream.batch_tokens)
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
         weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}

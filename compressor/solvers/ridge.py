@@ -86,8 +86,8 @@ class Moments:
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:
-    """What `Moments` of a model of this dtype round to: bfloat16, or nothing. (What tokens are weighed by
-    could leave the range of float16.)
+    """What `Moments` of a model of this dtype round to: bfloat16, or nothing, since what tokens are
+    weighed by could leave the range of float16.
     """
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 

@@ -13,6 +13,7 @@ from compressor.text.encoding import ROOMY, encode_openings
 from compressor.text.texts import Text
 
 MINIMUM_TOKENS = 32
+BATCH_TOKENS = 2048  # that pass through a block at once, where nobody says otherwise
 STRINGS = 64  # encoded at a time
 
 
@@ -108,7 +109,7 @@ class TokenSet:
         judges = [self.sequences[i] for i in held]
         return TokenSet(fitted, self.protocol), TokenSet(judges, self.protocol)
 
-    def batches(self, tokens_per_batch: int = 2048) -> list[Batch]:
+    def batches(self, tokens_per_batch: int = BATCH_TOKENS) -> list[Batch]:
         """Sequences of similar length together, at most `tokens_per_batch` with padding."""
         batches = []
         for places in of_similar_length(self.sequences, tokens_per_batch):

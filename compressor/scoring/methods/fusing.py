@@ -48,7 +48,7 @@ def calibrated_shares(
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
     blocks = normalised(blocks)
-    changes = loss_changes_in_parts(wide, texts.batches(), probes, kept)
+    changes = loss_changes_in_parts(wide, texts.batches(stream.batch_tokens), probes, kept)
     shares, said = {}, []
     for group in checkpoint.units:
         mine = [i for i, probe in enumerate(probes) if probe[1] == group]
