@@ -7,6 +7,7 @@ from weight_cases import (
     colsum_case,
     compact_case,
     compact_rows_case,
+    eliminate_case,
     rank_case,
     taylor_case,
 )
@@ -28,6 +29,11 @@ ACTIVATIONS = {  # [tokens, channels]
     "cpu": [(2048, 4096), (2048, 11008)],
 }
 
+CHANNELS = {  # [channels, of which so many go]
+    "cuda": [(4096, 128), (11008, 128), (28672, 128)],
+    "cpu": [(1536, 128), (4096, 128)],
+}
+
 # torch.compile is a baseline on GPUs; on a CPU it compiles for longer than everything else runs.
 PLAIN = {"cuda": ("ours", "eager", "compile"), "cpu": ("ours", "eager")}
 PUBLISHED = {device: (*providers, "published") for device, providers in PLAIN.items()}
@@ -41,6 +47,7 @@ CASES = {
     "gate": Family(gate_case, ACTIVATIONS, PLAIN),
     "compact": Family(compact_case, MATRICES, PLAIN),
     "compact_rows": Family(compact_rows_case, MATRICES, PLAIN),
+    "eliminate": Family(eliminate_case, CHANNELS, PLAIN),
     "rank": Family(rank_case, MATRICES, PLAIN),
     "besa_mask": Family(besa_mask_case, MATRICES, PUBLISHED),
 }

@@ -4,7 +4,7 @@ import torch
 from case import Case, compiled, exactly, roughly
 from published_besa import published_mask, sorted_index
 
-from compressor.kernels import besa_mask, colsum, compact, rank, taylor
+from compressor.kernels import besa_mask, colsum, compact, eliminate, rank, taylor
 
 CANDIDATES = 101  # sparsities 0.00 to 1.00
 
@@ -115,6 +115,58 @@ def rank_case(shape: tuple[int, int], device: str) -> Case:
         },
         compare=compare,
     )
+
+
+def eliminate_case(shape: tuple[int, int], device: str) -> Case:
+    """Channels that go in turn; each asks for a row of two matrices, and for all that went before."""
+    channels, count = shape[0], min(shape)
+    drawn = torch.randn(channels, channels, device=device)
+    products = drawn @ drawn.T / channels
+    products.diagonal().add_(1)
+    inverse, prior = (
+        products.flip(0).flip(1).contiguous(),
+        torch.rand(channels, device=device) + 0.5,
+    )
+
+    plain = torch.compile(plain_step, dynamic=False)
+
+    def compare(ours, expected):
+        torch.testing.assert_close(ours[1], expected[1], rtol=1e-3, atol=1e-6)
+
+    return Case(
+        bytes=4 * 4 * count * channels,
+        operations=6 * channels * count**2 // 2,
+        providers={
+            "ours": lambda: eliminate.eliminate(inverse, products, prior, count),
+            "eager": lambda: eliminate.eliminate(inverse, products, prior, count, backend="ref"),
+            "compile": lambda: plain_elimination(plain, inverse, products, prior, count),
+        },
+        compare=compare,
+    )
+
+
+def plain_elimination(step, inverse, products, prior, count: int):
+    """A step of one shape, so that it is compiled once: what is not there yet is zero."""
+    v, u = (inverse.new_zeros(count, len(prior)) for _ in range(2))
+    h, k = inverse.diagonal().clone(), products.diagonal().clone()
+    order, costs = [], []
+    for at in range(count):
+        gone, cost, v[at], u[at], h, k, prior = step(inverse, products, prior, v, u, h, k)
+        order.append(gone)
+        costs.append(cost)
+    return torch.cat(order), torch.cat(costs), v, u
+
+
+def plain_step(inverse, products, prior, v, u, h, k):
+    """The channel that goes, its cost, and all that is without it; its prior is infinite then."""
+    cost, gone = (prior * k.clamp_min(0) / h).min(0, keepdim=True)
+    v_gone, u_gone = v[:, gone][:, 0], u[:, gone][:, 0]
+    root, half = h[gone].sqrt(), k[gone] / (2 * h[gone])
+    v_new = (inverse[gone][0] - v_gone @ v) / root
+    u_new = (products[gone][0] - v_gone @ u - u_gone @ v) / root - half * v_new
+    h, k = h - v_new.square(), k - 2 * u_new * v_new
+    h, k = h.index_fill(0, gone, 1), k.index_fill(0, gone, 1)
+    return gone, cost, v_new, u_new, h, k, prior.index_fill(0, gone, torch.inf)
 
 
 def besa_mask_case(shape: tuple[int, int], device: str) -> Case:

@@ -80,6 +80,9 @@ LIMITS = [
     Limit("compact_kernel<Multiply<__*, float> >", 8, 16, 0.95),
     Limit("compact_kernel<Multiply<float, __*> >", 16, 8, 0.75),
     Limit("compact_kernel<Multiply<float, float> >", 16, 16, 0.5),
+    # A thread a channel: of a row of V and U its neighbours read the neighbouring numbers.
+    Limit("step_kernel<*>", 4, None, 1.2),
+    Limit("begin_kernel<*>", 4, 1, 12.5),
     Limit("merge_kernel<*>", 4, None, 2.3),
     # Of the loop that makes the keys; the sort stays in shared memory.
     Limit("rank_kernel<*>", 16, None, 1.4),
