@@ -39,7 +39,8 @@ __device__ bool before(T cost, int place, T other, int other_place) {
   return cost < other || (cost == other && place < other_place);
 }
 
-// The smallest of all threads' pairs, known to all of them.
+// The smallest of all threads' pairs, known to all of them. Before it is called again with the same
+// memory there has to be a barrier.
 template <class T>
 __device__ void least(T& cost, int& place, T* costs, int* places) {
   const int t = threadIdx.x;
@@ -55,7 +56,6 @@ __device__ void least(T& cost, int& place, T* costs, int* places) {
   __syncthreads();
   cost = costs[0];
   place = places[0];
-  __syncthreads();
 }
 
 template <class T>

@@ -13,7 +13,7 @@ import pytest
 import torch
 from counting import no_emulator
 
-from compressor.kernels import besa_mask, compact, rank
+from compressor.kernels import besa_mask, compact, eliminate, rank
 
 WHY = no_emulator(torch.cuda.is_available())
 pytestmark = [
@@ -170,10 +170,21 @@ def misaligned_mask_is_right(kernels) -> bool:
     return runs_right(besa_mask.OP, kernels, [weight], [rank.rank(weight)], None, [cut])
 
 
+def elimination_is_right(kernels) -> bool:
+    drawn = torch.randn(130, 130, dtype=torch.float64)
+    products = drawn @ drawn.T / 130 + torch.eye(130)
+    inverse, prior = products.flip(0, 1).contiguous(), torch.rand(130).double() + 0.5
+    arguments = (inverse, products, prior, 40)
+    found = emulated.emulating(eliminate.OP.implementations["ext"], kernels)(*arguments)
+    aims = eliminate.OP.implementations["ref"](*arguments)
+    return all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, aims, strict=True))
+
+
 RIGHT = {
     "besa_mask.cu": mask_is_right,
     "besa_mask_backward.cu": gradient_is_right,
     "compact.cu": compact_is_right,
+    "eliminate.cu": elimination_is_right,
     "elements.cuh": misaligned_mask_is_right,
     "rank.cu": rank_is_right,
     "rank_merge.cuh": rank_is_right,
