@@ -6,6 +6,7 @@ from compressor.config.job import JobConfig
 from compressor.job.forecast import Forecast, forecast
 from compressor.job.forecast.stages import Load
 from compressor.job.judging import Judge
+from compressor.job.micro_batches import remember
 from compressor.job.needs import WantedResult, calibrates, decisive, judged, kept_states
 from compressor.job.opening import open_stream
 from compressor.job.own_text import chosen_texts
@@ -70,6 +71,7 @@ def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[Want
     taught = data if config.recovery.method == "distill" else None
     states = kept_states(config, checkpoint.blocks)
     stream = open_stream(config.runtime, checkpoint, run.work, states, *used, taught)
+    remember(run, stream)
     tell_texts(run.lines, config.text, checkpoint, calibration=used[0], evaluation=used[1])
     if data is not None:
         run.lines.fact("recovery", describe_data(data.protocol))
@@ -86,6 +88,7 @@ def begin_scoring(config: JobConfig, checkpoint: Checkpoint, run: Run) -> Job:
     run.journal.agree("settings", agreed)
     states = kept_states(config, checkpoint.blocks)
     stream = open_stream(config.runtime, checkpoint, run.work, states, texts.calibration)
+    remember(run, stream)
     return Job(config, checkpoint, run, [], texts, None, stream)
 
 

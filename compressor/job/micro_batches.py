@@ -1,5 +1,6 @@
 """How many tokens go through a block at once: half as many where a GPU's memory does not hold them."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +19,25 @@ Found = TypeVar("Found")
 ENTRY = "tokens at once"  # of the journal: a job that goes on begins with what it came to
 
 
+def remember(run: Run, stream: BlockStream) -> None:
+    """Let a job that goes on begin with as many tokens at once as it came to."""
+    stream.batch_tokens = run.journal.get(ENTRY) or stream.batch_tokens
+
+
 def fitting(
     run: Run,
     stream: BlockStream,
     tokens: TokenSet | None,
     saved: Path,
     work: Callable[[], Found],
+    of_batches: bool = False,
 ) -> Found:
     """What a stage finds, which is begun again with half as many tokens at once when memory runs out.
 
-    Its finished blocks in the folder `saved` stay. MachineError where a single sequence is too long.
+    Its finished blocks in the folder `saved` stay, unless they hold something of every batch
+    (of_batches). MachineError where a single sequence is too long.
     """
-    stream.batch_tokens = run.journal.get(ENTRY) or stream.batch_tokens
-    longest = max(map(len, tokens.sequences)) if tokens else 0
+    longest = max(map(len, tokens.sequences)) if tokens else stream.batch_tokens
     while True:
         try:
             return work()
@@ -42,8 +49,10 @@ def fitting(
                 f"{said}. Give a shorter --length, or another --device."
             )
         former, stream.batch_tokens = stream.batch_tokens, stream.batch_tokens // 2
+        # First what is of other batches, so that a kill leaves none of it beside the new number.
+        shutil.rmtree(saved if of_batches else saved / STREAM, ignore_errors=True)
         run.journal.put(ENTRY, stream.batch_tokens)
-        shutil.rmtree(saved / STREAM, ignore_errors=True)  # the stream of other batches
+        gc.collect()  # a thread's failure and what awaited it hold each other, and their tensors
         if stream.device.type == "cuda":
             torch.cuda.empty_cache()
         run.lines.fact(

@@ -78,7 +78,7 @@ def measure_cuts(job: Job, scores: Scores) -> None:
                 orders, stream, fitted, widths, repair, learning, how.probing, passing
             )
 
-    landscape = fitting(run, stream, fitted, saved, measure)
+    landscape = fitting(run, stream, fitted, saved, measure, of_batches=how.probing)
     landscape.keep_with(scores)
     scores.save(run.work / SCORES)
     shutil.rmtree(saved, ignore_errors=True)

@@ -62,4 +62,6 @@ def rate(job: Job, saved: Path) -> Scores:
             passing = Passing(progress, saved)
             return score(checkpoint, method, mode, text, job.stream, seed, kept_units, passing)
 
-    return fitting(job.run, job.stream, text, saved, found) if job.stream else found()
+    if job.stream is None or method.observe is not None:
+        return found()  # no text, or one sequence at a time
+    return fitting(job.run, job.stream, text, saved, found)

@@ -19,7 +19,7 @@ class Levels(Generic[Name]):
         self.of: dict[Name, torch.Tensor] = {}
 
     def add(self, name: Name, tensor: torch.Tensor) -> None:
-        if tensor.numel():
+        if tensor.numel() and tensor.is_floating_point():
             low, high = tensor.aminmax()
             level = torch.maximum(high, -low)
             self.of[name] = torch.maximum(self.of[name], level) if name in self.of else level
@@ -28,7 +28,7 @@ class Levels(Generic[Name]):
         """The names under which something was NaN or infinite; waits for the device once."""
         if not self.of:
             return []
-        finite = torch.stack([level.float() for level in self.of.values()]).isfinite().tolist()
+        finite = torch.stack([level.isfinite() for level in self.of.values()]).tolist()
         return [name for name, so in zip(self.of, finite, strict=True) if not so]
 
 

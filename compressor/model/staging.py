@@ -8,6 +8,7 @@ host go on meanwhile. The stream that computes waits for the copy on the device,
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from compressor.errors import InputError
 from compressor.model.source import Source
 
+AHEAD = 2  # blocks whose computation may be under way on the device
 ALIGNED = 256  # bytes: where a tensor begins, as the device's own allocations do
 
 Block = dict[str, torch.Tensor]
@@ -41,7 +43,7 @@ def staged(
     source: Source, blocks: range, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[int, Block]]:
     """Index and weights of these blocks in order, on the device and of this dtype."""
-    copying = torch.cuda.Stream(device)
+    copying, spent = copying_stream(device), []
 
     def fetch(index: int, buffer: Buffer) -> tuple[Block, torch.Tensor, torch.cuda.Event]:
         source.will_need_block(index)
@@ -70,10 +72,19 @@ def staged(
             ):  # or its memory would be given to the next copy
                 tensor.record_stream(computing)
             del arrived
+            if len(spent) == AHEAD:  # or blocks that wait for a busy device would fill its memory
+                spent.pop(0).synchronize()
             if following is not None:
                 ahead = pool.submit(fetch, following, next(buffers))
             yield index, block
             del block
+            spent.append(computing.record_event())
+
+
+@cache
+def copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all passes: torch keeps the memory that a stream has freed for that stream."""
+    return torch.cuda.Stream(device)
 
 
 def places_of(source: Source, names: list[str]) -> tuple[dict[str, slice], int]:

@@ -22,7 +22,7 @@ from compressor.model.stream import BlockStream, logits_rows
 from compressor.model.units import BlockGeometry, only_units
 from compressor.text.tokens import Batch
 
-STACKED_TOKENS = 4096  # of several variants, fed to a block as one batch
+STACKED = 2  # times a batch's tokens: of several variants, fed to a block as one batch
 PART = 10  # forward passes of one part, beside which the dense model's own is little
 
 # (block, group, unit): without this unit; (block, kept): with these alone, as `only_units` takes them.
@@ -72,7 +72,7 @@ def loss_changes(
                 for v in born:
                     with only_units(layer, geometry, kept_units(probes[v - 1], geometry)):
                         states.put(v * len(batches) + i, run(dense))
-                size = max(1, STACKED_TOKENS // batch.ids.numel())
+                size = max(1, int(STACKED * stream.batch_tokens) // batch.ids.numel())
                 for begin in range(0, len(alive), size):
                     keys = [v * len(batches) + i for v in alive[begin : begin + size]]
                     hidden = torch.cat([states.get(key, stream.device) for key in keys])

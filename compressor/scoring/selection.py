@@ -64,6 +64,7 @@ def measured(
     """
     checkpoint = stream.checkpoint
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
+    wide.batch_tokens = stream.batch_tokens
     every = max(1, len(tokens.sequences) // PROBE_SEQUENCES)
     texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
     units = [block["attention"] for block in checkpoint.block_units]
@@ -128,6 +129,11 @@ def compensated(
             by_group[group] = eliminate(
                 sums.pop(group).gram.div_(tokens.tokens).to(dtype), weight.to(dtype), prior
             )
+            if not by_group[group].isfinite().all():
+                raise InputError(
+                    f"The costs of taking units of block {index} ({group}) away are not finite; try "
+                    "--dtype float32."
+                )
         return by_group
 
     blocks = pass_over(stream, [b.ids for b in batches], find, passing)

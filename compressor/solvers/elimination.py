@@ -139,7 +139,7 @@ def rising(costs: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     The bits of a float count up with it, so "the next number" is one more, and all are found at once:
     y_i = max(x_i, y_(i-1) + 1) is i + the largest x_j - j so far.
     """
-    result = costs.float()
+    result = costs.float() + 0.0  # which makes zeros of either sign the same
     in_order = result[order]
     numbers, place = ordered(in_order), torch.arange(len(order), device=order.device)
     numbers = (numbers - place).cummax(0).values + place

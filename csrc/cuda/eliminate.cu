@@ -60,7 +60,7 @@ __device__ void least(T& cost, int& place, T* costs, int* places) {
 
 template <class T>
 __device__ T cost_of(T prior, T h, T k) {
-  const T cost = prior * (k > 0 ? k : T{0}) / h;
+  const T cost = prior * (k > 0 || k != k ? k : T{0}) / h;
   return cost != cost ? static_cast<T>(INFINITY) : cost;
 }
 

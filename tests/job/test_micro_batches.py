@@ -21,11 +21,13 @@ def room(monkeypatch):
     monkeypatch.setattr(module, "BATCH_TOKENS", 128)
     states_of, given = module.states_of, []
 
-    def give(count: int) -> list[int]:
+    def give(count: int, after: int = 0) -> list[int]:
+        given.clear()
+
         def measured(output):
             hidden = states_of(output)
             given.append(hidden.shape[0] * hidden.shape[1])
-            if given[-1] > count:
+            if given[-1] > count and len(given) > after:
                 raise torch.OutOfMemoryError(MESSAGE)
             return hidden
 
@@ -57,6 +59,31 @@ def test_half_as_many_until_they_fit(llama, text_file, tmp_path, capsys, room, m
         for name in ("whole", "small")
     ]
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("after", [3, 6, 9])
+def test_also_in_the_middle_of_a_pass(llama, text_file, tmp_path, capsys, room, after):
+    """Blocks that are done stay; but not those of an allocation, which hold something of every batch."""
+    more = ["--allocate", "measured", "--layout", "per-layer"]
+    room(10**9)
+    assert job(llama, text_file, tmp_path / "whole", *more) == 0
+    room(40, after)
+    assert job(llama, text_file, tmp_path / "small", *more) == 0
+    assert "going on with 32." in " ".join(capsys.readouterr().err.split())
+    plans = [
+        json.loads((tmp_path / name / "compression.json").read_text())["plan"]["blocks"]
+        for name in ("whole", "small")
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_one_sequence_at_a_time_is_not_tried_again(llama, text_file, tmp_path, capsys, room):
+    room(10)
+    assert job(llama, text_file, tmp_path / "out", "--method", "kfac") == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "Memory ran out: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB." in said
+    )
 
 
 def test_a_sequence_that_does_not_fit_is_said_with_the_numbers(

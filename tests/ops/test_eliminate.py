@@ -84,6 +84,14 @@ def test_a_cost_that_is_no_number_comes_last_and_is_told(device, backend):
     assert costs[:-3].isfinite().all()
 
 
+def test_products_that_are_no_numbers_come_last(device, backend):
+    inverse, products, prior = (x.to(device) for x in problem(70))
+    products[[3, 66], [3, 66]] = torch.nan
+    order, costs, *_ = eliminate(inverse, products, prior, 70, backend=backend)
+    assert {*order[-2:].tolist()} == {3, 66}
+    assert costs[-2:].isnan().all() and costs[:-2].isfinite().all()
+
+
 def test_the_number_of_threads_changes_nothing(device, backend):
     channels = 4100  # enough for two threads
     noise = 1e-4 * torch.randn(channels, channels)

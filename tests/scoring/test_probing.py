@@ -11,7 +11,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.scoring.probing import loss_changes, ranks, sample_probes, spearman, state_bytes
-from compressor.text.tokens import TokenSet
+from compressor.text.tokens import BATCH_TOKENS, TokenSet
 
 PROBES = [
     (2, "ffn", 5),
@@ -68,7 +68,7 @@ def test_equal_those_of_the_ordinary_model(any_family, per_batch, monkeypatch, r
 
 @pytest.mark.parametrize("stacked", [1, 45, 10_000])
 def test_neither_stacks_nor_files_nor_the_order_matter(llama, tmp_path, stacked, monkeypatch):
-    monkeypatch.setattr("compressor.scoring.probing.STACKED_TOKENS", stacked)
+    monkeypatch.setattr("compressor.scoring.probing.STACKED", stacked / BATCH_TOKENS)
     checkpoint, batches = Checkpoint(llama), token_set().batches(30)
     host = loss_changes(BlockStream(checkpoint, dtype=torch.float64), batches, PROBES)
     disk = BlockStream(checkpoint, dtype=torch.float64, place=tmp_path)

@@ -47,6 +47,7 @@ def calibrated_shares(
     probes = sample_probes(checkpoint.block_units, PROBES, calibration.seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
     wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
+    wide.batch_tokens = stream.batch_tokens
     blocks = normalised(blocks)
     changes = loss_changes_in_parts(wide, texts.batches(stream.batch_tokens), probes, kept)
     shares, said = {}, []
