@@ -43,7 +43,8 @@ def staged(
     source: Source, blocks: range, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[int, Block]]:
     """Index and weights of these blocks in order, on the device and of this dtype."""
-    copying, spent = copying_stream(device), []
+    copying = copying_stream(device)
+    spent: list[torch.cuda.Event] = []  # when each block was computed with
 
     def fetch(index: int, buffer: Buffer) -> tuple[Block, torch.Tensor, torch.cuda.Event]:
         source.will_need_block(index)
