@@ -50,11 +50,7 @@ def _ref(inverse, products, prior, count):
     order, costs = [numbers[:0]], [prior[:0]]
     for step in range(count):
         cost = prior * k.clamp_min(0) / h
-        known = cost.nan_to_num(torch.inf, posinf=torch.inf)
-        first = left & (known == known.masked_fill(~left, torch.inf).min())
-        gone = torch.where(first, numbers, channels).min()[
-            None
-        ]  # a tensor: a device is not asked for it
+        gone = cheapest(cost, left)
         order.append(gone)
         costs.append(cost[gone])
         left = left & (numbers != gone)
@@ -65,6 +61,16 @@ def _ref(inverse, products, prior, count):
         u[step] = rest / root - half * v[step]
         h, k = h - v[step].square(), k - 2 * u[step] * v[step]
     return torch.cat(order), torch.cat(costs), v, u
+
+
+def cheapest(cost: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """The first of the smallest costs of those `left`; one that is no number counts as infinite. [1], as
+    a number a device would have to be asked for.
+    """
+    known = cost.nan_to_num(torch.inf, posinf=torch.inf)
+    first = left & (known == known.masked_fill(~left, torch.inf).min())
+    numbers = torch.arange(len(cost), device=cost.device)
+    return torch.where(first, numbers, len(cost)).min()[None]
 
 
 def _ext(inverse, products, prior, count):

@@ -20,14 +20,14 @@ from compressor.scoring.selection import looked_at, refined
 def score_units(job: Job) -> Scores:
     """The scores by which units are chosen. What is done of them is kept in the work folder."""
     run, asked = job.run, job.config.score
-    file, by_method = run.work / SCORES, run.work / "rated.safetensors"
+    file, rated = run.work / SCORES, run.work / "rated.safetensors"
     if run.journal.get("scored"):
         return Scores.load(file)
     if run.journal.get("rated"):
-        scores = Scores.load(by_method)
+        scores = Scores.load(rated)
     else:
         scores = rate(job, run.work / "score")
-        scores.save(by_method)
+        scores.save(rated)
         run.journal.put("rated", True)
         shutil.rmtree(run.work / "score", ignore_errors=True)
     if asked.needs_text:
@@ -36,9 +36,8 @@ def score_units(job: Job) -> Scores:
         def select() -> Scores:
             with run.stage("select", count_blocks(saved)) as progress:
                 passing, text = Passing(progress, saved), job.calibration
-                return refined(rated, job.stream, text, asked.select, asked.kv_cost, passing)
+                return refined(scores, job.stream, text, asked.select, asked.kv_cost, passing)
 
-        rated = scores
         scores = fitting(run, job.stream, job.calibration, saved, select)
     scores.save(file)
     run.journal.put("scored", True)

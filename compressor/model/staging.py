@@ -5,12 +5,13 @@ as one copy on a stream of its own: only from pinned memory does a copy run besi
 host go on meanwhile. The stream that computes waits for the copy on the device, not the host.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ AHEAD = 2  # blocks whose computation may be under way on the device
 ALIGNED = 256  # bytes: where a tensor begins, as the device's own allocations do
 
 Block = dict[str, torch.Tensor]
+Fetched = TypeVar("Fetched")
 
 
 @dataclass
@@ -43,11 +45,14 @@ def staged(
     source: Source, blocks: range, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[int, Block]]:
     """Index and weights of these blocks in order, on the device and of this dtype."""
-    copying = copying_stream(device)
+    copying, buffers = copying_stream(device), cycle((Buffer(), Buffer()))
     spent: list[torch.cuda.Event] = []  # when each block was computed with
 
-    def fetch(index: int, buffer: Buffer) -> tuple[Block, torch.Tensor, torch.cuda.Event]:
+    def fetch(index: int) -> tuple[Block, torch.Tensor, torch.cuda.Event]:
+        if len(spent) >= AHEAD:  # or blocks that wait for a busy device would fill its memory
+            spent.pop(0).synchronize()
         source.will_need_block(index)
+        buffer = next(buffers)
         names = [source.block_name(index, name) for name in source.block_tensors(index)]
         places, size = places_of(source, names)
         held = buffer.of(size)
@@ -60,26 +65,25 @@ def staged(
             block = {name: tensor.to(dtype) for name, tensor in block.items()}
             return block, arrived, copying.record_event()
 
-    buffers = cycle((Buffer(), Buffer()))
+    for index, (block, arrived, done) in fetched_ahead(blocks, fetch):
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(done)
+        # Else their memory would be given to the next copy as soon as nobody here names them.
+        for tensor in (arrived, *block.values()):
+            tensor.record_stream(computing)
+        yield index, block
+        spent.append(computing.record_event())
+
+
+def fetched_ahead(blocks: range, fetch: Callable[[int], Fetched]) -> Iterator[tuple[int, Fetched]]:
+    """Each of these blocks with what `fetch` gives of it; the next one is being fetched meanwhile."""
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(fetch, blocks[0], next(buffers))
+        ahead = pool.submit(fetch, blocks[0])
         for index, following in zip(blocks, [*blocks[1:], None], strict=True):
-            block, arrived, done = ahead.result()
-            computing = torch.cuda.current_stream(device)
-            computing.wait_event(done)
-            for tensor in (
-                arrived,
-                *block.values(),
-            ):  # or its memory would be given to the next copy
-                tensor.record_stream(computing)
-            del arrived
-            if len(spent) == AHEAD:  # or blocks that wait for a busy device would fill its memory
-                spent.pop(0).synchronize()
+            found = ahead.result()
             if following is not None:
-                ahead = pool.submit(fetch, following, next(buffers))
-            yield index, block
-            del block
-            spent.append(computing.record_event())
+                ahead = pool.submit(fetch, following)
+            yield index, found
 
 
 @cache

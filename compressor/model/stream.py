@@ -8,7 +8,6 @@ So a stream computes the very numbers of the ordinary model.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
@@ -24,7 +23,7 @@ from compressor.model.modules import head_name, loaded, make_linear, move_buffer
 from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
 from compressor.model.source import Source
-from compressor.model.staging import staged
+from compressor.model.staging import fetched_ahead, staged
 from compressor.text.tokens import BATCH_TOKENS
 
 LOGITS = 1 << 22  # at once: 16 MB in float32, of which some sixteen copies are made
@@ -67,6 +66,12 @@ class BlockStream:
         self.layers = cast(nn.ModuleList, self.model.get_submodule(checkpoint.family.layers))
         if checkpoint.packing and checkpoint.packing.known.rounds_inputs:
             round_inputs(self.layers, checkpoint.family.projections())
+
+    def in_float32(self) -> "BlockStream":
+        """The same model computed in float32, for what is below the rounding of half precision."""
+        wide = BlockStream(self.checkpoint, self.device, torch.float32, self.place)
+        wide.batch_tokens = self.batch_tokens
+        return wide
 
     # -- weights ----------------------------------------------------------------------------------
 
@@ -174,13 +179,7 @@ class BlockStream:
             self.checkpoint.will_need_block(index)
             return self.cast(self.checkpoint.read_block(index))
 
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(fetch, blocks[0])
-            for index, following in zip(blocks, [*blocks[1:], None], strict=True):
-                weights = ahead.result()
-                if following is not None:
-                    ahead = pool.submit(fetch, following)
-                yield index, weights
+        yield from fetched_ahead(blocks, fetch)
 
     def as_returned(self, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
         """Hidden states as the model takes them from a block."""

@@ -63,8 +63,7 @@ def measured(
     falls. In float32, on some sequences spread over the calibration text.
     """
     checkpoint = stream.checkpoint
-    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
-    wide.batch_tokens = stream.batch_tokens
+    wide = stream.in_float32()
     every = max(1, len(tokens.sequences) // PROBE_SEQUENCES)
     texts = TokenSet(tokens.sequences[::every][:PROBE_SEQUENCES])
     units = [block["attention"] for block in checkpoint.block_units]

@@ -22,7 +22,7 @@ import math
 import torch
 
 from compressor.errors import InputError
-from compressor.kernels.eliminate import MOST
+from compressor.kernels.eliminate import MOST, cheapest
 from compressor.kernels.eliminate import eliminate as steps
 
 DAMPING = 0.1  # lambda
@@ -97,9 +97,7 @@ def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Te
         columns = weight.view(len(weight), units, width).permute(1, 2, 0)  # [units, width, outputs]
         solved, _ = torch.linalg.solve_ex(blocks, columns)
         cost = prior * (columns * solved).sum((1, 2))
-        known = cost.nan_to_num(math.inf, posinf=math.inf)
-        first = left & (known == known.masked_fill(~left, math.inf).min())
-        gone = torch.where(first, numbers, units).min()[None]
+        gone = cheapest(cost, left)
         own = (gone * width)[:, None] + torch.arange(width, device=gone.device)
         rows = inverse[own[0]]
         weight -= solved[gone][0].T @ rows

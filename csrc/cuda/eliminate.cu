@@ -59,8 +59,14 @@ __device__ void least(T& cost, int& place, T* costs, int* places) {
 }
 
 template <class T>
+__device__ T raw_cost(T prior, T h, T k) {
+  return prior * (k > 0 || k != k ? k : T{0}) / h;
+}
+
+// The same, infinite where it is no number.
+template <class T>
 __device__ T cost_of(T prior, T h, T k) {
-  const T cost = prior * (k > 0 || k != k ? k : T{0}) / h;
+  const T cost = raw_cost(prior, h, k);
   return cost != cost ? static_cast<T>(INFINITY) : cost;
 }
 
@@ -112,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const Steps<T> s, int at
   const T h_gone = former[gone], k_gone = former[n + gone];
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     s.order[at] = gone;
-    s.costs[at] = s.prior[gone] * (k_gone > 0 ? k_gone : k_gone != k_gone ? k_gone : T{0}) / h_gone;
+    s.costs[at] = raw_cost(s.prior[gone], h_gone, k_gone);
   }
   for (int t = threadIdx.x; t < at; t += kThreads) {
     v_gone[t] = s.v[t * n + gone];

@@ -8,9 +8,13 @@ from fake_gpu import streams
 from fake_gpu.ledger import LEDGER
 from fake_gpu.tensor import DEVICE, FakeGpuTensor, on_gpu, plain
 
-FACTORIES = """arange as_tensor empty empty_like empty_strided eye full full_like linspace ones ones_like
-rand rand_like randint randn randn_like randperm tensor zeros zeros_like""".split()  # noqa: SIM905
-METHODS = "new_empty new_full new_ones new_zeros new_tensor".split()  # noqa: SIM905
+FACTORIES = (
+    *("arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye"),
+    *("full", "full_like", "linspace", "ones", "ones_like", "rand"),
+    *("rand_like", "randint", "randn", "randn_like", "randperm", "tensor"),
+    *("zeros", "zeros_like"),
+)
+METHODS = ("new_empty", "new_full", "new_ones", "new_zeros", "new_tensor")
 BYTES = 1 << 34  # of memory, all of it free
 PINNED: list[tuple[int, int, torch.Tensor]] = []  # where it begins and ends
 

@@ -15,7 +15,6 @@ from fake_gpu.ledger import LEDGER
 from fake_gpu.streams import current_stream
 from torch.utils._pytree import tree_map
 
-aten = torch.ops.aten
 DEVICE = torch.device("cuda", 1)
 
 ALLOCATING = {"empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like"}

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from compressor.model.passes import Passing
-from compressor.model.stream import BlockStream
 from compressor.scoring.methods import Calibration, Combined
 from compressor.scoring.methods.hywia import PARTS, fitted_share, fuse, normalised
 from compressor.scoring.probing import loss_changes_in_parts, sample_probes, spearman
@@ -46,8 +45,7 @@ def calibrated_shares(
     checkpoint = stream.checkpoint
     probes = sample_probes(checkpoint.block_units, PROBES, calibration.seed)
     texts = TokenSet(tokens.sequences[:: max(1, len(tokens.sequences) // PROBE_SEQUENCES)])
-    wide = BlockStream(checkpoint, stream.device, torch.float32, stream.place)
-    wide.batch_tokens = stream.batch_tokens
+    wide = stream.in_float32()
     blocks = normalised(blocks)
     changes = loss_changes_in_parts(wide, texts.batches(stream.batch_tokens), probes, kept)
     shares, said = {}, []
