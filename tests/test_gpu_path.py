@@ -4,10 +4,13 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 from fake_gpu import installing
 from fake_gpu.ledger import LEDGER
 from jobs import compress
+from repairs import repaired
 
+from compressor.planning.plan import Plan
 from compressor.text.tokens import TokenSet
 
 DEVICE = "cuda:1"
@@ -83,3 +86,26 @@ def test_a_job(model, text_file, tmp_path, capsys, monkeypatch, options):
             )
     often = {line: n for line, n in growing(*seen).items() if n >= (MANY - FEW) * BLOCKS}
     assert often == {}
+
+
+def test_a_repair_cuts_what_is_there(model, monkeypatch):
+    """Of a block's weights nothing goes to the device a second time: it is cut where it lies."""
+    plan = Plan([{"attention": [0], "ffn": [*range(0, 32, 2)]}] * BLOCKS)
+    on_the_cpu, expected = repaired(model, plan=plan)
+    installing.install(monkeypatch)
+    LEDGER.clear()
+    repair, found = repaired(model, plan=plan, device=DEVICE)
+    copies = Counter()
+    for (kind, _, (file, _)), count in LEDGER.counts.items():
+        if kind == "to_device":
+            copies[file.removeprefix("compressor/")] += count
+    assert copies["model/staging.py"] == BLOCKS
+    LEDGER.clear()
+    repair.stream.record([batch.ids for batch in repair.task.batches])
+    assert copies["model/stream.py"] == LEDGER.total("to_device")  # the embedding, norms, the ids
+    assert [entry["tensors"] for entry in repair.record] == [
+        entry["tensors"] for entry in on_the_cpu.record
+    ]
+    for one, other in zip(expected, found, strict=True):
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)

@@ -167,5 +167,5 @@ class BlockFit:
                 outcome["after"] = outcome["before"]
             return
         self.changed |= {n: t.cpu() for n, t in rounded.items()}
-        self.stored |= self.changed
+        self.stored |= {n: t.to(self.stored[n].device) for n, t in rounded.items()}
         assign(self.narrow, self.task.stream.cast(rounded))

@@ -24,12 +24,14 @@ toward the kept ones, are what sets it apart from refits such as those of SlimGP
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from compressor.config.repair import KINDS, check_kind
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
+from compressor.model.beside import Beside
 from compressor.model.digest import digest
 from compressor.model.layers import narrowed, passed
 from compressor.model.memory import drop_pages, trim_heap
@@ -176,15 +178,20 @@ class Repair:
             )
         return warnings
 
-    @torch.no_grad()
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         """Of every block in order, the tensors to write in place of the cut ones, as they are stored."""
+        with Beside() as beside:
+            yield from self.repaired(beside)
+
+    @torch.no_grad()
+    def repaired(self, beside: Beside) -> Iterator[dict[str, torch.Tensor]]:
+        """As `blocks`; what they are kept by is made beside."""
         stream, checkpoint = self.stream, self.checkpoint
         dense, calls = stream.record([b.ids for b in self.task.batches])
         cut = dense
         for index, weights in stream.weights():
             kept = self.plan.blocks[index]
-            source = checkpoint.read_block(index)
+            source = weights if self.exact(index, weights) else checkpoint.read_block(index)
             small = cut_block(source, checkpoint, kept)
             for tensor in source.values():  # what is not cut holds the whole file's mapping
                 drop_pages(tensor)
@@ -197,6 +204,7 @@ class Repair:
                 called = [call[index] for call in calls]
                 block = BlockRepair(self.task, index, layer, narrow, small, called)
                 whole = all(len(kept[g]) == n for g, n in checkpoint.block_units[index].items())
+                saved = None
                 if dense is cut and whole:
                     dense = cut = passed(stream, layer, dense, block.calls)
                 elif (changed := finished_block(self.saved, index)) is not None:
@@ -204,15 +212,23 @@ class Repair:
                     dense, cut = block.resume(changed, steps, dense, cut)
                 else:
                     dense, cut = block.run(dense, cut)
-                    keep_block(self.saved, index, block.changed, block.record)
-            self.record.append(
-                {
-                    "steps": block.record,
-                    "tensors": sorted(block.changed),
-                    "sha256": digest(block.changed),
-                }
-            )
+                    saved = self.saved
+            self.record.append({"steps": block.record, "tensors": sorted(block.changed)})
+            beside.do(keep, saved, index, block.changed, self.record[index])
             yield block.changed
             trim_heap()
         dense.discard()
         cut.discard()
+
+    def exact(self, index: int, weights: dict[str, torch.Tensor]) -> bool:
+        """Whether a block's weights in the stream have the very bits that files hold."""
+        tensors, name = self.checkpoint.tensors, self.checkpoint.block_name
+        return all(tensors[name(index, n)].dtype == t.dtype for n, t in weights.items())
+
+
+def keep(
+    folder: Path | None, index: int, changed: dict[str, torch.Tensor], entry: dict[str, Any]
+) -> None:
+    """Save a repaired block in `folder`, if any, and add the digest to its entry of the record."""
+    keep_block(folder, index, changed, entry["steps"])
+    entry["sha256"] = digest(changed)

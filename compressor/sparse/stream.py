@@ -11,6 +11,7 @@ import torch
 
 from compressor.config.sparse import Recipe
 from compressor.model.activations import Activations
+from compressor.model.beside import Beside
 from compressor.model.block import Block, relative_error
 from compressor.model.digest import digest
 from compressor.model.finite import check_block, check_outer
@@ -49,9 +50,14 @@ class Sparsification:
         self.record: list[dict] = []
         self.states: Activations | None = None  # what left the last finished block
 
-    @torch.no_grad()
     def blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         """Of every block in order its projections' weights, as they are to be stored."""
+        with Beside() as beside:
+            yield from self.pruned(beside)
+
+    @torch.no_grad()
+    def pruned(self, beside: Beside) -> Iterator[dict[str, torch.Tensor]]:
+        """As `blocks`; what they are kept by is made beside."""
         stream, checkpoint = self.stream, self.stream.checkpoint
         check_outer(checkpoint)
         self.states, calls = stream.record(self.batches)
@@ -67,25 +73,19 @@ class Sparsification:
                 targets = Activations(stream.place)
                 if dense is not None and dense is not self.states:
                     outputs(block, dense, targets)
-                stored = finished_block(self.saved, index)
+                stored, saved = finished_block(self.saved, index), None
                 if stored is None:
+                    saved = self.saved
                     pruned = METHODS[self.recipe.method](block, self.recipe, targets)
                     stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
                     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
-                    keep_block(self.saved, index, stored)
                 elif self.recipe.learns and targets.empty:
                     outputs(block, self.states, targets)
+                beside.do(keep_block, saved, index, stored)
                 stored = {name: stored[name] for name in block.names}
                 following, error = self.passed_on(block, stored, targets)
-            zeros = {name: int((stored[name] == 0).sum()) for name in block.names}
-            self.record.append(
-                {
-                    "zeros": zeros,
-                    "source_zeros": source_zeros,
-                    "sha256": digest(stored),
-                    "error": error,
-                }
-            )
+            self.record.append({"source_zeros": source_zeros, "error": error})
+            beside.do(tell, self.record[index], stored)
             self.states.discard()
             (targets if dense is None else dense).discard()
             dense = dense and targets
@@ -119,6 +119,12 @@ class Sparsification:
         for i in range(len(prompts)):
             last.put(i, self.states.get(self.count + i, self.stream.device))
         return [logits[0] for logits in self.stream.logits(prompts, last)]
+
+
+def tell(entry: dict, stored: dict[str, torch.Tensor]) -> None:
+    """Add to a block's entry of the record what its weights say."""
+    entry["zeros"] = {name: int((weight == 0).sum()) for name, weight in stored.items()}
+    entry["sha256"] = digest(stored)
 
 
 def outputs(block: Block, inputs: Activations, targets: Activations) -> None:

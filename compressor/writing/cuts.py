@@ -1,6 +1,7 @@
 """Cuts as folders, one writer a layout: which plans it can hold, and what it writes of them."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from itertools import repeat
 from pathlib import Path
@@ -71,10 +72,14 @@ class Cut(Writer):
             whole = {n: empty(self.source, self.source.block_name(index, n)) for n in names}
             yield self.finished(index, whole, {})
 
-    def blocks(self) -> Iterator[Block]:
-        changes = repeat({}) if self.changes is None else self.changes
-        for index, changed in zip(range(self.source.blocks), changes, strict=False):
-            yield self.finished(index, self.source.read_block(index), changed)
+    def pieces(self) -> Iterator[Callable[[], Block]]:
+        whole: Iterator[Block] = repeat({}, self.source.blocks)
+        for index, changed in enumerate(whole if self.changes is None else self.changes):
+            yield partial(self.read, index, changed)
+
+    def read(self, index: int, changed: Block) -> Block:
+        """What files hold of a block."""
+        return self.finished(index, self.source.read_block(index), changed)
 
     def finished(self, index: int, whole: Block, changed: Block) -> Block:
         """What files hold of a block, of all that the source has of it."""

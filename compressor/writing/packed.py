@@ -1,6 +1,7 @@
 """Quantised folders: the blocks' projections packed, all else as it is in the dense folder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from compressor.config.packing import Packing
 from compressor.model.source import Source
@@ -31,9 +32,12 @@ class Packed(Writer):
                     block[name] = tensor
             yield block
 
-    def blocks(self) -> Iterator[Block]:
+    def pieces(self) -> Iterator[Callable[[], Block]]:
         for index, block in enumerate(self.quantized):
-            yield {self.source.block_name(index, inner): t for inner, t in block.items()}
+            yield partial(self.named, index, block)
+
+    def named(self, index: int, block: Block) -> Block:
+        return {self.source.block_name(index, inner): t for inner, t in block.items()}
 
     def config(self) -> dict:
         head = self.source.family.head.removesuffix(".weight")

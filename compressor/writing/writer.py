@@ -4,7 +4,8 @@ A `Writer` says what goes into the folder of one result: `cuts.py` and `packed.p
 form is one more file, and a line of `LAYOUTS` (`config/layouts.py`) if --layout is to offer it.
 
 The config is the original text with the changed keys patched, never re-serialised by a config class;
-side files are copied byte for byte; tensors are written one block at a time.
+side files are copied byte for byte; tensors are written one block at a time, beside the computation of
+the next.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from compressor.config.json_files import ESCAPED
+from compressor.model.beside import Beside
 from compressor.model.source import Source
 from compressor.writing.shards import SHARD_BYTES, check_space, divided, opened, write_index
 from compressor.writing.side_files import copy_side_files
@@ -44,8 +46,14 @@ class Writer(ABC):
         """What `blocks` gives, as tensors on the meta device."""
 
     @abstractmethod
+    def pieces(self) -> Iterator[Callable[[], Block]]:
+        """Of every block in order, what makes all its tensors as files hold them, by their whole names:
+        work of the host, which may be done while the next block is computed.
+        """
+
     def blocks(self) -> Iterator[Block]:
         """Of every block in order, all tensors as files hold them, by their whole names."""
+        return (piece() for piece in self.pieces())
 
     @abstractmethod
     def config(self) -> dict:
@@ -72,12 +80,17 @@ def write_folder(
     shards = divided([writer.empty_outer(), *writer.empty_blocks()], shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
-    with opened(folder, shards) as files:
+    with opened(folder, shards) as files, Beside() as beside:
+
+        def put(piece: Callable[[], Block]) -> None:
+            block = piece()
+            for name in list(block):  # taken out, so that no more is held than is yet to be written
+                files[name].put(name, block.pop(name))
+
         for name in source.outer_tensors():
             files[name].put(name, source.read([name])[name])
-        for index, block in enumerate(writer.blocks()):
-            for name in list(block):  # taken out, so that no block is in memory beside the next
-                files[name].put(name, block.pop(name))
+        for index, piece in enumerate(writer.pieces()):
+            beside.do(put, piece)
             progress(index + 1, source.blocks)
     write_index(folder, shards)
     copy_side_files(source, folder)
