@@ -18,7 +18,8 @@ def texts(count=20) -> list[torch.Tensor]:
 
 
 def plan_of(checkpoint: Checkpoint, block=PLAN) -> Plan:
-    if checkpoint.family.heads_fixed:
+    family = checkpoint.family
+    if family.heads_fixed or family.couples_heads(checkpoint.config):
         block = block | {"attention": [*range(checkpoint.units["attention"])]}
     return Plan([block] * checkpoint.blocks)
 

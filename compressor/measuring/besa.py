@@ -36,6 +36,7 @@ from compressor.kernels.gate import gated
 from compressor.kernels.gated_swiglu import gated_swiglu
 from compressor.model.families import Family
 from compressor.model.groups import GROUPS
+from compressor.model.layers import norm_of
 from compressor.planning.measured import BISECTIONS
 from compressor.scoring.methods.activations import known, value
 
@@ -103,7 +104,7 @@ class Suffix:
         self.cuts, self.activation = cuts, cuts.geometry.activation
         self.heads_of_group = cuts.geometry.channels("attention")
         self.o_proj, self.down = cuts.output("attention"), cuts.output("ffn")
-        self.norm, self.up = find(family.ffn_norm), find(family.up)
+        self.norm, self.up = norm_of(cuts.layer, family, "ffn"), find(family.up)
         self.gate = family.gate and find(family.gate)
 
     def error(self, i: int, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -111,7 +112,8 @@ class Suffix:
         cuts = self.cuts
         z = {g: gates.to(cuts.device) for g, gates in z.items()}
         heads, wanted = cuts.rows(cuts.heads, i), cuts.rows(cuts.out, i)
-        stream = cuts.rows(cuts.before, i) + self.o_proj(
+        times = cuts.geometry.times
+        stream = cuts.rows(cuts.before, i) + times * self.o_proj(
             gated(heads, z["attention"], self.heads_of_group)
         )
         hidden = self.norm(cuts.rows(cuts.before, i) if cuts.geometry.parallel else stream)
@@ -122,7 +124,7 @@ class Suffix:
             gate = up if self.gate is self.up else self.gate(hidden)
             gate, up = cuts.family.gate_and_up(gate, up)
             inner = gated_swiglu(gate, up, z["ffn"], self.activation)
-        output = stream + self.down(inner)
+        output = stream + times * self.down(inner)
         wanted = wanted.to(z["ffn"].dtype)
         lost = (output.to(wanted.dtype) - wanted).square().sum(0)
         return (lost / wanted.square().sum(0).clamp_min(1e-12)).mean()

@@ -21,7 +21,7 @@ from compressor.errors import InputError
 from compressor.measuring.probes import Probes, refitted
 from compressor.model.activations import Activations, states_of
 from compressor.model.families import Family
-from compressor.model.layers import captured
+from compressor.model.layers import captured, norm_of
 from compressor.model.observing import observed
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import finished_block, keep_block
@@ -178,7 +178,7 @@ class BlockCuts:
         seen: dict[str, torch.Tensor] = {}
         entering = {
             self.geometry.output_module("attention"): lambda x: seen.update(heads=x),
-            self.family.ffn_norm: lambda x: seen.update(after=x),
+            self.family.entered("ffn"): lambda x: seen.update(after=x),
         }
         passed = {"": lambda x, out: seen.update(before=x, out=states_of(out))}
         self.silent = True
@@ -190,7 +190,7 @@ class BlockCuts:
     def keep(self, i: int, before, heads, after, out) -> None:
         """What was seen of a batch."""
         if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
-            after = before + self.output("attention")(heads)
+            after = before + self.geometry.times * self.output("attention")(heads)
         self.before.put(i, before)
         self.heads.put(i, heads)
         self.after.put(i, after.view_as(before))
@@ -230,10 +230,10 @@ class BlockCuts:
             real = self.batches[i].real
             out = self.rows(self.out, i)
             stream, inputs = (real(x) for x in self.cut_states(i, change))
-            targets = wide(out) - wide(stream)
+            targets = (wide(out) - wide(stream)) / self.geometry.times
             if down.bias is not None:
                 targets -= wide(down.bias)
-            rate = rates(out) / out.shape[-1] ** 0.5
+            rate = self.geometry.times * rates(out) / out.shape[-1] ** 0.5
             sums[i >= self.first_held].add(wide(inputs) * rate, targets * rate)
         return sums
 
@@ -241,9 +241,9 @@ class BlockCuts:
         """Of batch i the stream after an attention whose o_proj has changed by `change`, and what
         down_proj then reads, both [sequences, tokens, channels].
         """
-        family, norm = self.family, self.layer.get_submodule(self.family.ffn_norm)
+        family, norm = self.family, norm_of(self.layer, self.family, "ffn")
         after, heads = (states.get(i, self.device) for states in (self.after, self.heads))
-        stream = after + heads @ change.T.to(heads.dtype)
+        stream = after + self.geometry.times * (heads @ change.T.to(heads.dtype))
         read = norm(self.before.get(i, self.device) if self.geometry.parallel else stream)
         return stream, captured(
             self.output("ffn"), lambda: family.feed_forward(self.layer, read)

@@ -89,6 +89,22 @@ def shown(counts: list[int]) -> str:
     return f"{' or '.join(map(str, counts))} heads"
 
 
+def whole(checkpoint: Source) -> str | None:
+    """Why all heads of this model stay, where some of others of its family could go."""
+    family, config = checkpoint.family, checkpoint.config
+    return family.couples_heads(config) or family.keeps_heads(config)
+
+
+def check_coupled(checkpoint: Source, groups: set[int]) -> None:
+    """Refuse blocks with fewer KV groups, whatever they are written as, where none computes the same."""
+    why = checkpoint.family.couples_heads(checkpoint.config)
+    if why and groups != {checkpoint.units["attention"]}:
+        raise InputError(
+            f"The heads of {checkpoint.family.model_type} cannot be cut: {why}; keep all "
+            f"{checkpoint.heads} and cut FFN channels alone."
+        )
+
+
 def refusal_of_own(checkpoint: Source, counts: list[int]) -> str | None:
     """Why the family's own class does not have these numbers of heads."""
     family, cut = checkpoint.family, counts != [checkpoint.heads]
@@ -97,11 +113,8 @@ def refusal_of_own(checkpoint: Source, counts: list[int]) -> str | None:
             f"The heads of {family.model_type} cannot be cut in its own format, whose class has hidden "
             "size / heads channels a head"
         )
-    if cut and family.keeps_heads(checkpoint.config):
-        return (
-            f"The config class of {family.model_type} refuses {shown(counts)} with these rope "
-            "settings"
-        )
+    if cut and (why := whole(checkpoint)):
+        return f"The heads of {family.model_type} cannot be cut: {why}"
     return undivided(family, checkpoint, counts)
 
 
@@ -138,6 +151,17 @@ def refusal_of_vllm(checkpoint: Source, counts: list[int]) -> str | None:
     )
 
 
+def refusal_of_width(checkpoint: Source) -> str | None:
+    """Why vLLM's class of the family does not load these FFN channels."""
+    times, width = checkpoint.family.served_ffn, checkpoint.units["ffn"]
+    if times is None or width == times * checkpoint.hidden_size:
+        return None
+    return (
+        f"vLLM's class of {checkpoint.family.model_type} has {times} x hidden FFN channels, so it does "
+        f"not load {width} at hidden size {checkpoint.hidden_size}; transformers does"
+    )
+
+
 def way_out(checkpoint: Source, against: Mapping[str, str | None], container: str) -> str:
     """What to do where no type takes the heads."""
     family = checkpoint.family
@@ -151,7 +175,7 @@ def way_out(checkpoint: Source, against: Mapping[str, str | None], container: st
         return f"use --container {accepting}"
     if not family.cuts_heads:
         return "keep all of them, or use --layout padded (zeros, to evaluate it)"
-    if family.keeps_heads(checkpoint.config):
+    if whole(checkpoint):
         return f"keep all {checkpoint.heads} and cut FFN channels alone"
     return "keep a number of heads that divides it"
 

@@ -15,13 +15,20 @@ from compressor.model.stream import BlockStream
 
 def ffn_of(layer: nn.Module, family: Family, x: torch.Tensor) -> torch.Tensor:
     """What the FFN of a layer makes of the stream x, which its norm reads."""
-    return family.feed_forward(layer, layer.get_submodule(family.ffn_norm)(x))
+    return family.feed_forward(layer, norm_of(layer, family, "ffn")(x))
+
+
+def norm_of(layer: nn.Module, family: Family, group: str) -> nn.Module:
+    """What the stream goes through before a group reads it."""
+    norm = family.attention_norm if group == "attention" else family.ffn_norm
+    return layer.get_submodule(norm) if norm else nn.Identity()
 
 
 def added(layer: nn.Module, family: Family, group: str, projected: torch.Tensor) -> torch.Tensor:
     """What is added to the stream of what the output projection of a group gives."""
     norm = family.post_norms.get(group)
-    return layer.get_submodule(norm)(projected) if norm else projected
+    projected = layer.get_submodule(norm)(projected) if norm else projected
+    return projected * getattr(layer, family.added_times) if family.added_times else projected
 
 
 @contextmanager

@@ -21,6 +21,9 @@ class BlockGeometry:
     parallel: bool  # whether the FFN reads what the attention reads
     activation: str
     norm_eps: float
+    times: (
+        float  # what output projections give is multiplied by this before it is added to the stream
+    )
 
     @classmethod
     def of(cls, checkpoint: Source, block: int = 0) -> "BlockGeometry":
@@ -32,6 +35,7 @@ class BlockGeometry:
             parallel=checkpoint.family.parallel(checkpoint.config),
             activation=checkpoint.config.get("hidden_act", "silu"),
             norm_eps=checkpoint.config.get("rms_norm_eps", 1e-6),
+            times=checkpoint.config.get(checkpoint.family.added_times, 1.0),
         )
 
     def channels(self, group: str) -> int:

@@ -4,7 +4,7 @@ The head is frozen, so the gradient goes back through it at once, chunk by chunk
 tokens x vocabulary is ever built; positions whose next token does not count never see the head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,12 @@ from torch.nn.functional import cross_entropy
 
 from compressor.recovery.data import IGNORED, Example
 
+# What models make of what their heads give, by the setting that says how far.
+OF_LOGITS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma
+    "logit_scale": lambda logits, scale: logits * scale,  # Cohere
+    "logits_scaling": lambda logits, scale: logits / scale,  # Granite
+}
 LOGITS = 1 << 25  # numbers at a time: 128 MB in float32
 
 
@@ -74,8 +80,9 @@ def padded(examples: Sequence[Example], device: torch.device) -> tuple[torch.Ten
 def head_logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Logits [positions, vocabulary] of what enters the head, as the model's forward has them."""
     logits = model.get_output_embeddings()(states)
-    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+    for setting, change in OF_LOGITS.items():
+        if (value := getattr(model.config, setting, None)) is not None:
+            logits = change(logits, value)
     return widened(logits)
 
 

@@ -74,7 +74,7 @@ class BlockRepair(BlockFit):
     def mend_all(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Refit both output projections, correct what their groups read, and train all projections."""
         dense_after, dense_out, dense_ffn, heads, cut_after = self.streams(5)
-        self.correct("attention", self.family.attention_norm, dense, cut)
+        self.correct("attention", dense, cut)
 
         def attention() -> Pairs:
             for i, (args, call) in enumerate(self.calls):
@@ -97,7 +97,7 @@ class BlockRepair(BlockFit):
 
         parallel = self.task.geometry.parallel
         dense_read, cut_read = (dense, cut) if parallel else (dense_after, cut_after)
-        self.correct("ffn", self.family.ffn_norm, dense_read, cut_read)
+        self.correct("ffn", dense_read, cut_read)
         dense_after.discard()
         self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
         dense_ffn.discard()

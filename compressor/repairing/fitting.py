@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor.config.repair import Kind
 from compressor.model.activations import Activations, states_of
-from compressor.model.layers import added, captured, ffn_of
+from compressor.model.layers import added, captured, ffn_of, norm_of
 from compressor.model.modules import assign
 from compressor.model.observing import observed
 from compressor.model.stream import BlockStream
@@ -93,7 +93,7 @@ class BlockFit:
         if group in self.family.post_norms:
             targets, rate = projected.float(), rate * rates(projected)
         else:
-            targets = after.float() - before.float()
+            targets = (after.float() - before.float()) / self.task.geometry.times
         if module.bias is not None:
             one = torch.ones_like(inputs[..., :1])
             if self.task.kind.weights:
@@ -118,12 +118,12 @@ class BlockFit:
                 {n: p.view(self.stored[n].shape) for n, p in zip(parameters, parts, strict=True)},
             )
 
-    def correct(self, group: str, norm: str, dense: Activations, cut: Activations) -> None:
+    def correct(self, group: str, dense: Activations, cut: Activations) -> None:
         """Fold into the projections that read the normed stream the map toward the dense one."""
         if self.task.kind.toward != "dense" or not self.task.kind.weights or dense is cut:
             return
         size = self.task.stream.checkpoint.hidden_size
-        read = self.narrow.get_submodule(norm)
+        read = norm_of(self.narrow, self.family, group)
 
         def pairs() -> Pairs:
             for i in range(len(self.calls)):

@@ -15,7 +15,7 @@ import torch
 from compressor.config.choices import check_selection
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
-from compressor.model.observing import observed
+from compressor.model.observing import Entering, observed
 from compressor.model.passes import Passing, pass_over
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -101,15 +101,18 @@ def compensated(
         batch: Batch | None = None
         weighing: dict[str, torch.Tensor] = {}
 
-        def read(group: str, x: torch.Tensor) -> None:
-            weighing[group] = batch.real(rates(x))
+        def read(groups: list[str], x: torch.Tensor) -> None:
+            weighing.update(dict.fromkeys(groups, batch.real(rates(x))))
 
         def fed(group: str, x: torch.Tensor) -> None:
             inputs = batch.real(x).float() * weighing[group]
             sums[group].add(inputs, inputs[:, :0])
 
-        norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
-        entering = {norms[g]: partial(read, g) for g in weights}
+        entered = {g: geometry.family.entered(g) for g in weights}
+        entering: dict[str, Entering] = {
+            name: partial(read, [g for g in weights if entered[g] == name])
+            for name in entered.values()
+        }
         entering |= {geometry.output_module(g): partial(fed, g) for g in weights}
         with observed(layer, entering):
             order = forward()

@@ -6,7 +6,7 @@ import torch
 
 from compressor.config.layouts import NAS, PER_LAYER
 from compressor.model.families import FAMILIES, Family, nas
-from compressor.model.heads import refusal_of_vllm
+from compressor.model.heads import refusal_of_vllm, refusal_of_width
 from compressor.model.per_layer import HEADS, KEY, auto_map, class_name
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -24,10 +24,10 @@ def container_notes(checkpoint: Source, written: Source, layout: str) -> list[st
             f"its blocks have FFN widths of their own, which vLLM's class {nas.ARCHITECTURE} builds"
         )
         zeros = "; o_proj has biases there, which are zeros" * bool(
-            chosen is not family and family.container.zeros
+            chosen.model_type != family.model_type and family.container.zeros
         )
         return [f"Written as {nas.MODEL_TYPE}: {said}{zeros}."]
-    if chosen is not family:
+    if chosen.model_type != family.model_type:
         if layout == PER_LAYER:
             why = f"{family.model_type}'s config class refuses numbers of heads that differ"
         elif family.heads_divide_hidden:
@@ -36,8 +36,10 @@ def container_notes(checkpoint: Source, written: Source, layout: str) -> list[st
             why = f"vLLM's class of {family.model_type} does not load this number of heads"
         zeros = "; the biases that this type has besides are zeros" * bool(family.container.zeros)
         return [f"Written as {chosen.model_type}: {why}; the arithmetic is the same{zeros}."]
-    unserved = refusal_of_vllm(written, [written.heads])
-    return [f"{unserved}."] if unserved and layout != PER_LAYER else []
+    if layout == PER_LAYER:
+        return []
+    unserved = refusal_of_vllm(written, [written.heads]), refusal_of_width(written)
+    return [f"{reason}." for reason in unserved if reason]
 
 
 def zeros_of(checkpoint: Source, container: str) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ def padded_units(plan: Plan, checkpoint: Source) -> dict[str, int]:
     """
     family, units = checkpoint.family, plan.widest()
     if family.heads_fixed:
-        units["attention"] = checkpoint.heads
+        units["attention"] = checkpoint.kv_heads
     if family.ffn_fixed:
         units["ffn"] = checkpoint.config[family.ffn_width_key]
     return units

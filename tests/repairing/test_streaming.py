@@ -13,6 +13,7 @@ from compressor.cutting.cut import channels_of, cut_block
 from compressor.errors import InputError
 from compressor.model.activations import states_of
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.layers import ffn_of
 from compressor.model.modules import make_linear
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
@@ -39,7 +40,7 @@ class Whole:
             for _ in range(2)
         )
         geometry = BlockGeometry.of(Checkpoint(folder))
-        self.family = geometry.family
+        self.family, self.times = geometry.family, geometry.times
         for layer, kept in zip(self.layers(self.cut), plan.blocks, strict=True):
             masks.enter_context(only_units(layer, geometry, kept))
         self.sequences = texts()
@@ -72,7 +73,7 @@ class Whole:
         """The streams between the sub-layers, which the FFN's norm need not see."""
         added = self.family.post_norms.get("attention", self.module("attention"))
         pairs = zip(self.inputs(model, block, ""), self.outputs(model, block, added), strict=True)
-        return [x + y for x, y in pairs]
+        return [x + self.times * y for x, y in pairs]
 
     def module(self, group: str) -> str:
         return self.family.output(group).removesuffix(".weight")
@@ -99,13 +100,12 @@ class Whole:
     def local(self, block: int, group: str, before: list[torch.Tensor]) -> list[torch.Tensor]:
         """The streams after the dense sub-layer, where `before` are those before it."""
         former = self.layers(self.dense)[block]
-        norm = former.get_submodule(self.family.ffn_norm)
         if group == "ffn":
             with torch.no_grad():
-                return [x + self.family.feed_forward(former, norm(x[None]))[0] for x in before]
+                return [x + self.times * ffn_of(former, self.family, x[None])[0] for x in before]
         given = iter(before)
         handle = former.register_forward_pre_hook(lambda _, args: (next(given)[None], *args[1:]))
-        found = self.inputs(self.dense, block, self.family.ffn_norm)
+        found = self.inputs(self.dense, block, self.family.entered("ffn"))
         handle.remove()
         return found
 
@@ -158,7 +158,7 @@ def refit(whole, block: int, group: str, channels, step: dict, kind: str) -> Non
     rates = [t.square().mean(-1, keepdim=True).rsqrt() for t in aims]
     name = whole.module(group)
     linear = whole.layers(whole.cut)[block].get_submodule(name)
-    targets = [t - b for t, b in zip(aims, before, strict=True)]
+    targets = [(t - b) / whole.times for t, b in zip(aims, before, strict=True)]
     if group in whole.family.post_norms:
         targets = whole.outputs(whole.dense, block, name)
         own = [t.square().mean(-1, keepdim=True).rsqrt() for t in targets]

@@ -44,13 +44,15 @@ def grams(stream: BlockStream) -> list[dict[str, torch.Tensor]]:
 
     def visit(index, layer, forward) -> None:
         seen, sizes = ({g: [] for g in geometry.units} for _ in range(2))
-        norms = {"attention": geometry.family.attention_norm, "ffn": geometry.family.ffn_norm}
         handles = [
             layer.get_submodule(name).register_forward_pre_hook(
                 lambda _, args, own=own: own.append(args[0].flatten(0, -2).double())
             )
             for g in seen
-            for name, own in ((norms[g], sizes[g]), (geometry.output_module(g), seen[g]))
+            for name, own in (
+                (geometry.family.entered(g), sizes[g]),
+                (geometry.output_module(g), seen[g]),
+            )
         ]
         for _ in forward():
             pass

@@ -39,12 +39,24 @@ SIZES = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "vocab_si
 SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256}
 FIXED = {"num_attention_heads": 4}  # where hidden size / heads is the channels of a head
 VARIANTS = {
+    "cohere": {"tie_word_embeddings": True, "logit_scale": 0.5},
+    "falcon": {
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "tie_word_embeddings": True,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+    "gemma": {"tie_word_embeddings": True},
+    "granite": {"residual_multiplier": 0.6, "attention_multiplier": 0.2, "logits_scaling": 2.0},
     "llama": {"tie_word_embeddings": True},
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
     "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
     "bloom": {"tie_word_embeddings": True},
     "qwen2": {"tie_word_embeddings": True},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
+    "starcoder2": {"tie_word_embeddings": True},
 }
 HEADS, OWN_HEADS = (0, 2), ((0, 2), (1,), (0, 1, 2, 3))  # those of a block, of each of its own
 CHANNELS, OWN = 256, (256, 512, 160)
@@ -114,7 +126,7 @@ def varied(family: str, tensors: dict[str, torch.Tensor]) -> None:
 def plan_of(source: Checkpoint, layout: str) -> Plan:
     """Two of four KV groups, and half of the FFN channels or another number in every block."""
     family = source.family
-    whole = not family.cuts_heads or family.alibi
+    whole = not family.cuts_heads or family.alibi or family.couples_heads(source.config)
     heads = OWN_HEADS if layout == "per-layer" else [HEADS] * 3
     if whole:
         heads = [range(source.units["attention"])] * 3

@@ -54,7 +54,7 @@ def test_every_family_has_its_budget_and_its_logits(any_family, recipe):
         exact = int(recipe.sparsity * weights)
         if recipe.method == "besa":
             assert sum(zeros.values()) == exact
-            assert 0 < entry["error"] < 2
+            assert 0 < entry["error"] < 3
         else:
             assert exact - 32 * 7 <= sum(zeros.values()) <= exact
         if not recipe.corrects:

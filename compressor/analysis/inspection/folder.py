@@ -47,7 +47,8 @@ class Folder:
 
     @property
     def family(self) -> Family | None:
-        return FAMILIES.get(self.config.get("model_type"))
+        family = FAMILIES.get(self.config.get("model_type"))
+        return family and family.of(self.config)
 
     @property
     def packing(self) -> Packing | None:

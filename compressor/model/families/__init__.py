@@ -9,16 +9,23 @@ from compressor.model.families.table import Family, Slice
 MODULES = (
     "alibi_baichuan",
     "bloom",
+    "cohere",
+    "falcon",
+    "gemma",
     "gemma2",
     "gemma3_text",
     "gpt2",
     "gpt_neox",
+    "granite",
     "llama",
     "mistral",
+    "olmo2",
     "opt",
     "phi3",
     "qwen2",
     "qwen3",
+    "smollm3",
+    "starcoder2",
 )
 TABLES = [import_module(f"{__name__}.{module}").FAMILY for module in MODULES]
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLES}

@@ -11,13 +11,19 @@ import copy
 
 from torch import nn
 from transformers import (
+    CohereForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
+    GemmaForCausalLM,
+    GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
+    Olmo2ForCausalLM,
     Phi3ForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
+    Starcoder2ForCausalLM,
 )
 
 WIDTHS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -79,6 +85,14 @@ class PerLayer:
         return cls.block_config(config, 0)
 
 
+class PerLayerCohereForCausalLM(PerLayer, CohereForCausalLM):
+    pass
+
+
+class PerLayerGemmaForCausalLM(PerLayer, GemmaForCausalLM):
+    pass
+
+
 class PerLayerGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):
     pass
 
@@ -87,11 +101,19 @@ class PerLayerGemma3ForCausalLM(PerLayer, Gemma3ForCausalLM):
     pass
 
 
+class PerLayerGraniteForCausalLM(PerLayer, GraniteForCausalLM):
+    pass
+
+
 class PerLayerLlamaForCausalLM(PerLayer, LlamaForCausalLM):
     pass
 
 
 class PerLayerMistralForCausalLM(PerLayer, MistralForCausalLM):
+    pass
+
+
+class PerLayerOlmo2ForCausalLM(PerLayer, Olmo2ForCausalLM):
     pass
 
 
@@ -104,4 +126,12 @@ class PerLayerQwen2ForCausalLM(PerLayer, Qwen2ForCausalLM):
 
 
 class PerLayerQwen3ForCausalLM(PerLayer, Qwen3ForCausalLM):
+    pass
+
+
+class PerLayerSmolLM3ForCausalLM(PerLayer, SmolLM3ForCausalLM):
+    pass
+
+
+class PerLayerStarcoder2ForCausalLM(PerLayer, Starcoder2ForCausalLM):
     pass

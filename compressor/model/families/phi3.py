@@ -20,9 +20,10 @@ def fit(layer: nn.Module, kept: Sequence[int]) -> None:
     attention.config.num_attention_heads, attention.num_key_value_heads = heads, groups
 
 
-def keeps_heads(config: Mapping) -> bool:
+def keeps_heads(config: Mapping) -> str | None:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    return "short_factor" in rope
+    ties = "its config class ties the length of these rope settings (longrope) to their number"
+    return ties if "short_factor" in rope else None
 
 
 FAMILY = Family(

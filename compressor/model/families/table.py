@@ -1,7 +1,8 @@
 """What a family's table says: which tensors a unit owns, and where the parts of a block are."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,17 +101,22 @@ class Family:
     # then has the gate's channels first.
     up: str = "mlp.up_proj"
     gate: str | None = "mlp.gate_proj"
-    attention_norm: str = "input_layernorm"
-    ffn_norm: str = "post_attention_layernorm"
+    # The norms that both parts read the stream through; None where they read the stream itself.
+    attention_norm: str | None = "input_layernorm"
+    ffn_norm: str | None = "post_attention_layernorm"
     norm_offset: float = 0.0  # what norms add to their weights
     # Norms that what a group's output projection gives goes through before it is added.
     post_norms: Mapping[str, str] = field(default_factory=dict)
+    # The setting, and the attribute of a block, by which it multiplies what it adds to the stream.
+    added_times: str | None = None
     # The FFN of a normed stream, before such a norm.
     feed_forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = lambda layer, x: layer.mlp(x)
     in_a_tuple: bool = False  # what a block returns, for the model that it is in
     # Has a block compute with the widths of its weights, where its modules keep numbers of heads; it is
     # told which of its KV groups are left.
     fit: Callable[[nn.Module, Sequence[int]], None] = lambda layer, kept: None
+    # What of this table is otherwise for some configs of the type.
+    form: Callable[[Mapping], Mapping[str, Any]] = lambda config: {}
     # Of the config of a model that is of the type, but not of this table, a sentence that says why.
     unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
@@ -124,10 +130,13 @@ class Family:
     ffn_per_hidden: int | None = None  # the FFN's width where the config does not say
     not_read: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of buffers in old files
     heads_divide_hidden: bool = False
-    # Whether a config is refused with any other number of heads.
-    keeps_heads: Callable[[Mapping], bool] = lambda config: False
+    # Why a config of this kind is refused with any other number of heads; and why no block of such a
+    # model computes the same without some of its heads.
+    keeps_heads: Callable[[Mapping], str | None] = lambda config: None
+    couples_heads: Callable[[Mapping], str | None] = lambda config: None
     # vLLM's class has hidden / heads channels a head, whatever head_dim says; transformers' heeds it.
     served_by_division: bool = False
+    served_ffn: int | None = None  # vLLM's has this many times the hidden size of FFN channels
     heads_fixed: bool = False  # the class of the family has hidden / heads channels a head, always
     ffn_fixed: bool = False  # and `ffn_per_hidden` times the hidden size
     # Heads have slopes (ALiBi), so a block says which of the first heads it has, and the package's own
@@ -152,6 +161,10 @@ class Family:
         """Whether vLLM's class has heads of so many channels, in each of these numbers."""
         return not self.served_by_division or all(hidden // n == head_dim for n in counts)
 
+    def of(self, config: Mapping) -> "Family":
+        """The table as it is for this config."""
+        return replace(self, **self.form(config))
+
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         return {"attention": self.attention, "ffn": self.ffn}
 
@@ -174,6 +187,12 @@ class Family:
         """Whether files hold the tensor of this whole name as [in, out]."""
         ends = tuple("." + part.tensor for part in (*self.ffn, *self.attention))
         return self.transposed and len(shape) == 2 and name.endswith(ends)
+
+    def entered(self, group: str) -> str:
+        """The module of a block that the stream enters on its way to a group; a norm, if it has one."""
+        if group == "attention":
+            return self.attention_norm or ""  # the block itself
+        return self.ffn_norm or self.up.rpartition(".")[0]
 
     def output(self, group: str) -> str:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""

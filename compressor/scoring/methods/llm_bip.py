@@ -15,7 +15,8 @@ down; the other modes have, with |w| mean(1/rms) or |w| mean(1/std) as the norm'
 m = mean |phi|^p and n = mean |up phi'|^p (at p = 1 bounded by the largest slope); without a gate
 m = mean |phi'|^p and no second sum.
 
-Where a norm follows the output projections (Gemma), all of this is of what that norm reads: its gain
+Where a block adds a multiple of what they give (Granite), W_down and W_o are that multiple. Where a norm
+follows the output projections (Gemma), all of this is of what that norm reads: its gain
 and its rate, which a cut changes, are left out, and s_j is no longer the error of the block's output.
 
 Provenance. The paper's body could not be read; the formulas of `bip` are as reported by a third
@@ -40,15 +41,16 @@ def score(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) ->
     down, o = weights[family.output("ffn")], weights[family.output("attention")]
     p = 1 if mode in ("bip", "bip-gated") else 2
     size = {1: 0, 2: 2}[p]  # the row of the moments: sum |x| or sum x^2
-    output = colsum(down, p=p).double()  # [channels], the p-th power of the norm of each column
+    times = geometry.times**p  # of what the block adds
+    output = times * colsum(down, p=p).double()  # [channels], the p-th power of each column's norm
     ffn = (statistics["ffn"][size] * output) ** (1 / p)
     through = amplification(weights, statistics, geometry, mode, output)
     if mode == "bip-gram":
         columns = o.float().unflatten(1, (groups, -1)).transpose(0, 1)  # [groups, hidden, channels]
         metric = (columns * through.float()[:, None]).transpose(1, 2) @ columns
-        attention = (statistics["gram"] * metric).sum((1, 2)).clamp_min(0).sqrt()
+        attention = (times * statistics["gram"] * metric).sum((1, 2)).clamp_min(0).sqrt()
     else:
-        channel = statistics["attention"][size] * colsum(o, through.float(), p=p).double()
+        channel = times * statistics["attention"][size] * colsum(o, through.float(), p=p).double()
         attention = channel.view(groups, -1).sum(1) ** (1 / p)
     return {"attention": attention, "ffn": ffn}
 
@@ -67,8 +69,8 @@ def amplification(weights, statistics, geometry: BlockGeometry, mode: str, outpu
     if mode == "bip":
         return 1 + colsum(up, output.float()).double()
     gain = statistics["norm_rate"]
-    if family.ffn_norm + ".weight" in weights:
-        weight = weights[family.ffn_norm + ".weight"].double() + family.norm_offset
+    if (norm := f"{family.ffn_norm}.weight") in weights:
+        weight = weights[norm].double() + family.norm_offset
         gain = weight.abs() * gain
     if family.gate is None:
         p = 1 if mode == "bip-gated" else 2

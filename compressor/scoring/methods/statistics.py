@@ -16,6 +16,7 @@ from torch import nn
 
 from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
+from compressor.model.layers import norm_of
 from compressor.model.observing import Entering, Passed, observed
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods.activations import slope
@@ -42,7 +43,7 @@ class BlockStatistics:
         }
         passed: dict[str, Passed] = {}
         if "gated" in self.wanted:
-            entering[family.ffn_norm] = self._before_norm
+            entering[family.entered("ffn")] = self._before_norm
             if family.gate not in (None, family.up):
                 passed[family.gate] = self._gate
             passed[family.up] = self._plain if family.gate is None else self._gated
@@ -82,9 +83,11 @@ class BlockStatistics:
         return self.batch.mask_on(x.device)
 
     def _before_norm(self, x: torch.Tensor) -> None:
-        norm = self.layer.get_submodule(self.geometry.family.ffn_norm)
+        norm = norm_of(self.layer, self.geometry.family, "ffn")
         x = self.batch.real(x).float()
-        if isinstance(norm, nn.LayerNorm):
+        if isinstance(norm, nn.Identity):
+            rate = torch.ones_like(x[..., 0])
+        elif isinstance(norm, nn.LayerNorm):
             rate = torch.rsqrt(x.var(-1, correction=0) + norm.eps)
         else:
             rate = torch.rsqrt(x.square().mean(-1) + self.geometry.norm_eps)

@@ -34,6 +34,7 @@ from compressor.writing.record import write_record
 # What a family cannot be written as, and the words that say so.
 REFUSED: dict[tuple[str, str], str] = {
     ("bloom", "uniform"): "use --layout per-layer",
+    ("falcon", "per-layer"): "no code for falcon blocks",
     ("gpt2", "per-layer"): "no code for gpt2 blocks",
     ("gpt_neox", "per-layer"): "no code for gpt_neox blocks",
     ("opt", "per-layer"): "no code for opt blocks",

@@ -35,16 +35,23 @@ DEFAULT_SHARES = {"gpt_neox": 0.25}  # of a head's channels that are turned; all
 # The class of the tokenizer where neither the tokenizer's config nor the model's names one.
 TOKENIZERS = {
     "bloom": "BloomTokenizer",
+    "cohere": "CohereTokenizer",
+    "falcon": "PreTrainedTokenizerFast",
+    "gemma": "GemmaTokenizer",
     "gemma2": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
     "gpt_neox": "GPTNeoXTokenizer",
+    "granite": "GPT2Tokenizer",
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
+    "olmo2": "GPTNeoXTokenizer",
     "opt": "GPT2Tokenizer",
     "phi3": "LlamaTokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "smollm3": "PreTrainedTokenizerFast",
+    "starcoder2": "GPT2Tokenizer",
 }
 
 

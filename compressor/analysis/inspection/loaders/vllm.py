@@ -26,17 +26,24 @@ SEEN = f"{RULES}, seen in 0.32"
 # Its classes, by the architecture that a config names, and the activations of their FFN; None is any.
 CLASSES = {
     "BloomForCausalLM": None,
+    "CohereForCausalLM": ("silu",),
+    "FalconForCausalLM": None,
     nas.ARCHITECTURE: ("silu",),
     "GPT2LMHeadModel": None,
     "GPTNeoXForCausalLM": None,  # transformers' own class, which vLLM runs
     "Gemma2ForCausalLM": ("gelu_pytorch_tanh",),
     "Gemma3ForCausalLM": ("gelu_pytorch_tanh", "gelu", "silu"),
+    "GemmaForCausalLM": ("gelu_pytorch_tanh", "gelu"),
+    "GraniteForCausalLM": ("silu",),
     "LlamaForCausalLM": ("silu",),
     "MistralForCausalLM": ("silu",),
     "OPTForCausalLM": None,
+    "Olmo2ForCausalLM": None,  # as of SmolLM3 and StarCoder 2, transformers' own
     "Phi3ForCausalLM": ("silu",),
     "Qwen2ForCausalLM": ("silu",),
     "Qwen3ForCausalLM": ("silu",),
+    "SmolLM3ForCausalLM": None,
+    "Starcoder2ForCausalLM": None,
 }
 NO_CLASS = ("BaichuanForCausalLM",)
 # What they make of a head in the files that the config ties to the embedding: the others take it.
@@ -59,7 +66,7 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
         return Answer(target, False, reason, how)
     if own_class(facts) not in CLASSES:
         return Answer(target, None, f"{own_class(facts)} was not tried with it")
-    checks = (files, config, activation, heads, tensors, head, no_tokenizer)
+    checks = (files, config, activation, heads, width, tensors, head, no_tokenizer)
     if reason := first_of(checks, facts):
         return Answer(target, False, reason, how)
     for block in facts.widths:
@@ -124,6 +131,14 @@ def heads(facts: Facts) -> str | None:
         f"its {own_class(facts)} has hidden size / heads channels a head, and {block.hidden} / "
         f"{block.heads} is not {block.head_dim}"
     )
+
+
+def width(facts: Facts) -> str | None:
+    """One class knows a single width."""
+    times, block = facts.folder.family.served_ffn, facts.widths[0]
+    if times is None or block.ffn == times * block.hidden:
+        return None
+    return f"its {own_class(facts)} has {times} x {block.hidden} FFN channels, not {block.ffn}"
 
 
 def head(facts: Facts) -> str | None:
