@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -22,6 +21,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from counting import Counting, add_option
+from made_once import small_examples, whole  # noqa: F401
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -30,14 +30,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from unequal import written
-from verifying import in_this_process
+from verifying import verified_here  # noqa: F401
 
 from compressor.kernels import native, triton_support
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import FAMILIES, Family, modeling_alibi
 from compressor.model.per_layer import class_of, config_name, has_uniform
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SIZES = {
     "vocab_size": 120,
@@ -83,15 +82,6 @@ def why_not(kind: str) -> str | None:
 def pytest_collection_modifyitems(items: list) -> None:
     """The longest first, which the others then run beside."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
-
-
-@pytest.fixture(autouse=True)
-def verified_here(request):
-    """Results are verified in this process, but where a test is about a fresh one."""
-    with pytest.MonkeyPatch.context() as patched:
-        if not request.node.get_closest_marker("fresh_process"):
-            patched.setattr("compressor.verification.verify.listened", in_this_process)
-        yield
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -243,20 +233,6 @@ def rounding(any_family) -> float:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory) -> Path:
     return build_checkpoint(tmp_path_factory.mktemp("llama") / "model")
-
-
-@pytest.fixture(scope="session")
-def small_examples(tmp_path_factory) -> Path:
-    """The folder `examples`, with a smaller model of the same name, tokenizer and way to be cut."""
-    folder = tmp_path_factory.mktemp("small") / "examples"
-    shutil.copytree(EXAMPLES, folder)
-    model, special = folder / "tiny-llama", {"bos_token_id": 0, "eos_token_id": 1}
-    sizes = {"vocab_size": 4096, "intermediate_size": 768, "num_hidden_layers": 2}
-    sizes |= {"max_position_embeddings": 128, "tie_word_embeddings": True, "pad_token_id": None}
-    build_checkpoint(model, **sizes, **special)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(EXAMPLES / "tiny-llama" / name, model)
-    return folder
 
 
 @pytest.fixture(scope="session")

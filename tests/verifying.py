@@ -4,10 +4,13 @@ The same `main` runs on the same arguments, and what it prints is read as it is 
 that are about the process are marked `fresh_process`, and have one.
 """
 
+import sys
 import traceback
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from unittest import mock
+
+import pytest
 
 from compressor.verification import child
 
@@ -17,9 +20,29 @@ MODULE = child.__name__
 def in_this_process(command: list[str], progress: child.Progress) -> tuple[int, str, str]:
     """What `compressor.verification.verify.listened` gives: exit code, what was printed, errors."""
     arguments = command[command.index(MODULE) + 1 :]
-    with redirect_stdout(StringIO()) as out, mock.patch.object(child, "tell", progress):
+    ours, code = sys.stderr, 0
+
+    def tell(done: int, total: int) -> None:
+        with redirect_stderr(ours):
+            progress(done, total)
+
+    with (
+        redirect_stdout(StringIO()) as out,
+        redirect_stderr(StringIO()) as errors,
+        mock.patch.object(child, "tell", tell),
+    ):
         try:
             child.main(arguments)
         except Exception:
-            return 1, out.getvalue(), traceback.format_exc()
-    return 0, out.getvalue(), ""
+            code = 1
+            traceback.print_exc()
+    return code, out.getvalue(), errors.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def verified_here(request):
+    """Results are verified in this process, but where a test is about a fresh one."""
+    with pytest.MonkeyPatch.context() as patched:
+        if not request.node.get_closest_marker("fresh_process"):
+            patched.setattr("compressor.verification.verify.listened", in_this_process)
+        yield
