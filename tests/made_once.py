@@ -24,6 +24,12 @@ def small_examples(make_checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(params=["a smaller model", pytest.param("as it is", marks=pytest.mark.slow)])
+def examples_folder(request, small_examples) -> Path:
+    """What documented code reads; on the bundled model itself it takes minutes."""
+    return small_examples if request.param == "a smaller model" else EXAMPLES
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Callable[..., Path]:
     """The function that gives the result of a job that nothing interrupts; the same job runs once."""

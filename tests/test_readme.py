@@ -17,12 +17,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-@pytest.fixture(params=["a smaller model", pytest.param("as it is", marks=pytest.mark.slow)])
-def clone(request, small_examples, tmp_path) -> Path:
-    """A folder with what the commands read; on the bundled model itself they take minutes."""
+@pytest.fixture
+def clone(examples_folder, tmp_path) -> Path:
+    """A folder with what the commands read."""
     folder = tmp_path / "clone"
-    examples = small_examples if request.param == "a smaller model" else ROOT / "examples"
-    shutil.copytree(examples, folder / "examples")
+    shutil.copytree(examples_folder, folder / "examples")
     (folder / "build").mkdir()
     return folder
 
