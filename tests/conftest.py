@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from unequal import written
-from verifying import verified_here  # noqa: F401
+from verifying import verified_freshly, verified_here  # noqa: F401
 
 from compressor.kernels import native, triton_support
 from compressor.model.checkpoint import Checkpoint

@@ -12,9 +12,10 @@ from unittest import mock
 
 import pytest
 
-from compressor.verification import child
+from compressor.verification import child, verify
 
 MODULE = child.__name__
+LISTENED = verify.listened
 
 
 def in_this_process(command: list[str], progress: child.Progress) -> tuple[int, str, str]:
@@ -39,10 +40,18 @@ def in_this_process(command: list[str], progress: child.Progress) -> tuple[int, 
     return code, out.getvalue(), errors.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def verified_here(request):
-    """Results are verified in this process, but where a test is about a fresh one."""
+@pytest.fixture(scope="session", autouse=True)
+def verified_here():
+    """Results are verified in this process, those of every fixture too."""
     with pytest.MonkeyPatch.context() as patched:
-        if not request.node.get_closest_marker("fresh_process"):
-            patched.setattr("compressor.verification.verify.listened", in_this_process)
+        patched.setattr(verify, "listened", in_this_process)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def verified_freshly(request):
+    """But where a test is about a fresh process."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.node.get_closest_marker("fresh_process"):
+            patched.setattr(verify, "listened", LISTENED)
         yield
