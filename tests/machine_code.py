@@ -6,12 +6,16 @@ about seven for every byte that a copy of its memory moves (`bench/PREDICTIONS.m
 more is bound by its instructions.
 """
 
+import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from compressor.kernels.sass import Figures
 
 ARCHS = (80, 89, 90, 100, 120)
+# What tests have Triton compile is found again by the others, and by the next run.
+TRITON_CACHE = str(Path(tempfile.gettempdir(), "compressor-triton"))
 
 
 @dataclass(frozen=True)

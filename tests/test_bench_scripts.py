@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from machine_code import TRITON_CACHE
 
 from compressor import _C
 from compressor.evaluation.reference import perplexity
@@ -311,7 +312,7 @@ def test_predictions(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     done = subprocess.run(
         [sys.executable, str(BENCH / "predict.py"), "--page", str(page)],
-        env=environment | {"PYTHONSAFEPATH": "1"},
+        env=environment | {"PYTHONSAFEPATH": "1", "TRITON_CACHE_DIR": TRITON_CACHE},
         capture_output=True,
         text=True,
     )

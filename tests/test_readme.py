@@ -17,11 +17,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
+@pytest.fixture
+def clone(examples_folder, tmp_path) -> Path:
     """A folder with what the commands read."""
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "examples", folder / "examples")
+    folder = tmp_path / "clone"
+    shutil.copytree(examples_folder, folder / "examples")
     (folder / "build").mkdir()
     return folder
 

@@ -12,6 +12,7 @@ import ast
 import os
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -30,6 +31,7 @@ SKIPPED_FOLDERS = {
 }
 
 SPLITS = ("train", "held-out")
+STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 PROSE = 200  # characters: shorter docstrings say what a name says
 
 
@@ -62,10 +64,16 @@ def stdlib_prose(split: str) -> list[str]:
     """The docstrings of a module as one string, for every module of the split that has such; behind
     those of `train` the help topics.
     """
+    return [*prose(split)]
+
+
+@cache
+def prose(split: str) -> tuple[str, ...]:
+    """The same; to parse the library takes seconds, and a process may run several jobs."""
     documents = ["\n\n".join(docstrings(text)) + "\n" for text in sources(split)]
     if split == "train":
         documents += help_topics()
-    return [text for text in documents if text.strip()]
+    return tuple(text for text in documents if text.strip())
 
 
 def sources(split: str) -> Iterator[str]:
@@ -84,11 +92,22 @@ def docstrings(source: str) -> Iterator[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node) or ""
             if len(text) >= PROSE:
                 yield text
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """A module and its statements, level by level: `ast.walk` without the expressions, which hold no
+    docstring and are most of it.
+    """
+    level: list[ast.AST] = [tree]
+    while level:
+        yield from level
+        below = (child for node in level for child in ast.iter_child_nodes(node))
+        level = [child for child in below if isinstance(child, STATEMENTS)]
 
 
 def help_topics() -> list[str]:

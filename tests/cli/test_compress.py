@@ -22,6 +22,7 @@ JSON_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.fresh_process
 def test_the_whole_job(llama, text_file, tmp_path, capsys):
     dest = tmp_path / "small"
     code = compress(
@@ -193,7 +194,10 @@ def test_work_dir_is_the_users(llama, quick, tmp_path):
     (tmp_path / "work" / "precious").touch()
     options = [*quick, "--work-dir", tmp_path / "work"]
     assert compress(llama, tmp_path / "out", "--keep", 0.7, *options) == 0
-    assert compress(llama, tmp_path / "out2", "--keep", 0.7, *options, "--calibration", "typo") == 2
+    assert (
+        compress(llama, tmp_path / "out2", "--keep", 0.7, *options, "--calibration", "typo.txt")
+        == 2
+    )
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["precious"]
 
 

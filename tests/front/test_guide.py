@@ -9,8 +9,8 @@ from compressor.scoring.methods import METHODS
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_guide_runs(tmp_path, monkeypatch, capsys):
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+def test_the_guide_runs(examples_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(examples_folder, tmp_path / "examples")
     (tmp_path / "build").mkdir()
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")

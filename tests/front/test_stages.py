@@ -87,6 +87,7 @@ def test_no_repair_is_the_cut(llama, loaded, ids):
     assert same(LoadedModel(left), LoadedModel(small))
 
 
+@pytest.mark.fresh_process
 def test_what_is_saved_is_verified(llama, loaded, ids, tmp_path):
     """With a tokenizer it loads in a fresh process, and computes what its source does without units."""
     tokenizer = Checkpoint(llama).tokenizer()

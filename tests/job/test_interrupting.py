@@ -92,7 +92,7 @@ def started(folder: str, ready, *arguments, **given) -> subprocess.Popen:
         ("keep-0.7", signal.SIGINT, True),
     ],
 )
-def test_a_signal_says_what_is_kept(llama, asked, tmp_path, folder, number, ignored):
+def test_a_signal_says_what_is_kept(llama, asked, whole, tmp_path, folder, number, ignored):
     dest = tmp_path / "part"
     ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
     process = started(folder, tmp_path / "ready", llama, dest, *asked, preexec_fn=ignore)
@@ -106,8 +106,7 @@ def test_a_signal_says_what_is_kept(llama, asked, tmp_path, folder, number, igno
     )
     assert left_over(dest) == ["part.work"]
     assert compress(llama, dest, *asked, "--resume") == 0
-    assert compress(llama, tmp_path / "whole", *asked) == 0
-    assert same_files(tmp_path / "whole", dest) and left_over(dest) == ["part"]
+    assert same_files(whole(llama, *asked), dest) and left_over(dest) == ["part"]
 
 
 def test_what_a_kill_left_is_told_by_the_next_run(llama, asked, tmp_path, capsys):
@@ -139,14 +138,13 @@ PASSES = [
 @pytest.mark.parametrize("between", [pauses.EVERY, 0], ids=["blocks", "states too"])
 @pytest.mark.parametrize(("folder", "options"), PASSES, ids=lambda x: " ".join(x) if x else "")
 def test_every_pass_goes_on(
-    llama, asked, tmp_path, capsys, monkeypatch, interrupted, folder, options, between
+    llama, asked, whole, tmp_path, capsys, monkeypatch, interrupted, folder, options, between
 ):
-    monkeypatch.setattr(pauses, "EVERY", between)
     asked = [*asked, *options]
     if "--repair" not in options:
         asked += ["--repair", "none"]
-    dest = tmp_path / "part"
-    assert compress(llama, tmp_path / "whole", *asked) == 0
+    dest, expected = tmp_path / "part", whole(llama, *asked)
+    monkeypatch.setattr(pauses, "EVERY", between)
     interrupted(folder, 3)
     capsys.readouterr()
     assert compress(llama, dest, *asked) == 130
@@ -157,7 +155,7 @@ def test_every_pass_goes_on(
     monkeypatch.setattr(saved_blocks, "save_file", spied(saved_blocks.save_file, kept, folder))
     assert compress(llama, dest, *asked, "--resume") == 0
     assert len(kept) == 1  # the third block alone was found anew
-    assert same_files(tmp_path / "whole", dest) and left_over(dest) == ["part"]
+    assert same_files(expected, dest) and left_over(dest) == ["part"]
 
 
 def spied(save, kept: list, folder: str):

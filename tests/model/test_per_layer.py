@@ -81,6 +81,7 @@ def test_without_its_code_it_does_not_load(any_unequal, tmp_path):
         AutoModelForCausalLM.from_pretrained(unequal)
 
 
+@pytest.mark.fresh_process
 def test_it_passes_verification_in_a_fresh_process(unequal, llama):
     report = verify(unequal, llama)
     assert report["class"] == "PerLayerMistralForCausalLM"

@@ -77,6 +77,7 @@ def test_half_precision(make_checkpoint, tmp_path, dtype):
     assert torch.equal(logits(model, source), logits(fake_quantised(source), source))
 
 
+@pytest.mark.fresh_process
 def test_verified_in_a_fresh_process(llama, tmp_path, capsys):
     command = [llama, tmp_path / "q", "--quantize", "w4a16", "--quantize-group", GROUP, "--json"]
     assert compress(*command, "--quantize-clip", "none") == 0

@@ -21,7 +21,7 @@ TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"
 
 @pytest.mark.parametrize("method", ["lora", "distill"])
 def test_the_whole_job(any_family, equal_layout, options, text_file, tmp_path, capsys, method):
-    """Verified in a fresh process: the cut against its source, the recovered against what it was."""
+    """Verified: the cut against its source, the recovered against what it was."""
     dest = tmp_path / "out"
     options = [o for o in options if o != "--no-verify"]
     if Checkpoint(any_family).family.model_type != "llama" or method == "distill":

@@ -43,7 +43,7 @@ def test_an_interrupted_job_is_resumed(
 
 @pytest.mark.parametrize("moment", ["verdict", "adopt", "conclude", "publish_results"])
 def test_an_interruption_after_the_training_is_resumed(
-    llama, options, tmp_path, monkeypatch, moment
+    llama, options, whole, tmp_path, monkeypatch, moment
 ):
     import compressor.job.compress
     import compressor.job.recover
@@ -52,12 +52,12 @@ def test_an_interruption_after_the_training_is_resumed(
         raise KeyboardInterrupt
 
     module = compressor.job.recover if moment == "verdict" else compressor.job.compress
-    assert compress(llama, tmp_path / "whole", "--keep", 0.7, *options) == 0
+    expected = whole(llama, "--keep", 0.7, *options)
     with monkeypatch.context() as patched:
         patched.setattr(module, moment, stop)
         assert compress(llama, tmp_path / "dest", "--keep", 0.7, *options) == 130
     assert compress(llama, tmp_path / "dest", "--keep", 0.7, *options, "--resume") == 0
-    assert same_files(tmp_path / "dest", tmp_path / "whole")
+    assert same_files(tmp_path / "dest", expected)
     assert left_over(tmp_path / "dest") == ["dest"]
 
 

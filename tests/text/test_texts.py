@@ -74,9 +74,19 @@ def test_whole_pairs_are_characters(tmp_path):
 
 
 def test_missing_file_that_is_no_data_set_either(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="There is no file 'nowhere/at-all'"):
-        read_text("nowhere/at-all")
+    def unknown(name, split):
+        raise FileNotFoundError(f"Data set {name!r} is not known.")
+
+    for datasets, told in (
+        (
+            SimpleNamespace(load_dataset=unknown),
+            "could be loaded: Data set 'nowhere/at-all' is not",
+        ),
+        (None, "install `datasets`"),  # as where it is not installed
+    ):
+        monkeypatch.setitem(sys.modules, "datasets", datasets)
+        with pytest.raises(InputError, match=f"There is no file 'nowhere/at-all'.*{told}"):
+            read_text("nowhere/at-all")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from edits import edit_tensors
 from jobs import compress
+from verifying import MODULE, in_this_process
 
 from compressor.config.target import Target
 from compressor.errors import InputError, VerificationError
@@ -92,10 +93,24 @@ def test_one_changed_column_of_a_repaired_result_is_noticed(mended, llama, name,
         verify_here(mended, llama)
 
 
+@pytest.mark.fresh_process
 def test_a_good_result_passes_in_a_fresh_process(written, llama):
     report = verify(written, llama)
     assert report["logits_difference"] <= 1e-3
     assert report["parameters"] == Checkpoint(written).parameters
+    # Most other tests have the same in this process.
+    told = []
+    code, printed, _ = in_this_process(
+        [MODULE, str(written), str(llama)], lambda *given: told.append(given)
+    )
+    assert (code, json.loads(printed)) == (0, report)
+    assert told[-1][0] == told[-1][1] > 0
+
+
+def test_what_breaks_off_is_said(written, monkeypatch):
+    monkeypatch.setattr("compressor.verification.child.load", lambda folder: 1 / 0)
+    with pytest.raises(VerificationError, match=r"(?s)broke off:.*ZeroDivisionError"):
+        verify(written)
 
 
 def test_without_a_source_it_must_load(written):
@@ -122,7 +137,7 @@ def test_a_missing_tensor_is_noticed(written):
         verify_here(written)
 
 
-def test_a_wrong_width_is_noticed_in_the_fresh_process(written, llama):
+def test_a_wrong_width_is_noticed_before_anything_loads(written, llama):
     config = json.loads((written / "config.json").read_text())
     config["intermediate_size"] += 4
     (written / "config.json").write_text(json.dumps(config))

@@ -129,7 +129,7 @@ def test_amplification_is_norm_slope_and_both_projections(plain, mode):
 
 
 def test_generation_after_a_cut(plain, text_file, tmp_path, capsys):
-    """The whole job, verified in a fresh process."""
+    """The whole job, verified."""
     dest = tmp_path / "out"
     given = [plain, dest, "--keep-blocks", 0.75, "--calibration", text_file, "--length", 32,
              "--samples", 6, "--repair", "bias", "--json"]  # fmt: skip
