@@ -1,0 +1,301 @@
+"""Every fault that is mended: it is named, the result computes what it should, the source stays."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import pytest
+import torch
+from edits import edit_config, edit_tensors
+from safetensors.torch import load_file, save_file
+from spoiled import (
+    FFN,
+    GROUPS,
+    as_shards,
+    as_state_dict,
+    logits,
+    narrow_ffn,
+    narrow_heads,
+)
+
+from compressor.analysis.doctor import EVERY
+from compressor.analysis.inspection import inspect
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.tensors import INDEX, SINGLE
+
+BLOCKS = range(3)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """spoil: makes the fault. fault: its name. says: of config.json afterwards. answers: of the user."""
+
+    spoil: Callable
+    fault: str
+    says: dict = field(default_factory=dict)
+    answers: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spoil.__name__
+
+
+def optipfair(folder):
+    """Its MLP_GLU pruning of every block, by a version that forgets the config."""
+    edit_tensors(folder, lambda t: [narrow_ffn(t, block, FFN) for block in BLOCKS])
+
+
+def kv_groups(folder):
+    edit_tensors(folder, lambda t: [narrow_heads(t, block, GROUPS) for block in BLOCKS])
+
+
+def no_head_dim(folder):
+    """The heads are right, and what a head has is left to hidden size / heads, which is 8."""
+    kv_groups(folder)
+    edit_config(folder, num_attention_heads=4, num_key_value_heads=2, head_dim=...)
+
+
+def undivided(folder):
+    """Heads that transformers' class does not take."""
+    edit_tensors(folder, lambda t: [narrow_heads(t, block, 3) for block in BLOCKS])
+
+
+def resized(folder):
+    edit_config(folder, vocab_size=99)
+
+
+def hidden(folder):
+    edit_config(folder, hidden_size=40, head_dim=...)
+    edit_config(folder, head_dim=4)
+
+
+def blocks(folder):
+    edit_config(folder, num_hidden_layers=5)
+
+
+def dropped(folder):
+    """A block is taken out and the rest keep their numbers; here one that adds nothing was."""
+
+    def change(tensors):
+        for name in list(tensors):
+            if name.startswith("model.layers.2."):
+                tensors[name.replace("layers.2.", "layers.4.")] = tensors.pop(name)
+
+    edit_tensors(folder, change)
+
+
+def state_dict(folder):
+    as_state_dict(folder)
+
+
+def checkpoint_of_a_training(folder):
+    torch.save({"state_dict": load_file(folder / SINGLE), "step": 3}, folder / "last.pt")
+    torch.save({"lr": 0.1}, folder / "optimizer.pt")
+    (folder / SINGLE).unlink()
+
+
+def old_pickle(folder):
+    """The format before PyTorch 1.6, which cannot be mapped."""
+    torch.save(
+        load_file(folder / SINGLE),
+        folder / "pytorch_model.bin",
+        _use_new_zipfile_serialization=False,
+    )
+    (folder / SINGLE).unlink()
+
+
+def wrapped(folder):
+    def change(tensors):
+        for name in list(tensors):
+            tensors[f"module.{name}"] = tensors.pop(name)
+
+    edit_tensors(folder, change)
+
+
+def no_index(folder):
+    as_shards(folder, SHARDS)
+
+
+def index_of_others(folder):
+    """It was made before the files were named anew."""
+    placed = as_shards(folder, SHARDS)
+    named = {name: file.replace("model-", "old-") for name, file in placed.items()}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": named}))
+
+
+def totals(folder):
+    placed = as_shards(folder, SHARDS)
+    index = {"metadata": {"total_size": 7}, "weight_map": placed}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def half_an_index(folder):
+    placed = as_shards(folder, SHARDS)
+    some = {name: file for name, file in placed.items() if "layers.1" not in name}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": some}))
+
+
+def variant(folder):
+    (folder / SINGLE).rename(folder / "model.fp16.safetensors")
+
+
+def redirected(folder):
+    (folder / SINGLE).rename(folder / "weights.safetensors")
+    edit_config(folder, transformers_weights="weights.safetensors")
+
+
+def twice(folder):
+    whole = (folder / SINGLE).read_bytes()
+    placed = as_shards(folder, SHARDS)
+    (folder / SINGLE).write_bytes(whole)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+
+
+def index_alone_left(folder):
+    """The shards went, and their index stayed beside the single file."""
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(folder / SINGLE), SHARDS[0])}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def adapter_settings(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
+def adapter_of_zeros(folder):
+    adapter_settings(folder)
+    factors = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.zeros(3, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+
+
+def merged_adapter(folder):
+    adapter_settings(folder)
+    factors = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.ones(3, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+
+
+def own_head(folder):
+    """The config ties, and the head that is there is another: transformers 5 uses it."""
+    edit_config(folder, tie_word_embeddings=True)
+
+
+def zero_biases(folder):
+    def change(tensors):
+        for block in BLOCKS:
+            tensors[f"model.layers.{block}.self_attn.o_proj.bias"] = torch.zeros(32)
+
+    edit_tensors(folder, change)
+
+
+def wrong_dtype(folder):
+    edit_config(folder, dtype="float16", torch_dtype="float16")
+
+
+def other_theta(folder):
+    """As transformers 5 saves it, and versions before would turn otherwise."""
+    edit_config(folder, rope_parameters={"rope_theta": 10000.0, "rope_type": "default"})
+    edit_config(folder, rope_theta=500000.0)
+
+
+def padding(folder):
+    edit_config(folder, pad_token_id=120)
+
+
+CASES = (
+    Case(optipfair, "FFN width", {"intermediate_size": FFN}),
+    Case(kv_groups, "heads", {"num_attention_heads": 4, "num_key_value_heads": 2}, {"head_dim": 4}),
+    Case(no_head_dim, "heads", {"num_attention_heads": 4, "head_dim": 4}, {"head_dim": 4}),
+    Case(undivided, "container", {"model_type": "mistral", "num_attention_heads": 6}),
+    Case(resized, "vocab_size", {"vocab_size": 120}),
+    Case(hidden, "hidden_size", {"hidden_size": 32}),
+    Case(blocks, "num_hidden_layers", {"num_hidden_layers": 3}),
+    Case(dropped, "blocks' numbers", {"num_hidden_layers": 3}),
+    Case(state_dict, "pickled weights"),
+    Case(checkpoint_of_a_training, "pickled weights"),
+    Case(old_pickle, "pickled weights"),
+    Case(wrapped, "names"),
+    Case(no_index, "index"),
+    Case(index_of_others, "index"),
+    Case(totals, "index"),
+    Case(half_an_index, "index"),
+    Case(variant, "index"),
+    Case(redirected, "weights by another name", {"transformers_weights": None}),
+    Case(twice, "weights twice"),
+    Case(index_alone_left, "weights twice"),
+    Case(adapter_settings, "adapter"),
+    Case(adapter_of_zeros, "adapter"),
+    Case(merged_adapter, "adapter", answers={"merged": True}),
+    Case(own_head, "head", {"tie_word_embeddings": False}),
+    Case(zero_biases, "biases", {"attention_bias": False}),
+    Case(wrong_dtype, "dtype", {"dtype": "float32", "torch_dtype": "float32"}),
+    Case(other_theta, "rotary settings", {"rope_theta": 10000.0}, {"rope": "rope_parameters"}),
+    Case(padding, "padding", {"pad_token_id": None}),
+)
+
+
+def digests(folder) -> dict[str, str]:
+    return {p.name: sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_it_is_mended(folder, cure, right, case):
+    case.spoil(folder)
+    before = digests(folder)
+    result, out = cure(**case.answers)
+    assert case.fault in [each["fault"] for each in result["found"]]
+    assert torch.allclose(logits(out), right, atol=1e-5)
+    config = json.loads((out / "config.json").read_text())
+    assert {key: config.get(key) for key in case.says} == case.says
+    assert result["report"]["logits_difference"] < 1e-4 and result["report"]["generated"]
+    assert digests(folder) == before
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["fixed", "folder"]
+    assert [p.name for p in out.glob("*.bin")] + [p.name for p in out.glob("adapter*")] == []
+    assert inspect(out)["problems"] == [] and Checkpoint(out).notes == []
+
+
+def test_every_fault_is_tried():
+    assert {case.fault for case in CASES} == {fault.name for fault in EVERY}
+
+
+def test_what_is_mended_has_no_fault(folder, cure):
+    optipfair(folder)
+    _, out = cure()
+    shutil.rmtree(folder)
+    out.rename(folder)
+    assert cure()[0] == {"path": str(folder), "out": None, "found": []}
+    assert not out.exists()
+
+
+def test_a_head_that_is_stored_twice(folder, cure):
+    edit_config(folder, tie_word_embeddings=True)
+    edit_tensors(folder, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
+    expected = logits(folder)
+    result, out = cure()
+    assert "is stored beside it" in result["found"][0]["seen"]
+    assert HEAD not in load_file(out / SINGLE) and torch.equal(logits(out), expected)
+
+
+def test_a_head_that_nobody_ties(folder, cure):
+    edit_tensors(folder, lambda tensors: tensors.pop(HEAD))
+    _, out = cure(tied=True)
+    model = Checkpoint(out)
+    assert model.ties and model.tied
+    weights = load_file(folder / SINGLE)[EMBEDDING]
+    assert torch.equal(load_file(out / SINGLE)[EMBEDDING], weights)
+
+
+def test_rotary_settings_that_older_versions_misread(make_checkpoint, folder, cure):
+    shutil.rmtree(folder)
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+    make_checkpoint(folder, rope_parameters=rope)
+    edit_config(folder, rope_scaling=None)
+    expected = logits(folder)
+    result, out = cure()
+    assert "it would read rope_theta 10000" in result["found"][0]["seen"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["rope_theta"] == 5000.0 and config["rope_parameters"] == rope
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert torch.equal(logits(out), expected)
