@@ -11,11 +11,9 @@ from compressor.cli import flags
 from compressor.cli.arguments import Panels, offers
 from compressor.config.job import JobConfig
 from compressor.config.runtime import Runtime
-from compressor.errors import InputError
 
 OFFERED: Panels = {flags.OUTPUT: {Runtime: ("verify", "overwrite")}}
 ANSWERS = "Where it can mean two things"
-ROPES = ("rope_scaling", "rope_parameters")
 
 
 @offers(OFFERED)
@@ -60,8 +58,6 @@ def doctor(
     options: dict,
 ) -> None:
     """Mend a folder whose config does not fit its tensors, or whose files loaders stumble over."""
-    if rope not in (None, *ROPES):
-        raise InputError(f"--rope is {' or '.join(ROPES)}, not {rope!r}.")
     from compressor.analysis.doctor.fault import Asked
     from compressor.job.doctor import mend
     from compressor.job.progress import Lines

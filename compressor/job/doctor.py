@@ -11,8 +11,10 @@ from compressor.analysis.doctor import Examined, examine
 from compressor.analysis.doctor.fault import Asked
 from compressor.analysis.doctor.mended import Mended, writer
 from compressor.analysis.doctor.reference import reference
-from compressor.config.layouts import PADDED
+from compressor.analysis.doctor.settings import ROPES
+from compressor.config.layouts import PADDED, check_layout_name
 from compressor.config.runtime import Runtime
+from compressor.errors import InputError
 from compressor.job.destination import check_dest
 from compressor.job.progress import Lines
 from compressor.job.run import Run, open_run
@@ -36,6 +38,7 @@ def mend(folder: Path, out: Path, asked: Asked, runtime: Runtime, lines: Lines) 
     `found` is a list of `fault`, `seen` and `done`; `out` None where there are none. `report` is what
     the fresh process found. `InputError` says why a folder cannot be mended.
     """
+    check_asked(asked)
     check_dest(folder, out, runtime)
     examined = examine(folder, asked)
     result = {"path": str(folder), "out": None, "found": [asdict(each) for each in examined.found]}
@@ -64,6 +67,13 @@ def mend(folder: Path, out: Path, asked: Asked, runtime: Runtime, lines: Lines) 
         "report": report,
         "notes": [*notes, *class_notes(folder, out)],
     }
+
+
+def check_asked(asked: Asked) -> None:
+    if asked.rope not in (None, *ROPES):
+        raise InputError(f"--rope is {' or '.join(ROPES)}, not {asked.rope!r}.")
+    if asked.layout is not None:
+        check_layout_name(asked.layout)
 
 
 def tidy(source: Mended, folder: Path) -> None:

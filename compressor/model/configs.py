@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import CompressorError, InputError, in_a_line
+from compressor.errors import CompressorError, InputError, MendableError, in_a_line
 from compressor.model.families import FAMILIES, Family
 from compressor.model.per_layer import config_name, open_config
 
@@ -76,10 +76,10 @@ def load_config(path: Path, family: Family, written: Mapping, translated: bool):
     except Exception as error:  # whatever the class raises, it is the config that it cannot take
         import transformers
 
-        raise InputError(
-            f"transformers {transformers.__version__} refuses the config of {path}: {in_a_line(error)}"
-            f"{way_out(written, family)}"
-        ) from error
+        refused = f"transformers {transformers.__version__} refuses the config of {path}"
+        way = way_out(written, family)
+        said = f"{refused}: {in_a_line(error)}{way}"
+        raise (MendableError(said, path) if way else InputError(said)) from error
 
 
 def config_of(written: Mapping, family: Family):

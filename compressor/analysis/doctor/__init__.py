@@ -12,7 +12,7 @@ from compressor.analysis.doctor import biases, files, heads, pickles, settings, 
 from compressor.analysis.doctor.fault import Asked, Fault, Found, Patient, treat
 from compressor.analysis.doctor.mended import Mended
 from compressor.config.json_files import read_object
-from compressor.errors import InputError
+from compressor.errors import InputError, MendableError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.configs import read_as_given
 
@@ -40,14 +40,21 @@ def examine(path: Path, asked: Asked | None = None) -> Examined:
     if not path.is_dir():
         raise InputError(f"There is no folder {str(path)!r}; give a checkpoint folder.")
     with read_as_given():
-        config = read_object(path / "config.json", "without it no one knows what the tensors are")
-        patient = Patient(path, config, asked or Asked(), original=dict(config))
-        found = treat(patient, OF_FILES)
-        tensors.open_weights(patient)
-        found += treat(patient, tensors.NAMES)
-        tensors.complete(patient)
-        found += treat(patient, OF_TENSORS)
-        if not found:
-            Checkpoint(path)  # refuses what no mend is for
-            return Examined([], None)
-        return Examined(found, Mended(patient))
+        try:
+            return examined(path, asked or Asked())
+        except MendableError as error:  # not by this
+            raise InputError(error.said) from error
+
+
+def examined(path: Path, asked: Asked) -> Examined:
+    config = read_object(path / "config.json", "without it no one knows what the tensors are")
+    patient = Patient(path, config, asked, original=dict(config))
+    found = treat(patient, OF_FILES)
+    tensors.open_weights(patient)
+    found += treat(patient, tensors.NAMES)
+    tensors.complete(patient)
+    found += treat(patient, OF_TENSORS)
+    if not found:
+        Checkpoint(path)  # refuses what no mend is for
+        return Examined([], None)
+    return Examined(found, Mended(patient))

@@ -11,7 +11,7 @@ from compressor.model.configs import config_of, other_type
 from compressor.model.per_layer import KEY
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
-OLD, NEW = "rope_scaling", "rope_parameters"  # of transformers 4 and 5, and what --rope says
+ROPES = OLD, NEW = "rope_scaling", "rope_parameters"  # of transformers 4 and 5, and for --rope
 
 
 # -- what transformers refuses --------------------------------------------------------------------
@@ -109,7 +109,7 @@ def one_rope(patient: Patient) -> str:
     olds = {OLD, "rope_local_base_freq"}
     olds |= {family.spellings.get(n, n) for n in ("rope_theta", "partial_rotary_factor")}
     if any(contradictions(patient)):
-        if patient.asked.rope not in (OLD, NEW):
+        if patient.asked.rope is None:
             raise InputError(f"Which is right is not known; say it with --rope {OLD} or {NEW}.")
         for key in {NEW} if patient.asked.rope == OLD else olds:
             config.pop(key, None)
