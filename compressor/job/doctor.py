@@ -12,9 +12,9 @@ from compressor.analysis.doctor.fault import Asked
 from compressor.analysis.doctor.mended import Mended, writer
 from compressor.analysis.doctor.reference import reference
 from compressor.analysis.doctor.settings import ROPES
-from compressor.config.layouts import PADDED, check_layout_name
+from compressor.config.layouts import check_layout_name
 from compressor.config.runtime import Runtime
-from compressor.errors import InputError
+from compressor.errors import InputError, MendableError
 from compressor.job.destination import check_dest
 from compressor.job.progress import Lines
 from compressor.job.run import Run, open_run
@@ -51,10 +51,12 @@ def mend(folder: Path, out: Path, asked: Asked, runtime: Runtime, lines: Lines) 
         with run.stage("write") as progress:
             write_folder(form, run.partial, progress=progress)
         tidy(source, run.partial)
-        record = read_record(folder) | {"doctor": described(examined)}
-        record |= {"layout": PADDED} if form.layout == PADDED else {}
-        write_record(run.partial, record)
-        written = Checkpoint(run.partial)
+        about = {"doctor": described(examined), "layout": form.layout}
+        write_record(run.partial, read_record(folder) | about)
+        try:
+            written = Checkpoint(run.partial)
+        except MendableError as error:  # not by this
+            raise InputError(f"{folder} cannot be mended: {error.said}") from error
         report = verified(source, prompts, run) if runtime.verify else None
         publish(run.partial, out)
     notes = [*source.notes, *container_notes(source, written, form.layout), *left_behind(source)]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from compressor.analysis.doctor.fault import Fault, Patient
+from compressor.analysis.inspection.files import listed, taken
 from compressor.config.json_files import object_in
 from compressor.errors import InputError
 from compressor.model.tensors import (
@@ -16,7 +17,7 @@ from compressor.model.tensors import (
 )
 from compressor.model.weight_files import ADAPTERS, shown
 
-SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.\w+")
 REDIRECTED = "transformers_weights"
 
 
@@ -77,8 +78,10 @@ def once(patient: Patient) -> str:
             f"{differing[0]} is not the same in both, so these are two models. Keep one in a copy: take "
             f"out {SINGLE}, or {INDEX} and its files."
         )
-    if len(there) < len(files):
-        return f"{INDEX} is left out: it names files that are not here, and what is has the same."
+    if len(there) < len(files) or not files:
+        return (
+            f"{INDEX} is left out: not all that it should name is here, and what is has the same."
+        )
     return f"{INDEX} and its files are left out: they hold the same tensors."
 
 
@@ -206,9 +209,38 @@ def directed(patient: Patient) -> str:
     return f"They are written as {SINGLE}."
 
 
+# -- other weights beside them --------------------------------------------------------------------
+
+
+def beside(patient: Patient) -> str | None:
+    """What some loaders read besides the files that transformers does."""
+    path = patient.path
+    if patient.files is not None or not loose(path):
+        return None
+    others = {
+        loader: names
+        for loader, files in taken(path, patient.config).items()
+        if (names := [name for name in files if name not in ADAPTERS]) != meant(patient)
+    }
+    if not others:
+        return None
+    shown_each = "; ".join(f"{loader} takes {listed(files)}" for loader, files in others.items())
+    return f"transformers takes {listed(meant(patient))} for the weights, and {shown_each}."
+
+
+def meant(patient: Patient) -> list[str]:
+    return taken(patient.path, patient.config)["transformers"]
+
+
+def alone(patient: Patient) -> str:
+    patient.files = meant(patient)
+    return "What transformers takes is written, and nothing beside it."
+
+
 FAULTS = (
     Fault("adapter", adapter, without_adapter),
     Fault("weights by another name", redirected, directed),
     Fault("weights twice", twice, once),
     Fault("index", unindexed, gathered),
+    Fault("weights beside them", beside, alone),
 )

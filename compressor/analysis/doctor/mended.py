@@ -70,13 +70,14 @@ class Filled(Padded):
 
 def writer(source: Mended) -> Cut:
     """The writer of a mended folder: of equal blocks the uniform one; of others the first layout that
-    holds them. InputError with each one's reason.
+    holds them, its own before others. InputError with each one's reason.
     """
     plan, asked = Plan.whole(source), source.patient.asked.layout
     if layout_of(plan, PER_LAYER, source.family) == UNIFORM:
         return writer_of(source, plan, UNIFORM)
     reasons = []
-    for layout in (asked,) if asked else (NAS, PER_LAYER, PADDED):
+    usual = (PER_LAYER, NAS) if KEY in source.patient.original else (NAS, PER_LAYER)
+    for layout in (asked,) if asked else (*usual, PADDED):
         try:
             return Filled(source, plan) if layout == PADDED else writer_of(source, plan, layout)
         except InputError as error:

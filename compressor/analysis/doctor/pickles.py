@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from compressor.analysis.doctor.fault import Fault, Patient, entry_of
+from compressor.analysis.doctor.files import check_whole, loose
 from compressor.config.json_files import object_in
 from compressor.errors import InputError, in_a_line
 from compressor.model.tensors import DTYPES
@@ -26,7 +27,7 @@ HOW = (
 
 
 def pickled(patient: Patient) -> str | None:
-    if any(patient.path.glob("*.safetensors")):
+    if loose(patient.path):
         return None
     names = pickles(patient.path)
     return (
@@ -49,8 +50,8 @@ def indexed(path: Path) -> list[str]:
 
 def unpickled(patient: Patient) -> str:
     names = pickles(patient.path)
-    if len(names) > 1 and not indexed(patient.path) and not all("-of-" in name for name in names):
-        raise InputError("Which of them is the model is not said; keep that alone in a copy.")
+    if not indexed(patient.path):
+        check_whole(names)
     for name in names:
         for key, tensor in state_dict(patient.path / name).items():
             if key in patient.tensors:

@@ -5,7 +5,7 @@ import torch
 from compressor.analysis.doctor.fault import Fault, Held, Patient
 from compressor.analysis.doctor.pickles import check_dtypes
 from compressor.errors import InputError
-from compressor.model.configs import check_task, config_of, settings
+from compressor.model.configs import check_task, config_of, made, settings
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import KEY
@@ -90,7 +90,8 @@ def said(patient: Patient) -> dict:
     try:
         loaded = config_of(known, patient.family).to_dict()
     except Exception:  # whatever the class raises: a later fault says so
-        loaded = {}
+        usual = made({"model_type": patient.family.model_type}) if patient.family.stock else None
+        loaded = {"tie_word_embeddings": getattr(usual, "tie_word_embeddings", False)}
     return settings(patient.family, patient.config, loaded)
 
 

@@ -105,7 +105,7 @@ def tables(result: dict) -> Iterator[Table | str]:
     yield loads
     yield from (f"Problem: {sentence}" for sentence in result["problems"])
     if result["problems"]:
-        yield f"Mend it: compressor doctor {result['path']} --out FIXED"
+        yield f"Mend what can be mended: compressor doctor {result['path']} --out FIXED"
 
 
 def summary(result: dict) -> str:

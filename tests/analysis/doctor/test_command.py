@@ -102,7 +102,10 @@ def test_refusals_name_it(narrow, tmp_path):
     hint = rf"`compressor doctor {narrow} --out FIXED` mends this\."
     with pytest.raises(MendableError, match=hint):
         Checkpoint(narrow)
-    assert list(tables(inspect(narrow)))[-1] == f"Mend it: compressor doctor {narrow} --out FIXED"
+    assert (
+        list(tables(inspect(narrow)))[-1]
+        == f"Mend what can be mended: compressor doctor {narrow} --out FIXED"
+    )
     shutil.move(narrow / SINGLE, narrow / "model.fp16.safetensors")
     with pytest.raises(MendableError, match=hint):
         Checkpoint(narrow)

@@ -21,7 +21,6 @@ from spoiled import (
 )
 
 from compressor.analysis.doctor import EVERY
-from compressor.analysis.inspection import inspect
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import INDEX, SINGLE
 
@@ -161,6 +160,12 @@ def index_alone_left(folder):
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def another_save(folder):
+    """Other weights that vLLM reads, too."""
+    moved = {name: tensor + 1 for name, tensor in load_file(folder / SINGLE).items()}
+    save_file(moved, folder / "old.safetensors", {"format": "pt"})
+
+
 def adapter_settings(folder):
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
 
@@ -225,6 +230,7 @@ CASES = (
     Case(redirected, "weights by another name", {"transformers_weights": None}),
     Case(twice, "weights twice"),
     Case(index_alone_left, "weights twice"),
+    Case(another_save, "weights beside them"),
     Case(adapter_settings, "adapter"),
     Case(adapter_of_zeros, "adapter"),
     Case(merged_adapter, "adapter", answers={"merged": True}),
@@ -253,7 +259,7 @@ def test_it_is_mended(folder, cure, right, case):
     assert digests(folder) == before
     assert sorted(p.name for p in folder.parent.iterdir()) == ["fixed", "folder"]
     assert [p.name for p in out.glob("*.bin")] + [p.name for p in out.glob("adapter*")] == []
-    assert inspect(out)["problems"] == [] and Checkpoint(out).notes == []
+    assert Checkpoint(out).notes == []
 
 
 def test_every_fault_is_tried():
@@ -267,6 +273,32 @@ def test_what_is_mended_has_no_fault(folder, cure):
     out.rename(folder)
     assert cure()[0] == {"path": str(folder), "out": None, "found": []}
     assert not out.exists()
+
+
+def test_what_is_said_of_every_block(make_checkpoint, folder, cure):
+    """A block between others is taken out, and each keeps its window."""
+    shutil.rmtree(folder)
+    sizes = {"hidden_size": 48, "head_dim": 6, "num_hidden_layers": 4, "sliding_window": 5}
+    make_checkpoint(folder, "gemma2", tie_word_embeddings=True, **sizes)
+
+    def silence(tensors):
+        for part in ("self_attn.o_proj", "mlp.down_proj"):
+            tensors[f"model.layers.1.{part}.weight"][:] = 0
+
+    edit_tensors(folder, silence)
+    expected = logits(folder)
+
+    def drop(tensors):
+        for name in [name for name in tensors if name.startswith("model.layers.1.")]:
+            del tensors[name]
+
+    edit_tensors(folder, drop)
+    kinds = json.loads((folder / "config.json").read_text())["layer_types"]
+    assert kinds[0] != kinds[1]
+    _, out = cure()
+    config = json.loads((out / "config.json").read_text())
+    assert config["layer_types"] == [kinds[0], *kinds[2:]] and config["num_hidden_layers"] == 3
+    assert torch.allclose(logits(out), expected, atol=1e-5)
 
 
 def test_a_head_that_is_stored_twice(folder, cure):

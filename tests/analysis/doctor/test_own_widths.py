@@ -147,3 +147,16 @@ def test_other_families(folder, cure, make_checkpoint):
     result, out = cure()
     assert result["report"]["logits_difference"] < 1e-4 and result["layout"] == "uniform"
     assert torch.allclose(logits(out), expected, atol=1e-5)
+
+
+def test_what_is_written_has_no_fault(folder, cure, tmp_path):
+    """Nor is a layout of unequal blocks another after a mend."""
+    heads_of_their_own(folder)
+    _, out = cure()
+    shutil.rmtree(folder)
+    out.rename(folder)
+    assert cure()[0]["out"] is None
+    edit_config(folder, dtype="float16", torch_dtype="float16")
+    result, out = cure()
+    assert result["layout"] == "per-layer"
+    assert [each["fault"] for each in result["found"]] == ["dtype"]
