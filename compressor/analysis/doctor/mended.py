@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 
 import torch
 
@@ -51,6 +52,12 @@ class Mended(Source):
         """Of blocks of their own widths, that of a model whose blocks are as wide as the widest."""
         known = {key: value for key, value in self.written_config.items() if key != KEY}
         return config_of(known, self.family)
+
+    def of_own_widths(self) -> "Mended":
+        """The same with the config of every block's own widths."""
+        twin = copy(self)
+        twin.model_config = lambda: config_of(self.written_config, self.family)  # type: ignore[method-assign]
+        return twin
 
     def tokenizer(self):
         return open_tokenizer(self.patient.path, self.coded, self.vocabulary)

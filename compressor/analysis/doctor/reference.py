@@ -18,9 +18,10 @@ def reference(source: Mended, prompts: list[torch.Tensor]) -> list[torch.Tensor]
     plain = source.config.get("hidden_act", "silu") == "silu" and not source.window
     if source.family.model_type in LIKE_LLAMA and plain:
         return [logits(source, ids[0]) for ids in prompts]
-    if source.unequal:
+    if source.unequal and not source.family.own_widths:
         return None
-    stream = BlockStream(source, dtype=torch.float32)
+    streamed = source.of_own_widths() if source.unequal else source
+    stream = BlockStream(streamed, dtype=torch.float32)
     return [each[0].float() for each in stream.logits(prompts)]
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -331,3 +332,11 @@ def test_rotary_settings_that_older_versions_misread(make_checkpoint, folder, cu
     assert config["rope_theta"] == 5000.0 and config["rope_parameters"] == rope
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert torch.equal(logits(out), expected)
+
+
+def test_every_fault_is_in_the_guide():
+    rows = (Path(__file__).parents[3] / "docs/doctor.md").read_text().splitlines()
+    named = {
+        name for row in rows if row.startswith("| ") for name in row.split(" | ")[0][2:].split(", ")
+    }
+    assert {fault.name for fault in EVERY} == named - {"fault", "---"}

@@ -137,15 +137,17 @@ def test_flap_with_equal_blocks(folder, cure, make_checkpoint):
     assert torch.allclose(logits(out), expected, atol=1e-5)
 
 
-def test_other_families(folder, cure, make_checkpoint):
-    """Fused gates, which no engine's class of unequal blocks has but code of the folder's own."""
+@pytest.mark.parametrize(
+    ("widths", "layout"), [((FFN,) * 3, "uniform"), ((FFN, 48, 30), "per-layer")]
+)
+def test_another_family(folder, cure, make_checkpoint, widths, layout):
     shutil.rmtree(folder)
     make_checkpoint(folder, "gemma2", hidden_size=48, tie_word_embeddings=True, head_dim=6)
-    edit_tensors(folder, lambda t: silence(t))
+    edit_tensors(folder, silence)
     expected = logits(folder)
-    edit_tensors(folder, lambda t: [narrow_ffn(t, block, FFN) for block in BLOCKS])
+    edit_tensors(folder, lambda t: [narrow_ffn(t, block, n) for block, n in enumerate(widths)])
     result, out = cure()
-    assert result["report"]["logits_difference"] < 1e-4 and result["layout"] == "uniform"
+    assert result["report"]["logits_difference"] < 1e-4 and result["layout"] == layout
     assert torch.allclose(logits(out), expected, atol=1e-5)
 
 
