@@ -55,8 +55,8 @@ class Mended(Source):
 
     def of_own_widths(self) -> "Mended":
         """The same with the config of every block's own widths."""
-        twin = copy(self)
-        twin.model_config = lambda: config_of(self.written_config, self.family)  # type: ignore[method-assign]
+        config, twin = self.written_config | self.family.per_layer_settings, copy(self)
+        twin.model_config = lambda: config_of(config, self.family)  # type: ignore[method-assign]
         return twin
 
     def tokenizer(self):

@@ -137,17 +137,22 @@ def test_flap_with_equal_blocks(folder, cure, make_checkpoint):
     assert torch.allclose(logits(out), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("widths", "layout"), [((FFN,) * 3, "uniform"), ((FFN, 48, 30), "per-layer")]
-)
-def test_another_family(folder, cure, make_checkpoint, widths, layout):
+@pytest.mark.parametrize("groups", [(4, 4, 4), (2, 4, 4)])
+def test_another_family(folder, cure, make_checkpoint, groups):
+    """With what its class needs beside the widths of its blocks."""
     shutil.rmtree(folder)
-    make_checkpoint(folder, "gemma2", hidden_size=48, tie_word_embeddings=True, head_dim=6)
+    make_checkpoint(folder, "gemma2", tie_word_embeddings=True)
     edit_tensors(folder, silence)
     expected = logits(folder)
-    edit_tensors(folder, lambda t: [narrow_ffn(t, block, n) for block, n in enumerate(widths)])
+
+    def narrow(tensors):
+        for block in BLOCKS:
+            narrow_heads(tensors, block, groups[block])
+            narrow_ffn(tensors, block, FFN + block)
+
+    edit_tensors(folder, narrow)
     result, out = cure()
-    assert result["report"]["logits_difference"] < 1e-4 and result["layout"] == layout
+    assert result["report"]["logits_difference"] < 1e-4 and result["layout"] == "per-layer"
     assert torch.allclose(logits(out), expected, atol=1e-5)
 
 
@@ -162,3 +167,23 @@ def test_what_is_written_has_no_fault(folder, cure, tmp_path):
     result, out = cure()
     assert result["layout"] == "per-layer"
     assert [each["fault"] for each in result["found"]] == ["dtype"]
+
+
+def test_a_norm_says_what_a_head_is(folder, cure, make_checkpoint):
+    """By the config these would be 4 heads of 4 or 8 of 2."""
+    shutil.rmtree(folder)
+    make_checkpoint(folder, "qwen3")
+    edit_tensors(folder, silence)
+    expected = logits(folder)
+    edit_tensors(folder, lambda t: [narrow_heads(t, block, 2) for block in BLOCKS])
+    _, out = cure()
+    assert torch.allclose(logits(out), expected, atol=1e-5)
+
+
+def test_queries_that_went_alone(folder, cure):
+    """As many of every KV head, or the tool's model was another: that cannot be seen, and is said."""
+    edit_tensors(folder, lambda t: [narrow_heads(t, block, 4, 4) for block in BLOCKS])
+    result, out = cure()
+    assert "Every KV head serves 1 query heads, and config.json said 2" in result["notes"][0]
+    config = json.loads((out / "config.json").read_text())
+    assert config["num_attention_heads"] == config["num_key_value_heads"] == 4
