@@ -48,13 +48,14 @@ def without_adapter(patient: Patient) -> str:
 
 
 def changes_nothing(file: Path) -> bool:
-    """Whether one of the two factors of every LoRA in a file is zero."""
+    """Whether a file holds LoRAs alone, and one of the two factors of each is zero."""
     if file.suffix != ".safetensors":
         return False
     header = read_header(file)
     second = [name for name in header if "lora_B" in name]
-    tensors = read_tensors(header, second)
-    return bool(second) and not any(tensor.any() for tensor in tensors.values())
+    if not second or not all("lora_A" in name or "lora_B" in name for name in header):
+        return False
+    return not any(tensor.any() for tensor in read_tensors(header, second).values())
 
 
 # -- weights that are there twice -----------------------------------------------------------------

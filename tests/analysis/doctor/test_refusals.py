@@ -77,6 +77,13 @@ def adapter(folder):
     save_file({"lora_B.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
 
 
+def adapter_with_more(folder):
+    """Its LoRAs are zero, and a norm was trained beside them."""
+    (folder / "adapter_config.json").write_text("{}")
+    tensors = {"a.lora_A.weight": torch.ones(2, 2), "a.lora_B.weight": torch.zeros(2, 2)}
+    save_file(tensors | {"norm.weight": torch.ones(2)}, folder / "adapter_model.safetensors")
+
+
 def no_head(folder):
     edit_tensors(folder, lambda tensors: tensors.pop(HEAD))
 
@@ -128,6 +135,7 @@ REFUSED = {
     two_models: r"model\.norm\.weight is not the same in both",
     two_variants: r"Which of them are the model",
     adapter: r"cannot be seen.*--merged",
+    adapter_with_more: r"cannot be seen.*--merged",
     no_head: r"There is no lm_head\.weight.*--tied",
     rows: r"lm_head\.weight has 99 rows",
     two_ropes: r"rope_theta 500000 and, in rope_parameters, 10000.*--rope rope_scaling or",
