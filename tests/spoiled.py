@@ -1,5 +1,7 @@
 """Folders as other tools leave them, of a model whose last units are zero and change no logit."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +13,20 @@ from compressor.model.tensors import SINGLE
 IDS = torch.tensor([[1, 7, 40, 3, 99, 64, 12, 5]])
 FFN, GROUPS = 20, 2  # channels and KV groups that are not zero, of 48 and 4
 HEAD_DIM, PER_GROUP = 4, 8  # channels of a head, and of the queries of a KV group
+
+
+@dataclass(frozen=True)
+class Case:
+    """spoil: makes the fault. fault: its name. says: of config.json afterwards. answers: of the user."""
+
+    spoil: Callable
+    fault: str
+    says: dict = field(default_factory=dict)
+    answers: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spoil.__name__
 
 
 def silence(tensors) -> None:
