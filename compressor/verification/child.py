@@ -1,13 +1,13 @@
 """Proof that a written checkpoint works, in a fresh process and with plain transformers.
 
-    python -m compressor.verification.child DIR [SOURCE | EXPECTED] [--generate]
+    python -m compressor.verification.child DIR [SOURCE | EXPECTED] [+writes]
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
 package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
 compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. Of a sparse folder the zeros are counted. `--generate` has
+with them in the place of its own. Of a sparse folder the zeros are counted. `+writes` has
 the model write some tokens as its users do. All are computed in
 float32, a few rows of a weight being widened at a time and their pages dropped after use, so a model
 larger than the memory can be verified.
@@ -39,7 +39,7 @@ from compressor.verification.masked import masked_plan
 from compressor.writing.record import read_record
 
 TOLERANCE = 1e-3  # of the logits' standard deviation
-GENERATES, WRITTEN = "--generate", 4  # tokens
+GENERATES, WRITTEN = "+writes", 4  # tokens
 TOLD = "verified"  # the word before how far a verification is
 Progress = Callable[[int, int], None]
 

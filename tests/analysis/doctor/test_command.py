@@ -63,6 +63,10 @@ def test_words_for_people(narrow, here, capsys):
         "config.json says dtype float16, and weights are stored as float32. "
     )
     assert "layout uniform, verified: loads, writes text, logits within" in lines[2]
+    again = ("doctor", narrow, "--out", narrow.with_name("fixed"), "--quiet")
+    assert stage(*again) == 2 and "exists" in said(capsys)
+    assert stage(*again, "--overwrite", "--no-verify") == 0
+    assert "not verified" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
