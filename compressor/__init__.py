@@ -10,7 +10,7 @@ _OFFERED = {
     "front.stages": ("score", "plan", "cut", "repair", "save"),
     "front.exporting": ("export",),
     "front.jobs": ("compress", "sparsify", "quantise", "recover"),
-    "front.looking": ("evaluate", "inspect", "verify"),
+    "front.looking": ("doctor", "evaluate", "inspect", "verify"),
     "front.models": ("tokens",),
     "scoring.scores": ("Scores",),
     "planning.plan": ("Plan",),

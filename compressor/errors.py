@@ -16,6 +16,20 @@ class InputError(CompressorError):
     """A file, a folder or an option that cannot be used as it is."""
 
 
+class MendableError(InputError):
+    """A fault of a folder that `compressor doctor` mends, where it is clear what is meant.
+
+    `said` is the message without the hint at that.
+    """
+
+    def __init__(self, message: str, folder: object):
+        super().__init__(
+            f"{message} Where it is clear what is meant, `compressor doctor {folder} --out FIXED` mends "
+            "this."
+        )
+        self.said = message
+
+
 class DamagedError(InputError):
     """The source has to be another one: what was found out of this one is worth nothing."""
 

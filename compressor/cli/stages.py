@@ -8,6 +8,7 @@ from compressor.cli.cutting import cut, plan, report, score
 from compressor.cli.exporting import export
 from compressor.cli.generating import generate
 from compressor.cli.looking import estimate, evaluate, inspect, verify
+from compressor.cli.mending import doctor
 from compressor.cli.sparsify import sparsify
 from compressor.cli.training import recover
 
@@ -28,7 +29,7 @@ stages.command(epilog=EXAMPLES)(compress)
 for stage in (sparsify, score, plan, report, cut, recover, verify):
     stages.command()(stage)
 stages.command("eval")(evaluate)
-for stage in (inspect, estimate, generate, export):
+for stage in (inspect, doctor, estimate, generate, export):
     stages.command()(stage)
 
 

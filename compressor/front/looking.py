@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from compressor.analysis.doctor.fault import Asked
 from compressor.analysis.inspection import inspect as inspect_folder
 from compressor.front.jobs import as_folder
 from compressor.front.models import (
@@ -13,9 +14,11 @@ from compressor.front.models import (
     open_source,
     tokens,
 )
+from compressor.job.doctor import mend
 from compressor.job.evaluate import measured
 from compressor.job.judging import STATES
 from compressor.job.opening import open_stream
+from compressor.job.progress import Lines
 from compressor.verification.verify import verify as verify_folder
 
 
@@ -34,6 +37,29 @@ def inspect(model: Model) -> dict:
     """Widths of every block, sizes, and which engines load it, with the number that decides."""
     with as_folder(model) as folder:
         return inspect_folder(folder)
+
+
+def doctor(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    head_dim: int | None = None,
+    merged: bool = False,
+    tied: bool = False,
+    rope: str | None = None,
+    layout: str | None = None,
+    **options,
+) -> dict:
+    """What is wrong with a folder that any tool left, mended and verified as the new folder `out`.
+
+    `found` lists every fault as it was `seen` and what was `done`; without any nothing is written, and
+    `out` is None. What a folder leaves open is said: `head_dim` of its heads, an adapter that is
+    `merged` into the weights, a head that is `tied`, which `rope` settings are right (`rope_scaling` or
+    `rope_parameters`). layout: of blocks of their own widths. options: `overwrite`, `verify`.
+    """
+    asked = Asked(head_dim, merged, tied, rope, layout)
+    runtime = asked_for("runtime", **options).runtime
+    return mend(Path(folder), Path(out), asked, runtime, Lines(True))
 
 
 def verify(folder: str | Path, source: str | Path | None = None) -> dict:

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import torch
 
 from compressor.config.json_files import read_object
-from compressor.errors import InputError
+from compressor.errors import InputError, MendableError
 from compressor.model.configs import check_task, load_config, made, read_as_given, settings
+from compressor.model.empty_model import EmptyModel, UnfitError
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
@@ -171,6 +172,12 @@ class Checkpoint(Source):
         if self.translation:
             self.tensors = self.translation.tensors(self.tensors, self.config.get("vocab_size"))
 
+    def check_tensors(self) -> EmptyModel:
+        try:
+            return super().check_tensors()
+        except UnfitError as error:
+            raise MendableError(str(error), self.path) from error
+
     def _compare_dtypes(self) -> None:
         """Say where transformers would load the weights in another dtype than they are read in here."""
         said, stored = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
@@ -197,9 +204,10 @@ class Checkpoint(Source):
         for name in self.tensors:
             number = name.removeprefix(prefix).partition(".")[0]
             if name.startswith(prefix) and number.isdecimal() and int(number) >= self.blocks:
-                raise InputError(
+                raise MendableError(
                     f"{self.path} holds {name}, but its config counts {self.blocks} blocks, the last "
-                    f"of which is {self.blocks - 1}; give a folder whose config is of these weights."
+                    f"of which is {self.blocks - 1}; give a folder whose config is of these weights.",
+                    self.path,
                 )
 
     def _check_units(self) -> None:
@@ -213,7 +221,8 @@ class Checkpoint(Source):
                     width = units[group] * part.size(self.channel_sizes)
                     channels = self.tensors[name].shape[part.axis]
                     if channels != width:
-                        raise InputError(
+                        raise MendableError(
                             f"{name} in {self.path} has {channels} channels, but the config implies "
-                            f"{units[group]} units of {part.size(self.channel_sizes)}."
+                            f"{units[group]} units of {part.size(self.channel_sizes)}.",
+                            self.path,
                         )

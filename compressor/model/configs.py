@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import CompressorError, InputError, in_a_line
+from compressor.errors import CompressorError, InputError, MendableError, in_a_line
 from compressor.model.families import FAMILIES, Family
 from compressor.model.per_layer import config_name, open_config
 
@@ -76,10 +76,10 @@ def load_config(path: Path, family: Family, written: Mapping, translated: bool):
     except Exception as error:  # whatever the class raises, it is the config that it cannot take
         import transformers
 
-        raise InputError(
-            f"transformers {transformers.__version__} refuses the config of {path}: {in_a_line(error)}"
-            f"{way_out(written, family)}"
-        ) from error
+        refused = f"transformers {transformers.__version__} refuses the config of {path}"
+        way = way_out(written, family)
+        said = f"{refused}: {in_a_line(error)}{way}"
+        raise (MendableError(said, path) if way else InputError(said)) from error
 
 
 def config_of(written: Mapping, family: Family):
@@ -97,11 +97,11 @@ def made(written: Mapping):
     return AutoConfig.for_model(**written)
 
 
-def way_out(written: Mapping, family: Family) -> str:
-    """The type that has the same arithmetic, where that takes the config."""
+def other_type(written: Mapping, family: Family) -> dict:
+    """The changes of a config by which a type with the same arithmetic takes it; none if none does."""
     other, biased = family.container, written.get("attention_bias") or written.get("mlp_bias")
     if other is None or other.zeros or (biased and not other.biases):
-        return ""
+        return {}
     changes = {
         "model_type": other.model_type,
         "architectures": [FAMILIES[other.model_type].architecture],
@@ -110,9 +110,16 @@ def way_out(written: Mapping, family: Family) -> str:
     try:
         made({**written, **changes})
     except Exception:  # it does not, either
+        return {}
+    return changes
+
+
+def way_out(written: Mapping, family: Family) -> str:
+    """The type that has the same arithmetic, where that takes the config."""
+    if not (changes := other_type(written, family)):
         return ""
     shown = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in changes.items())
-    return f" As {other.model_type} the same tensors load: write {shown} in a copy of config.json."
+    return f" As {changes['model_type']} the same tensors load: write {shown} in a copy of config.json."
 
 
 def settings(family: Family, written: Mapping, loaded: Mapping) -> dict:

@@ -32,6 +32,10 @@ class EmptyModel:
     ignored: tuple[str, ...] = ()
 
 
+class UnfitError(InputError):
+    """Tensors that are missing, or of another shape than the config makes."""
+
+
 def empty_model(config, family: Family, path: str) -> EmptyModel:
     """The model of transformers' config; InputError in its words where it cannot be built."""
     try:
@@ -60,7 +64,7 @@ def check_fit(
     tied: bool,
     path: str,
 ) -> None:
-    """InputError for tensors that are missing, of another shape or unknown.
+    """InputError for tensors that are missing or of another shape (`UnfitError`), or unknown.
 
     tensors: header entries by whole name, as `tensors.completed` and `turned` leave them. tied: whether
     the config ties the head to the embedding, so that one of them is enough.
@@ -71,13 +75,13 @@ def check_fit(
         said = f"{path} lacks the tensor {name} {model.needed[name]}{rest(missing)}"
         if missing == [family.head]:
             said += ", and its config does not tie it to the embedding (tie_word_embeddings)"
-        raise InputError(f"{said}; loaders would make it up. Give a folder that has it.")
+        raise UnfitError(f"{said}; loaders would make it up. Give a folder that has it.")
     # As files have it; entries have it as `Linear` does.
     stored = {name: t.shape[::-1] if t.transposed else t.shape for name, t in tensors.items()}
     wrong = [n for n, shape in stored.items() if shape != model.known.get(n, shape)]
     if wrong:
         name = wrong[0]
-        raise InputError(
+        raise UnfitError(
             f"{name} in {path} has the shape {stored[name]}, but the config implies "
             f"{model.known[name]}{rest(wrong)}; give a folder whose config is of these weights."
         )

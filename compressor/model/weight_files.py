@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.config.json_files import read_object
-from compressor.errors import InputError
+from compressor.errors import InputError, MendableError
 from compressor.model.tensors import INDEX, SINGLE
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -29,13 +29,14 @@ def weight_files(path: Path, config: Mapping) -> list[str]:
     single, index = (path / SINGLE).is_file(), (path / INDEX).is_file()
     indexed = sorted(set(weight_map(path).values())) if index else []
     if single and index and indexed != [SINGLE]:
-        raise InputError(
+        raise MendableError(
             f"{path} holds two sets of weights, {SINGLE} and those of {INDEX} ({shown(indexed)}): "
             f"transformers reads the first, and others may read the second. Keep one: remove {SINGLE}, "
-            f"or {INDEX} and its files."
+            f"or {INDEX} and its files.",
+            path,
         )
     if not single and not index:
-        raise InputError(no_weights(path))
+        raise no_weights(path)
     return [SINGLE] if single else indexed
 
 
@@ -48,10 +49,11 @@ def check_adapters(path: Path) -> None:
             f"{path} holds an adapter ({', '.join(adapters)}) and no model; merge it into its base "
             "model (peft's merge_and_unload), and give that."
         )
-    raise InputError(
+    raise MendableError(
         f"{path} holds an adapter beside its weights ({', '.join(adapters)}): from_pretrained adds what "
         f"{ADAPTERS[0]} is of, and other loaders do not. Merge it (peft's merge_and_unload), or move "
-        "these files out of the folder."
+        "these files out of the folder.",
+        path,
     )
 
 
@@ -59,10 +61,11 @@ def check_redirection(path: Path, config: Mapping) -> None:
     """Refuse weights that transformers finds by other names, and other loaders do not."""
     named = config.get("transformers_weights")
     if named not in (None, SINGLE, INDEX):
-        raise InputError(
+        raise MendableError(
             f"The config of {path} names its weights {named!r} (transformers_weights), which "
             f"transformers reads and other loaders do not. Name the file {SINGLE} in a copy, and take "
-            "the entry out of config.json."
+            "the entry out of config.json.",
+            path,
         )
     shards = sorted(p.name for p in path.iterdir() if DISTRIBUTED.fullmatch(p.name))
     if shards:
@@ -80,9 +83,10 @@ def weight_map(path: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise InputError(f"{path / INDEX} has no weight_map of names of files.")
     if not isinstance(index.get("metadata"), dict):
-        raise InputError(
+        raise MendableError(
             f"{path / INDEX} has no metadata, without which transformers refuses it; add "
-            '"metadata": {} to it.'
+            '"metadata": {} to it.',
+            path,
         )
     for file in files.values():
         if Path(file).name != file:
@@ -90,22 +94,24 @@ def weight_map(path: Path) -> dict[str, str]:
     return files
 
 
-def no_weights(path: Path) -> str:
+def no_weights(path: Path) -> InputError:
     """What is there in the place of weights."""
     others = sorted(p.name for p in path.glob("*.safetensors"))
     others += sorted(p.name for p in path.glob("*.safetensors.index*.json"))
     if others:
-        return (
+        return MendableError(
             f"{path} has neither {SINGLE} nor {INDEX}, which loaders look for, but {shown(others)}; if "
-            f"that is the model, name it {SINGLE} (or its index {INDEX}) in a copy."
+            f"that is the model, name it {SINGLE} (or its index {INDEX}) in a copy.",
+            path,
         )
     pickled = sorted(p.name for kind in PICKLES for p in path.glob(kind))
     if pickled:
-        return (
+        return MendableError(
             f"{path} holds pickled weights only ({pickled[0]}); pickles can run code and are not "
-            "opened. Convert to safetensors first."
+            "opened. Convert to safetensors first.",
+            path,
         )
-    return f"{path} has neither {SINGLE} nor {INDEX}."
+    return InputError(f"{path} has neither {SINGLE} nor {INDEX}.")
 
 
 def shown(names: list[str]) -> str:
@@ -128,15 +134,17 @@ def check_index(path: Path, held: Mapping[str, list[str]], not_read: tuple[str, 
             where.setdefault(name, []).append(file)
     for name, file in placed.items():
         if file not in where.get(name, []) and not name.endswith(not_read):
-            raise InputError(f"{path / INDEX} places {name} in {file}, which lacks it.")
+            raise MendableError(f"{path / INDEX} places {name} in {file}, which lacks it.", path)
     for name, files in where.items():
         if len(files) > 1:
-            raise InputError(
+            raise MendableError(
                 f"{name} is in {files[0]} and in {files[1]} of {path}, so loaders may read either; "
-                "remove the shards that are not of this model."
+                "remove the shards that are not of this model.",
+                path,
             )
         if name not in placed and not name.endswith(not_read):
-            raise InputError(
+            raise MendableError(
                 f"{files[0]} in {path} holds {name}, which {INDEX} does not name, so some loaders read "
-                "it and others do not; download the index again."
+                "it and others do not; download the index again.",
+                path,
             )

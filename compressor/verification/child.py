@@ -1,13 +1,14 @@
 """Proof that a written checkpoint works, in a fresh process and with plain transformers.
 
-    python -m compressor.verification.child DIR [SOURCE | EXPECTED]
+    python -m compressor.verification.child DIR [SOURCE | EXPECTED] [+writes]
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
 package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
 compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. Of a sparse folder the zeros are counted. All are computed in
+with them in the place of its own. Of a sparse folder the zeros are counted. `+writes` has
+the model write some tokens as its users do. All are computed in
 float32, a few rows of a weight being widened at a time and their pages dropped after use, so a model
 larger than the memory can be verified.
 """
@@ -38,6 +39,7 @@ from compressor.verification.masked import masked_plan
 from compressor.writing.record import read_record
 
 TOLERANCE = 1e-3  # of the logits' standard deviation
+GENERATES, WRITTEN = "+writes", 4  # tokens
 TOLD = "verified"  # the word before how far a verification is
 Progress = Callable[[int, int], None]
 
@@ -75,6 +77,7 @@ def verify_here(
     source: Path | None = None,
     expected: Path | None = None,
     progress: Progress = lambda done, total: None,
+    generates: bool = False,
 ) -> dict:
     """The same in this process: loads, and computes what the plan says."""
     quantization = read_record(folder).get("quantization")
@@ -98,6 +101,8 @@ def verify_here(
         ours = [logits(model, ids, unpack) for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
+    if generates:
+        report["generated"] = generated(model, prompts[0], folder)
     del model
     tolerance = TOLERANCE
     if sparsity is not None and quantization is None:
@@ -123,6 +128,17 @@ def verify_here(
             f"standard deviation; at most {tolerance:.0e} is rounding."
         )
     return report
+
+
+def generated(model, ids: torch.Tensor, folder: Path) -> list[int]:
+    """Tokens that the model writes after the beginning of a prompt, with its cache."""
+    ids = ids[:, : ids.shape[1] // 2]  # there may be no position behind its end
+    count = min(WRITTEN, ids.shape[1])
+    whole = model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    new = whole[0, ids.shape[1] :].tolist()
+    if len(new) != count:
+        raise VerificationError(f"{folder} writes {len(new)} tokens where {count} were asked for.")
+    return new
 
 
 def masked_logits(
@@ -164,9 +180,10 @@ def built(checkpoint: Checkpoint):
 
 def main(arguments: list[str]) -> None:
     try:
-        folder, *references = map(Path, arguments)
+        generates = GENERATES in arguments
+        folder, *references = (Path(each) for each in arguments if each != GENERATES)
         against = {"expected" if path.is_file() else "source": path for path in references}
-        report = verify_here(folder, **against, progress=tell)
+        report = verify_here(folder, **against, progress=tell, generates=generates)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

@@ -24,7 +24,7 @@ def container_notes(checkpoint: Source, written: Source, layout: str) -> list[st
             f"its blocks have FFN widths of their own, which vLLM's class {nas.ARCHITECTURE} builds"
         )
         zeros = "; o_proj has biases there, which are zeros" * bool(
-            chosen.model_type != family.model_type and family.container.zeros
+            chosen.model_type != family.model_type and family.container and family.container.zeros
         )
         return [f"Written as {nas.MODEL_TYPE}: {said}{zeros}."]
     if chosen.model_type != family.model_type:

@@ -18,7 +18,7 @@ from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.allocation import allocate
 from compressor.planning.plan import Plan
 from compressor.scoring.score import score
-from compressor.writing.containers import patched_config, zeros_of
+from compressor.writing.containers import container_notes, patched_config, zeros_of
 from compressor.writing.cuts import write
 from compressor.writing.shards import check_space
 
@@ -167,6 +167,15 @@ def test_side_files_are_copied_and_other_weights_are_not(llama, tmp_path):
     for name in ("LICENSE", "chat_template.jinja", "tokenizer.json", "generation_config.json"):
         assert same_bytes(tmp_path / "out" / name, source / name)
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+
+
+def test_what_is_said_of_a_family_without_a_container(random_family, tmp_path):
+    """A Phi-3 of blocks of their own FFN widths."""
+    source = Checkpoint(random_family("phi3"))
+    blocks = [{"attention": [0, 1], "ffn": [*range(width)]} for width in (48, 16, 20)]
+    write(source, Plan(blocks), tmp_path / "out", "nas")
+    (note,) = container_notes(source, Checkpoint(tmp_path / "out"), "nas")
+    assert note.startswith("Written as nemotron-nas") and "zeros" not in note
 
 
 def test_same_plan_same_bytes(llama, tmp_path):

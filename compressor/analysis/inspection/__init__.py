@@ -104,6 +104,8 @@ def tables(result: dict) -> Iterator[Table | str]:
         loads.add_row(row["target"], answer, row["because"], row["how"])
     yield loads
     yield from (f"Problem: {sentence}" for sentence in result["problems"])
+    if result["problems"]:
+        yield f"Mend what can be mended: compressor doctor {result['path']} --out FIXED"
 
 
 def summary(result: dict) -> str:

@@ -16,6 +16,7 @@ from compressor.analysis.inspection.loaders.answer import (
     no_tokenizer,
     tensors,
 )
+from compressor.model.families import Family
 from compressor.model.families.nas import is_nas
 from compressor.model.per_layer import KEY, NAS_CODE, code_of
 from compressor.writing.tokenizer_class import (
@@ -96,9 +97,12 @@ def padding(facts: Facts) -> str | None:
 
 def rotation(facts: Facts) -> str | None:
     """It reads the rotary embedding's settings at the top of the config and nowhere else."""
-    config, family = facts.folder.written, facts.folder.family
-    if family.alibi:
-        return None
+    family = facts.folder.family
+    return None if family.alibi else misread(facts.folder.written, family)
+
+
+def misread(config: dict, family: Family) -> str | None:
+    """What it reads of a config's rotary settings in the place of what the model has."""
     rope = config.get("rope_parameters") or {}
     whole, local = rope.get("full_attention", rope), rope.get("sliding_attention") or {}
     theta = family.constants.get("rope_theta", DEFAULT_THETA)
