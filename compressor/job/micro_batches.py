@@ -1,6 +1,5 @@
 """How many tokens go through a block at once: half as many where a GPU's memory does not hold them."""
 
-import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from compressor.errors import MachineError
 from compressor.job.run import Run
+from compressor.model.memory import give_back
 from compressor.model.pauses import STREAM
 from compressor.model.stream import BlockStream
 from compressor.text.tokens import TokenSet
@@ -52,9 +52,7 @@ def fitting(
         # First what is of other batches, so that a kill leaves none of it beside the new number.
         shutil.rmtree(saved if of_batches else saved / STREAM, ignore_errors=True)
         run.journal.put(ENTRY, stream.batch_tokens)
-        gc.collect()  # a thread's failure and what awaited it hold each other, and their tensors
-        if stream.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(stream.device)
         run.lines.fact(
             "memory",
             f"{stream.device} does not hold {former:,} tokens at once; going on with "

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from compressor.job.judging import Judge
+from compressor.job.proving import proved
 from compressor.job.recovery_data import STATE
 from compressor.job.result import Done
 from compressor.model.stream import BlockStream
 from compressor.recovery.training import Training
-from compressor.verification.verify import verify
 from compressor.writing.shards import move_into
 
 MERGED = "recovered"  # a folder inside the cut's, so that its files can be renamed into place
@@ -61,8 +61,7 @@ def recover_one(recovering: Recovering, folder: Path, out: Path, stem: Path, don
     else:
         result.measure(measured)
         if recovering.verifies:
-            with run.stage("verify") as progress:
-                report = verify(out, expected=expected_of(state), progress=progress)
+            report = proved(run, recovering.judge.runtime, out, expected=expected_of(state))
             result.proven(f"recovered within {report['logits_difference']:.1e}")
     done.record["recovery"] = result.recovery = {
         "kept": failure is None,

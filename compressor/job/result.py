@@ -15,6 +15,7 @@ from compressor.job.job import Job
 from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
+from compressor.job.proving import proved
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
 from compressor.model.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from compressor.report.drawing import PICTURE, draw
 from compressor.report.result import Result, kept_in_record
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
-from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.record import versions, write_record
@@ -96,8 +96,7 @@ def cut_one(
     write_record(folder, record)
     trim_heap()
     if config.runtime.verify:
-        with run.stage("verify") as progress:
-            report = verify(folder, checkpoint.path, progress=progress)
+        report = proved(run, config.runtime, folder, source=checkpoint.path)
         result.proven(f"logits within {report['logits_difference']:.1e}")
     written = Checkpoint(folder)
     result.warnings += container_notes(checkpoint, written, writer.layout)

@@ -1,6 +1,6 @@
 """Proof that a written checkpoint works, in a fresh process and with plain transformers.
 
-    python -m compressor.verification.child DIR [SOURCE | EXPECTED]
+    python -m compressor.verification.child DIR [SOURCE | EXPECTED] [--device cuda:1]
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
 package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
@@ -9,9 +9,11 @@ are masked, or with those in the file EXPECTED. Tensors that a repair changed ar
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
 with them in the place of its own. Of a sparse folder the zeros are counted. All are computed in
 float32, a few rows of a weight being widened at a time and their pages dropped after use, so a model
-larger than the memory can be verified.
+larger than the memory can be verified. On a GPU the whole model lies there as it is stored;
+one that it does not hold is verified on the CPU, and the report has a `note` of that.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -24,11 +26,12 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
-from compressor.errors import CompressorError, InputError, VerificationError
+from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
-from compressor.model.loading import load, positions_of, prompt_ids
+from compressor.model.loading import check_device, load, positions_of, prompt_ids
+from compressor.model.memory import give_back, is_full
 from compressor.model.per_layer import model_of
 from compressor.planning.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
@@ -75,6 +78,7 @@ def verify_here(
     source: Path | None = None,
     expected: Path | None = None,
     progress: Progress = lambda done, total: None,
+    device: str = "cpu",
 ) -> dict:
     """The same in this process: loads, and computes what the plan says."""
     quantization = read_record(folder).get("quantization")
@@ -93,9 +97,10 @@ def verify_here(
     sparsity = read_record(folder).get("sparsity")
     masked = expected is None and source is not None and sparsity is None
     passed = Passed(progress, 1 + masked)
+    stay_packed(model)
+    model = model.to(device)
     with passed.of(model):
-        stay_packed(model)
-        ours = [logits(model, ids, unpack) for ids in prompts]
+        ours = [logits(model, ids.to(device), unpack).cpu() for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
     del model
@@ -107,7 +112,7 @@ def verify_here(
         theirs = [known[str(i)] for i in range(len(prompts))]
         tolerance = known.get("tolerance", torch.tensor(TOLERANCE)).item()
     elif masked:
-        theirs, whose = masked_logits(source, folder, prompts, passed), "masked source's"
+        theirs, whose = masked_logits(source, folder, prompts, passed, device), "masked source's"
     else:
         return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
@@ -126,7 +131,7 @@ def verify_here(
 
 
 def masked_logits(
-    source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed
+    source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed, device: str
 ) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
     checkpoint = Checkpoint(source)
@@ -145,9 +150,10 @@ def masked_logits(
             f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "
             "model it was cut from?"
         ) from error
+    masked = masked.to(device)
     plan = masked_plan(masked, checkpoint, Checkpoint(folder), record)
     with plan, passed.of(masked):
-        return [logits(masked, ids) for ids in prompts]
+        return [logits(masked, ids.to(device)).cpu() for ids in prompts]
 
 
 def built(checkpoint: Checkpoint):
@@ -162,11 +168,42 @@ def built(checkpoint: Checkpoint):
     return model.eval()
 
 
-def main(arguments: list[str]) -> None:
+def verify_on(
+    device: str, folder: Path, against: dict[str, Path], progress: Progress = tell
+) -> dict:
+    """`verify_here` on a GPU; on the CPU, with a `note`, where the GPU has not the memory or does not
+    take a second process beside the job's.
+    """
+    torch.set_float32_matmul_precision("highest")  # whatever the environment says
     try:
-        folder, *references = map(Path, arguments)
-        against = {"expected" if path.is_file() else "source": path for path in references}
-        report = verify_here(folder, **against, progress=tell)
+        check_device(device)
+        return verify_here(folder, **against, progress=progress, device=device)
+    except MachineError as refused:
+        why = str(refused)
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        why = f"{device} does not hold the model: {error}"
+    give_back(device)  # the error's frames, which held the model, are gone by now
+    report = verify_here(folder, **against, progress=progress, device="cpu")
+    why = why.partition("\n")[0].partition(". If ")[0].rstrip(".")  # more is for programmers
+    return report | {"note": f"It ran on the CPU. {why}."}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("against", type=Path, nargs="?")
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args(arguments)
+    path, against = asked.against, {}
+    if path is not None:
+        against["expected" if path.is_file() else "source"] = path
+    try:
+        if asked.device == "cpu":
+            report = verify_here(asked.folder, **against, progress=tell, device="cpu")
+        else:
+            report = verify_on(asked.device, asked.folder, against)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

@@ -20,13 +20,15 @@ def verify(
     source: Path | None = None,
     expected: Path | None = None,
     progress: Progress = lambda done, total: None,
+    device: str = "cpu",
 ) -> dict:
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
     expected: a safetensors file of logits [tokens, vocabulary] named by the numbers of `PROMPTS`,
     what a trained, sparse or quantised model computed before it was written, and of how much a
     difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
-    progress(done, total) counts the blocks that prompts have passed, in both models.
+    progress(done, total) counts the blocks that prompts have passed, in both models. device: a GPU, or
+    the CPU; where a GPU cannot do it the CPU does, which a `note` in the report says.
     """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
@@ -36,6 +38,7 @@ def verify(
     check_opens(folder)
     command = [sys.executable, "-P", "-m", "compressor.verification.child", str(folder)]
     command += [str(against)] if (against := source or expected) else []
+    command += ["--device", device] if device.startswith("cuda") else []
     code, printed, errors = listened(command, progress)
     if code < 0:
         raise MachineError(

@@ -198,8 +198,8 @@ class Bench:
         name = self.geometry.output_module("ffn")
         module = cast(nn.Linear, self.layer.get_submodule(name))
         alike = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-        alike.weight = nn.Parameter(module.weight.detach().cpu(), requires_grad=False)
-        inputs = torch.ones(WIDENED, module.in_features)
+        alike.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+        inputs = torch.ones(WIDENED, module.in_features, device=self.hidden.device)
         with torch.no_grad():
             return self.seconds_of(lambda: wide_linear(alike, inputs)) / alike.weight.numel()
 
