@@ -1,5 +1,6 @@
 """One result of a job: cut, repaired, written, verified, measured, judged."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.errors import MachineError
 from compressor.job.job import Job
+from compressor.job.micro_batches import PASSED, TRAINED, fitting
 from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
@@ -117,12 +119,24 @@ def write_cut(
     run: Run, source: Source, plan: Plan, repair: Repair | None, config: WriteConfig, folder: Path
 ) -> Cut:
     """Write the folder of a cut, block by block as each is repaired; what wrote it."""
-    changes = run.meter.timed("repair", repair.blocks()) if repair else None
-    writer = writer_of(source, plan, config.layout, config.container, changes)
-    kept = count_blocks(repair.saved) if repair else 0
-    with run.stage("write", kept, "repair" if repair else "write") as progress:
-        write_folder(writer, folder, progress=progress)
-    return writer
+
+    def written() -> Cut:
+        changes = run.meter.timed("repair", repair.blocks()) if repair else None
+        writer = writer_of(source, plan, config.layout, config.container, changes)
+        kept = count_blocks(repair.saved) if repair else 0
+        with run.stage("write", kept, "repair" if repair else "write") as progress:
+            write_folder(writer, folder, progress=progress)
+        return writer
+
+    if repair is None:
+        return written()
+
+    def repaired() -> Cut:
+        shutil.rmtree(folder, ignore_errors=True)  # what was written when memory ran out
+        return written()
+
+    entry = TRAINED if repair.kind.refined else PASSED
+    return fitting(run, repair, repair.text, repair.saved, repaired, entry=entry)
 
 
 def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:

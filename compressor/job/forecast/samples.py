@@ -18,7 +18,7 @@ from compressor.model.layers import second_half
 from compressor.model.modules import loaded
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
-from compressor.repairing.losses import predictions, relative_distance
+from compressor.repairing.losses import looked_at, predictions, relative_distance
 from compressor.repairing.refine import STEP_TOKENS, Course, Example
 from compressor.scoring.methods import METHODS
 from compressor.scoring.methods.statistics import BlockStatistics
@@ -156,11 +156,12 @@ class Bench:
     def told_apart(self) -> float:
         """How far the predictions from a stream are from another's, and the gradient: of a token."""
         with self.stream.outer(head=True) as model:
-            loss, rows = predictions(self.stream, model, self.layer), self.hidden[0, :32].float()
+            loss, rows = predictions(self.stream, model), self.hidden[0, :32].float()
+            some = rows[:: looked_at(self.stream, self.layer)]
 
             def step() -> None:
                 with torch.enable_grad():
-                    loss(rows.clone().requires_grad_(), rows).sum().backward()
+                    loss(some.clone().requires_grad_(), some).sum().backward()
 
             return self.seconds_of(step) / len(rows)
 
