@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from compressor.job.judging import Judge
@@ -45,8 +46,11 @@ def recover_one(recovering: Recovering, folder: Path, out: Path, stem: Path, don
 
     result, data, run = done.result, recovering.training.data, recovering.judge.run
     state = stem.with_name(stem.name + STATE)
+    tell = partial(run.lines.fact, "memory")
     with run.stage("recover") as progress:
-        history = recover(recovering.training, folder, out, state, recovering.source, progress)
+        history = recover(
+            recovering.training, folder, out, state, recovering.source, progress, tell
+        )
     measured = None if history.stopped else recovering.judge.after(out)
     after = measured and measured["perplexity"]
     failure = verdict(history, *((result.perplexity_pruned, after) if recovering.chooses else ()))
