@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
-from jobs import compress
+from jobs import compress, said
+
+from compressor.verification.verify import verify
 
 DEVICE = "cuda"
 JOBS = (
@@ -43,3 +45,15 @@ def test_a_job_on_a_gpu(llama, text_file, tmp_path, capsys, options):
         perplexity[device] = found["perplexity_after"]
     assert found["peak_gpu_bytes"] > 0
     assert perplexity[DEVICE] == pytest.approx(perplexity["cpu"], rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_result_is_verified_there(llama, text_file, tmp_path, capsys):
+    """In the job's own fresh process, beside what the job holds; and again when all is given back."""
+    given = [llama, tmp_path / "out", "--keep", 0.7, "--device", DEVICE, "--repair", "ridge"]
+    assert compress(*given, "--calibration", text_file, "--length", 32) == 0
+    assert "ran on the CPU" not in said(capsys)
+    report = verify(tmp_path / "out", llama, device=DEVICE)
+    assert "note" not in report
+    assert report["logits_difference"] <= 1e-4

@@ -21,12 +21,31 @@ def perplexity(
 
 
 class Reference:
-    """A source and a text, by which results are measured. The source's blocks run once."""
+    """A source and a text, by which results are measured. The source's blocks run once, or again when
+    another number of tokens (`batch_tokens`) is to pass through them at once.
+    """
 
     def __init__(self, source: BlockStream, tokens: TokenSet):
         self.source, self.tokens = source, tokens
-        self.batches = tokens.batches(BATCH)
+        self._batch_tokens, self.batches = BATCH, tokens.batches(BATCH)
         self.states: Activations | None = None
+
+    @property
+    def batch_tokens(self) -> int:
+        return self._batch_tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, count: int) -> None:
+        if count == self._batch_tokens:
+            return
+        self._batch_tokens, self.batches = count, self.tokens.batches(count)
+        if self.states is not None:
+            self.states.discard()
+            self.states = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
 
     @torch.no_grad()
     def measured(self, progress: Progress = lambda done, total: None) -> dict:

@@ -15,13 +15,13 @@ from compressor.job.needs import decisive, repair_states
 from compressor.job.opening import open_stream
 from compressor.job.own_text import choose_text, own_text
 from compressor.job.progress import Lines
+from compressor.job.proving import proved
 from compressor.job.reading import read_texts, reading_notes
 from compressor.job.result import make_record, open_repair, write_cut
 from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.plan import Plan
 from compressor.repairing.streaming import check_repair, check_text
-from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import writer_of
 from compressor.writing.record import write_record
@@ -67,8 +67,7 @@ def apply_plan(
         write_record(run.partial, record)
         proof = "not verified"
         if runtime.verify:
-            with run.stage("verify") as progress:
-                report = verify(run.partial, source, progress=progress)
+            report = proved(run, runtime, run.partial, source=source)
             proof = f"verified, logits within {report['logits_difference']:.1e}"
         written = Checkpoint(run.partial)
         publish(run.partial, dest)

@@ -17,11 +17,11 @@ from compressor.config.runtime import Runtime
 from compressor.errors import InputError, MendableError
 from compressor.job.destination import check_dest
 from compressor.job.progress import Lines
+from compressor.job.proving import proved
 from compressor.job.run import Run, open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.weight_files import ADAPTERS
-from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.record import read_record, versions, write_record
 from compressor.writing.shards import publish
@@ -57,7 +57,7 @@ def mend(folder: Path, out: Path, asked: Asked, runtime: Runtime, lines: Lines) 
             written = Checkpoint(run.partial)
         except MendableError as error:  # not by this
             raise InputError(f"{folder} cannot be mended: {error.said}") from error
-        report = verified(source, prompts, run) if runtime.verify else None
+        report = verified(source, prompts, run, runtime) if runtime.verify else None
         publish(run.partial, out)
     notes = [*source.notes, *container_notes(source, written, form.layout), *left_behind(source)]
     return result | {
@@ -91,11 +91,11 @@ def described(examined: Examined) -> dict:
     return {"found": found, "versions": versions()}
 
 
-def verified(source: Mended, prompts: list, run: Run) -> dict:
+def verified(source: Mended, prompts: list, run: Run, runtime: Runtime) -> dict:
     """The report of a fresh process, with the tensors' own logits as what it compares with."""
-    with run.stage("verify") as progress, tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place:
         expected = None
         if (logits := reference(source, prompts)) is not None:
             expected = Path(place) / "expected.safetensors"
             save_file({str(i): each.contiguous() for i, each in enumerate(logits)}, expected)
-        return verify(run.partial, expected=expected, progress=progress, generates=True)
+        return proved(run, runtime, run.partial, expected=expected, generates=True)

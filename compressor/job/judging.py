@@ -1,11 +1,13 @@
 """What a job measures its results by: perplexity before and after, and the distance from the source."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from compressor.config.runtime import Runtime
 from compressor.evaluation.reference import Reference
+from compressor.job.micro_batches import EVALUATED, fitting
 from compressor.job.opening import open_stream
-from compressor.job.run import Run
+from compressor.job.run import Progress, Run
 from compressor.model.stream import BlockStream
 from compressor.quantization.reading import open_model
 from compressor.text.tokens import TokenSet
@@ -27,8 +29,7 @@ class Judge:
         if self.reference is None:
             return None
         if (measurement := self.run.journal.get("before")) is None:
-            with self.run.stage("evaluate") as progress:
-                measurement = self.reference.measured(progress)
+            measurement = self.measured(self.reference.measured)
             self.run.journal.put("before", measurement)
             for note in self.notes:
                 self.run.lines.fact("text", note)
@@ -43,10 +44,22 @@ class Judge:
         """What the checkpoint in a folder makes of it (`Reference.compared`)."""
         if self.reference is None:
             return None
-        with self.run.stage("evaluate") as progress:
-            model = open_model(folder)
+        model = open_model(folder)
+
+        def compared(progress: Progress) -> dict:
             stream = open_stream(self.runtime, model, self.run.work, STATES, self.tokens)
             return self.reference.compared(stream, progress)
+
+        return self.measured(compared)
+
+    def measured(self, measure: Callable[[Progress], dict]) -> dict:
+        """What comes of a measurement, of fewer tokens at once where memory runs out."""
+
+        def work() -> dict:
+            with self.run.stage("evaluate") as progress:
+                return measure(progress)
+
+        return fitting(self.run, self.reference, self.tokens, None, work, entry=EVALUATED)
 
 
 def far_notes(before: dict | None) -> list[str]:

@@ -132,19 +132,23 @@ def compare(job: Job, plans: Mapping[str, Plan], wanted: WantedResult) -> dict[s
     entry = shared if wanted.layout == UNIFORM else f"{shared}, {wanted.layout}"
     # Of the uniform layout of the same job all is known but what differs with widths of their own.
     differ = {how, "exact"}
-    known = {n: loss for n, loss in (journal.get(shared) or {}).items() if n not in differ}
-    known |= journal.get(entry) or {}
+    alike = {n: loss for n, loss in (journal.get(shared) or {}).items() if n not in differ}
     repair = closed_form(job.config.repair.kind)
-    with job.run.stage("allocate", shown="compare") as progress:
-        return judge(
-            job.stream,
-            plans,
-            job.calibration,
-            repair,
-            known,
-            lambda losses: journal.put(entry, losses),
-            progress,
-        )
+
+    def judged() -> dict[str, float]:
+        known = alike | (journal.get(entry) or {})
+        with job.run.stage("allocate", shown="compare") as progress:
+            return judge(
+                job.stream,
+                plans,
+                job.calibration,
+                repair,
+                known,
+                lambda losses: journal.put(entry, losses),
+                progress,
+            )
+
+    return fitting(job.run, job.stream, job.calibration, None, judged)
 
 
 def taken(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from compressor.config.packing import W4A16
 from compressor.job.job import Job
 from compressor.job.opening import open_stream
+from compressor.job.proving import proved
 from compressor.job.result import Done, base_record, begun, conclude
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
@@ -21,7 +22,6 @@ from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.stream import Calibration, Quantizing
 from compressor.report.quantized import write_card
 from compressor.report.result import Result
-from compressor.verification.verify import verify
 from compressor.writing.packed import Packed
 from compressor.writing.packing import SCALE
 from compressor.writing.record import write_record
@@ -82,8 +82,7 @@ def quantize(job: Job, source: Path, out: Path, stem: Path, done: Done) -> None:
     trim_heap()
     write_record(out, done.record)
     if runtime.verify:
-        with run.stage("verify") as progress:
-            report = verify(out, expected=expected, progress=progress)
+        report = proved(run, runtime, out, expected=expected)
         result.proven(f"{packing.known.bits}-bit within {report['logits_difference']:.1e}")
     result.perplexity_unquantized = result.perplexity_after
     result.measure(job.judge.after(out))

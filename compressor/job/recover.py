@@ -3,14 +3,15 @@
 import math
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from compressor.job.judging import Judge
+from compressor.job.proving import proved
 from compressor.job.recovery_data import STATE
 from compressor.job.result import Done
 from compressor.model.stream import BlockStream
 from compressor.recovery.training import Training
-from compressor.verification.verify import verify
 from compressor.writing.shards import move_into
 
 MERGED = "recovered"  # a folder inside the cut's, so that its files can be renamed into place
@@ -45,8 +46,11 @@ def recover_one(recovering: Recovering, folder: Path, out: Path, stem: Path, don
 
     result, data, run = done.result, recovering.training.data, recovering.judge.run
     state = stem.with_name(stem.name + STATE)
+    tell = partial(run.lines.fact, "memory")
     with run.stage("recover") as progress:
-        history = recover(recovering.training, folder, out, state, recovering.source, progress)
+        history = recover(
+            recovering.training, folder, out, state, recovering.source, progress, tell
+        )
     measured = None if history.stopped else recovering.judge.after(out)
     after = measured and measured["perplexity"]
     failure = verdict(history, *((result.perplexity_pruned, after) if recovering.chooses else ()))
@@ -61,8 +65,7 @@ def recover_one(recovering: Recovering, folder: Path, out: Path, stem: Path, don
     else:
         result.measure(measured)
         if recovering.verifies:
-            with run.stage("verify") as progress:
-                report = verify(out, expected=expected_of(state), progress=progress)
+            report = proved(run, recovering.judge.runtime, out, expected=expected_of(state))
             result.proven(f"recovered within {report['logits_difference']:.1e}")
     done.record["recovery"] = result.recovery = {
         "kept": failure is None,

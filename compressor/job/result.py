@@ -1,5 +1,6 @@
 """One result of a job: cut, repaired, written, verified, measured, judged."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.errors import MachineError
 from compressor.job.job import Job
+from compressor.job.micro_batches import PASSED, TRAINED, fitting
 from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
+from compressor.job.proving import proved
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
 from compressor.model.checkpoint import Checkpoint
@@ -33,7 +36,6 @@ from compressor.report.drawing import PICTURE, draw
 from compressor.report.result import Result, kept_in_record
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
-from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.record import versions, write_record
@@ -96,8 +98,7 @@ def cut_one(
     write_record(folder, record)
     trim_heap()
     if config.runtime.verify:
-        with run.stage("verify") as progress:
-            report = verify(folder, checkpoint.path, progress=progress)
+        report = proved(run, config.runtime, folder, source=checkpoint.path)
         result.proven(f"logits within {report['logits_difference']:.1e}")
     written = Checkpoint(folder)
     result.warnings += container_notes(checkpoint, written, writer.layout)
@@ -118,12 +119,24 @@ def write_cut(
     run: Run, source: Source, plan: Plan, repair: Repair | None, config: WriteConfig, folder: Path
 ) -> Cut:
     """Write the folder of a cut, block by block as each is repaired; what wrote it."""
-    changes = run.meter.timed("repair", repair.blocks()) if repair else None
-    writer = writer_of(source, plan, config.layout, config.container, changes)
-    kept = count_blocks(repair.saved) if repair else 0
-    with run.stage("write", kept, "repair" if repair else "write") as progress:
-        write_folder(writer, folder, progress=progress)
-    return writer
+
+    def written() -> Cut:
+        changes = run.meter.timed("repair", repair.blocks()) if repair else None
+        writer = writer_of(source, plan, config.layout, config.container, changes)
+        kept = count_blocks(repair.saved) if repair else 0
+        with run.stage("write", kept, "repair" if repair else "write") as progress:
+            write_folder(writer, folder, progress=progress)
+        return writer
+
+    if repair is None:
+        return written()
+
+    def repaired() -> Cut:
+        shutil.rmtree(folder, ignore_errors=True)  # what was written when memory ran out
+        return written()
+
+    entry = TRAINED if repair.kind.refined else PASSED
+    return fitting(run, repair, repair.text, repair.saved, repaired, entry=entry)
 
 
 def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from compressor.job import quantize
 from compressor.job.job import Job
+from compressor.job.proving import proved
 from compressor.job.result import Done, base_record, begun, conclude
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
@@ -20,7 +21,6 @@ from compressor.report.result import Result
 from compressor.report.sparse import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
 from compressor.verification.child import TOLERANCE
-from compressor.verification.verify import verify
 from compressor.writing.cuts import write
 from compressor.writing.record import write_record
 from compressor.writing.side_files import left_behind
@@ -52,8 +52,7 @@ def zero_weights(job: Job) -> Result:
     result = described(job, record)
     result.perplexity_before = before["perplexity"] if before else None
     if config.runtime.verify:
-        with run.stage("verify") as progress:
-            report = verify(run.partial, expected=expected, progress=progress)
+        report = proved(run, config.runtime, run.partial, expected=expected)
         difference = report["logits_difference"]
         result.proven(f"{report['zeros']:,} zeros, logits within {difference:.1e}")
     result.measure(job.judge.after(dense))

@@ -1,6 +1,7 @@
 """Memory: how much is free, and giving back mapped pages and what the allocator keeps."""
 
 import ctypes
+import gc
 import mmap
 import sys
 from pathlib import Path
@@ -43,6 +44,19 @@ def free_memory(device: str) -> int:
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def is_full(error: RuntimeError) -> bool:
+    """Whether a device had no memory left, for torch or for a library that it calls."""
+    said = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in said)
+
+
+def give_back(device: str | torch.device) -> None:
+    """Return what was freed on a GPU, which torch keeps otherwise, to those who share it."""
+    gc.collect()  # a thread's failure and what awaited it hold each other, and their tensors
+    if str(device).startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def trim_heap() -> None:

@@ -18,6 +18,7 @@ import torch
 from compressor.errors import InputError
 from compressor.model.source import Source
 
+BUFFERS = 2  # of pinned memory: one is read into while the other is copied from
 AHEAD = 2  # blocks whose computation may be under way on the device
 ALIGNED = 256  # bytes: where a tensor begins, as the device's own allocations do
 
@@ -45,7 +46,7 @@ def staged(
     source: Source, blocks: range, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[int, Block]]:
     """Index and weights of these blocks in order, on the device and of this dtype."""
-    copying, buffers = copying_stream(device), cycle((Buffer(), Buffer()))
+    copying, buffers = copying_stream(device), cycle([Buffer() for _ in range(BUFFERS)])
     spent: list[torch.cuda.Event] = []  # when each block was computed with
 
     def fetch(index: int) -> tuple[Block, torch.Tensor, torch.cuda.Event]:

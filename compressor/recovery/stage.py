@@ -30,6 +30,7 @@ def recover(
     state: Path,
     source: BlockStream,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> History:
     """Train the cut checkpoint in `folder` and write the result as the new folder `out`.
 
@@ -50,7 +51,7 @@ def recover(
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             model = load_adapted(folder, recovery, device, training.dtype, training.seed)
-            history = train(model, training, state, teacher, progress)
+            history = train(model, training, state, teacher, progress, tell)
             if not history.stopped and processes.is_main_process:
                 trained = adapters(model)
                 save_expected(model, folder, expected_of(state))

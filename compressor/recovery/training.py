@@ -8,9 +8,10 @@ Under torchrun every process takes its share of a step's sequences, and gradient
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compressor.config.recovery import RecoveryConfig
-from compressor.recovery.data import RecoveryData
+from compressor.model.halving import Found, halving, in_words
+from compressor.recovery.data import Example, RecoveryData
 from compressor.recovery.losses import differentiate, mean_loss
 from compressor.recovery.precision import computed_dtype
 from compressor.recovery.teacher import Teacher
@@ -79,11 +81,13 @@ def train(
     state: Path,
     teacher: Teacher | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> History:
     """Train the adapters of `model` (lora.load_adapted) in place.
 
-    Goes on where the file `state` ends, if there is one. Stops at the first loss or gradient that is
-    not finite, and says so in the history.
+    Where memory runs out, a step is made again in smaller parts, which is told: what comes of it is the
+    same to rounding, but for the draws of a dropout. Goes on where the file `state` ends, if there is
+    one. Stops at the first loss or gradient that is not finite, and says so in the history.
     """
     recovery, seed, examples = training.recovery, training.seed, training.data.train
     base = model.get_base_model()
@@ -96,33 +100,51 @@ def train(
     at_a_time = recovery.batch // recovery.accumulate
     computed = computed_dtype(device.type == "cpu", training.dtype)
     narrow = torch.autocast(device.type, computed) if computed != torch.float32 else nullcontext()
+    at_once = at_a_time  # sequences of a part, as far as memory holds them
+
+    def fitting(work: Callable[[int], Found], examples: Sequence[Example]) -> Found:
+        def halved(former: int, now: int) -> None:
+            nonlocal at_once
+            at_once = now
+            tell(in_words(device, former, now, "sequences of a step"))
+
+        longest = max(len(example.ids) for example in examples)
+        return halving(work, at_once, 1, device, longest, halved)
 
     def judge() -> float:
         model.eval()
+        held_back = training.data.held_back
         with narrow:
-            return mean_loss(base, training.data.held_back, at_a_time)
+            return fitting(lambda many: mean_loss(base, held_back, many), held_back)
+
+    def differentiated(step: int, chosen: list[int], many: int) -> torch.Tensor:
+        """The loss of this process's share of a step, whose gradient is left in the parameters."""
+        optimizer.zero_grad()  # of what memory ran out in
+        torch.manual_seed(
+            (seed * STRIDE + step) * processes.num_processes + processes.process_index
+        )
+        predicted = sum(int(examples[i].predicted.sum()) for i in chosen)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        parts = range(0, recovery.batch, at_a_time)
+        for begin in parts[processes.process_index :: processes.num_processes]:
+            share = chosen[begin : begin + at_a_time]
+            for first in range(0, len(share), many):
+                part = share[first : first + many]
+                soft = teacher.soft(part).to(device) if teacher else None
+                given = [examples[i] for i in part]
+                with narrow:
+                    loss += differentiate(base, given, predicted, soft, recovery.distill_weight)
+        return loss
 
     history = restore(state, parameters, optimizer) or History(held_back=[[0, judge()]])
     for step in range(len(history.losses), recovery.steps):
         model.train()
-        torch.manual_seed(
-            (seed * STRIDE + step) * processes.num_processes + processes.process_index
-        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recovery)
         chosen = order(step, recovery.batch, len(examples), seed)
         # Long sequences together: fewer paddings.
         chosen.sort(key=lambda i: -len(examples[i].ids))
-        predicted = sum(int(examples[i].predicted.sum()) for i in chosen)
-        loss = torch.zeros((), dtype=torch.float64, device=device)
-        parts = range(0, recovery.batch, at_a_time)
-        for begin in parts[processes.process_index :: processes.num_processes]:
-            part = chosen[begin : begin + at_a_time]
-            soft = teacher.soft(part).to(device) if teacher else None
-            with narrow:
-                loss += differentiate(
-                    base, [examples[i] for i in part], predicted, soft, recovery.distill_weight
-                )
+        loss = fitting(partial(differentiated, step, chosen), [examples[i] for i in chosen])
         if processes.num_processes > 1:
             loss = reduce(loss, "sum")
             for parameter in parameters.values():

@@ -12,7 +12,7 @@ from compressor.model.layers import captured, passed, second_half
 from compressor.model.memory import drop_pages, trim_heap
 from compressor.model.modules import assign
 from compressor.repairing.fitting import BlockFit
-from compressor.repairing.losses import predictions, relative_distance
+from compressor.repairing.losses import looked_at, predictions, relative_distance
 from compressor.repairing.refine import FFN_ALONE, WHOLE, Example, refine
 from compressor.solvers.ridge import Pairs
 
@@ -173,15 +173,18 @@ class BlockRepair(BlockFit):
         last = self.index == stream.checkpoint.blocks - 1
         schedule = FFN_ALONE if self.ffn_alone and not last else WHOLE
         names = self.family.projections("ffn") if self.ffn_alone else self.family.projections()
+        every = looked_at(stream, self.narrow) if last else 1
+        steps, epochs = self.task.steps, self.task.epochs or schedule.epochs
+        schedule = replace(schedule, epochs=epochs, every=every, parts=steps.__getitem__)
         with stream.outer(head=True) if last else nullcontext() as model:
             weights, outcome = refine(
                 self.narrow,
                 {n: self.stored[n].to(self.device) for n in names},
                 example,
-                range(self.task.fitted),
+                range(len(steps)),
                 range(self.task.fitted, len(self.calls)),
-                predictions(stream, model, self.narrow) if last else relative_distance,
-                replace(schedule, epochs=self.task.epochs or schedule.epochs),
+                predictions(stream, model) if last else relative_distance,
+                schedule,
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:

@@ -21,16 +21,21 @@ BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant
 
 @dataclass(frozen=True)
 class Task:
-    """What the repairs of all blocks share; batches from number `fitted` on are held back. epochs: of
-    training, where the kind has any (None: as many as are worth their time).
+    """What the repairs of all blocks share; batches from number `fitted` on are held back. steps: of a
+    training, the batches that each has. epochs: of training, where the kind has any (None: as many as
+    are worth their time).
     """
 
     stream: BlockStream
     geometry: BlockGeometry
     kind: Kind
     batches: list[Batch]
-    fitted: int
+    steps: list[range]
     epochs: int | None
+
+    @property
+    def fitted(self) -> int:
+        return self.steps[-1].stop
 
 
 class BlockFit:

@@ -51,22 +51,25 @@ class InParts(torch.autograd.Function):
         return of_losses[:, None] * gradients, None, None, None
 
 
-def predictions(stream: BlockStream, model: nn.Module, layer: nn.Module) -> Loss:
-    """The divergence of what the head makes of two streams, its logits in memory for some rows alone.
-
-    model: what `stream.outer(head=True)` yields; layer: the block that is trained. Where the head is
-    larger than it, a step looks at every other row, for neighbours say much the same.
+def looked_at(stream: BlockStream, layer: nn.Module) -> int:
+    """Of how many rows a step of this block looks at the predictions of one: every other where the head
+    is larger than the block, for neighbours say much the same.
     """
     size = stream.checkpoint.vocabulary * stream.checkpoint.hidden_size
-    every = 2 if size > sum(p.numel() for p in layer.parameters()) else 1
+    return 2 if size > sum(p.numel() for p in layer.parameters()) else 1
+
+
+def predictions(stream: BlockStream, model: nn.Module) -> Loss:
+    """The divergence of what the head makes of two streams, its logits in memory for some rows alone.
+
+    model: what `stream.outer(head=True)` yields.
+    """
     many = logits_rows(stream.checkpoint.vocabulary)
 
     def measured(*rows: torch.Tensor) -> torch.Tensor:
         return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
 
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if output.requires_grad:
-            output, target = output[::every], target[::every]
         return InParts.apply(output, target, measured, many)
 
     return loss

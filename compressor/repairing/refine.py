@@ -25,15 +25,15 @@ moves, and a smaller one the more inputs a projection sums, because steps agree 
 not (arXiv 2203.03466); so one rate does for all tensors of a block.
 
 In memory are the weights and AdamW's two moments in float32, and one tensor's gradient at a time: each
-takes its step as soon as its gradient is whole.
+takes its step as soon as its gradient is whole. A step that memory does not hold has parts, whose
+gradients are summed, so that then all of them are in memory.
 
 Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); the
 losses, the rates and the schedule are ours.
 """
 
 import math
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ from torch.func import functional_call
 
 from compressor.model.activations import states_of
 from compressor.repairing.losses import Loss, relative_distance
+from compressor.repairing.stepping import Taking, step_size, stepping
 from compressor.text.tokens import Batch
 
 EPOCHS = 1  # of a whole block, and of the last one
@@ -54,7 +55,6 @@ TRIED = (1, 0.5)  # shares of a trial's way that are judged
 LONGER = 1 / 3  # what is so many times as long as a trial takes this power of it as the rate
 SHARES = (1, 1.4, 0.7, 0.4)  # of the training's
 WORTHWHILE = 0.0005  # of the loss, in a trial: the whole gains several times as much
-WIDTH = 512  # inputs, beyond which steps fall with the root of their number
 WARM_UP = 20  # steps, and at most a quarter of them
 
 
@@ -73,15 +73,23 @@ class Example:
         return self.batch.real(states).float()
 
 
+def alone(step: int) -> Sequence[int]:
+    """A step of one batch."""
+    return (step,)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Of a training: the rates to try, the passes over the text, and whether it is made whatever the
-    trials say, at the best one's rate.
+    trials say, at the best one's rate. every: of how many tokens a step looks at one. parts: the batches
+    of a step by its number, which is that of a single one unless memory is short.
     """
 
     rates: tuple[float, ...] = RATES
     epochs: int = EPOCHS
     always: bool = False
+    every: int = 1
+    parts: Callable[[int], Sequence[int]] = alone
 
 
 WHOLE = Schedule()
@@ -124,10 +132,10 @@ def refine(
 
     `weights` are trained in float32 and rounded to their dtypes and to those of the parameters of
     `module` whenever it runs; its other parameters stay. measure(outputs, targets) of rows [tokens,
-    hidden], float32, is the loss of every token. Batches of `fitted` are visited in another order in
-    every epoch; a trial sees the first of the first.
+    hidden], float32, is the loss of every token. The steps `fitted` are made in another order in
+    every epoch; a trial sees the first of the first. example(i), held: by the numbers of batches.
     """
-    course = Course(module, weights, example, held, measure)
+    course = Course(module, weights, example, held, measure, schedule)
     orders, rates, epochs = [], schedule.rates, schedule.epochs
     for epoch in range(epochs):
         places = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(epoch))
@@ -168,22 +176,37 @@ class Course:
         example: Callable[[int], Example],
         held: range,
         measure: Loss,
+        schedule: Schedule = WHOLE,
     ):
+        self.parts, self.every = schedule.parts, schedule.every
         self.module, self.example, self.held, self.measure = module, example, held, measure
         self.start = {n: w.detach() for n, w in start.items()}
         self.sizes = {n: step_size(w) for n, w in self.start.items()}
         self.dtypes = {n: p.dtype for n, p in module.named_parameters()}
 
-    def loss(self, at: Callable[[str], torch.Tensor], i: int) -> tuple[torch.Tensor, int]:
-        """The sum over the tokens of a batch that are measured, for the parameters at(name), and their
-        number.
-        """
+    def loss(
+        self, at: Callable[[str], torch.Tensor], i: int, some: slice = slice(None)
+    ) -> tuple[torch.Tensor, int]:
+        """The sum over `some` tokens of a batch, for the parameters at(name), and their number."""
         example = self.example(i)
         cast = {n: at(n).to(w.dtype).to(self.dtypes[n]) for n, w in self.start.items()}
         out = functional_call(self.module, cast, (example.hidden, *example.args), example.keywords)
-        target = example.real(example.target)
-        losses = self.measure(example.real(states_of(out)), target)
+        target = example.real(example.target)[some]
+        losses = self.measure(example.real(states_of(out))[some], target)
         return losses.sum(), len(losses)
+
+    def differentiate(self, moved: dict[str, torch.Tensor], step: int, take: Taking) -> None:
+        """The gradient of a step's mean loss, part by part; with that of the last it is taken."""
+        *first, last = self.parts(step)
+        before = counted = 0
+        for i in (*first, last):
+            take.now = i == last
+            # Every so-many-th token of the whole step, wherever its parts begin.
+            loss, tokens = self.loss(moved.get, i, slice(-before % self.every, None, self.every))
+            counted += tokens
+            take.over = counted if first else None  # how many there are is known at the end
+            (loss if first else loss / tokens).backward()
+            before += self.example(i).batch.tokens if first else 0
 
     @torch.no_grad()
     def held_back(self, moved: dict[str, torch.Tensor] | None = None, share: float = 1) -> float:
@@ -210,7 +233,8 @@ class Course:
         """From the start, the weights in float32 after each order of batches: the same tensors."""
         start = self.start.items()
         moved = {n: w.to(torch.float32, copy=True).requires_grad_() for n, w in start}
-        optimizers = {n: stepping(p) for n, p in moved.items()}
+        take = Taking()
+        optimizers = {n: stepping(p, take) for n, p in moved.items()}
         total, step = sum(map(len, orders)), 0
         warm_up = max(1, min(WARM_UP, total // 4))
         for order in orders:
@@ -220,28 +244,9 @@ class Course:
                 for n, optimizer in optimizers.items():
                     optimizer.param_groups[0]["lr"] = rate * share * self.sizes[n]
                 with torch.enable_grad():
-                    loss, tokens = self.loss(moved.get, i)
-                    (loss / tokens).backward()
+                    self.differentiate(moved, i, take)
             yield moved
 
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def stepping(parameter: torch.Tensor) -> torch.optim.AdamW:
-    """An optimizer that moves the parameter in every backward, which leaves no gradient behind."""
-    optimizer = torch.optim.AdamW([parameter], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    weak = weakref.ref(optimizer)  # held by its parameter, it would outlive the training
-
-    def step(_) -> None:
-        weak().step()
-        weak().zero_grad()
-
-    parameter.register_post_accumulate_grad_hook(step)
-    return optimizer
-
-
-def step_size(weight: torch.Tensor) -> float:
-    """What a rate of 1 moves a weight [outputs, inputs] by."""
-    return weight.float().square().mean().sqrt().item() * min(1, (WIDTH / weight.shape[1]) ** 0.5)

@@ -44,7 +44,7 @@ from compressor.planning.plan import Plan
 from compressor.repairing.block import BlockRepair
 from compressor.repairing.fitting import Task
 from compressor.repairing.refine import STEP_TOKENS
-from compressor.text.tokens import TokenSet
+from compressor.text.tokens import Batch, TokenSet
 
 HELD_BACK = 16
 
@@ -101,20 +101,32 @@ class Repair:
         check_text(repair, tokens)
         self.stream, self.plan, self.checkpoint = stream, plan, stream.checkpoint
         self.name, self.protocol, self.saved = repair, tokens.protocol, saved
-        fitted, held = tokens.split(HELD_BACK)
-        kind = KINDS[repair]
-        at_once = STEP_TOKENS if kind and kind.refined else stream.batch_tokens
-        batches = fitted.batches(at_once)
-        self.task = Task(
-            stream,
-            BlockGeometry.of(self.checkpoint),
-            kind,
-            [*batches, *held.batches(at_once)],
-            len(batches),
-            epochs,
-        )
-        self.tokens = fitted.tokens
+        self.kind, self.epochs, self.text = KINDS[repair], epochs, tokens
+        refined = self.kind and self.kind.refined
+        self.batch_tokens = STEP_TOKENS if refined else stream.batch_tokens
+        self.task = self.divided()
+        self.tokens = tokens.split(HELD_BACK)[0].tokens
         self.record: list[dict] = []
+
+    @property
+    def device(self) -> torch.device:
+        return self.stream.device
+
+    def divided(self) -> Task:
+        """What is to be done, so many tokens (`batch_tokens`) at once; a step of a training has as many
+        in any case, so where that is more it has parts.
+        """
+        fitted, held = self.text.split(HELD_BACK)
+        step = STEP_TOKENS if self.kind and self.kind.refined else self.batch_tokens
+        batches: list[Batch] = []
+        steps = []
+        for batch in fitted.batches(step):
+            parts = batch.parts(self.batch_tokens)
+            steps.append(range(len(batches), len(batches) + len(parts)))
+            batches += parts
+        held_back = [p for batch in held.batches(step) for p in batch.parts(self.batch_tokens)]
+        geometry = BlockGeometry.of(self.checkpoint)
+        return Task(self.stream, geometry, self.kind, [*batches, *held_back], steps, self.epochs)
 
     @property
     def about(self) -> dict:
@@ -187,6 +199,8 @@ class Repair:
     def repaired(self, beside: Beside) -> Iterator[dict[str, torch.Tensor]]:
         """As `blocks`; what they are kept by is made beside."""
         stream, checkpoint = self.stream, self.checkpoint
+        self.task = self.divided()
+        self.record.clear()
         dense, calls = stream.record([b.ids for b in self.task.batches])
         cut = dense
         for index, weights in stream.weights():

@@ -44,6 +44,17 @@ class Batch:
         """Tokens that have one before them."""
         return int(self.mask[:, 1:].sum())
 
+    def parts(self, tokens: int) -> "list[Batch]":
+        """The same sequences in their order, at most so many tokens with padding at once, or one."""
+        count = max(1, tokens // self.ids.shape[1])
+        if count >= len(self.ids):
+            return [self]
+        parts = []
+        for ids, mask in zip(self.ids.split(count), self.mask.split(count), strict=True):
+            width = int(mask.sum(1).max())
+            parts.append(Batch(ids[:, :width], mask[:, :width]))
+        return parts
+
     def real(self, states: torch.Tensor) -> torch.Tensor:
         """The real tokens' rows [tokens, n], of what is as much as [sequences, tokens, n]."""
         rows = states.reshape(self.mask.numel(), -1)

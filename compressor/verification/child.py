@@ -1,18 +1,20 @@
 """Proof that a written checkpoint works, in a fresh process and with plain transformers.
 
-    python -m compressor.verification.child DIR [SOURCE | EXPECTED] [+writes]
+    python -m compressor.verification.child DIR [SOURCE | EXPECTED] [--device cuda:1] [+writes]
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
 package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
 compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. Of a sparse folder the zeros are counted. `+writes` has
-the model write some tokens as its users do. All are computed in
-float32, a few rows of a weight being widened at a time and their pages dropped after use, so a model
-larger than the memory can be verified.
+with them in the place of its own. Of a sparse folder the zeros are counted. `+writes` has it write
+some tokens as its users do. All are computed in float32, a few rows of a weight being widened at a time
+and their pages dropped after use, so a model larger than the memory can be verified. On a GPU the whole
+model lies there as it is stored; one that it does not hold is verified on the CPU, and the report has a
+`note` of that.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -25,11 +27,12 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
-from compressor.errors import CompressorError, InputError, VerificationError
+from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
-from compressor.model.loading import load, positions_of, prompt_ids
+from compressor.model.loading import check_device, load, positions_of, prompt_ids
+from compressor.model.memory import give_back, is_full
 from compressor.model.per_layer import model_of
 from compressor.planning.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
@@ -78,6 +81,7 @@ def verify_here(
     expected: Path | None = None,
     progress: Progress = lambda done, total: None,
     generates: bool = False,
+    device: str = "cpu",
 ) -> dict:
     """The same in this process: loads, and computes what the plan says."""
     quantization = read_record(folder).get("quantization")
@@ -96,13 +100,14 @@ def verify_here(
     sparsity = read_record(folder).get("sparsity")
     masked = expected is None and source is not None and sparsity is None
     passed = Passed(progress, 1 + masked)
+    stay_packed(model)
+    model = model.to(device)
     with passed.of(model):
-        stay_packed(model)
-        ours = [logits(model, ids, unpack) for ids in prompts]
+        ours = [logits(model, ids.to(device), unpack).cpu() for ids in prompts]
     if not all(torch.isfinite(x).all() for x in ours):
         raise VerificationError(f"{folder} computes logits that are not finite.")
     if generates:
-        report["generated"] = generated(model, prompts[0], folder)
+        report["generated"] = generated(model, prompts[0].to(device), folder)
     del model
     tolerance = TOLERANCE
     if sparsity is not None and quantization is None:
@@ -112,7 +117,7 @@ def verify_here(
         theirs = [known[str(i)] for i in range(len(prompts))]
         tolerance = known.get("tolerance", torch.tensor(TOLERANCE)).item()
     elif masked:
-        theirs, whose = masked_logits(source, folder, prompts, passed), "masked source's"
+        theirs, whose = masked_logits(source, folder, prompts, passed, device), "masked source's"
     else:
         return report
     worst = max(((a - b).abs().max() / b.std()).item() for a, b in zip(ours, theirs, strict=True))
@@ -142,7 +147,7 @@ def generated(model, ids: torch.Tensor, folder: Path) -> list[int]:
 
 
 def masked_logits(
-    source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed
+    source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed, device: str
 ) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
     checkpoint = Checkpoint(source)
@@ -161,9 +166,10 @@ def masked_logits(
             f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "
             "model it was cut from?"
         ) from error
+    masked = masked.to(device)
     plan = masked_plan(masked, checkpoint, Checkpoint(folder), record)
     with plan, passed.of(masked):
-        return [logits(masked, ids) for ids in prompts]
+        return [logits(masked, ids.to(device)).cpu() for ids in prompts]
 
 
 def built(checkpoint: Checkpoint):
@@ -178,12 +184,49 @@ def built(checkpoint: Checkpoint):
     return model.eval()
 
 
-def main(arguments: list[str]) -> None:
+def verify_on(
+    device: str,
+    folder: Path,
+    against: dict[str, Path],
+    progress: Progress = tell,
+    generates: bool = False,
+) -> dict:
+    """`verify_here` on a GPU; on the CPU, with a `note`, where the GPU has not the memory or does not
+    take a second process beside the job's.
+    """
+    torch.set_float32_matmul_precision("highest")  # whatever the environment says
     try:
-        generates = GENERATES in arguments
-        folder, *references = (Path(each) for each in arguments if each != GENERATES)
-        against = {"expected" if path.is_file() else "source": path for path in references}
-        report = verify_here(folder, **against, progress=tell, generates=generates)
+        check_device(device)
+        return verify_here(folder, **against, progress=progress, generates=generates, device=device)
+    except MachineError as refused:
+        why = str(refused)
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        why = f"{device} does not hold the model: {error}"
+    give_back(device)  # the error's frames, which held the model, are gone by now
+    report = verify_here(folder, **against, progress=progress, generates=generates, device="cpu")
+    why = why.partition("\n")[0].partition(". If ")[0].rstrip(".")  # more is for programmers
+    return report | {"note": f"It ran on the CPU. {why}."}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prefix_chars="-+")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("against", type=Path, nargs="?")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(GENERATES, dest="generates", action="store_true")
+    asked = parser.parse_args(arguments)
+    path, against = asked.against, {}
+    if path is not None:
+        against["expected" if path.is_file() else "source"] = path
+    try:
+        if asked.device == "cpu":
+            report = verify_here(
+                asked.folder, **against, progress=tell, generates=asked.generates, device="cpu"
+            )
+        else:
+            report = verify_on(asked.device, asked.folder, against, generates=asked.generates)
     except CompressorError as error:
         report = {"error": str(error)}
     print(json.dumps(report))

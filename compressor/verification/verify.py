@@ -21,6 +21,7 @@ def verify(
     expected: Path | None = None,
     progress: Progress = lambda done, total: None,
     generates: bool = False,
+    device: str = "cpu",
 ) -> dict:
     """Verify in a fresh process; the report it printed, or `VerificationError`.
 
@@ -28,7 +29,8 @@ def verify(
     what a trained, sparse or quantised model computed before it was written, and of how much a
     difference is rounding (`tolerance`, if not `TOLERANCE`). Give a source, or this, or neither.
     progress(done, total) counts the blocks that prompts have passed, in both models. generates: have it
-    write some tokens, too.
+    write some tokens, too. device: a GPU, or the CPU; where a GPU cannot do it the CPU does, which a
+    `note` in the report says.
     """
     for path in (folder, source):
         if path is not None and not (path / "config.json").exists():
@@ -39,6 +41,7 @@ def verify(
     command = [sys.executable, "-P", "-m", "compressor.verification.child", str(folder)]
     command += [str(against)] if (against := source or expected) else []
     command += [GENERATES] * generates
+    command += ["--device", device] if device.startswith("cuda") else []
     code, printed, errors = listened(command, progress)
     if code < 0:
         raise MachineError(

@@ -20,6 +20,7 @@ class Stream:
         self.seen: dict[Stream, int] = {}
         self.pending: list[Callable[[], None]] = []
         self.cuda_stream = id(self)
+        self.lock = threading.RLock()
 
     def now(self) -> tuple["Stream", int]:
         self.ticks += 1
@@ -29,9 +30,10 @@ class Stream:
         self.pending.append(work)
 
     def finish(self) -> None:
-        """What was put off is done."""
-        while self.pending:
-            self.pending.pop(0)()
+        """What was put off is done, also where another thread is about it."""
+        with self.lock:
+            while self.pending:
+                self.pending.pop(0)()
 
     def reads(self, tensors: list) -> None:
         """RuntimeError if one of them may not be written yet, or may be gone."""

@@ -172,13 +172,13 @@ def test_full_disk_is_said_before_starting(llama, quick, tmp_path, capsys, monke
 
 
 def test_failed_verification_leaves_nothing(llama, text_file, tmp_path, capsys, monkeypatch):
-    import compressor.job.result
+    import compressor.job.proving
     from compressor.errors import VerificationError
 
     def fail(*_, **__):
         raise VerificationError("The logits differ.")
 
-    monkeypatch.setattr(compressor.job.result, "verify", fail)
+    monkeypatch.setattr(compressor.job.proving, "verify", fail)
     code = compress(llama, tmp_path / "out", "--keep", 0.7, "--calibration", text_file)
     assert code == 5
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()

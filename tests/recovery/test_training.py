@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.config.recovery import RecoveryConfig, usual_rate
-from compressor.errors import InputError
+from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.recovery import training
@@ -39,6 +39,51 @@ def test_every_epoch_takes_every_sequence_once():
     assert len({tuple(epoch) for epoch in epochs}) == 6
     assert steps != [order(step, 4, 10, seed=1) for step in range(15)]
     assert set(order(0, 7, 3, seed=0)) == {0, 1, 2}  # more than an epoch in a step
+
+
+def test_a_step_that_memory_does_not_hold_is_made_in_smaller_parts(
+    llama, examples, tmp_path, monkeypatch
+):
+    """The same mean, whatever gradient a part has left when memory ran out; a measurement, too."""
+    recovery = RecoveryConfig(steps=3, batch=4, accumulate=1, dropout=0.0, learning_rate=1e-2)
+    expected, whole = trained(llama, recovery, examples, tmp_path / "whole")
+    differentiate, measure, tried, told = training.differentiate, training.mean_loss, [], []
+
+    def full(model, given, *more):
+        tried.append(len(given))
+        loss = differentiate(model, given, *more)
+        if len(given) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. If so.")
+        return loss
+
+    def measured(model, given, at_a_time):
+        if at_a_time > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return measure(model, given, at_a_time)
+
+    monkeypatch.setattr(training, "differentiate", full)
+    monkeypatch.setattr(training, "mean_loss", measured)
+    history, parts = trained(llama, recovery, examples, tmp_path / "parts", tell=told.append)
+    assert told == [
+        "cpu does not hold 4 sequences of a step at once; going on with 2.",
+        "cpu does not hold 2 sequences of a step at once; going on with 1.",
+    ]
+    assert tried == [2, *[1] * 12]
+    assert history.losses == pytest.approx(expected.losses, rel=1e-5)
+    for name, pair in whole.items():
+        for one, other in zip(pair, parts[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_one_sequence_that_does_not_fit_is_said(llama, examples, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. If so.")
+
+    monkeypatch.setattr(training, "differentiate", full)
+    recovery = RecoveryConfig(steps=1, batch=2, learning_rate=1e-3)
+    message = r"One sequence of \d+ tokens .* of cpu: CUDA .* 2.00 GiB"
+    with pytest.raises(MachineError, match=message):
+        trained(llama, recovery, examples, tmp_path / "state")
 
 
 def test_the_rate_rises_and_falls():

@@ -7,29 +7,31 @@ from torch import nn
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.repairing import losses as module
-from compressor.repairing.losses import divergence, predictions
+from compressor.repairing.losses import divergence, looked_at, predictions
 
 
 @pytest.mark.parametrize("rows", [3, 4, 11])
-@pytest.mark.parametrize("larger", [False, True])
-def test_predictions_are_measured_in_parts(llama, monkeypatch, rows, larger):
-    """In a training of a block that is smaller than the head, those of every other row."""
+def test_predictions_are_measured_in_parts(llama, monkeypatch, rows):
     monkeypatch.setattr(module, "logits_rows", lambda _: 4)
     stream = BlockStream(Checkpoint(llama))
     torch.manual_seed(0)
     found, target = torch.randn(2, rows, stream.checkpoint.hidden_size)
-    block = nn.Linear(*(1, 1) if larger else (999, 999))
     with stream.outer(head=True) as model:
-        measured = predictions(stream, model, block)
+        measured = predictions(stream, model)
         whole = divergence(stream.head(model, found), stream.head(model, target))
         torch.testing.assert_close(measured(found, target), whole)
         found.requires_grad_()
         parts = measured(found, target)
         whole = divergence(stream.head(model, found), stream.head(model, target))
-        whole = whole[::2] if larger else whole
         torch.testing.assert_close(parts, whole)
         gradients = [torch.autograd.grad(x.sum(), found)[0] for x in (parts, whole)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("size", "every"), [(1, 2), (999, 1)])
+def test_of_a_block_that_is_smaller_than_the_head_every_other_row_is_looked_at(llama, size, every):
+    stream = BlockStream(Checkpoint(llama))
+    assert looked_at(stream, nn.Linear(size, size)) == every
 
 
 def test_divergence_is_that_of_the_distributions():

@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from compressor.repairing.refine import (
     Course,
     Example,
     Schedule,
+    alone,
     refine,
     relative_distance,
     step_size,
@@ -286,13 +288,33 @@ def test_same_input_same_output(block):
     assert first[1] == second[1]
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_steps_in_parts_are_the_same_steps(block, every):
+    """Also where a step looks at every other token, and a part has an odd number of them."""
+    whole = examples(Block(), 0.5)
+
+    def part(i: int) -> Example:
+        of = whole(i // 3)
+        batch = of.batch.parts(10)[i % 3]  # of one sequence, of 10, 7 or 4 tokens
+        rows = slice(i % 3, i % 3 + 1), slice(batch.ids.shape[1])
+        return replace(of, hidden=of.hidden[rows], target=of.target[rows], batch=batch)
+
+    found = []
+    for example, parts in (whole, alone), (part, lambda step: range(3 * step, 3 * step + 3)):
+        schedule = Schedule(every=every, parts=parts)
+        course = Course(block, weights(block), example, HELD, relative_distance, schedule)
+        (moved,) = course.trained(0.02, [[*FITTED]])
+        found.append(moved["linear.weight"].detach())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_outlives_the_training(block, monkeypatch):
     """Moments and gradients are as large as a block, too large to wait for the garbage collector."""
     born, stepping = [], module.stepping
 
-    def watched(parameter):
+    def watched(parameter, take):
         assert [ref() for pair in born for ref in pair] == [None] * 2 * len(born)
-        optimizer = stepping(parameter)
+        optimizer = stepping(parameter, take)
         born.append((weakref.ref(optimizer), weakref.ref(parameter)))
         return optimizer
 

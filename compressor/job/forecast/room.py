@@ -14,6 +14,7 @@ from compressor.job.needs import WantedResult, kept_states
 from compressor.job.opening import chosen_device
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import ROWS
+from compressor.model.staging import BUFFERS
 from compressor.model.stream import logits_rows
 from compressor.planning.costs import Costs
 from compressor.recovery.precision import held_dtype
@@ -62,6 +63,8 @@ def memory(load: Load, dtype: torch.dtype, in_files: bool) -> int:
     tokens = max(load.calibrating, load.measuring)
     states = 0 if in_files else kept_states(config, blocks) * tokens * hidden * dtype.itemsize
     streamed = 2 * weights * dtype.itemsize + states
+    device = chosen_device(config.runtime.device)
+    pinned = pinned_buffers(weights * checkpoint.dtype.itemsize) if device.startswith("cuda") else 0
     logits = FLOAT * logits_rows(checkpoint.vocabulary) * checkpoint.vocabulary
     head = outer + COPIES * logits
     needs = [streamed + outer]
@@ -80,10 +83,16 @@ def memory(load: Load, dtype: torch.dtype, in_files: bool) -> int:
     if config.runtime.verify:  # in a process of its own
         needs.append(FRESH + outer + ROWS * FLOAT * max(hidden, widest) + streamed - states)
     if load.data is not None:
-        on_cpu = chosen_device(config.runtime.device) == "cpu"
-        held = held_dtype(checkpoint.dtype, on_cpu, config.runtime.dtype).itemsize
+        held = held_dtype(checkpoint.dtype, device == "cpu", config.runtime.dtype).itemsize
         a_part = config.recovery.batch / config.recovery.accumulate
         a_part *= load.data.tokens / len(load.data.train)
         kept = a_part * (blocks * STATES * max(hidden, widest // 3) + 3 * checkpoint.vocabulary)
         needs.append(int(checkpoint.parameters * held + kept * FLOAT))
-    return here + int(HELD * max(needs))
+    return here + int(HELD * max(needs)) + pinned
+
+
+def pinned_buffers(block: int) -> int:
+    """Bytes that blocks of so many come to a GPU through (`model/staging.py`), until the process ends:
+    torch gives pinned memory out in powers of two, and keeps it.
+    """
+    return BUFFERS * (1 << (block - 1).bit_length())

@@ -18,7 +18,7 @@ from compressor.model.layers import second_half
 from compressor.model.modules import loaded
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
-from compressor.repairing.losses import predictions, relative_distance
+from compressor.repairing.losses import looked_at, predictions, relative_distance
 from compressor.repairing.refine import STEP_TOKENS, Course, Example
 from compressor.scoring.methods import METHODS
 from compressor.scoring.methods.statistics import BlockStatistics
@@ -156,11 +156,12 @@ class Bench:
     def told_apart(self) -> float:
         """How far the predictions from a stream are from another's, and the gradient: of a token."""
         with self.stream.outer(head=True) as model:
-            loss, rows = predictions(self.stream, model, self.layer), self.hidden[0, :32].float()
+            loss, rows = predictions(self.stream, model), self.hidden[0, :32].float()
+            some = rows[:: looked_at(self.stream, self.layer)]
 
             def step() -> None:
                 with torch.enable_grad():
-                    loss(rows.clone().requires_grad_(), rows).sum().backward()
+                    loss(some.clone().requires_grad_(), some).sum().backward()
 
             return self.seconds_of(step) / len(rows)
 
@@ -198,8 +199,8 @@ class Bench:
         name = self.geometry.output_module("ffn")
         module = cast(nn.Linear, self.layer.get_submodule(name))
         alike = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-        alike.weight = nn.Parameter(module.weight.detach().cpu(), requires_grad=False)
-        inputs = torch.ones(WIDENED, module.in_features)
+        alike.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+        inputs = torch.ones(WIDENED, module.in_features, device=self.hidden.device)
         with torch.no_grad():
             return self.seconds_of(lambda: wide_linear(alike, inputs)) / alike.weight.numel()
 

@@ -1,7 +1,10 @@
 """Memory and disk beforehand, and what a job then says of itself."""
 
 import json
+import math
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from jobs import compress, decided
@@ -42,7 +45,9 @@ def test_disk_of_results_and_of_what_is_beside_them(config):
     assert room.disk(zeros, checkpoint, []).stays == checkpoint.bytes
 
 
-def test_memory_grows_with_what_is_kept(config):
+def test_memory_grows_with_what_is_kept(config, monkeypatch):
+    here = SimpleNamespace(rss=0)  # whatever this process has
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: here)
     checkpoint = Checkpoint(config.source)
 
     def needed(count: int, in_files: bool = False, **options) -> int:
@@ -56,6 +61,11 @@ def test_memory_grows_with_what_is_kept(config):
     assert many - few == pytest.approx(kept, rel=0.02)
     assert files < few - kept / 2
     assert needed(20_000, repair="none") < many
+    # On a GPU two blocks of float32, each in as much pinned memory as the next power of two.
+    block = checkpoint.read_block(0)
+    size = sum(tensor.nbytes for name, tensor in block.items() if "norm" not in name)
+    pinned = needed(10_000, device="cuda", dtype="float32") - needed(10_000, device="cpu")
+    assert pinned == pytest.approx(2 * 2 ** math.ceil(math.log2(size)), rel=1e-6)
 
 
 def test_a_job_says_it_before_and_gives_it_after(llama, text_file, tmp_path, capsys):
