@@ -21,7 +21,9 @@ def proved(
     device = chosen_device(runtime.device)
     give_back(device)  # the fresh process shares the GPU with this one
     with run.stage("verify") as progress:
-        report = verify(folder, source, expected, progress, generates, device)
+        report = verify(
+            folder, source, expected, progress=progress, generates=generates, device=device
+        )
     if "note" in report:
         run.lines.fact("verify", report["note"])
     return report

@@ -122,7 +122,7 @@ def test_a_job_gives_the_gpu_back_first_and_says_what_the_cpu_did(
     done = []
     report = {"logits_difference": 0.0, "note": "It ran on the CPU. The GPU is full."}
 
-    def proof(folder, source, progress, device):
+    def proof(folder, *references, device, **options):
         done.append(device)
         return report
 
