@@ -33,6 +33,11 @@ computes something else (sliding windows), the heads stay, or `container="qwen2"
 in float32: a Qwen2 of 135 M parameters cut to 0.7 of them (6 of 9 heads) and its source give the greedy
 tokens that transformers 5.23 gives, 24 for each of three prompts.
 
+All heads of an OLMo 2 stay, and of a Command R+ (`use_qk_norm`): norms of queries and keys are of all of
+them. Those of a Falcon stay because its class has hidden size / heads channels a head. A Falcon
+with fewer FFN channels is for transformers: vLLM's class has 4 x hidden of them, always. Falcon 7B, 40B,
+180B, Falcon 2 and the RW models have one row; Falcon 3 is a `llama`.
+
 The last two columns are what `make serve` saw, on a CPU in float32, of random models with heads of 32
 channels that lost half of their KV groups and FFN channels: the layouts that vLLM {VLLM} loads, and
 those that `compressor export` writes for llama.cpp (xllamacpp {LLAMA_CPP}). In each of them the

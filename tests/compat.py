@@ -56,8 +56,9 @@ def write_all(folder: Path) -> None:
         family, place = FAMILIES[model_type], folder / "sources" / name
         source = Checkpoint(make_family(model_type, place, **sizes))
         for layout, kept in KEPT.items():
-            if family.heads_fixed and family.own_widths is False:
-                kept = [block | {"attention": [*range(source.heads)]} for block in kept]
+            fixed = family.heads_fixed and not family.own_widths
+            if fixed or family.couples_heads(source.config):
+                kept = [block | {"attention": [*range(source.kv_heads)]} for block in kept]
             result = folder / "results" / f"{name}-{layout}"
             padded = folder / "padded" / result.name
             try:
