@@ -4,6 +4,7 @@ import math
 
 from compressor.errors import InputError
 
+AUTO = "auto"
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 SIZES = {
     "": 1,
@@ -42,6 +43,16 @@ def parse_blocks(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
+
+
+def parse_drop(text: str) -> int | str:
+    """A number of blocks, or `auto`."""
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise InputError(
+            f"--drop-blocks takes a number of blocks, or {AUTO}, not {text!r}."
+        ) from None
 
 
 def parse_ratio(text: str) -> float | None:

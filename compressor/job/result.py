@@ -10,7 +10,9 @@ import torch
 from compressor import __version__
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
+from compressor.config.target import DEPTH
 from compressor.errors import MachineError
+from compressor.job.depth.notes import depth_note
 from compressor.job.job import Job
 from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
@@ -27,6 +29,7 @@ from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import width_notes
+from compressor.repairing.folding import fold_record
 from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
@@ -79,7 +82,12 @@ def open_repair(
 
 
 def cut_one(
-    job: Job, wanted: WantedResult, scores: Scores, plan: Plan, folder: Path, before: dict | None
+    job: Job,
+    wanted: WantedResult,
+    scores: Scores | None,
+    plan: Plan,
+    folder: Path,
+    before: dict | None,
 ) -> Done:
     """Write one result, verify it and measure it."""
     config, checkpoint, run = job.config, job.checkpoint, job.run
@@ -103,12 +111,13 @@ def cut_one(
     result.warnings += container_notes(checkpoint, written, writer.layout)
     result.warnings += class_notes(checkpoint.path, folder)
     result.parameters_after, result.bytes_after = written.parameters, written.bytes
-    with run.meter.stage("draw"):
-        widths = wanted_widths(config, wanted.layout).lattice(checkpoint, plan.about["align"])
-        try:
-            draw(folder / PICTURE, scores, plan, checkpoint, widths)
-        except MachineError as missing:
-            result.warnings.append(str(missing))
+    if scores is not None:
+        with run.meter.stage("draw"):
+            widths = wanted_widths(config, wanted.layout).lattice(checkpoint, plan.about["align"])
+            try:
+                draw(folder / PICTURE, scores, plan, checkpoint, widths)
+            except MachineError as missing:
+                result.warnings.append(str(missing))
     result.measure(job.judge.after(folder))
     result.perplexity_pruned = result.perplexity_after
     return Done(result, record)
@@ -133,8 +142,9 @@ def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:
         dest=str(dest),
         model_type=checkpoint.family.model_type,
         container=known.pop("container", checkpoint.family.model_type),
-        parameters_before=checkpoint.parameters,
-        bytes_before=checkpoint.bytes,
+        parameters_before=checkpoint.whole.parameters,
+        bytes_before=checkpoint.whole.bytes,
+        dropped_blocks=checkpoint.dropped or None,
         seed=seed,
         **known,
     )
@@ -145,7 +155,14 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
     config, checkpoint, target = job.config, job.checkpoint, wanted.target
     plan, about = writer.plan, writer.plan.about
     reach = open_reach(config, checkpoint)
-    alignment = open_alignment(config, checkpoint, target, wanted.layout)
+    widths = []
+    if target.kind != DEPTH:
+        alignment = open_alignment(config, checkpoint, target, wanted.layout)
+        widths = [
+            *outside_note(reach, Costs.of(checkpoint), [target]),
+            *width_notes(alignment, checkpoint, plan.widths()),
+            *comparison_note(plan),
+        ]
     return begun(
         checkpoint,
         config.dest,
@@ -168,9 +185,8 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
         outside_blocks=reach.described(),
         warnings=[
             *left_behind(checkpoint),
-            *outside_note(reach, Costs.of(checkpoint), [target]),
-            *width_notes(alignment, checkpoint, plan.widths()),
-            *comparison_note(plan),
+            *depth_note(job.depth),
+            *widths,
         ],
     )
 
@@ -232,9 +248,12 @@ def make_record(
     source: Source, plan: Plan, layout: str, container: str, repair: Repair | None = None
 ) -> dict:
     """What compression.json holds of every cut."""
+    repaired = repair.about if repair else None
+    folded = {"folded": fold_record(source, plan, repaired)} if source.dropped else {}
     return base_record(source) | {
         "plan": {"blocks": plan.blocks, "about": plan.about},
-        "repair": repair and repair.about,
+        "repair": repaired,
+        **folded,
         "layout": layout,
         "container": container,
     }

@@ -30,7 +30,8 @@ BY_NUMBER = "scale_attn_by_inverse_layer_idx"
 class FewerBlocks(Source):
     """`whole` without the blocks `dropped`, numbers of its own. `numbers`: of the others, in it.
 
-    folded: tensors in the place of the source's, by the names that they have here, as `read` has them.
+    folded: tensors in the place of the source's, by the names that they have here, as `read` has them;
+    record: how they came about.
     InputError for blocks that it does not have, or has to keep: the first, into which nothing before it
     could take what it does, is one.
     """
@@ -40,9 +41,11 @@ class FewerBlocks(Source):
         whole: Source,
         dropped: Sequence[int],
         folded: Mapping[str, torch.Tensor] | None = None,
+        record: Sequence[dict] = (),
     ):
         check_dropped(dropped, whole)
         self._whole, self._dropped, self.folded = whole, sorted(dropped), dict(folded or {})
+        self.record = [*record]
         self._numbers = [b for b in range(whole.blocks) if b not in {*dropped}]
         self.family, self.dtype, self.packing = whole.family, whole.dtype, whole.packing
         self.label, self.path, self.coded = whole.label, whole.path, whole.coded

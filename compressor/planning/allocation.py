@@ -41,12 +41,17 @@ SOLVERS: dict[str, Callable[..., list[Widths]]] = {
 
 
 def protected(blocks: Sequence[int], checkpoint: Source) -> list[int]:
-    """Block numbers, negative ones counted from the end, as sorted non-negative ones."""
-    count = checkpoint.blocks
+    """Block numbers, negative ones counted from the end, as sorted places of these blocks; of a source
+    without some of its blocks the numbers are those of the whole.
+    """
+    count = checkpoint.whole.blocks
     outside = [b for b in blocks if not -count <= b < count]
     if outside:
         raise InputError(f"--protect names the block {outside[0]}; the model has {count} blocks.")
-    return sorted({b % count for b in blocks})
+    wanted = sorted({b % count for b in blocks})
+    if gone := [b for b in wanted if b in checkpoint.dropped]:
+        raise InputError(f"--protect names the block {gone[0]}, which is dropped; name one that stays.")
+    return [checkpoint.numbers.index(b) for b in wanted]
 
 
 def check_scores(scores: Scores, checkpoint: Source) -> None:
@@ -95,6 +100,11 @@ def allocate(
     return plan
 
 
+def dropped_of(checkpoint: Source) -> dict:
+    """For a plan's `about`: the blocks that are dropped, where some are."""
+    return {"dropped": checkpoint.dropped} if checkpoint.dropped else {}
+
+
 def plan_of(
     scores: Scores,
     checkpoint: Source,
@@ -112,7 +122,8 @@ def plan_of(
     params = costs.size(widths, "params")
     return Plan(
         kept,
-        {
+        dropped_of(checkpoint)
+        | {
             "asked": asdict(target),
             "keep_reached": params / costs.total["params"],
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,

@@ -25,6 +25,11 @@ class Plan:
             [{group: [*range(n)] for group, n in units.items()} for units in source.block_units]
         )
 
+    @property
+    def dropped(self) -> list[int]:
+        """The blocks of the source that are not there at all; `blocks` are the others, in order."""
+        return list(self.about.get("dropped") or [])
+
     def widths(self) -> list[dict[str, int]]:
         return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
 
@@ -46,13 +51,21 @@ class Plan:
     def load(cls, path: str | Path) -> "Plan":
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = value.get("plan", value)  # of a result's compression.json
             blocks = [{g: list(kept) for g, kept in b.items()} for b in value["blocks"]]
             return cls(blocks, dict(value["about"]))
         except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
     def check(self, checkpoint: "Source") -> None:
-        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one."""
+        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one, and which
+        has lost the blocks that the plan drops.
+        """
+        if self.dropped != checkpoint.dropped:
+            raise InputError(
+                f"The plan drops the blocks {self.dropped}, and of {checkpoint.label} are dropped "
+                f"{checkpoint.dropped}."
+            )
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(
                 f"The plan is for {len(self.blocks)} blocks; {checkpoint.label} has "

@@ -20,13 +20,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from compressor.cutting.cut import cut_block
 from compressor.model.activations import Activations, states_of
+from compressor.model.digest import digest
 from compressor.model.fewer_blocks import FewerBlocks
 from compressor.model.layers import added, passed
 from compressor.model.memory import trim_heap
 from compressor.model.modules import loaded
 from compressor.model.observing import observed
+from compressor.model.source import Source
 from compressor.model.stream import BlockStream
+from compressor.planning.plan import Plan
 from compressor.repairing.streaming import HELD_BACK
 from compressor.solvers.diagonal import scale
 from compressor.solvers.ridge import GRID, Pairs, rates, regress, summed_in, wide
@@ -47,6 +51,22 @@ class Folded:
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     record: list[dict] = field(default_factory=list)
+
+
+def fold_record(source: Source, plan: Plan, repair: dict | None) -> dict:
+    """What compression.json keeps of every block: the folded `tensors` that a repair has not replaced, and
+    the digest of them as they are cut.
+    """
+    folded = source.folded if isinstance(source, FewerBlocks) else {}
+    record: list[dict] = []
+    for block, kept in enumerate(plan.blocks):
+        prefix = source.block_name(block, "")
+        names = {name.removeprefix(prefix) for name in folded if name.startswith(prefix)}
+        names -= {*repair["blocks"][block]["tensors"]} if repair else set()
+        tensors = {n: folded[prefix + n] for n in sorted(names)}
+        tensors = cut_block(tensors, source, kept) if tensors else {}
+        record.append({"tensors": sorted(names), "sha256": digest(tensors)})
+    return {"blocks": record}
 
 
 def runs_of(dropped: Sequence[int]) -> list[list[int]]:

@@ -4,6 +4,8 @@ Averaged over the tokens, from one pass over the text (ShortGPT, arXiv 2403.0385
 block of little influence is one that a model can best do without.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import cosine_similarity
 
@@ -39,7 +41,6 @@ def turned(before: torch.Tensor, after: torch.Tensor, batch: Batch) -> torch.Ten
     return (1 - cosine_similarity(*rows, dim=-1)).sum()
 
 
-def least(found: list[float], count: int, kept: list[int]) -> list[int]:
-    """The `count` blocks of the least influence that are not among those `kept`, ascending."""
-    free = [block for block in range(len(found)) if block not in kept]
+def least(found: Sequence[float], count: int, free: Sequence[int]) -> list[int]:
+    """The `count` blocks of the least influence among those that are `free` to go, ascending."""
     return sorted(sorted(free, key=found.__getitem__)[:count])
