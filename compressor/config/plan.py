@@ -9,9 +9,7 @@ from compressor.config.target import DEPTH, Target
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """The targets, one result each, and which widths a result may have; with `drop_blocks` alone there is
-    one result, of whole blocks.
-    """
+    """The targets, one result each, and which blocks and widths a result may have."""
 
     targets: tuple[Target, ...] = ()
     allocate: str | None = option(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from compressor.config.amounts import COUNTS, SIZES, parse_amount, parse_bound
 from compressor.errors import InputError
 
-
 DEPTH = "drop-blocks"
 
 

@@ -88,7 +88,7 @@ def check_sparsity(sparsity: float, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_cut(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+def check_cut(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     """Solve every result's widths, and refuse what cannot be reached, written or held."""
     plan, family = config.plan, checkpoint.family
     if ALLOCATIONS[plan.allocate].measured and plan.targets:
@@ -106,7 +106,7 @@ def check_cut(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
     return wanted
 
 
-def solved_results(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+def solved_results(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     """Every result with its widths; InputError where there are none, or what is left is too large."""
     plan = config.plan
     protect = protected(plan.protect, checkpoint)

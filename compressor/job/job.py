@@ -19,6 +19,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
+from compressor.repairing.folding import check_held_back
 from compressor.repairing.streaming import check_text
 from compressor.text.tokens import TokenSet
 
@@ -106,6 +107,8 @@ def open_texts(config: JobConfig, checkpoint: Checkpoint, run: Run) -> tuple[Job
         checkpoint.tokenizer()  # the proof will need one
     if config.cuts and texts.calibration is not None:
         check_text(config.repair.kind, texts.calibration)
+        if config.plan.drop_blocks is not None and config.plan.fold:
+            check_held_back(texts.calibration)
         if judged(config):
             held_back(texts.calibration)
     return config, texts

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from compressor import __version__
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.target import DEPTH
@@ -17,6 +16,7 @@ from compressor.job.job import Job
 from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
+from compressor.job.record import make_record
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
 from compressor.model.checkpoint import Checkpoint
@@ -29,7 +29,6 @@ from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import width_notes
-from compressor.repairing.folding import fold_record
 from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
@@ -39,7 +38,7 @@ from compressor.text.tokens import TokenSet
 from compressor.verification.verify import verify
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
-from compressor.writing.record import versions, write_record
+from compressor.writing.record import write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
@@ -242,28 +241,3 @@ def publish_results(job: Job, results: Sequence[Result]) -> None:
 def gpu_peak(device: str) -> int:
     """The most bytes that torch has held on a GPU; 0 of a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
-
-
-def make_record(
-    source: Source, plan: Plan, layout: str, container: str, repair: Repair | None = None
-) -> dict:
-    """What compression.json holds of every cut."""
-    repaired = repair.about if repair else None
-    folded = {"folded": fold_record(source, plan, repaired)} if source.dropped else {}
-    return base_record(source) | {
-        "plan": {"blocks": plan.blocks, "about": plan.about},
-        "repair": repaired,
-        **folded,
-        "layout": layout,
-        "container": container,
-    }
-
-
-def base_record(source: Source) -> dict:
-    """Where a result comes from, and what it was made with."""
-    return {
-        "format": 1,
-        "compressor": __version__,
-        "source": {"name": Path(source.label).name, "fingerprint": source.fingerprint},
-        "versions": versions(),
-    }

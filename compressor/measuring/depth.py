@@ -35,7 +35,8 @@ def judged_drops(
     after each measurement.
     """
     count, free = asked
-    losses, dropped = dict(known or {}), []
+    losses = dict(known or {})
+    dropped: list[int] = []
     for step in range(count):
         left = sorted((b for b in free if b not in dropped), key=influence.__getitem__)
         tried = {}

@@ -131,8 +131,8 @@ def fewer(source: Source, numbers: Sequence[int]) -> dict:
 
 
 def with_patterns(written: dict, source: Source, numbers: Sequence[int], family: Family) -> dict:
-    """The same with a list of what a class makes of a pattern (every sixth block, say), wherever it would
-    make something else of it for the blocks that are left.
+    """The same with a list of what a class makes of a pattern (every sixth block, say), wherever it
+    would make something else of it for the blocks that are left.
     """
     had, has = source.model_config(), config_of(written, family)
     for name in OF_EVERY_BLOCK:

@@ -50,7 +50,9 @@ def protected(blocks: Sequence[int], checkpoint: Source) -> list[int]:
         raise InputError(f"--protect names the block {outside[0]}; the model has {count} blocks.")
     wanted = sorted({b % count for b in blocks})
     if gone := [b for b in wanted if b in checkpoint.dropped]:
-        raise InputError(f"--protect names the block {gone[0]}, which is dropped; name one that stays.")
+        raise InputError(
+            f"--protect names the block {gone[0]}, which is dropped; name one that stays."
+        )
     return [checkpoint.numbers.index(b) for b in wanted]
 
 

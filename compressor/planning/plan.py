@@ -30,6 +30,11 @@ class Plan:
         """The blocks of the source that are not there at all; `blocks` are the others, in order."""
         return list(self.about.get("dropped") or [])
 
+    @property
+    def folds(self) -> bool:
+        """Whether what the dropped blocks did was folded into others where the plan was made."""
+        return bool((self.about.get("depth") or {}).get("folded"))
+
     def widths(self) -> list[dict[str, int]]:
         return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
 
@@ -58,8 +63,8 @@ class Plan:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
     def check(self, checkpoint: "Source") -> None:
-        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one, and which
-        has lost the blocks that the plan drops.
+        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one, and is
+        without the blocks that the plan drops.
         """
         if self.dropped != checkpoint.dropped:
             raise InputError(

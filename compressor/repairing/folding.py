@@ -10,8 +10,8 @@ goes into `down_proj`: W' = T W, and its bias likewise, which takes a constant b
 in every refit (`streaming.py`), and lambda is chosen on held-back sequences from the same grid, 0 before
 it. Where a norm follows `down_proj`, T is diagonal and goes into the norm's weight.
 
-The map is that of ReplaceMe (arXiv 2505.02819), where X and M are the dense model's. Ours: X and M are of
-the model as it is folded so far, so that a fold also mends what those before it have left.
+The map is that of ReplaceMe (arXiv 2505.02819), where X and M are the dense model's. Ours: X and M are
+of the model as it is folded so far, so that a fold also mends what those before it have left.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from compressor.cutting.cut import cut_block
+from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
 from compressor.model.digest import digest
 from compressor.model.fewer_blocks import FewerBlocks
@@ -44,18 +45,27 @@ LAMBDAS = (0.0, *GRID)
 @dataclass
 class Folded:
     """tensors: new ones, by their names in the model without the blocks, as `Source.read` has them.
-    record: of every run what was dropped, the block that it went `into` (numbers of the whole model), the
-    tensors that changed, lambda (None: nothing did) and the held-back error before and after, as a share
-    of the energy of what the run and the FFN before it add.
+    record: of every run what was dropped, the block that it went `into` (numbers of the whole model),
+    the tensors that changed, lambda (None: nothing did) and the held-back error before and after, as a
+    share of the energy of what the run and the FFN before it add.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     record: list[dict] = field(default_factory=list)
 
 
+def check_held_back(tokens: TokenSet) -> None:
+    """Refuse a text of which nothing can be held back."""
+    if len(tokens.sequences) < 2:
+        raise InputError(
+            "What dropped blocks did is folded on a part of the calibration text and judged on the "
+            f"rest, so at least 2 sequences are needed, not {len(tokens.sequences)}; raise --samples."
+        )
+
+
 def fold_record(source: Source, plan: Plan, repair: dict | None) -> dict:
-    """What compression.json keeps of every block: the folded `tensors` that a repair has not replaced, and
-    the digest of them as they are cut.
+    """What compression.json keeps of every block: the folded `tensors` that a repair has not replaced,
+    and the digest of them as they are cut.
     """
     folded = source.folded if isinstance(source, FewerBlocks) else {}
     record: list[dict] = []
@@ -125,7 +135,7 @@ class Run:
             yield batch.real(inputs) * rate, batch.real(aim - out + given) * rate
 
     def fold(self, dense: Activations, fitted: int) -> Block:
-        """New tensors of the block, by their names inside it; none where the present ones are no worse."""
+        """New tensors of the block, by their names inside it; none where the present are no worse."""
         stored = self.stream.checkpoint.read_block(self.before)
         norm = self.family.post_norms.get("ffn")
         made = self.into_norm if norm else self.into_projection
@@ -189,6 +199,7 @@ def fold(
     """Fold the dropped blocks of the source of `stream` into those before them, in order; streamed, as
     far as the last of them.
     """
+    check_held_back(tokens)
     view, folded = FewerBlocks(stream.checkpoint, dropped), Folded()
     fitted, held = tokens.split(HELD_BACK)
     first = fitted.batches(stream.batch_tokens)

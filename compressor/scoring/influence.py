@@ -21,7 +21,7 @@ def influences(stream: BlockStream, tokens: TokenSet, passing: Passing = Passing
     batches = tokens.batches(stream.batch_tokens)
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
-        sums = []
+        sums: list[torch.Tensor] = []
 
         def add(x: torch.Tensor, output) -> None:
             sums.append(turned(x, states_of(output), batches[len(sums)]))
@@ -37,8 +37,8 @@ def influences(stream: BlockStream, tokens: TokenSet, passing: Passing = Passing
 
 def turned(before: torch.Tensor, after: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sum over a batch's tokens of 1 - cosine, float64."""
-    rows = (batch.real(states).double() for states in (before, after))
-    return (1 - cosine_similarity(*rows, dim=-1)).sum()
+    entering, leaving = (batch.real(states).double() for states in (before, after))
+    return (1 - cosine_similarity(entering, leaving, dim=-1)).sum()
 
 
 def least(found: Sequence[float], count: int, free: Sequence[int]) -> list[int]:

@@ -140,8 +140,10 @@ def masked_logits(
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     record = read_record(folder)
     try:
-        planned = Plan(record["plan"]["blocks"], record["plan"]["about"])
-        Plan(planned.blocks, {"dropped": planned.dropped}).check(without(checkpoint, planned.dropped))
+        planned = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
+        Plan(planned.blocks, {"dropped": planned.dropped}).check(
+            without(checkpoint, planned.dropped)
+        )
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise VerificationError(
             f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "

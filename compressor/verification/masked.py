@@ -29,7 +29,7 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     record: the compression.json of what was written. What a repair or a fold changed is of that, in the
     places it was cut from, one block at a time. Blocks that were dropped pass the stream on.
     """
-    plan = Plan(record["plan"]["blocks"], record["plan"]["about"])
+    plan = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
     source = without(checkpoint, plan.dropped)
     changed = [entries for name in CHANGED if (entries := (record.get(name) or {}).get("blocks"))]
     stands = [{group: range(len(units)) for group, units in kept.items()} for kept in plan.blocks]

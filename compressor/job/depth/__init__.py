@@ -1,1 +1,1 @@
-"""The part of a job that drops whole blocks: what may be asked (`asked.py`, `checks.py`), and the work."""
+"""Whole blocks dropped by a job: what may be asked (`asked.py`, `checks.py`), and the work."""

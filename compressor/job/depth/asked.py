@@ -15,7 +15,9 @@ def check_depth(asked: JobConfig) -> None:
     check_values(plan)
     if plan.drop_blocks is None:
         if not plan.fold:
-            raise InputError("fold is for blocks that are dropped; add --drop-blocks, or leave it out.")
+            raise InputError(
+                "fold is for blocks that are dropped; add --drop-blocks, or leave it out."
+            )
         return
     if plan.drop_blocks == AUTO:
         if len(plan.targets) != 1:

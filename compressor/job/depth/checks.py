@@ -17,8 +17,8 @@ def check_room(target: Target, checkpoint: Source) -> None:
     if checkpoint.dropped and miss_of(target, costs, left) < -CLOSE:
         many = len(checkpoint.dropped)
         raise InputError(
-            f"Without {many} block{'s' * (many > 1)} {target.in_words(reached(target, costs, left))} are "
-            f"left, less than {target.flag}; drop fewer, or leave the target out."
+            f"Without {many} block{'s' * (many > 1)}, {target.in_words(reached(target, costs, left))} "
+            f"are left, less than {target.flag}; drop fewer, or leave the target out."
         )
 
 

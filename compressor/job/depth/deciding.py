@@ -25,7 +25,7 @@ LOSSES = "losses by depth"  # of the journal
 
 
 def decided(job: Job, scores: Scores) -> tuple[Job, Scores]:
-    """The job on what is left of its source without as many blocks as lose least, and the scores of it."""
+    """The job on its source without as many blocks as lose least, and the scores of what is left."""
     (target,), journal = job.config.plan.targets, job.run.journal
     losses = journal.get(LOSSES) or {}
     ways = {str(len(dropped)): dropped for dropped in tried(job, target)}

@@ -23,7 +23,8 @@ from compressor.repairing.folding import Folded, fold
 from compressor.scoring.influence import influences, least
 from compressor.text.tokens import TokenSet
 
-INFLUENCE, CHOSEN = "influence", "dropped blocks"  # of the journal
+# Entries of the journal.
+INFLUENCE, CHOSEN, TRIED = "influence", "dropped blocks", "losses without blocks"
 
 
 def shortened(job: Job, dropped: list[int]) -> Job:
@@ -31,6 +32,8 @@ def shortened(job: Job, dropped: list[int]) -> Job:
     text = job.calibration if job.config.plan.fold else None
     part = folded_source(job.run, job.stream, dropped, text)
     depth = {"influence": influence_of(job), "folded": part.record}
+    if (losses := job.run.journal.get(TRIED)) is not None:
+        depth["tried"] = losses
     return replace(
         job,
         checkpoint=part,
@@ -41,8 +44,8 @@ def shortened(job: Job, dropped: list[int]) -> Job:
 
 
 def chosen_blocks(job: Job) -> list[int]:
-    """As many as are to be dropped: those of the least influence or, where allocations are measured, those
-    without which the loss is the least.
+    """As many as are to be dropped: those of the least influence or, where allocations are measured,
+    those without which the loss is the least.
     """
     plan, journal = job.config.plan, job.run.journal
     if (known := journal.get(CHOSEN)) is not None:
@@ -58,8 +61,7 @@ def chosen_blocks(job: Job) -> list[int]:
 def by_loss(job: Job, count: int, free: list[int]) -> list[int]:
     """Block by block the one without which the held-back loss is the least; losses are journaled."""
     journal, (_, judged) = job.run.journal, held_back(job.calibration)
-    entry = "losses without blocks"
-    known = journal.get(entry) or {}
+    known = journal.get(TRIED) or {}
     with job.run.stage("choose") as progress:
         return judged_drops(
             job.stream,
@@ -67,7 +69,7 @@ def by_loss(job: Job, count: int, free: list[int]) -> list[int]:
             (count, free),
             judged,
             known,
-            lambda losses: journal.put(entry, losses),
+            lambda losses: journal.put(TRIED, losses),
             progress,
         )
 
