@@ -23,7 +23,7 @@ from compressor.planning.costs import Costs, reached
 from compressor.planning.landscape import Landscape
 from compressor.planning.lattice import Wanted
 from compressor.planning.measured import solve_measured
-from compressor.planning.plan import Plan
+from compressor.planning.plan import Plan, dropped_of
 from compressor.planning.ranking import solve_globally
 from compressor.planning.told import described
 from compressor.planning.uniform import solve
@@ -100,11 +100,6 @@ def allocate(
     plan = plan_of(scores, checkpoint, target, chosen, how, protect)
     plan.about |= described(aligned)
     return plan
-
-
-def dropped_of(checkpoint: Source) -> dict:
-    """For a plan's `about`: the blocks that are dropped, where some are."""
-    return {"dropped": checkpoint.dropped} if checkpoint.dropped else {}
 
 
 def plan_of(

@@ -11,6 +11,11 @@ if TYPE_CHECKING:  # targets are judged before torch is imported, which takes se
     from compressor.model.source import Source
 
 
+def dropped_of(source: "Source") -> dict:
+    """For a plan's `about`: the blocks that the source has lost, where it has."""
+    return {"dropped": source.dropped} if source.dropped else {}
+
+
 @dataclass
 class Plan:
     """`blocks[b][group]` is the sorted list of kept units; `about` reproduces it."""
@@ -22,7 +27,8 @@ class Plan:
     def whole(cls, source: "Source") -> "Plan":
         """The plan that keeps every unit."""
         return cls(
-            [{group: [*range(n)] for group, n in units.items()} for units in source.block_units]
+            [{group: [*range(n)] for group, n in units.items()} for units in source.block_units],
+            dropped_of(source),
         )
 
     @property

@@ -32,7 +32,7 @@ def test_sizes_are_of_what_is_left_and_shares_of_the_whole(part, budget):
 
 
 @pytest.mark.parametrize("how", ["uniform", "global"])
-@pytest.mark.parametrize("target", [Target("keep-blocks", 0.5), Target("params", 60_000)])
+@pytest.mark.parametrize("target", [Target("keep-blocks", 0.5), Target("params", 30_000)])
 def test_a_target_is_reached_by_depth_and_width(part, target, how):
     scores = score(part, "magnitude")
     plan = allocate(scores, part, target, Wanted(1, layout="per-layer"), (), how)

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 from compressor.config.target import Target
 from compressor.model.source import Source
-from compressor.planning.allocation import dropped_of
 from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 
@@ -14,7 +13,7 @@ def plan_of_depth(source: Source, target: Target, seed: int) -> Plan:
     plan, costs = Plan.whole(source), Costs.of(source)
     params = costs.size(plan.widths(), "params")
     share = params / costs.total["params"]
-    plan.about = dropped_of(source) | {
+    plan.about |= {
         "asked": asdict(target),
         "keep_reached": share,
         "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,
