@@ -57,6 +57,6 @@ class PlanConfig:
     @property
     def results(self) -> tuple[Target, ...]:
         """What each result is to reach: the targets, or what is left without the dropped blocks."""
-        if self.targets or self.drop_blocks is None:
+        if self.targets or not isinstance(self.drop_blocks, int):
             return self.targets
-        return (Target(DEPTH, float(self.drop_blocks)),)
+        return (Target(DEPTH, self.drop_blocks),)

@@ -43,7 +43,8 @@ def check_asked(asked: JobConfig) -> JobConfig:
     could make right.
     """
     config = resolve(asked)
-    if not (asked.plan.results or asked.sparse or asked.quantization.wanted):
+    sized = asked.plan.targets or asked.plan.drop_blocks is not None
+    if not (sized or asked.sparse or asked.quantization.wanted):
         raise InputError(
             "Say how small: --keep, --keep-blocks, --target or --drop-blocks; or, to quantise alone, "
             "--quantize "

@@ -51,7 +51,7 @@ def test_depth_and_several_widths_of_one_scoring(deep, quick, tmp_path, capsys, 
     assert compress(deep, tmp_path / "whole", *asked) == 0
     assert "dropped blocks" in capsys.readouterr().out
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("compressor.job.result.write_folder", killed)
