@@ -20,13 +20,14 @@ from compressor.model.per_layer import has_uniform
 from compressor.model.source import Source
 from compressor.planning.allocation import protected
 from compressor.planning.costs import Costs
+from compressor.planning.plan import Plan
 from compressor.planning.uniform import check_equal, solve
 from compressor.quantization.stream import check_columns
 from compressor.recovery.precision import check_memory
 from compressor.repairing.streaming import check_repair
 from compressor.scoring.methods import METHODS
 from compressor.sparse.budget import budget
-from compressor.writing.cuts import check_built, no_uniform
+from compressor.writing.cuts import check_built, no_uniform, writer_of
 from compressor.writing.packed import Packed
 from compressor.writing.shards import check_space
 
@@ -113,6 +114,8 @@ def solved_results(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     wanted = []
     for name, target, layout in results_of(config, layouts_of(checkpoint)):
         if target.kind == DEPTH:
+            # Refuses what cannot be written.
+            writer_of(checkpoint, Plan.whole(checkpoint), layout, config.write.container)
             wanted.append(WantedResult(name, target, layout, checkpoint.block_units))
             check_left(config, checkpoint, checkpoint.block_units)
             continue

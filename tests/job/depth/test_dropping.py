@@ -86,7 +86,16 @@ def test_how_many_go_is_decided_by_loss(deep, quick, tmp_path, capsys):
     assert [*losses] == ["0", "1", "2"]
     assert len(found["dropped_blocks"] or []) == int(min(losses, key=losses.get))
     assert found["keep_blocks_reached"] == pytest.approx(0.6, abs=0.01)
-    assert any("held-back loss in nats a token by the number" in w for w in found["warnings"])
+    assert any("was decided by the held-back loss" in w for w in found["warnings"])
+
+
+def test_blocks_that_differ_are_refused_at_once(unequal, quick, tmp_path, capsys):
+    asked = ["--drop-blocks", 1, *quick]
+    assert compress(unequal, tmp_path / "out", *asked) == 2
+    told = said(capsys)
+    assert "blocks of different widths" in told and "influence" not in told
+    assert compress(unequal, tmp_path / "out", *asked, "--layout", "per-layer") == 0
+    assert Checkpoint(tmp_path / "out").blocks == 2
 
 
 @pytest.mark.parametrize("layout", ["nas", "per-layer", "padded"])
