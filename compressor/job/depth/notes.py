@@ -9,6 +9,6 @@ def depth_note(depth: dict | None) -> list[str]:
     best = min(losses, key=losses.__getitem__)
     each = ", ".join(f"{count}: {loss:.4f}" for count, loss in losses.items())
     return [
-        f"Dropping {best} block{'s' * (best != '1')} was decided by the held-back loss of the model cut to "
-        f"the target and repaired in one shot, in nats a token by the number of blocks: {each}."
+        f"Dropping {best} block{'s' * (best != '1')} was decided by the held-back loss of the model "
+        f"cut to the target and repaired in one shot, in nats a token by the number of blocks: {each}."
     ]
