@@ -128,6 +128,7 @@ class Run:
         """What the block's FFN gives, and what it should give for the stream to be the dense one."""
         for i, batch in enumerate(self.text):
             given, out, aim = (wide(s.get(i, self.device)) for s in (self.given, self.out, dense))
+            given = given.view_as(out)  # OPT's FFN has its tokens in one row
             rate = batch.real(rates(aim))
             inputs = given
             if constant:

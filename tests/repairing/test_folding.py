@@ -103,8 +103,9 @@ def test_runs_are_folded_one_after_the_other(folder):
         assert run["tensors"] == ["mlp.down_proj.weight"] and run["after"] < run["before"]
 
 
-def test_a_bias_takes_what_is_constant(random_family):
-    folder = random_family("bloom")
+@pytest.mark.parametrize("family", ["bloom", "opt"])  # whose FFN has all tokens in one row
+def test_a_bias_takes_what_is_constant(random_family, family):
+    folder = random_family(family)
     folded = fold(in_float64(folder), [1], TEXT)
     (run,), whole = folded.record, Whole(folder)
     aims, given, out = whole.after(1), whole.given(0), whole.after(0)
@@ -114,7 +115,7 @@ def test_a_bias_takes_what_is_constant(random_family):
     many = t.shape[1]
     map_ = solved(a, t, torch.eye(many, many + 1, dtype=a.dtype), run["lambda"])
     module = whole.layers[0].get_submodule(whole.ffn)
-    name = "transformer.h.0.mlp.dense_4h_to_h"
+    name = f"{whole.family.layers}.0.{whole.ffn}"
     expected = {
         f"{name}.weight": map_[:, :many] @ module.weight.data,
         f"{name}.bias": map_[:, :many] @ module.bias.data + map_[:, many],
