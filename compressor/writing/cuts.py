@@ -189,8 +189,8 @@ def no_uniform(family: Family) -> str:
         f"transformers' class of {family.model_type} always has {family.ffn_per_hidden} x hidden FFN "
         "channels and as many heads as its hidden size has room for, and its slopes (ALiBi) are those "
         "of all heads, so no cut of its widths can be written in the uniform layout; use --layout "
-        "per-layer (loads with code of its own) or padded (zeros, to evaluate it), or --drop-blocks alone "
-        "(whole blocks)."
+        "per-layer (loads with code of its own) or padded (zeros, to evaluate it), or --drop-blocks "
+        "alone (whole blocks)."
     )
 
 
