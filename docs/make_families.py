@@ -21,6 +21,9 @@ with a dynamic, a static and no cache. `stock` is loaded by plain transformers, 
 how many. A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
+Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's widths
+staying as their classes have them; what a config says of every block stays with it.
+
 `make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families
 but Baichuan, whatever layouts they have, with the same logits and, where `inspect` answers yes for 4.57,
 the same ids. (4.57 computes Gemma 2 by an attention without its soft caps unless it is loaded with

@@ -1,9 +1,11 @@
 """Amounts, ratios and block numbers as people write them: `5.4B`, `11GB`, `off`, `0,1,-1`."""
 
 import math
+from collections.abc import Sequence
 
 from compressor.errors import InputError
 
+AUTO = "auto"
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 SIZES = {
     "": 1,
@@ -42,6 +44,27 @@ def parse_blocks(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"--protect takes block numbers such as 0,1,-1, not {text!r}.") from None
+
+
+def in_runs(blocks: Sequence[int]) -> str:
+    """Ascending block numbers as `3, 7-9`."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and runs[-1][-1] == block - 1:
+            runs[-1][1:] = [block]
+        else:
+            runs.append([block])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def parse_drop(text: str) -> int | str:
+    """A number of blocks, or `auto`."""
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise InputError(
+            f"--drop-blocks takes a number of blocks, or {AUTO}, not {text!r}."
+        ) from None
 
 
 def parse_ratio(text: str) -> float | None:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from compressor.config.amounts import parse_blocks
+from compressor.config.amounts import AUTO, parse_blocks, parse_drop
 from compressor.config.options import at_least, one_of, option
-from compressor.config.target import Target
+from compressor.config.target import DEPTH, Target
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """The targets, one result each, and which widths a result may have."""
+    """The targets, one result each, and which blocks and widths a result may have."""
 
     targets: tuple[Target, ...] = ()
     allocate: str | None = option(
@@ -33,6 +33,17 @@ class PlanConfig:
         "Blocks from which nothing is cut, such as 0,1,-1; with --layout per-layer.",
         parse=parse_blocks,
     )
+    drop_blocks: int | str | None = option(
+        None,
+        "--drop-blocks",
+        "Whole blocks to leave out, so many, or auto: as many as a --keep or --target is best reached "
+        "with. What they did is folded into the blocks before them.",
+        (f"a number from 1 up, or {AUTO}", lambda x: x == AUTO or x >= 1),
+        parse_drop,
+    )
+    fold: bool = option(
+        True, "fold", "Whether what dropped blocks did is folded into the blocks before them."
+    )
     tp: int = option(
         1, "--tp", "Devices that are to share the result by tensor parallelism.", at_least(1)
     )
@@ -42,3 +53,10 @@ class PlanConfig:
         "With --allocate besa: none (default), or categorical: the width of each step is drawn.",
         one_of("none", "categorical"),
     )
+
+    @property
+    def results(self) -> tuple[Target, ...]:
+        """What each result is to reach: the targets, or what is left without the dropped blocks."""
+        if self.targets or not isinstance(self.drop_blocks, int):
+            return self.targets
+        return (Target(DEPTH, self.drop_blocks),)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from compressor.config.amounts import COUNTS, SIZES, parse_amount, parse_bound
 from compressor.errors import InputError
 
+DEPTH = "drop-blocks"
+
 
 @dataclass(frozen=True)
 class Target:
-    """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit.
+    """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit. A cut by depth
+    alone has `DEPTH` and the number of blocks that go: there are no widths to find.
 
     budget: what keep and keep-blocks are shares of: params, flops, or the path of a table of costs.
     A share is come near to, from below or above; params and bytes are bounds, never exceeded.

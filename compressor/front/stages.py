@@ -27,10 +27,14 @@ from compressor.job import asked, checks
 from compressor.job.needs import calibrates, chosen_method, kept_states, repair_states
 from compressor.job.opening import open_stream
 from compressor.job.plan_scores import judged_plan, plan_scores
+from compressor.job.record import make_record
 from compressor.job.resolve import resolve
-from compressor.job.result import make_record, open_repair
+from compressor.job.result import open_repair
 from compressor.job.run import partial_of
+from compressor.model.fewer_blocks import FewerBlocks, without
+from compressor.model.source import Source
 from compressor.planning.plan import Plan
+from compressor.repairing.folding import Folded, fold
 from compressor.repairing.streaming import Repair
 from compressor.scoring.methods import DEFAULT_METHOD
 from compressor.scoring.score import score as score_units
@@ -124,9 +128,9 @@ def cut(
     layout: str = UNIFORM,
     container: str = "auto",
 ) -> nn.Module | Path:
-    """The model with the units of a plan alone, whose weights are the source's."""
+    """The model with the blocks and units of a plan alone, whose weights are the source's."""
     expect(plan, Plan)
-    return made(writer_of(open_source(model), plan, layout, container), out)
+    return made(writer_of(left(open_source(model), plan), plan, layout, container), out)
 
 
 def repair(
@@ -140,20 +144,30 @@ def repair(
     """A cut model with its weights fitted to what the dense one computes on a text.
 
     small: what `cut` gave, of which the plan counts: weights come from `dense`, what it was cut from.
+    What dropped blocks did is folded into those before them if it was so where the plan was made.
     kind: `refine` (or `refine:EPOCHS`), `ridge` or `none`. options: as of `score`.
     """
     record, source = record_of(small), open_source(dense)
     plan = Plan(record["plan"]["blocks"], record["plan"]["about"])
-    plan.check(source)
+    plan.check(left(source, plan))
     of_text = of_texts(options)
     config = asked_for("repair", "runtime", repair=kind, **options)
     config.repair.check()
     calibration, states = tokens(text, source, **of_text), repair_states(config.repair.kind)
     stream = open_stream(config.runtime, source, TEMPORARY, states, calibration)
+    if plan.dropped:
+        folded = fold(stream, plan.dropped, calibration) if plan.folds else Folded()
+        source = FewerBlocks(source, plan.dropped, folded.tensors, folded.record)
+        stream = stream.without(source)
     repairing = open_repair(config.repair, stream, plan, calibration)
     changes = repairing.blocks() if repairing else None
     writer = writer_of(source, plan, record["layout"], record["container"], changes)
     return made(writer, out, repairing)
+
+
+def left(source: Source, plan: Plan) -> Source:
+    """What a plan leaves of the blocks of a source, which may have lost them already."""
+    return source if source.dropped == plan.dropped else without(source, plan.dropped)
 
 
 def expect(value: object, kind: type) -> None:

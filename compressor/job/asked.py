@@ -28,6 +28,7 @@ from compressor.config.score import ScoreConfig
 from compressor.config.target import target_name
 from compressor.config.text import TextConfig
 from compressor.errors import InputError
+from compressor.job.depth.asked import check_depth, check_no_depth
 from compressor.job.destination import check_dest, check_outside
 from compressor.job.needs import chosen_method
 from compressor.job.resolve import resolve
@@ -42,9 +43,11 @@ def check_asked(asked: JobConfig) -> JobConfig:
     could make right.
     """
     config = resolve(asked)
-    if not asked.plan.targets and asked.sparse is None and not asked.quantization.wanted:
+    sized = asked.plan.targets or asked.plan.drop_blocks is not None
+    if not (sized or asked.sparse or asked.quantization.wanted):
         raise InputError(
-            "Say how small: --keep, --keep-blocks or --target; or, to quantise alone, --quantize "
+            "Say how small: --keep, --keep-blocks, --target or --drop-blocks; or, to quantise alone, "
+            "--quantize "
             f"{' or '.join(SCHEMES)}. (`compressor sparsify` makes zeros.)"
         )
     if config.sparse is not None:
@@ -60,6 +63,7 @@ def check_asked(asked: JobConfig) -> JobConfig:
     check_parents(config)
     if config.cuts:
         config.recovery.check()
+        check_depth(asked)
         check_cut(config)
     elif config.sparse is None:
         check_nothing_cut(asked)
@@ -87,6 +91,7 @@ def check_scoring(asked: JobConfig) -> JobConfig:
     check_runtime(config.runtime)
     check_values(config.text)
     check_values(config.plan)
+    check_no_depth(config.plan)
     check_method(config.score)
     check_allocation(config.plan.allocate)
     check_selection(config.score.select, config.score.kv_cost)
@@ -99,6 +104,7 @@ def check_scoring(asked: JobConfig) -> JobConfig:
 
 def check_planning(asked: JobConfig) -> JobConfig:
     """What is asked of the stage `plan`; decided."""
+    check_no_depth(asked.plan)
     plan = replace(asked.plan, allocate=asked.plan.allocate or "uniform")
     layout = asked.write.layout
     if len(plan.targets) != 1:
@@ -172,7 +178,8 @@ def check_cut(config: JobConfig) -> None:
             f"--allocate {plan.allocate} gives every block its own widths, and in the uniform "
             f"layout all are equal; add {UNLIKE}, or leave --allocate out."
         )
-    check_protect(plan.protect, layout)
+    if plan.targets:
+        check_protect(plan.protect, layout)
     if config.quantization.wanted and layout != UNIFORM:
         raise InputError(
             f"--layout {layout} is not for the kernels that --quantize packs weights for: they "

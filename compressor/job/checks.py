@@ -4,7 +4,9 @@ from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
 from compressor.config.layouts import ALL, LAYOUTS, NAS, PER_LAYER, UNIFORM
 from compressor.config.score import ScoreConfig
+from compressor.config.target import DEPTH
 from compressor.errors import InputError
+from compressor.job.depth.checks import check_room, outlined
 from compressor.job.forecast.room import disk
 from compressor.job.needs import WantedResult, results_of
 from compressor.job.opening import chosen_device
@@ -18,13 +20,14 @@ from compressor.model.per_layer import has_uniform
 from compressor.model.source import Source
 from compressor.planning.allocation import protected
 from compressor.planning.costs import Costs
+from compressor.planning.plan import Plan
 from compressor.planning.uniform import check_equal, solve
 from compressor.quantization.stream import check_columns
 from compressor.recovery.precision import check_memory
 from compressor.repairing.streaming import check_repair
 from compressor.scoring.methods import METHODS
 from compressor.sparse.budget import budget
-from compressor.writing.cuts import check_built, no_uniform
+from compressor.writing.cuts import check_built, no_uniform, writer_of
 from compressor.writing.packed import Packed
 from compressor.writing.shards import check_space
 
@@ -43,8 +46,10 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
     if not config.cuts:
         check_uncut(config, checkpoint)
         return []
-    check_method(config.score, checkpoint)
-    return check_cut(config, checkpoint)
+    outline = outlined(config.plan, checkpoint)
+    if config.plan.targets:
+        check_method(config.score, checkpoint)
+    return check_cut(config, outline)
 
 
 def check_method(score: ScoreConfig, checkpoint: Source) -> None:
@@ -84,15 +89,15 @@ def check_sparsity(sparsity: float, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_cut(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+def check_cut(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     """Solve every result's widths, and refuse what cannot be reached, written or held."""
     plan, family = config.plan, checkpoint.family
-    if ALLOCATIONS[plan.allocate].measured:
+    if ALLOCATIONS[plan.allocate].measured and plan.targets:
         check_family(family)
     if plan.allocate == "besa":
         check_activation(checkpoint.config.get("hidden_act", "silu"), family)
     check_repair(config.repair.kind, config.repair.epochs, checkpoint)
-    if config.write.layout == UNIFORM and not has_uniform(family):
+    if config.write.layout == UNIFORM and plan.targets and not has_uniform(family):
         raise InputError(no_uniform(family))
     if config.write.layout in (PER_LAYER, ALL):
         check_built(family)
@@ -102,12 +107,19 @@ def check_cut(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
     return wanted
 
 
-def solved_results(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:
+def solved_results(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     """Every result with its widths; InputError where there are none, or what is left is too large."""
-    plan, runtime = config.plan, config.runtime
+    plan = config.plan
     protect = protected(plan.protect, checkpoint)
     wanted = []
     for name, target, layout in results_of(config, layouts_of(checkpoint)):
+        if target.kind == DEPTH:
+            # Refuses what cannot be written.
+            writer_of(checkpoint, Plan.whole(checkpoint), layout, config.write.container)
+            wanted.append(WantedResult(name, target, layout, checkpoint.block_units))
+            check_left(config, checkpoint, checkpoint.block_units)
+            continue
+        check_room(target, checkpoint)
         lattice = open_alignment(config, checkpoint, target, layout).lattice
         if ALLOCATIONS[plan.allocate].equal(layout == UNIFORM):
             check_equal(target, checkpoint, lattice, protect)
@@ -116,11 +128,17 @@ def solved_results(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResu
         if layout in (UNIFORM, NAS):
             groups = {widths[0]["attention"]}
             choose_container(checkpoint, groups, config.write.container, layout)
-        if config.recovery.method != "none":
-            left = Costs.of(checkpoint).size(widths, "params")
-            device = chosen_device(runtime.device)
-            check_memory(left, checkpoint.dtype, device, runtime.dtype, runtime.max_memory)
+        check_left(config, checkpoint, widths)
     return wanted
+
+
+def check_left(config: JobConfig, checkpoint: Source, widths: list[dict[str, int]]) -> None:
+    """Refuse to train what does not fit into memory."""
+    runtime = config.runtime
+    if config.recovery.method != "none":
+        left = Costs.of(checkpoint).size(widths, "params")
+        device = chosen_device(runtime.device)
+        check_memory(left, checkpoint.dtype, device, runtime.dtype, runtime.max_memory)
 
 
 def layouts_of(checkpoint: Source) -> list[str]:

@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from compressor.config.amounts import AUTO
 from compressor.config.job import JobConfig
 from compressor.errors import InputError, QualityError
 from compressor.job import quantize
 from compressor.job.asked import check_asked
 from compressor.job.checks import check_before_starting
+from compressor.job.depth.checks import outlined
+from compressor.job.depth.deciding import decided
+from compressor.job.depth.dropping import chosen_blocks, shortened
+from compressor.job.depth.planning import plan_of_depth
 from compressor.job.job import Job, begin
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
@@ -43,7 +48,8 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
     config = check_asked(asked)
     checkpoint = Checkpoint(config.source)
     wanted = check_before_starting(config, checkpoint)
-    for label, said in facts_of_widths(config, checkpoint) if config.cuts else ():
+    known = outlined(config.plan, checkpoint)
+    for label, said in facts_of_widths(config, known) if config.cuts else ():
         lines.fact(label, said)
     config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
     names = [result.name for result in wanted]
@@ -73,8 +79,9 @@ def check_quality(results: Sequence[Result], limit: float | None) -> None:
 
 def cut(job: Job) -> list[Result]:
     """Every result of a cut of units, in the folder of unfinished ones."""
-    scores = score_units(job)
-    measure_cuts(job, scores)
+    job, scores = shallower(job)
+    if scores is not None:
+        measure_cuts(job, scores)
     before = job.judge.before()
     many = len(job.wanted) > 1
     results = []
@@ -89,16 +96,34 @@ def cut(job: Job) -> list[Result]:
             final = job.run.partial / Path(result.dest).name
             shutil.rmtree(final, ignore_errors=True)
             final.with_suffix("").rename(final)
-        result.warnings = [*job.notes, *scores.about["notes"], *result.warnings]
+        scored = [] if scores is None else scores.about["notes"]
+        result.warnings = [*job.notes, *scored, *result.warnings]
     return results
 
 
+def shallower(job: Job) -> tuple[Job, Scores | None]:
+    """The job on what is left of its source when blocks are dropped, and the scores of that; where whole
+    blocks alone go, there are none.
+    """
+    plan = job.config.plan
+    if plan.drop_blocks == AUTO:
+        return decided(job, score_units(job))
+    if plan.drop_blocks is not None:
+        job = shortened(job, chosen_blocks(job))
+    return job, score_units(job) if plan.targets else None
+
+
 def make_result(
-    job: Job, wanted: WantedResult, scores: Scores, folder: Path, before: dict | None
+    job: Job, wanted: WantedResult, scores: Scores | None, folder: Path, before: dict | None
 ) -> Result:
     """One result, cut, recovered and quantised; what an interrupted job had done of it is kept."""
     config, run = job.config, job.run
-    plan = plan_result(job, wanted, scores)
+    if scores is None:
+        plan = plan_of_depth(job.checkpoint, wanted.target, config.runtime.seed)
+    else:
+        plan = plan_result(job, wanted, scores)
+    if job.depth is not None:
+        plan.about["depth"] = job.depth
     plan.save(run.work / f"{wanted.name}.json")
     done = Done.of(run.journal.get(wanted.name)) if folder.exists() else None
     if done is None:
@@ -125,4 +150,4 @@ def recovering(job: Job) -> Recovering:
     runtime = job.config.runtime
     training = Training(job.config.recovery, job.data, runtime.seed, runtime.dtype)
     chooses = job.config.text.evaluation is not None
-    return Recovering(training, job.stream, job.judge, chooses, runtime.verify)
+    return Recovering(training, job.stream.whole, job.judge, chooses, runtime.verify)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from compressor.config.job import JobConfig
+from compressor.job.depth.checks import outlined
 from compressor.job.forecast import Forecast, forecast
 from compressor.job.forecast.stages import Load
 from compressor.job.judging import Judge
@@ -18,6 +19,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
+from compressor.repairing.folding import check_held_back
 from compressor.repairing.streaming import check_text
 from compressor.text.tokens import TokenSet
 
@@ -25,7 +27,8 @@ from compressor.text.tokens import TokenSet
 @dataclass(frozen=True)
 class Job:
     """config: with nothing left open. wanted: the results of a cut. texts, data: what is calibrated and
-    measured on, and what recovery trains on. stream: of the source. foreseen: what it will take.
+    measured on, and what recovery trains on. stream: of the checkpoint. foreseen: what it will take.
+    depth: where blocks are dropped, how that came about; the checkpoint is then what is left.
     """
 
     config: JobConfig
@@ -37,6 +40,7 @@ class Job:
     stream: BlockStream
     judge: Judge | None = None
     foreseen: Forecast | None = None
+    depth: dict | None = None
 
     @property
     def calibration(self) -> TokenSet | None:
@@ -75,7 +79,8 @@ def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[Want
     tell_texts(run.lines, config.text, checkpoint, calibration=used[0], evaluation=used[1])
     if data is not None:
         run.lines.fact("recovery", describe_data(data.protocol))
-    foreseen = forecast(Load(config, checkpoint, *used, data, wanted), stream)
+    load = Load(config, outlined(config.plan, checkpoint), *used, data, wanted)
+    foreseen = forecast(load, stream)
     run.lines.forecast(foreseen)
     judge = Judge(run, config.runtime, stream, texts.evaluation)
     return Job(config, checkpoint, run, wanted, texts, data, stream, judge, foreseen)
@@ -102,6 +107,8 @@ def open_texts(config: JobConfig, checkpoint: Checkpoint, run: Run) -> tuple[Job
         checkpoint.tokenizer()  # the proof will need one
     if config.cuts and texts.calibration is not None:
         check_text(config.repair.kind, texts.calibration)
+        if config.plan.drop_blocks is not None and config.plan.fold:
+            check_held_back(texts.calibration)
         if judged(config):
             held_back(texts.calibration)
     return config, texts

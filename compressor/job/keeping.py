@@ -24,6 +24,7 @@ AGREED = {"settings", "recovery"}  # journaled to be compared with, not because 
 WORDS = {
     "scored": "scores",
     "rated": "scores",
+    "dropped blocks": "which blocks go",
     "own": "the model's own text",
     "before": "the source's perplexity",
 }

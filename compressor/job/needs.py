@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from compressor.config.amounts import AUTO
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
 from compressor.config.layouts import ALL, UNIFORM
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from compressor.recovery.data import RecoveryData
     from compressor.text.tokens import TokenSet
 
+FOLDING = 6  # states of a token: two paths, and what enters and leaves a block and its FFN
 # What a resumed job may change.
 FREE = {"max_memory", "work_dir", "resume", "overwrite"}
 
@@ -43,11 +45,11 @@ def results_of(config: JobConfig, layouts: Sequence[str]) -> list[tuple[str, Tar
     """
     layout, plan = config.write.layout, config.plan
     if layout != ALL:
-        return [(target_name(target), target, layout) for target in plan.targets]
+        return [(target_name(target), target, layout) for target in plan.results]
     same = ALLOCATIONS[plan.allocate].alike and not plan.protect
     return [
         (f"{target_name(target)}-{layout}", target, layout)
-        for target in plan.targets
+        for target in plan.results
         for layout in layouts
         if same or layout != UNIFORM
     ]
@@ -60,8 +62,10 @@ def looks(score: ScoreConfig) -> bool:
 
 
 def judged(config: JobConfig) -> bool:
-    """Whether a part of the calibration text judges allocations."""
-    return config.cuts and ALLOCATIONS[config.plan.allocate].measured
+    """Whether a part of the calibration text judges allocations, or how many blocks go."""
+    plan = config.plan
+    by_loss = plan.drop_blocks == AUTO or ALLOCATIONS[plan.allocate].measured
+    return config.cuts and by_loss
 
 
 def calibrates(config: JobConfig) -> bool:
@@ -72,6 +76,8 @@ def calibrates(config: JobConfig) -> bool:
         return config.sparse.method != "magnitude"
     if not config.cuts:
         return False
+    if config.plan.drop_blocks is not None:
+        return True
     chooses = config.score.needs_text or judged(config)
     return looks(config.score) or chooses or config.repair.kind != "none"
 
@@ -87,10 +93,14 @@ def kept_states(config: JobConfig, blocks: int) -> int:
     # A backward keeps what enters every block; a forward what enters and leaves one; a repair's
     # two paths the streams before, within and after one.
     states = repair_states(config.repair.kind)
+    if config.plan.drop_blocks is not None and config.plan.fold:
+        states = max(states, FOLDING)
     if judged(config):
         states = max(states, 6)  # those, the streams within the block, and what enters o_proj
         if ALLOCATIONS[config.plan.allocate].probing:
             states += 2 * FORWARDS  # cuts pass half of the blocks, and all are kept
+    if not config.plan.targets:  # nothing is scored
+        return states
     return states if METHODS[config.score.method].observe is None else max(states, blocks + 3)
 
 

@@ -12,7 +12,8 @@ from compressor.config.packing import W4A16
 from compressor.job.job import Job
 from compressor.job.opening import open_stream
 from compressor.job.proving import proved
-from compressor.job.result import Done, base_record, begun, conclude
+from compressor.job.record import base_record
+from compressor.job.result import Done, begun, conclude
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap

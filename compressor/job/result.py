@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
-from compressor import __version__
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
+from compressor.config.target import DEPTH
 from compressor.errors import MachineError
+from compressor.job.depth.notes import depth_note
 from compressor.job.job import Job
 from compressor.job.micro_batches import PASSED, TRAINED, fitting
 from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
 from compressor.job.proving import proved
+from compressor.job.record import make_record
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
 from compressor.model.checkpoint import Checkpoint
@@ -38,7 +40,7 @@ from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
-from compressor.writing.record import versions, write_record
+from compressor.writing.record import write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
@@ -81,7 +83,12 @@ def open_repair(
 
 
 def cut_one(
-    job: Job, wanted: WantedResult, scores: Scores, plan: Plan, folder: Path, before: dict | None
+    job: Job,
+    wanted: WantedResult,
+    scores: Scores | None,
+    plan: Plan,
+    folder: Path,
+    before: dict | None,
 ) -> Done:
     """Write one result, verify it and measure it."""
     config, checkpoint, run = job.config, job.checkpoint, job.run
@@ -104,12 +111,13 @@ def cut_one(
     result.warnings += container_notes(checkpoint, written, writer.layout)
     result.warnings += class_notes(checkpoint.path, folder)
     result.parameters_after, result.bytes_after = written.parameters, written.bytes
-    with run.meter.stage("draw"):
-        widths = wanted_widths(config, wanted.layout).lattice(checkpoint, plan.about["align"])
-        try:
-            draw(folder / PICTURE, scores, plan, checkpoint, widths)
-        except MachineError as missing:
-            result.warnings.append(str(missing))
+    if scores is not None:
+        with run.meter.stage("draw"):
+            widths = wanted_widths(config, wanted.layout).lattice(checkpoint, plan.about["align"])
+            try:
+                draw(folder / PICTURE, scores, plan, checkpoint, widths)
+            except MachineError as missing:
+                result.warnings.append(str(missing))
     result.measure(job.judge.after(folder))
     result.perplexity_pruned = result.perplexity_after
     return Done(result, record)
@@ -146,8 +154,9 @@ def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:
         dest=str(dest),
         model_type=checkpoint.family.model_type,
         container=known.pop("container", checkpoint.family.model_type),
-        parameters_before=checkpoint.parameters,
-        bytes_before=checkpoint.bytes,
+        parameters_before=checkpoint.whole.parameters,
+        bytes_before=checkpoint.whole.bytes,
+        dropped_blocks=checkpoint.dropped or None,
         seed=seed,
         **known,
     )
@@ -158,7 +167,14 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
     config, checkpoint, target = job.config, job.checkpoint, wanted.target
     plan, about = writer.plan, writer.plan.about
     reach = open_reach(config, checkpoint)
-    alignment = open_alignment(config, checkpoint, target, wanted.layout)
+    widths = []
+    if target.kind != DEPTH:
+        alignment = open_alignment(config, checkpoint, target, wanted.layout)
+        widths = [
+            *outside_note(reach, Costs.of(checkpoint), [target]),
+            *width_notes(alignment, checkpoint, plan.widths()),
+            *comparison_note(plan),
+        ]
     return begun(
         checkpoint,
         config.dest,
@@ -181,9 +197,8 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
         outside_blocks=reach.described(),
         warnings=[
             *left_behind(checkpoint),
-            *outside_note(reach, Costs.of(checkpoint), [target]),
-            *width_notes(alignment, checkpoint, plan.widths()),
-            *comparison_note(plan),
+            *depth_note(job.depth),
+            *widths,
         ],
     )
 
@@ -239,25 +254,3 @@ def publish_results(job: Job, results: Sequence[Result]) -> None:
 def gpu_peak(device: str) -> int:
     """The most bytes that torch has held on a GPU; 0 of a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
-
-
-def make_record(
-    source: Source, plan: Plan, layout: str, container: str, repair: Repair | None = None
-) -> dict:
-    """What compression.json holds of every cut."""
-    return base_record(source) | {
-        "plan": {"blocks": plan.blocks, "about": plan.about},
-        "repair": repair and repair.about,
-        "layout": layout,
-        "container": container,
-    }
-
-
-def base_record(source: Source) -> dict:
-    """Where a result comes from, and what it was made with."""
-    return {
-        "format": 1,
-        "compressor": __version__,
-        "source": {"name": Path(source.label).name, "fingerprint": source.fingerprint},
-        "versions": versions(),
-    }

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from compressor.job import quantize
 from compressor.job.job import Job
 from compressor.job.proving import proved
-from compressor.job.result import Done, base_record, begun, conclude
+from compressor.job.record import base_record
+from compressor.job.result import Done, begun, conclude
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap

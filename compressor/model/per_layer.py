@@ -47,7 +47,7 @@ def needs_code(family: Family, layout: str) -> bool:
 
 
 def has_uniform(family: Family) -> bool:
-    """Whether anything can be cut from a family in the uniform layout: not where a class with slopes
+    """Whether any width can be cut from a family in the uniform layout: not where a class with slopes
     for all heads is transformers' own.
     """
     return not (family.alibi and family.stock)

@@ -56,6 +56,21 @@ class Source(Geometry, ABC):
         """Have a block's tensors ready soon."""
 
     @property
+    def whole(self) -> "Source":
+        """The source that this is all of, or a part of the blocks of (`fewer_blocks.py`)."""
+        return self
+
+    @property
+    def dropped(self) -> list[int]:
+        """The blocks of `whole` that are not here, by their numbers there."""
+        return []
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number in `whole` of every block."""
+        return [*range(self.blocks)]
+
+    @property
     def tied(self) -> bool:
         return self.family.head not in self.tensors
 

@@ -5,7 +5,7 @@ as one copy on a stream of its own: only from pinned memory does a copy run besi
 host go on meanwhile. The stream that computes waits for the copy on the device, not the host.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +43,7 @@ class Buffer:
 
 
 def staged(
-    source: Source, blocks: range, device: torch.device, dtype: torch.dtype
+    source: Source, blocks: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[int, Block]]:
     """Index and weights of these blocks in order, on the device and of this dtype."""
     copying, buffers = copying_stream(device), cycle([Buffer() for _ in range(BUFFERS)])
@@ -76,7 +76,9 @@ def staged(
         spent.append(computing.record_event())
 
 
-def fetched_ahead(blocks: range, fetch: Callable[[int], Fetched]) -> Iterator[tuple[int, Fetched]]:
+def fetched_ahead(
+    blocks: Sequence[int], fetch: Callable[[int], Fetched]
+) -> Iterator[tuple[int, Fetched]]:
     """Each of these blocks with what `fetch` gives of it; the next one is being fetched meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(fetch, blocks[0])

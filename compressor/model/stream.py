@@ -7,8 +7,9 @@ are replaced by recorders; the head is that same forward with the blocks replace
 So a stream computes the very numbers of the ordinary model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -67,11 +68,27 @@ class BlockStream:
         if checkpoint.packing and checkpoint.packing.known.rounds_inputs:
             round_inputs(self.layers, checkpoint.family.projections())
 
+    @cached_property
+    def whole(self) -> "BlockStream":
+        """The stream of the whole source, where this one has a part of its blocks; else itself."""
+        whole = self.checkpoint.whole
+        return self if whole is self.checkpoint else self.like(whole)
+
+    def like(self, source: Source, dtype: torch.dtype | None = None) -> "BlockStream":
+        """A stream of another source that runs as this one does."""
+        stream = BlockStream(source, self.device, dtype or self.dtype, self.place)
+        stream.batch_tokens = self.batch_tokens
+        return stream
+
+    def without(self, part: Source) -> "BlockStream":
+        """The stream of a source that has lost some of this one's blocks."""
+        stream = self.like(part)
+        stream.whole = self
+        return stream
+
     def in_float32(self) -> "BlockStream":
         """The same model computed in float32, for what is below the rounding of half precision."""
-        wide = BlockStream(self.checkpoint, self.device, torch.float32, self.place)
-        wide.batch_tokens = self.batch_tokens
-        return wide
+        return self.like(self.checkpoint, torch.float32)
 
     # -- weights ----------------------------------------------------------------------------------
 
@@ -165,7 +182,9 @@ class BlockStream:
             trim_heap()
         return states
 
-    def weights(self, blocks: range | None = None) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    def weights(
+        self, blocks: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Index and weights of these blocks (all) in order, the next one being fetched meanwhile."""
         blocks = range(self.checkpoint.blocks) if blocks is None else blocks
         if not blocks:

@@ -23,7 +23,7 @@ from compressor.planning.costs import Costs, reached
 from compressor.planning.landscape import Landscape
 from compressor.planning.lattice import Wanted
 from compressor.planning.measured import solve_measured
-from compressor.planning.plan import Plan
+from compressor.planning.plan import Plan, dropped_of
 from compressor.planning.ranking import solve_globally
 from compressor.planning.told import described
 from compressor.planning.uniform import solve
@@ -41,12 +41,19 @@ SOLVERS: dict[str, Callable[..., list[Widths]]] = {
 
 
 def protected(blocks: Sequence[int], checkpoint: Source) -> list[int]:
-    """Block numbers, negative ones counted from the end, as sorted non-negative ones."""
-    count = checkpoint.blocks
+    """Block numbers, negative ones counted from the end, as sorted places of these blocks; of a source
+    without some of its blocks the numbers are those of the whole.
+    """
+    count = checkpoint.whole.blocks
     outside = [b for b in blocks if not -count <= b < count]
     if outside:
         raise InputError(f"--protect names the block {outside[0]}; the model has {count} blocks.")
-    return sorted({b % count for b in blocks})
+    wanted = sorted({b % count for b in blocks})
+    if gone := [b for b in wanted if b in checkpoint.dropped]:
+        raise InputError(
+            f"--protect names the block {gone[0]}, which is dropped; name one that stays."
+        )
+    return [checkpoint.numbers.index(b) for b in wanted]
 
 
 def check_scores(scores: Scores, checkpoint: Source) -> None:
@@ -112,7 +119,8 @@ def plan_of(
     params = costs.size(widths, "params")
     return Plan(
         kept,
-        {
+        dropped_of(checkpoint)
+        | {
             "asked": asdict(target),
             "keep_reached": params / costs.total["params"],
             "keep_blocks_reached": 1 - (costs.total["params"] - params) / costs.prunable,

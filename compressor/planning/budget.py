@@ -63,7 +63,7 @@ def table_of(path: str | Path, checkpoint: Source) -> tuple[dict[str, Sequence[i
             raise InputError(f"{path} needs {group} costs above 0, of 1 unit or more.")
         if any(after < before for before, after in pairwise(values)):
             raise InputError(f"{path} has {group} costs that fall where units are added.")
-        most = max(units[group] for units in checkpoint.block_units)
+        most = max(units[group] for units in checkpoint.whole.block_units)
         if entries[-1][0] < most:
             raise InputError(
                 f"{path} has {group} costs up to {entries[-1][0]} units; the model has {most}."
@@ -71,7 +71,8 @@ def table_of(path: str | Path, checkpoint: Source) -> tuple[dict[str, Sequence[i
         costs[group] = [0.0, *(interpolated(entries, n) for n in range(1, most + 1))]
     if not (math.isfinite(other) and other >= 0):
         raise InputError(f"{path} has {other} for `other`; it must be 0 or more.")
-    whole = other + sum(costs[g][units[g]] for units in checkpoint.block_units for g in GROUPS)
+    blocks = checkpoint.whole.block_units
+    whole = other + sum(costs[g][units[g]] for units in blocks for g in GROUPS)
     counted: dict[str, Sequence[int]] = {
         g: [math.ceil(c / whole * PARTS) for c in values] for g, values in costs.items()
     }

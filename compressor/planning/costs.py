@@ -20,6 +20,9 @@ CLOSE = 0.005  # half a point: as near a result comes to its target wherever wid
 class Costs:
     """What units of each group cost, and what the model has besides, in parameters, bytes and a budget.
 
+    Of a source without some of its blocks the units and the rest are those of the blocks that are left,
+    `total` and `prunable` those of the whole, of which shares are counted.
+
     prices[measure][group][n]: of n units of one block; in all measures but `parts` n times `unit`.
     """
 
@@ -37,7 +40,7 @@ class Costs:
     def of(cls, checkpoint: "Source", budget: str = "params") -> "Costs":
         from compressor.planning.budget import flops_of, table_of
 
-        unit, prunable = {}, 0
+        unit, prunable, source = {}, 0, checkpoint.whole
         for group, slices in checkpoint.family.groups().items():
             owned = [
                 checkpoint.tensors[name]
@@ -50,10 +53,12 @@ class Costs:
                 "bytes": sum(t.end - t.begin for t in owned) // units,
             }
             weights = sum(t.numel for t in owned if len(t.shape) == 2) // units
-            prunable += weights * sum(block[group] for block in checkpoint.block_units)
-        total = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
+            prunable += weights * sum(block[group] for block in source.block_units)
+        total = {"params": source.parameters, "bytes": source.bytes}
+        left = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
         if budget == "flops":
-            each, total["flops"] = flops_of(checkpoint)
+            each, left["flops"] = flops_of(checkpoint)
+            total["flops"] = left["flops"] if source is checkpoint else flops_of(source)[1]
             for group in GROUPS:
                 unit[group]["flops"] = each[group]
         most = {g: max(block[g] for block in checkpoint.block_units) for g in GROUPS}
@@ -64,7 +69,7 @@ class Costs:
         rest = {
             measure: whole
             - sum(block[g] * unit[g][measure] for block in checkpoint.block_units for g in GROUPS)
-            for measure, whole in total.items()
+            for measure, whole in left.items()
         }
         if budget not in ("params", "flops"):
             prices["parts"], rest["parts"], total["parts"] = table_of(budget, checkpoint)

@@ -11,6 +11,11 @@ if TYPE_CHECKING:  # targets are judged before torch is imported, which takes se
     from compressor.model.source import Source
 
 
+def dropped_of(source: "Source") -> dict:
+    """For a plan's `about`: the blocks that the source has lost, where it has."""
+    return {"dropped": source.dropped} if source.dropped else {}
+
+
 @dataclass
 class Plan:
     """`blocks[b][group]` is the sorted list of kept units; `about` reproduces it."""
@@ -22,8 +27,19 @@ class Plan:
     def whole(cls, source: "Source") -> "Plan":
         """The plan that keeps every unit."""
         return cls(
-            [{group: [*range(n)] for group, n in units.items()} for units in source.block_units]
+            [{group: [*range(n)] for group, n in units.items()} for units in source.block_units],
+            dropped_of(source),
         )
+
+    @property
+    def dropped(self) -> list[int]:
+        """The blocks of the source that are not there at all; `blocks` are the others, in order."""
+        return list(self.about.get("dropped") or [])
+
+    @property
+    def folds(self) -> bool:
+        """Whether what the dropped blocks did was folded into others where the plan was made."""
+        return bool((self.about.get("depth") or {}).get("folded"))
 
     def widths(self) -> list[dict[str, int]]:
         return [{g: len(kept) for g, kept in block.items()} for block in self.blocks]
@@ -46,13 +62,21 @@ class Plan:
     def load(cls, path: str | Path) -> "Plan":
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = value.get("plan", value)  # of a result's compression.json
             blocks = [{g: list(kept) for g, kept in b.items()} for b in value["blocks"]]
             return cls(blocks, dict(value["about"]))
         except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
     def check(self, checkpoint: "Source") -> None:
-        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one."""
+        """The plan is for blocks like the checkpoint's, which may be a sibling of the scored one, and is
+        without the blocks that the plan drops.
+        """
+        if self.dropped != checkpoint.dropped:
+            raise InputError(
+                f"The plan drops the blocks {self.dropped}, and of {checkpoint.label} are dropped "
+                f"{checkpoint.dropped}."
+            )
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(
                 f"The plan is for {len(self.blocks)} blocks; {checkpoint.label} has "

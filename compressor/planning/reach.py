@@ -73,7 +73,7 @@ def reach_of(checkpoint: Source, lattice: Lattice, protect: Sequence[int] = ()) 
     least = costs.size(least_widths(costs, lattice, protect), "params")
     outside = sum(checkpoint.tensors[name].numel for name in checkpoint.outer_tensors())
     shares = (reached(Target(kind, 1), costs, least) for kind in ("keep", "keep-blocks"))
-    return Reach(checkpoint.parameters, outside, checkpoint.tied, lattice.align, *shares)
+    return Reach(checkpoint.whole.parameters, outside, checkpoint.tied, lattice.align, *shares)
 
 
 def least_widths(costs: Costs, lattice: Lattice, protect: Sequence[int] = ()) -> list[dict]:

@@ -78,7 +78,9 @@ def taken_split(
     free = free_blocks(costs, protect)
     prices = costs.prices[target.measure]
     movable = sum(prices[g][units[g]] for units in free for g in GROUPS)
-    share = max(0.0, 1 - (whole - aim) / movable)
+    # Of a source that has lost blocks it is less than the whole.
+    present = min(whole, costs.size(costs.block_units, target.measure))
+    share = max(0.0, 1 - (present - aim) / movable)
     wanted = {g: share * sum(units[g] for units in free) / len(free) for g in GROUPS}
     wide = [g for g in lattice.attention if g >= wanted["attention"] - 1e-9]
     most = [*wide, lattice.attention[-1]][0]

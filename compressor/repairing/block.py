@@ -45,6 +45,7 @@ class BlockRepair(BlockFit):
             for states in (dense, cut):  # two of these streams are in memory, not four
                 if states is not cut_read:
                     states.drop(i)
+        dense_out = self.beyond(dense_out)
         self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
         dense_ffn.discard()
 
@@ -99,6 +100,7 @@ class BlockRepair(BlockFit):
         dense_read, cut_read = (dense, cut) if parallel else (dense_after, cut_after)
         self.correct("ffn", dense_read, cut_read)
         dense_after.discard()
+        dense_out = self.beyond(dense_out)
         self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
         dense_ffn.discard()
         cut_after.discard()
@@ -148,6 +150,7 @@ class BlockRepair(BlockFit):
             x = cut.get(i, self.device)
             out = self.attended(i, x) if alone else states_of(self.narrow(x, *args, **call))
             cut_out.put(i, out)
+        dense_out = self.beyond(dense_out)
         if alone:
             self.fed_forward(cut if self.task.geometry.parallel else cut_out, cut_out)
         dense.discard()

@@ -1,5 +1,6 @@
 """The closed form of one block's repair, step by step; `block.py` says in which order."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,16 +44,24 @@ class BlockFit:
 
     layer: the block with its dense weights; narrow: the same with the cut ones; stored: these as the
     checkpoint stores them; both are replaced step by step. calls: what the block is called with besides
-    the hidden states, for every batch.
+    the hidden states, for every batch. beyond: passes the dense stream after the block, if blocks that
+    were dropped follow it, on through them: what is after these is aimed at.
 
     Afterwards `changed` holds the new tensors, and `record` the lambda (None: the step was left out) and
     the held-back error before and after every step that had anything to repair.
     """
 
     def __init__(
-        self, task: Task, index: int, layer, narrow, stored, calls: list[tuple[tuple, dict]]
+        self,
+        task: Task,
+        index: int,
+        layer,
+        narrow,
+        stored,
+        calls: list[tuple[tuple, dict]],
+        beyond: Callable[[Activations], Activations] = lambda states: states,
     ):
-        self.task, self.index, self.calls = task, index, calls
+        self.task, self.index, self.calls, self.beyond = task, index, calls, beyond
         self.layer, self.narrow, self.stored = layer, narrow, stored
         self.device, self.family = task.stream.device, task.geometry.family
         self.toward_dense = task.kind.toward == "dense"

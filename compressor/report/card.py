@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from compressor.config.amounts import in_runs
 from compressor.config.layouts import NAS, PER_LAYER
+from compressor.config.target import DEPTH
 from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.report.drawing import PICTURE
@@ -55,12 +57,32 @@ def how_made(folder: Path, result: Result, record: dict) -> str:
         )
         if result.perplexity_pruned is not None:
             training += f"; before this training the perplexity was {result.perplexity_pruned:.3f}"
-    scored = record["plan"]["about"]["scores"]
-    units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
-    widths = f"widths by `{record['plan']['about']['allocate']}`"
-    return f"""{units}, {widths}; {how_repaired(record.get("repair"))}; {training}.
+    about = record["plan"]["about"]
+    went = [which_blocks(about), which_units(about)]
+    chosen = "; ".join(filter(None, went))
+    return f"""{chosen}; {how_repaired(record.get("repair"))}; {training}.
 `compression.json` holds the plan and all settings.
 {picture}"""
+
+
+def which_units(about: dict) -> str:
+    """How units were chosen; nothing where whole blocks alone went."""
+    if (about.get("asked") or {}).get("kind") == DEPTH:
+        return ""
+    scored = about["scores"]
+    units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
+    return f"{units}, widths by `{about['allocate']}`"
+
+
+def which_blocks(about: dict) -> str:
+    """Which whole blocks went, and what became of what they did; nothing where none did."""
+    dropped, depth = about.get("dropped"), about.get("depth") or {}
+    if not dropped:
+        return ""
+    many = f"{len(dropped)} of {len(dropped) + len(about['units'])} blocks"
+    folded = [run["into"] for run in depth.get("folded", []) if run["lambda"] is not None]
+    kept = f"what they did is folded into the blocks {in_runs(folded)}" if folded else "unfolded"
+    return f"{many} were dropped ({in_runs(dropped)}, counted from 0), {kept}"
 
 
 def how_repaired(repair: dict | None) -> str:

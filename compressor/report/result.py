@@ -10,9 +10,10 @@ class Result:
     """None is what was not asked for, or not measured.
 
     Of a cut: asked (the target), budget, *_reached (shares), align and align_wider, allocate and
-    held_back (what was compared), repair, outside_blocks. Of zeros (granularity weight): update,
-    sparsity_*, zeros, projections. perplexity_*: of the source, of the cut before a training, before 4
-    bits, and in the end. kl, agreement: how far predictions are from the source's. seconds: by stage.
+    held_back (what was compared), dropped_blocks (by the source's numbers), repair, outside_blocks. Of
+    zeros (granularity weight): update, sparsity_*, zeros, projections. perplexity_*: of the source, of
+    the cut before a training, before 4 bits, and in the end. kl, agreement: how far predictions are from
+    the source's. seconds: by stage.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Result:
     align_wider: dict | None = None
     allocate: str = "none"
     held_back: dict | None = None
+    dropped_blocks: list[int] | None = None
     repair: str = "none"
     outside_blocks: dict | None = None
     update: str | None = None
@@ -83,7 +85,14 @@ class Result:
 # What compression.json says of a result besides how it was made.
 KEPT = (
     *("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after"),
-    *("align", "align_wider", "outside_blocks", "perplexity_before", "perplexity_pruned"),
+    *(
+        "dropped_blocks",
+        "align",
+        "align_wider",
+        "outside_blocks",
+        "perplexity_before",
+        "perplexity_pruned",
+    ),
     *("perplexity_after", "perplexity_unquantized", "kl", "agreement", "verified"),
 )
 EMPTY = ("keep_asked", "perplexity_before", "perplexity_after", "kl", "agreement")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from compressor.config.amounts import in_runs
 from compressor.report.result import Result
 
 
@@ -68,6 +69,8 @@ def table(results: Sequence[Result]) -> Table:
     row("keep", "", lambda r: f"{r.keep_reached:.4f}{asked(r, 'keep')}")
     kept = "keep_blocks_reached"
     row("keep, blocks only", "", lambda r: f"{getattr(r, kept):.4f}{asked(r, 'keep-blocks')}")
+    if any(r.dropped_blocks for r in results):
+        row("dropped blocks", "", lambda r: in_runs(r.dropped_blocks or []) or "none")
     for name in dict.fromkeys(share_of(r.asked) for r in results):
         if name is not None:
             row(name, "", partial(share_reached, name=name))

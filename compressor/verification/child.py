@@ -31,6 +31,7 @@ from compressor.errors import CompressorError, InputError, MachineError, Verific
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
+from compressor.model.fewer_blocks import without
 from compressor.model.loading import check_device, load, positions_of, prompt_ids
 from compressor.model.memory import give_back, is_full
 from compressor.model.per_layer import model_of
@@ -160,7 +161,10 @@ def masked_logits(
             raise VerificationError(f"The tokenizer in {folder} differs from the source's.")
     record = read_record(folder)
     try:
-        Plan(record["plan"]["blocks"]).check(checkpoint)
+        planned = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
+        Plan(planned.blocks, {"dropped": planned.dropped}).check(
+            without(checkpoint, planned.dropped)
+        )
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise VerificationError(
             f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "

@@ -12,33 +12,42 @@ from compressor.config.layouts import PADDED
 from compressor.errors import VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
-from compressor.model.modules import assign
+from compressor.model.fewer_blocks import without
+from compressor.model.modules import assign, replaced_forward
+from compressor.model.source import Source
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
 from compressor.writing.padding import padded_places, placed
+
+CHANGED = ("repair", "folded")  # entries of a record that name tensors of blocks
 
 
 @contextmanager
 def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, record: dict):
     """While open, the model of a source computes what a checkpoint cut from it has to compute.
 
-    record: the compression.json of what was written. What a repair changed is of that, in the places it
-    was cut from, one block at a time.
+    record: the compression.json of what was written. What a repair or a fold changed is of that, in the
+    places it was cut from, one block at a time. Blocks that were dropped pass the stream on.
     """
-    plan = Plan(record["plan"]["blocks"])
-    repair = record.get("repair") or {"blocks": [{"tensors": []}] * len(plan.blocks)}
+    plan = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
+    source = without(checkpoint, plan.dropped)
+    changed = [entries for name in CHANGED if (entries := (record.get(name) or {}).get("blocks"))]
     stands = [{group: range(len(units)) for group, units in kept.items()} for kept in plan.blocks]
     if record.get("layout") == PADDED:
-        stands = padded_places(plan, checkpoint)
-    layers = cast(nn.ModuleList, model.get_submodule(checkpoint.family.layers))
+        stands = padded_places(plan, source)
+    family = source.family
+    layers = cast(nn.ModuleList, model.get_submodule(family.layers))
+
+    def pass_on(_, hidden: torch.Tensor, *args, **keywords):
+        return (hidden,) if family.in_a_tuple else hidden
+
     with ExitStack() as changes:
-        for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
-            changes.enter_context(only_units(layer, BlockGeometry.of(checkpoint, index), kept))
-            changed = repair["blocks"][index]
-            if changed["tensors"]:
-                tensors = partial(
-                    repaired, checkpoint, written, index, kept, stands[index], changed
-                )
+        changes.enter_context(replaced_forward([layers[b] for b in source.dropped], pass_on))
+        for index, kept in enumerate(plan.blocks):
+            layer = layers[source.numbers[index]]
+            changes.enter_context(only_units(layer, BlockGeometry.of(source, index), kept))
+            for told in (blocks[index] for blocks in changed if blocks[index]["tensors"]):
+                tensors = partial(repaired, source, written, index, kept, stands[index], told)
                 changes.enter_context(lent(layer, tensors))
         yield
 
@@ -61,7 +70,7 @@ def lent(layer: nn.Module, tensors: Callable[[], dict[str, torch.Tensor]]):
 
 
 def repaired(
-    checkpoint: Checkpoint, written: Checkpoint, index: int, kept: dict, stands: dict, record: dict
+    checkpoint: Source, written: Checkpoint, index: int, kept: dict, stands: dict, record: dict
 ) -> dict[str, torch.Tensor]:
     """The tensors of a block that `record` says a repair changed, as wide as the source's.
 

@@ -93,10 +93,13 @@ class Cut(Writer):
     def config(self) -> dict:
         config = patched_config(self.source, self.units, self.container)
         if self.code:
-            if self.layout != PADDED:  # whose blocks are all alike
+            whole = whole_widths(self.plan, self.source)
+            if self.layout != PADDED and not whole:  # else its blocks are all alike
                 config["head_dim"] = self.source.head_dim
                 config[KEY] = layer_config(self.plan, self.source)
             make_per_layer(config, self.built_by)
+            if whole:  # what has a class of its own for the source (vLLM) takes it by that name
+                config["architectures"] = [self.built_by.architecture]
         return config
 
 
@@ -106,12 +109,9 @@ class Uniform(Cut):
     layout = UNIFORM
 
     def settle(self) -> None:
-        source, widths = self.source, self.plan.widths()
-        family = source.family
-        if not has_uniform(family):
-            whole = {"attention": source.heads, "ffn": source.config[family.ffn_width_key]}
-            if any(width != whole for width in widths):
-                raise InputError(no_uniform(family))
+        widths = self.plan.widths()
+        if not (has_uniform(self.source.family) or whole_widths(self.plan, self.source)):
+            raise InputError(no_uniform(self.source.family))
         if any(width != widths[0] for width in widths):
             raise InputError(
                 "The plan has blocks of different widths (global allocation, or protected blocks), "
@@ -153,7 +153,7 @@ def writer_of(
 ) -> Cut:
     """The writer of a plan; of blocks that may differ and turn out alike, the uniform one."""
     check_layout_name(layout)
-    module, _, name = LAYOUTS[layout_of(plan, layout, source.family)].writer.partition(".")
+    module, _, name = LAYOUTS[layout_of(plan, layout, source)].writer.partition(".")
     kind = getattr(import_module(f"compressor.writing.{module}"), name)
     return kind(source, plan, container, changes)
 
@@ -174,19 +174,29 @@ def write(
     return writer.container
 
 
-def layout_of(plan: Plan, layout: str, family: Family) -> str:
+def layout_of(plan: Plan, layout: str, source: Source) -> str:
     """What a plan is written as: `per-layer` and `nas` are `uniform` where all blocks are alike."""
     widths = plan.widths()
-    equal = has_uniform(family) and all(width == widths[0] for width in widths)
+    equal = all(width == widths[0] for width in widths)
+    equal = equal and (has_uniform(source.family) or whole_widths(plan, source))
     return UNIFORM if layout in (PER_LAYER, NAS) and equal else layout
+
+
+def whole_widths(plan: Plan, source: Source) -> bool:
+    """Whether all blocks that are left are as wide as those of the source's own class."""
+    whole = {"attention": source.heads, "ffn": source.config[source.family.ffn_width_key]}
+    if not source.family.alibi:
+        whole["attention"] = source.kv_heads
+    return all(width == whole for width in plan.widths())
 
 
 def no_uniform(family: Family) -> str:
     return (
         f"transformers' class of {family.model_type} always has {family.ffn_per_hidden} x hidden FFN "
         "channels and as many heads as its hidden size has room for, and its slopes (ALiBi) are those "
-        "of all heads, so no cut of it can be written in the uniform layout; use --layout per-layer "
-        "(loads with code of its own) or padded (zeros, to evaluate it)."
+        "of all heads, so no cut of its widths can be written in the uniform layout; use --layout "
+        "per-layer (loads with code of its own) or padded (zeros, to evaluate it), or --drop-blocks "
+        "alone (whole blocks)."
     )
 
 

@@ -54,7 +54,7 @@ def side_files(checkpoint: Source) -> Iterator[Path]:
 
 def left_behind(checkpoint: Source) -> list[str]:
     """A sentence about files and subfolders that do not go along, but for the weights that were read."""
-    read = {entry.file for entry in checkpoint.tensors.values()}
+    read = {entry.file for entry in checkpoint.whole.tensors.values()}
     paths = [p for p in sorted(checkpoint.path.iterdir()) if p not in read]
     names = [f"{p.name}{'/' * p.is_dir()} ({why})" for p in paths if (why := reason(p))]
     if not names:

@@ -80,7 +80,7 @@ def writer(source: Mended) -> Cut:
     holds them, its own before others. InputError with each one's reason.
     """
     plan, asked = Plan.whole(source), source.patient.asked.layout
-    if layout_of(plan, PER_LAYER, source.family) == UNIFORM:
+    if layout_of(plan, PER_LAYER, source) == UNIFORM:
         return writer_of(source, plan, UNIFORM)
     reasons = []
     usual = (PER_LAYER, NAS) if KEY in source.patient.original else (NAS, PER_LAYER)

@@ -10,6 +10,7 @@ from compressor.analysis.inspection.disagreements import differing_head, disagre
 from compressor.analysis.inspection.folder import Folder, open_folder
 from compressor.analysis.inspection.loaders import answers
 from compressor.analysis.inspection.loaders.answer import distinct
+from compressor.config.amounts import in_runs
 from compressor.config.json_files import object_in
 from compressor.config.layouts import NAS, PADDED, PER_LAYER, UNIFORM
 from compressor.config.packing import Packing
@@ -65,6 +66,7 @@ def described(folder: Folder) -> dict:
         "vocabulary": embedding.shape[0] if embedding else config.get("vocab_size"),
         "tied": family and family.head not in folder.tensors,
         "blocks": [block_row(i, block, widths) for i, block in enumerate(folder.blocks())],
+        "dropped_blocks": object_in(path / RECORD).get("dropped_blocks"),
         "loads": [asdict(answer) for answer in answers(folder, widths, wrong, own_head)],
         "problems": [*folder.problems, *wrong, *others],
     }
@@ -111,11 +113,13 @@ def tables(result: dict) -> Iterator[Table | str]:
 def summary(result: dict) -> str:
     dtypes = ", ".join(f"{name} {count:,}" for name, count in result["dtypes"].items())
     tied = {True: "tied head", False: "own head", None: ""}[result["tied"]]
+    dropped = in_runs(result["dropped_blocks"] or [])
+    without = f" (without {dropped} of the source's)" if dropped else ""
     lines = [
         f"{result['path']}: type {result['model_type']}, container {result['container']}, layout "
         f"{result['layout'] or 'unknown'}",
         f"{result['parameters']:,} parameters, {result['bytes']:,} bytes ({dtypes or 'no tensors'})",
-        f"{len(result['blocks'])} blocks, hidden size {result['hidden_size']}, heads of "
+        f"{len(result['blocks'])} blocks{without}, hidden size {result['hidden_size']}, heads of "
         f"{result['head_dim']}, vocabulary {result['vocabulary']}, {tied}".rstrip(", "),
     ]
     if result["scheme"]:

@@ -12,8 +12,8 @@ from compressor.config.repair import KINDS
 from compressor.job.forecast.stages import Load
 from compressor.job.needs import WantedResult, kept_states
 from compressor.job.opening import chosen_device
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import ROWS
+from compressor.model.source import Source
 from compressor.model.staging import BUFFERS
 from compressor.model.stream import logits_rows
 from compressor.planning.costs import Costs
@@ -38,7 +38,7 @@ class Disk:
     at_most: int
 
 
-def disk(config: JobConfig, checkpoint: Checkpoint, wanted: Sequence[WantedResult]) -> Disk:
+def disk(config: JobConfig, checkpoint: Source, wanted: Sequence[WantedResult]) -> Disk:
     """Without a cut the result is as large as the source, or is made of such a copy."""
     if not config.cuts:
         joint = config.sparse is not None and config.quantization.wanted

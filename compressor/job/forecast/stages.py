@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.config.amounts import AUTO
 from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
 from compressor.config.repair import KINDS
 from compressor.job.forecast.samples import Bench
 from compressor.job.needs import WantedResult, looks
 from compressor.job.schedule import Part
-from compressor.model.checkpoint import Checkpoint
+from compressor.model.source import Source
 from compressor.recovery.data import RecoveryData
 from compressor.repairing.refine import EPOCHS, FFN_EPOCHS, STEP_TOKENS, TRIAL, TRIAL_STEPS
 from compressor.repairing.streaming import HELD_BACK
@@ -40,7 +41,7 @@ class Load:
     """What a job is asked to do, as far as it takes time."""
 
     config: JobConfig
-    checkpoint: Checkpoint
+    checkpoint: Source
     calibration: TokenSet | None
     evaluation: TokenSet | None
     data: RecoveryData | None
@@ -61,9 +62,16 @@ def stages(load: Load, bench: Bench) -> Iterator[Part]:
     blocks, forward = load.checkpoint.blocks, bench.forward()
     predicted = bench.predicted()
     measured = load.measuring * (blocks * forward + predicted)
-    yield from choosing(load, bench, forward, predicted)
+    if load.config.plan.drop_blocks != AUTO:
+        yield from dropping(load, forward)
+    if load.config.plan.targets:
+        yield from choosing(load, bench, forward, predicted)
+    if load.config.plan.drop_blocks == AUTO:
+        yield from dropping(load, forward)
+        yield Part("depth", None)
     if load.measuring:
-        yield Part("evaluate", measured)
+        whole = load.checkpoint.whole.blocks
+        yield Part("evaluate", load.measuring * (whole * forward + predicted))
     widened = bench.widened() * load.checkpoint.parameters * len(PROMPTS)
     repaired: dict[tuple, Part] = {}  # by widths: layouts share them
     config = load.config
@@ -121,10 +129,23 @@ def ending(load: Load, name: str, verified: float, measured: float) -> Iterator[
         yield Part("verify", verified, name)
 
 
-def shares(checkpoint: Checkpoint, widths: Widths) -> float:
+def shares(checkpoint: Source, widths: Widths) -> float:
     """What is left of the blocks' work."""
     left = sum(n for block in widths for n in block.values())
     return left / sum(n for block in checkpoint.block_units for n in block.values())
+
+
+def dropping(load: Load, forward: float) -> Iterator[Part]:
+    """Which blocks go, by one pass, and the fold: two paths, on one of which blocks are passed again."""
+    plan = load.config.plan
+    if plan.drop_blocks is None:
+        return
+    a_pass = load.calibrating * load.checkpoint.whole.blocks * forward
+    yield Part("influence", a_pass)
+    if plan.drop_blocks != AUTO and ALLOCATIONS[plan.allocate].measured:
+        yield Part("choose", None)
+    if plan.fold:
+        yield Part("fold", 2 * a_pass)
 
 
 def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iterator[Part]:

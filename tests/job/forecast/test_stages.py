@@ -13,6 +13,7 @@ from compressor.config.recovery import RecoveryConfig
 from compressor.config.sparse import SparseConfig
 from compressor.config.target import Target
 from compressor.job.checks import solved_results
+from compressor.job.depth.checks import outlined
 from compressor.job.forecast import Forecast
 from compressor.job.forecast.stages import (
     DRAWN,
@@ -67,6 +68,7 @@ def make(llama, tmp_path):
         config = decided(llama, tmp_path / "out", targets, **given)
         checkpoint = Checkpoint(llama)
         assert (checkpoint.blocks, checkpoint.parameters) == (BLOCKS, WEIGHTS)
+        checkpoint = outlined(config.plan, checkpoint)
         wanted = solved_results(config, checkpoint) if config.cuts else []
         texts = tokens(calibrating) if calibrating else None, tokens(10)
         return Load(config, checkpoint, *texts, data, wanted)
@@ -97,6 +99,21 @@ def test_a_job_without_repair(make):
     assert found["verify keep-0.7"] == pytest.approx(FRESH + (1 + share) * 2 * WEIGHTS * WIDENED)
     after = 640 * (share * (BLOCKS * FORWARD + PREDICTED) + PREDICTED)
     assert found["evaluate keep-0.7"] == pytest.approx(after)
+
+
+def test_dropped_blocks_are_found_and_folded(make):
+    a_pass = BLOCKS * 2048 * FORWARD
+    alone = seconds(make(targets=[], align=None, drop_blocks=1, verify=False))
+    assert [*alone] == [
+        "influence",
+        "fold",
+        "evaluate",
+        "repair drop-blocks-1",
+        "evaluate drop-blocks-1",
+    ]
+    assert (alone["influence"], alone["fold"]) == pytest.approx((a_pass, 2 * a_pass))
+    auto = seconds(make(drop_blocks="auto", repair="none", verify=False, fold=False))
+    assert [*auto][:4] == ["score", "influence", "depth", "evaluate"] and auto["depth"] is None
 
 
 def test_selection_and_closed_form(make):

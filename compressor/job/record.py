@@ -1,0 +1,35 @@
+"""compression.json: what a result keeps of how it was made."""
+
+from pathlib import Path
+
+from compressor import __version__
+from compressor.model.source import Source
+from compressor.planning.plan import Plan
+from compressor.repairing.folding import fold_record
+from compressor.repairing.streaming import Repair
+from compressor.writing.record import versions
+
+
+def make_record(
+    source: Source, plan: Plan, layout: str, container: str, repair: Repair | None = None
+) -> dict:
+    """What compression.json holds of every cut."""
+    repaired = repair.about if repair else None
+    folded = {"folded": fold_record(source, plan, repaired)} if source.dropped else {}
+    return base_record(source) | {
+        "plan": {"blocks": plan.blocks, "about": plan.about},
+        "repair": repaired,
+        **folded,
+        "layout": layout,
+        "container": container,
+    }
+
+
+def base_record(source: Source) -> dict:
+    """Where a result comes from, and what it was made with."""
+    return {
+        "format": 1,
+        "compressor": __version__,
+        "source": {"name": Path(source.label).name, "fingerprint": source.fingerprint},
+        "versions": versions(),
+    }
