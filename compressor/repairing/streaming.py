@@ -243,7 +243,7 @@ class Repair:
         cut.discard()
 
     def exact(self, index: int, weights: dict[str, torch.Tensor]) -> bool:
-        """Whether a block's weights in the stream have the very bits that are cut (a fold changes some)."""
+        """Whether a block's weights in the stream are the bits that are cut, which a fold changes."""
         checkpoint = self.checkpoint
         tensors, name = checkpoint.tensors, checkpoint.block_name
         return checkpoint.whole is checkpoint and all(
