@@ -1,4 +1,4 @@
-"""A folder to be spoiled and mended, and the verification without a process of its own."""
+"""A folder to be spoiled and mended."""
 
 import shutil
 from pathlib import Path
@@ -8,13 +8,10 @@ import torch
 from edits import edit_json, edit_tensors
 from spoiled import logits, silence
 
-import compressor.job.doctor
 from compressor.analysis.doctor.fault import Asked
 from compressor.config.runtime import Runtime
 from compressor.job.doctor import mend
 from compressor.job.progress import Lines
-from compressor.verification.child import verify_here
-from compressor.verification.verify import check_opens
 
 
 @pytest.fixture(scope="session")
@@ -39,18 +36,7 @@ def folder(silent, tmp_path) -> Path:
 
 
 @pytest.fixture
-def here(monkeypatch) -> None:
-    """The verification in this process, which saves the start of another."""
-
-    def verify(folder, expected=None, progress=None, generates=False):
-        check_opens(folder)
-        return verify_here(folder, expected=expected, generates=generates)
-
-    monkeypatch.setattr(compressor.job.doctor, "verify", verify)
-
-
-@pytest.fixture
-def cure(folder, here):
+def cure(folder):
     """Mends the copy, with the answers that are given; what came of it, and where."""
 
     def cured(**answers) -> tuple[dict, Path]:

@@ -54,7 +54,7 @@ def test_nothing_is_wrong(folder, capsys):
     assert "Nothing is wrong" in capsys.readouterr().out and not out.exists()
 
 
-def test_words_for_people(narrow, here, capsys):
+def test_words_for_people(narrow, capsys):
     edit_config(narrow, dtype="float16")
     assert stage("doctor", narrow, "--out", narrow.with_name("fixed"), "--quiet") == 0
     lines = capsys.readouterr().out.splitlines()
