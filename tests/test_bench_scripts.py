@@ -305,6 +305,7 @@ def test_the_roofline_of_a_result_file(run, tmp_path):
     assert (tmp_path / "roofline.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_predictions(tmp_path):
     """In a process of its own: nothing compiles where kernels are interpreted."""
     page = tmp_path / "page.md"
