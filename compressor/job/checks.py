@@ -65,10 +65,10 @@ def check_packable(checkpoint: Checkpoint) -> None:
             "--quantize packs weights for transformers' own classes, and it has none of "
             f"{family.model_type} with ALiBi; leave it out."
         )
-    if family.transposed:
+    if family.unpacked:
         raise InputError(
             f"--quantize packs the weights of Linear modules, and transformers' class of "
-            f"{family.model_type} has others (Conv1D), which compressed-tensors does not "
+            f"{family.model_type} has others ({family.unpacked}), which compressed-tensors does not "
             "load; leave it out."
         )
 

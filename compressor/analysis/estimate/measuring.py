@@ -51,7 +51,9 @@ def empty_twin(checkpoint: Checkpoint):
     family = checkpoint.family
     config = checkpoint.model_config()
     config.per_layer_config = None
-    config.hidden_size = config.head_dim = checkpoint.head_dim  # rotary settings depend on it
+    config.hidden_size = checkpoint.head_dim
+    if not family.heads_fixed:  # where a head's channels are not all of those
+        config.head_dim = checkpoint.head_dim  # rotary settings depend on it
     for key, width in {
         family.heads_key: 1,
         family.kv_heads_key: 1,

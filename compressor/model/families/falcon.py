@@ -40,6 +40,7 @@ FAMILY = Family(
     gate=None,
     ffn_norm="input_layernorm",
     parallel_key="parallel",  # no config has it
+    unpacked="FalconLinear",
     in_a_tuple=True,
     form=form,
     kv_heads_key="kv_heads",

@@ -32,6 +32,7 @@ FAMILY = Family(
     ffn=(*inward("mlp.c_fc", "c"), Slice("mlp.c_proj.weight", 1, "c")),
     attention=(*inward("attn.c_attn", "q k v"), Slice("attn.c_proj.weight", 1, "q")),
     transposed=True,
+    unpacked="Conv1D",
     layers="transformer.h",
     embedding="transformer.wte.weight",
     up="mlp.c_fc",

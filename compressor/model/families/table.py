@@ -94,6 +94,7 @@ class Family:
     # Files hold the matrices of both groups as [in, out]. What is read of them is as `Linear` has it,
     # and so are the modules that a block is run with.
     transposed: bool = False
+    unpacked: str | None = None  # the class of its linear modules, where it is not torch's own
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
