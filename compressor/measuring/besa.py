@@ -112,9 +112,8 @@ class Suffix:
         cuts = self.cuts
         z = {g: gates.to(cuts.device) for g, gates in z.items()}
         heads, wanted = cuts.rows(cuts.heads, i), cuts.rows(cuts.out, i)
-        times = cuts.geometry.times
-        stream = cuts.rows(cuts.before, i) + times * self.o_proj(
-            gated(heads, z["attention"], self.heads_of_group)
+        stream = cuts.rows(cuts.before, i) + cuts.added(
+            "attention", self.o_proj(gated(heads, z["attention"], self.heads_of_group))
         )
         hidden = self.norm(cuts.rows(cuts.before, i) if cuts.geometry.parallel else stream)
         up = self.up(hidden)
@@ -124,7 +123,7 @@ class Suffix:
             gate = up if self.gate is self.up else self.gate(hidden)
             gate, up = cuts.family.gate_and_up(gate, up)
             inner = gated_swiglu(gate, up, z["ffn"], self.activation)
-        output = stream + times * self.down(inner)
+        output = stream + cuts.added("ffn", self.down(inner))
         wanted = wanted.to(z["ffn"].dtype)
         lost = (output.to(wanted.dtype) - wanted).square().sum(0)
         return (lost / wanted.square().sum(0).clamp_min(1e-12)).mean()

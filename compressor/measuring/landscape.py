@@ -21,7 +21,7 @@ from compressor.errors import InputError
 from compressor.measuring.probes import Probes, refitted
 from compressor.model.activations import Activations, states_of
 from compressor.model.families import Family
-from compressor.model.layers import captured, norm_of
+from compressor.model.layers import added, captured, norm_of
 from compressor.model.observing import observed
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import finished_block, keep_block
@@ -171,6 +171,9 @@ class BlockCuts:
     def output(self, group: str) -> torch.nn.Linear:
         return self.layer.get_submodule(self.geometry.output_module(group))
 
+    def added(self, group: str, projected: torch.Tensor) -> torch.Tensor:
+        return added(self.layer, self.family, group, projected)
+
     def observe(self, forward) -> None:
         """Run the dense block, and keep the stream before it and after both sub-layers, and what enters
         o_proj.
@@ -190,7 +193,7 @@ class BlockCuts:
     def keep(self, i: int, before, heads, after, out) -> None:
         """What was seen of a batch."""
         if self.geometry.parallel:  # the FFN's norm does not see the stream after the attention
-            after = before + self.geometry.times * self.output("attention")(heads)
+            after = before + self.added("attention", self.output("attention")(heads))
         self.before.put(i, before)
         self.heads.put(i, heads)
         self.after.put(i, after.view_as(before))
@@ -230,7 +233,7 @@ class BlockCuts:
             real = self.batches[i].real
             out = self.rows(self.out, i)
             stream, inputs = (real(x) for x in self.cut_states(i, change))
-            targets = (wide(out) - wide(stream)) / self.geometry.times
+            targets = (wide(out) - wide(stream)).div_(self.geometry.times)
             if down.bias is not None:
                 targets -= wide(down.bias)
             rate = self.geometry.times * rates(out) / out.shape[-1] ** 0.5
@@ -243,7 +246,7 @@ class BlockCuts:
         """
         family, norm = self.family, norm_of(self.layer, self.family, "ffn")
         after, heads = (states.get(i, self.device) for states in (self.after, self.heads))
-        stream = after + self.geometry.times * (heads @ change.T.to(heads.dtype))
+        stream = after + self.added("attention", heads @ change.T.to(heads.dtype))
         read = norm(self.before.get(i, self.device) if self.geometry.parallel else stream)
         return stream, captured(
             self.output("ffn"), lambda: family.feed_forward(self.layer, read)

@@ -98,7 +98,7 @@ class Probes:
         for i in self.probing if mine else ():
             stream, inputs = block.cut_states(i, change)
             for cut, weight in weights.items():
-                out = stream + block.geometry.times * linear(inputs, weight, down.bias)
+                out = stream + block.added("ffn", linear(inputs, weight, down.bias))
                 streams[f"{CUT}{cut}.{i}"] = out.cpu()
         return streams
 

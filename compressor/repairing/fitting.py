@@ -107,7 +107,7 @@ class BlockFit:
         if group in self.family.post_norms:
             targets, rate = projected.float(), rate * rates(projected)
         else:
-            targets = (after.float() - before.float()) / self.task.geometry.times
+            targets = (after.float() - before.float()).div_(self.task.geometry.times)
         if module.bias is not None:
             one = torch.ones_like(inputs[..., :1])
             if self.task.kind.weights:
