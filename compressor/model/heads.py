@@ -95,16 +95,6 @@ def whole(checkpoint: Source) -> str | None:
     return family.couples_heads(config) or family.keeps_heads(config)
 
 
-def check_coupled(checkpoint: Source, groups: set[int]) -> None:
-    """Refuse blocks with fewer KV groups, whatever they are written as, where none computes the same."""
-    why = checkpoint.family.couples_heads(checkpoint.config)
-    if why and groups != {checkpoint.units["attention"]}:
-        raise InputError(
-            f"The heads of {checkpoint.family.model_type} cannot be cut: {why}; keep all "
-            f"{checkpoint.heads} and cut FFN channels alone."
-        )
-
-
 def refusal_of_own(checkpoint: Source, counts: list[int]) -> str | None:
     """Why the family's own class does not have these numbers of heads."""
     family, cut = checkpoint.family, counts != [checkpoint.heads]

@@ -18,7 +18,7 @@ from compressor.config.layouts import (
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
-from compressor.model.heads import check_coupled, choose_container
+from compressor.model.heads import choose_container
 from compressor.model.per_layer import KEY, code_of, has_uniform, needs_code
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -46,10 +46,11 @@ class Cut(Writer):
     ):
         plan.check(source)
         self.source, self.plan, self.changes = source, plan, changes
-        check_coupled(source, {width["attention"] for width in plan.widths()})
         self.units = plan.widest()
         self.settle()
-        groups = {width["attention"] for width in self.widths()}
+        coupled = source.family.couples_heads(source.config)  # zeros do not help there
+        widths = plan.widths() if coupled else self.widths()
+        groups = {width["attention"] for width in widths}
         self.container = choose_container(source, groups, container, self.layout)
         self.zeros = zeros_of(source, self.container)
         self.built_by = FAMILIES.get(self.container, source.family)
