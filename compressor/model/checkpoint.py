@@ -149,7 +149,7 @@ class Checkpoint(Source):
         self.translation = translation_of(original)
         if self.translation:
             self.written_config = self.translation.config(original)
-        self.family = family_of(self.written_config.get("model_type")).of(self.written_config)
+        self.family = family_of(self.written_config)
         check_task(self.path, original)
         self.config = self.family.standard(self.written_config)
         if reason := self.family.unlike(self.config):

@@ -16,7 +16,7 @@ import torch
 from compressor.errors import InputError
 from compressor.model.configs import config_of, settings
 from compressor.model.families import Family
-from compressor.model.per_layer import KEY
+from compressor.model.per_layer import KEY, entries_of
 from compressor.model.source import Source
 
 # Settings that are lists with an entry a block, whether a file has them or a class makes them of others.
@@ -125,8 +125,7 @@ def fewer(source: Source, numbers: Sequence[int]) -> dict:
     if isinstance(before := written.get(BEFORE_WINDOWS), int):
         written[BEFORE_WINDOWS] = sum(b < before for b in numbers) + max(0, before - source.blocks)
     if entries := written.get(KEY):
-        places = {str(b): str(place) for place, b in enumerate(numbers)}
-        written[KEY] = {places[b]: entry for b, entry in entries.items() if b in places}
+        written[KEY] = entries_of(entries, numbers)
     return with_patterns(written, source, numbers, family)
 
 

@@ -37,7 +37,7 @@ class LoadedModel(Source):
                 f"{self.label} has no config of transformers, so its family is not known; give a model "
                 "that AutoModelForCausalLM makes."
             )
-        self.family = family_of(config.model_type).of(config.to_dict())
+        self.family = family_of(config.to_dict())
         if module.get_output_embeddings() is None:
             raise InputError(f"{self.label} has no head; give a {self.family.architecture}.")
         self.written_config = json.loads(config.to_json_string(use_diff=True))

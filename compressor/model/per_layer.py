@@ -17,6 +17,7 @@ Code of a folder is run only where it is this very file; blocks are streamed by 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,15 @@ def in_every_block(config: dict, key: str, blocks: int) -> list:
     """A setting as every block has it: its own, or the one that all share."""
     entries = {int(block): entry for block, entry in (config.get(KEY) or {}).items()}
     return [entries.get(block, {}).get(key, config.get(key)) for block in range(blocks)]
+
+
+def entries_of(entries: dict, numbers: Sequence[int]) -> dict:
+    """The entries of these blocks alone, numbered anew in this order."""
+    return {
+        str(place): entries[str(number)]
+        for place, number in enumerate(numbers)
+        if str(number) in entries
+    }
 
 
 def check(config: dict, family: Family) -> None:

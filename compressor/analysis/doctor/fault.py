@@ -54,7 +54,7 @@ class Patient:
 
     def become(self, model_type: str) -> None:
         """Have the tensors be those of this model type."""
-        self._family = FAMILIES[model_type]
+        self._family = FAMILIES[model_type].of(self.config)
 
     def numbers(self) -> list[int]:
         """The numbers of the blocks that have tensors, in order."""

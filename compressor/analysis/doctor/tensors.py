@@ -8,7 +8,7 @@ from compressor.errors import InputError
 from compressor.model.configs import check_task, config_of, made, settings
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
-from compressor.model.per_layer import KEY
+from compressor.model.per_layer import KEY, entries_of
 from compressor.model.tensors import (
     DTYPES,
     SINGLE,
@@ -41,7 +41,7 @@ def open_weights(patient: Patient) -> None:
     translation = translation_of(patient.config)
     if translation:
         patient.config, patient.coded = translation.config(patient.config), translation.coded
-    family = family_of(patient.config.get("model_type"))
+    family = family_of(patient.config)
     patient.become(family.model_type)
     patient.coded = patient.coded or not family.stock
     if patient.files is None:
@@ -141,11 +141,7 @@ def closed(patient: Patient) -> str:
         if len(values) > numbers[-1]:
             patient.config[key] = [values[number] for number in numbers]
     if entries := patient.config.get(KEY):
-        patient.config[KEY] = {
-            str(i): entries[str(number)]
-            for i, number in enumerate(numbers)
-            if str(number) in entries
-        }
+        patient.config[KEY] = entries_of(entries, numbers)
     return f"They are numbered 0 to {len(numbers) - 1}, in their order."
 
 

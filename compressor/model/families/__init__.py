@@ -1,5 +1,6 @@
 """The families this package knows, looked up by the `model_type` of a config."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -38,8 +39,11 @@ UNLIKE = {
 __all__ = ["FAMILIES", "Family", "Slice", "family_of"]
 
 
-def family_of(model_type: str | None) -> Family:
-    """The table of a model type; `InputError` names the supported ones, the nearest first."""
+def family_of(config: Mapping) -> Family:
+    """The table of a config's model type, as models of this config have it; `InputError` names the
+    supported types, the nearest first.
+    """
+    model_type = config.get("model_type")
     if model_type in UNLIKE:
         raise InputError(f"The model type {model_type!r} {UNLIKE[model_type]}.")
     if model_type not in FAMILIES:
@@ -49,4 +53,4 @@ def family_of(model_type: str | None) -> Family:
             f"The model type {model_type!r} is not supported; {nearest}supported are "
             f"{', '.join(sorted(FAMILIES))}; see docs/families.md."
         )
-    return FAMILIES[model_type]
+    return FAMILIES[model_type].of(config)

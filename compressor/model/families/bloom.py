@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from compressor.model.families.table import Family, Slice, inward
+from compressor.model.families.table import FOURFOLD_FFN, Family, Slice, inward
 
 
 def unlike(config: Mapping) -> str | None:
@@ -23,7 +23,7 @@ def unlike(config: Mapping) -> str | None:
 FAMILY = Family(
     model_type="bloom",
     architecture="BloomForCausalLM",
-    ffn=(*inward("mlp.dense_h_to_4h", "c"), Slice("mlp.dense_4h_to_h.weight", 1, "c")),
+    ffn=FOURFOLD_FFN,
     attention=(
         *inward("self_attention.query_key_value", "qkv"),
         Slice("self_attention.dense.weight", 1, "q"),

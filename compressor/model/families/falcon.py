@@ -7,7 +7,7 @@ heads channels a head, always, so all heads stay. (Falcon 3 is of the type `llam
 
 from collections.abc import Mapping
 
-from compressor.model.families.table import Family, Slice, inward
+from compressor.model.families.table import FOURFOLD_FFN, Family, Slice, inward
 
 CONSTANTS = {"hidden_act": "gelu", "tie_word_embeddings": True}
 
@@ -29,7 +29,7 @@ def form(config: Mapping) -> dict:
 FAMILY = Family(
     model_type="falcon",
     architecture="FalconForCausalLM",
-    ffn=(*inward("mlp.dense_h_to_4h", "c"), Slice("mlp.dense_4h_to_h.weight", 1, "c")),
+    ffn=FOURFOLD_FFN,
     attention=(
         *inward("self_attention.query_key_value", "qkv"),
         Slice("self_attention.dense.weight", 1, "q"),

@@ -3,12 +3,12 @@
 Its class has hidden / heads channels a head.
 """
 
-from compressor.model.families.table import Family, Slice, inward
+from compressor.model.families.table import FOURFOLD_FFN, Family, Slice, inward
 
 FAMILY = Family(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
-    ffn=(*inward("mlp.dense_h_to_4h", "c"), Slice("mlp.dense_4h_to_h.weight", 1, "c")),
+    ffn=FOURFOLD_FFN,
     attention=(
         *inward("attention.query_key_value", "qkv"),
         Slice("attention.dense.weight", 1, "q"),

@@ -236,6 +236,8 @@ GATED_FFN = (
     Slice("mlp.down_proj.weight", 1, "c"),
 )
 
+FOURFOLD_FFN = (*inward("mlp.dense_h_to_4h", "c"), Slice("mlp.dense_4h_to_h.weight", 1, "c"))
+
 GROUPED_ATTENTION = (
     *inward("self_attn.q_proj", "q"),
     *inward("self_attn.k_proj", "k"),
