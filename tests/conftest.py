@@ -21,7 +21,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from counting import Counting, add_option
-from made_once import examples_folder, small_examples, whole  # noqa: F401
+from made_once import examples_folder, small_examples, whole  # noqa: F401  # fixtures
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from unequal import written
-from verifying import verified_freshly, verified_here  # noqa: F401
+from verifying import verified_freshly, verified_here  # noqa: F401  # fixtures
 
 from compressor.kernels import native, triton_support
 from compressor.model.checkpoint import Checkpoint

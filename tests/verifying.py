@@ -34,7 +34,7 @@ def in_this_process(command: list[str], progress: child.Progress) -> tuple[int, 
     ):
         try:
             child.main(arguments)
-        except Exception:
+        except Exception:  # as a process ends with what nobody caught
             code = 1
             traceback.print_exc()
     return code, out.getvalue(), errors.getvalue()
