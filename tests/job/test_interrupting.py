@@ -68,7 +68,9 @@ def saving(tensors, path, *given):
         written.append(path)
         if len(written) == 3:
             Path(ready).touch()
-            time.sleep(60)
+            # A thread beside the main one is not interrupted: it waits until the signal was sent.
+            while not Path(ready).with_name("sent").exists():
+                time.sleep(0.01)
     save(tensors, path, *given)
 saved_blocks.save_file = saving
 sys.exit(run(app, arguments))
@@ -97,6 +99,7 @@ def test_a_signal_says_what_is_kept(llama, asked, whole, tmp_path, folder, numbe
     ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
     process = started(folder, tmp_path / "ready", llama, dest, *asked, preexec_fn=ignore)
     process.send_signal(number)
+    (tmp_path / "sent").touch()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     # What a repair has found is saved while the next block is repaired.
