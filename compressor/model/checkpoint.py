@@ -24,7 +24,15 @@ from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
 from compressor.model.source import Source
-from compressor.model.tensors import DTYPES, completed, read_header, read_tensors, turned
+from compressor.model.tensors import (
+    DTYPES,
+    PACKED_DTYPES,
+    check_dtypes,
+    completed,
+    read_header,
+    read_tensors,
+    turned,
+)
 from compressor.model.weight_files import check_adapters, check_index, weight_files
 from compressor.text.tokenizer import open_tokenizer
 
@@ -55,8 +63,9 @@ class Checkpoint(Source):
             self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
         held = {}
+        dtypes = self.dtypes | (PACKED_DTYPES if self.wrapper else {})  # a vision tower may have more
         for file in weight_files(self.path, self.written_config):
-            header = read_header(self.path / file, self.dtypes, self.family.not_read)
+            header = read_header(self.path / file, dtypes, self.family.not_read)
             held[file] = list(header)
             self.tensors |= header
         check_index(self.path, held, self.family.not_read)
@@ -76,7 +85,7 @@ class Checkpoint(Source):
     def header_bytes(self) -> int:
         """What files have before their first tensor."""
         begins: dict[Path, int] = {}
-        for entry in self.tensors.values():
+        for entry in (*self.tensors.values(), *self.side.values()):
             begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
         return sum(begins.values())
 
@@ -95,6 +104,23 @@ class Checkpoint(Source):
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors, mapped from the files on the CPU; not to be written to."""
         return read_tensors(self.tensors, names)
+
+    def stored_name(self, name: str) -> str:
+        if not self.wrapper:
+            return name
+        if name in self.tensors:
+            return self.tensors[name].key
+        base, _, leaf = self.family.embedding.partition(".")
+        prefix = self.tensors[self.family.embedding].key.removesuffix(leaf)
+        return prefix + name.removeprefix(f"{base}.")
+
+    def read_side(self, name: str) -> torch.Tensor:
+        return read_tensors(self.side, [name])[name]
+
+    def whole_config(self, config: dict) -> dict:
+        if not self.wrapper:
+            return config
+        return self.wrapper.with_text(read_object(self.path / "config.json"), config)
 
     def file_of(self, name: str) -> Path | None:
         entry = self.tensors[name]
@@ -130,7 +156,7 @@ class Checkpoint(Source):
     def fingerprint(self) -> str:
         """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in self.tensors.values()}):
+        for file in sorted({t.file for t in (*self.tensors.values(), *self.side.values())}):
             with file.open("rb") as stream:
                 begin = 8 + int.from_bytes(stream.read(8), "little")
                 stream.seek(0)
@@ -150,7 +176,10 @@ class Checkpoint(Source):
         if self.translation:
             self.written_config = self.translation.config(original)
         self.family = family_of(self.written_config.get("model_type")).of(self.written_config)
-        check_task(self.path, original)
+        self.wrapper = self.translation.wrapper if self.translation else None
+        if self.wrapper:
+            self.family = self.wrapper.inside(self.family)
+        check_task(self.path, self.written_config if self.wrapper else original)
         self.config = self.family.standard(self.written_config)
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
@@ -169,8 +198,13 @@ class Checkpoint(Source):
 
     def _find_weights(self) -> None:
         """Make `tensors` those of the model, where they are stored otherwise."""
+        stored = self.tensors
         if self.translation:
-            self.tensors = self.translation.tensors(self.tensors, self.config.get("vocab_size"))
+            self.tensors = self.translation.tensors(stored, self.config.get("vocab_size"))
+        if self.wrapper:
+            check_dtypes(self.tensors, self.dtypes)
+            read = {entry.key for entry in self.tensors.values()}
+            self.side = {name: entry for name, entry in stored.items() if name not in read}
 
     def check_tensors(self) -> EmptyModel:
         try:

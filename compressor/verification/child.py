@@ -2,8 +2,8 @@
 
     python -m compressor.verification.child DIR [SOURCE | EXPECTED] [--device cuda:1] [+writes]
 
-loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
-package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
+loads DIR with `AutoModelForCausalLM.from_pretrained`, or as what it is of texts and images, running
+code of DIR only where it is this package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
 compares the logits of fixed prompts with those of the folder SOURCE whose removed units
 are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
 source's: their bytes must have the digest that the repair recorded, and the masked source computes
@@ -24,16 +24,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
-from compressor.model.loading import check_device, load, positions_of, prompt_ids
+from compressor.model.loading import (
+    blocks_of,
+    built,
+    check_device,
+    load,
+    positions_of,
+    prompt_ids,
+)
 from compressor.model.memory import give_back, is_full
-from compressor.model.per_layer import model_of
 from compressor.planning.plan import Plan
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.text.tokenizer import PROMPTS, check_vocabulary
@@ -61,8 +66,7 @@ class Passed:
     @contextmanager
     def of(self, model):
         """While open, the blocks of this model count."""
-        family = FAMILIES.get(model.config.model_type)
-        blocks = model.get_submodule(family.layers) if family else []
+        blocks = blocks_of(model, FAMILIES.get(model.config.model_type))
         total = self.models * len(PROMPTS) * len(blocks)
 
         def count(*_) -> None:
@@ -170,18 +174,6 @@ def masked_logits(
     plan = masked_plan(masked, checkpoint, Checkpoint(folder), record)
     with plan, passed.of(masked):
         return [logits(masked, ids.to(device)).cpu() for ids in prompts]
-
-
-def built(checkpoint: Checkpoint):
-    """The model of a folder whose code is not run, from what is read of it."""
-    config = checkpoint.model_config()
-    with init_empty_weights(include_buffers=False):
-        model = model_of(config, checkpoint.family, checkpoint.dtype)
-    tensors = checkpoint.read(checkpoint.tensors)
-    if checkpoint.tied:
-        tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
 
 
 def verify_on(

@@ -12,6 +12,7 @@ from compressor.config.layouts import PADDED
 from compressor.errors import VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
+from compressor.model.loading import blocks_of
 from compressor.model.modules import assign
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
@@ -30,7 +31,7 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     stands = [{group: range(len(units)) for group, units in kept.items()} for kept in plan.blocks]
     if record.get("layout") == PADDED:
         stands = padded_places(plan, checkpoint)
-    layers = cast(nn.ModuleList, model.get_submodule(checkpoint.family.layers))
+    layers = cast(nn.ModuleList, blocks_of(model, checkpoint.family))
     with ExitStack() as changes:
         for index, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
             changes.enter_context(only_units(layer, BlockGeometry.of(checkpoint, index), kept))

@@ -30,18 +30,11 @@ MODULES = (
 TABLES = [import_module(f"{__name__}.{module}").FAMILY for module in MODULES]
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLES}
 
-# Types that come close to a table, and why they are not read.
-UNLIKE = {
-    "gemma3": "is of texts and images; give its text model alone, which is of the type gemma3_text",
-}
-
 __all__ = ["FAMILIES", "Family", "Slice", "family_of"]
 
 
 def family_of(model_type: str | None) -> Family:
     """The table of a model type; `InputError` names the supported ones, the nearest first."""
-    if model_type in UNLIKE:
-        raise InputError(f"The model type {model_type!r} {UNLIKE[model_type]}.")
     if model_type not in FAMILIES:
         near = get_close_matches(str(model_type), FAMILIES, n=1)
         nearest = f"the nearest is {near[0]!r}; " if near else ""
