@@ -1,11 +1,25 @@
 """Small random models of texts and images, in folders as transformers writes them."""
 
+import shutil
 from pathlib import Path
 
 import torch
-from conftest import SIZES, make_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+SIZES = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
 IMAGE = 110  # the token that stands for a part of an image
 VISION = {
     "hidden_size": 16,
@@ -70,19 +84,33 @@ KINDS = {
 }
 
 
-def make_wrapper(folder: Path, model_type: str, dtype=torch.float32, **text) -> Path:
-    """A random wrapper, the settings of whose language model may be given."""
+def make_wrapper(folder: Path, kind: str, tokenizer: Path, **text) -> Path:
+    """A random wrapper with the tokenizer of another folder; settings of its language model may be
+    given.
+    """
     torch.manual_seed(0)
-    around, inside = KINDS[model_type]
+    around, inside = KINDS[kind]
     settings = {k: v for k, v in {**SIZES, **inside, **text}.items() if v is not None}
-    config = AutoConfig.for_model(model_type, text_config=settings, **around)
+    config = AutoConfig.for_model(kind, text_config=settings, **around)
     config.tie_word_embeddings = settings["tie_word_embeddings"]
     model = AutoModelForImageTextToText.from_config(config).float()
-    gemma = model_type == "gemma3"
+    gemma = kind == "gemma3"
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name and not gemma else 0.0
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
-    model.to(dtype).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
     return folder
+
+
+def picture(kind: str) -> dict[str, torch.Tensor]:
+    """What a model of the kind is called with on a text that has an image in it."""
+    torch.manual_seed(1)
+    ids = torch.tensor([[1, 20, 112, *[IMAGE] * 4, 113, 30, 40]])
+    if "qwen" in kind:
+        patches = {"pixel_values": torch.randn(16, 96), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        return {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE).long(), **patches}
+    types = {"token_type_ids": (ids == IMAGE).long()} if kind == "gemma3" else {}
+    return {"input_ids": ids, "pixel_values": torch.randn(1, 3, 8, 8), **types}

@@ -65,6 +65,11 @@ class PackedCheckpoint(Checkpoint):
 
     def _check_format(self) -> None:
         config = self.config["quantization_config"]
+        if self.wrapper:
+            raise InputError(
+                f"{self.path} is a quantised {self.wrapper.model_type}, and quantised models are read of "
+                "texts alone; give the original."
+            )
         self.packing = packing_of(self.config)
         if self.packing is None:
             schemes = ", ".join(f"{s} ({known.format})" for s, known in SCHEMES.items())

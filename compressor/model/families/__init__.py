@@ -36,10 +36,13 @@ __all__ = ["FAMILIES", "Family", "Slice", "family_of"]
 def family_of(model_type: str | None) -> Family:
     """The table of a model type; `InputError` names the supported ones, the nearest first."""
     if model_type not in FAMILIES:
-        near = get_close_matches(str(model_type), FAMILIES, n=1)
+        from compressor.model.families.wrappers import WRAPPERS
+
+        near = get_close_matches(str(model_type), [*FAMILIES, *WRAPPERS], n=1)
         nearest = f"the nearest is {near[0]!r}; " if near else ""
         raise InputError(
             f"The model type {model_type!r} is not supported; {nearest}supported are "
-            f"{', '.join(sorted(FAMILIES))}; see docs/families.md."
+            f"{', '.join(sorted(FAMILIES))}, and of models of texts and images "
+            f"{', '.join(sorted(WRAPPERS))}; see docs/families.md."
         )
     return FAMILIES[model_type]

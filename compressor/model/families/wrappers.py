@@ -164,7 +164,7 @@ def ties(config: Mapping) -> bool:
     from transformers import AutoConfig
 
     try:
-        return bool(AutoConfig.for_model(**config).tie_word_embeddings)
+        return bool(AutoConfig.for_model(**deepcopy(dict(config))).tie_word_embeddings)
     except Exception as error:  # whatever the class raises, it is the config that it cannot take
         raise InputError(f"transformers refuses this config: {in_a_line(error)}") from error
 
