@@ -77,7 +77,8 @@ KINDS = {
         {"model_type": "mistral"},
     ),
     "qwen2_5_vl": (
-        QWEN | {"vision_config": QWEN["vision_config"] | {"out_hidden_size": 32, "hidden_size": 16}},
+        QWEN
+        | {"vision_config": QWEN["vision_config"] | {"out_hidden_size": 32, "hidden_size": 16}},
         QWEN_TEXT,
     ),
     "qwen2_vl": (QWEN, QWEN_TEXT),

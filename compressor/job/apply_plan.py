@@ -21,6 +21,7 @@ from compressor.job.result import make_record, open_repair, write_cut
 from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.plan import Plan
+from compressor.quantization.dense import open_source
 from compressor.repairing.streaming import check_repair, check_text
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import writer_of
@@ -44,7 +45,7 @@ def apply_plan(
 
     Repaired blocks are kept in a folder beside DEST meanwhile.
     """
-    checkpoint = Checkpoint(source)
+    checkpoint = open_source(source)
     check_repair(repair.kind, repair.epochs, checkpoint)
     check_dest(source, dest, runtime)
     writer_of(checkpoint, plan, writing.layout, writing.container)  # refuses what cannot be written

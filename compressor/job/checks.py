@@ -57,8 +57,8 @@ def check_packable(checkpoint: Checkpoint) -> None:
     family = checkpoint.family
     if family.inside:
         raise InputError(
-            f"--quantize packs models of texts alone, and this is one inside of a {family.inside}; leave "
-            "it out."
+            f"--quantize packs models of texts alone, and this is inside of a {family.inside}; leave it "
+            "out."
         )
     if not family.stock:
         raise InputError(

@@ -63,7 +63,9 @@ class Checkpoint(Source):
             self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
         held = {}
-        dtypes = self.dtypes | (PACKED_DTYPES if self.wrapper else {})  # a vision tower may have more
+        dtypes = self.dtypes | (
+            PACKED_DTYPES if self.wrapper else {}
+        )  # a vision tower may have more
         for file in weight_files(self.path, self.written_config):
             header = read_header(self.path / file, dtypes, self.family.not_read)
             held[file] = list(header)

@@ -40,8 +40,8 @@ class LoadedModel(Source):
             )
         if config.model_type in WRAPPERS:
             raise InputError(
-                f"{self.label} is of texts and images, and such models are read from their folders; save "
-                "it (save_pretrained), and give that folder."
+                f"{self.label} is of texts and images, and such models are read from their folders; "
+                "save it (save_pretrained), and give that folder."
             )
         self.family = family_of(config.model_type).of(config.to_dict())
         if module.get_output_embeddings() is None:

@@ -3,7 +3,7 @@ with, and for what times a model or writes text with it, which does not stream.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -48,7 +48,7 @@ def blocks_of(model: torch.nn.Module, family: Family | None) -> torch.nn.ModuleL
     its type says where they are.
     """
     name = WRAPPED_LAYERS if model.config.model_type in WRAPPERS else family and family.layers
-    return model.get_submodule(name) if name else []
+    return cast(torch.nn.ModuleList, model.get_submodule(name)) if name else []
 
 
 def built(checkpoint: Checkpoint, dtype: torch.dtype | None = None):
@@ -112,7 +112,7 @@ def open_whole(checkpoint: Checkpoint, device: str, dtype: torch.dtype, instead:
         )
     check_device(device)
     check_room(checkpoint, checkpoint.bytes, device, instead)
-    if checkpoint.wrapper:
+    if checkpoint.wrapper or checkpoint.dequantised:
         return built(checkpoint, dtype).to(device)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, trust_remote_code=trusted

@@ -32,10 +32,13 @@ class Source(Geometry, ABC):
     dtype: torch.dtype
     fingerprint: str
     coded: bool = False
+    dequantised: bool = False  # whether weights are stored in fewer bits than they are read in
     packing: Packing | None = None  # how weights are stored, where they are quantised
     notes: list[str]  # what a user should know of how it is read
     header_bytes = 0  # what files have before their first tensor
-    side: Mapping[str, SimpleNamespace] = MappingProxyType({})  # tensors of a larger model around it
+    side: Mapping[str, SimpleNamespace] = MappingProxyType(
+        {}
+    )  # tensors of a larger model around it
 
     @abstractmethod
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:

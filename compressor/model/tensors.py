@@ -111,9 +111,7 @@ def read_header(
     return tensors
 
 
-def check_dtypes(
-    entries: Mapping[str, SimpleNamespace], dtypes: Mapping[str, torch.dtype]
-) -> None:
+def check_dtypes(entries: Mapping[str, SimpleNamespace], dtypes: Mapping[str, torch.dtype]) -> None:
     """Refuse tensors of other dtypes, of header entries whose files may hold some beside them."""
     for name, entry in entries.items():
         if entry.dtype not in dtypes.values():

@@ -2,13 +2,13 @@
 
     python -m compressor.verification.child DIR [SOURCE | EXPECTED] [--device cuda:1] [+writes]
 
-loads DIR with `AutoModelForCausalLM.from_pretrained`, or as what it is of texts and images, running
-code of DIR only where it is this package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
-compares the logits of fixed prompts with those of the folder SOURCE whose removed units
-are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
-source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. Of a sparse folder the zeros are counted. `+writes` has it write
-some tokens as its users do. All are computed in float32, a few rows of a weight being widened at a time
+loads DIR with `AutoModelForCausalLM.from_pretrained`, or `AutoModelForImageTextToText`'s, running code
+of DIR only where it is this package's own (`model/per_layer.py`), accepts no missing, unexpected or
+mismatched tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed
+units are masked (loaded by its own class too; if it is quantised, as it is read here), or with those in
+the file EXPECTED. Tensors that a repair changed are no longer the source's: their bytes must have the
+digest that the repair recorded, and the masked source computes with them in the place of its own. Of a
+sparse folder the zeros are counted. `+writes` has it write some tokens as its users do. All are computed in float32, a few rows of a weight being widened at a time
 and their pages dropped after use, so a model larger than the memory can be verified. On a GPU the whole
 model lies there as it is stored; one that it does not hold is verified on the CPU, and the report has a
 `note` of that.
@@ -40,6 +40,7 @@ from compressor.model.loading import (
 )
 from compressor.model.memory import give_back, is_full
 from compressor.planning.plan import Plan
+from compressor.quantization.dense import open_source
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.text.tokenizer import PROMPTS, check_vocabulary
 from compressor.verification.contents import check_packed, check_sparse, rows_of, stay_packed
@@ -154,8 +155,8 @@ def masked_logits(
     source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed, device: str
 ) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
-    checkpoint = Checkpoint(source)
-    if checkpoint.coded:
+    checkpoint = open_source(source)
+    if checkpoint.coded or checkpoint.dequantised:
         masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
     else:
         masked, tokenizer = load(source, checkpoint.dtype)

@@ -84,7 +84,9 @@ def check_opens(folder: Path) -> None:
     """
     try:
         config = read_object(folder / "config.json")
-        if config.get("model_type") in {*FAMILIES, *WRAPPERS} and not config.get("quantization_config"):
+        if config.get("model_type") in {*FAMILIES, *WRAPPERS} and not config.get(
+            "quantization_config"
+        ):
             Checkpoint(folder)
         else:
             weight_files(folder, config)

@@ -1,8 +1,8 @@
-"""Models of text and images, read as the language model inside of them.
+"""Models of texts and images, read as the language model inside of them.
 
-config.json has the language model's settings in `text_config`, and files have its tensors under a name of
-its own. What is scored, cut and repaired is that model, of one of the families; the vision tower and the
-projector go along as they are. What is written is the wrapper again, with other widths in `text_config`.
+config.json has the language model's settings in `text_config`, and files have its tensors under a name
+of its own. What is scored, cut and repaired is that model, of one of the families; the vision tower and
+the projector go along as they are. What is written is the wrapper again, of other widths.
 
 Qwen2-VL's language model turns queries and keys by three positions at once, which on text are the same,
 so there it is a Qwen2; its class has hidden size / heads channels a head, so heads of it stay.
@@ -90,11 +90,17 @@ class Wrapper:
         said = {key: config[key] for key in OF_THE_FOLDER if config.get(key) is not None}
         dtypes = {key: said.pop(key) for key in DTYPES if key in said}
         text_dtypes = {key: v for key, v in self.text_of(config).items() if key in DTYPES and v}
-        return kept | said | (dtypes or text_dtypes) | self.turned(config) | {
-            "model_type": family,
-            "architectures": [FAMILIES[family].architecture],
-            "tie_word_embeddings": ties(config),
-        }
+        return (
+            kept
+            | said
+            | (dtypes or text_dtypes)
+            | self.turned(config)
+            | {
+                "model_type": family,
+                "architectures": [FAMILIES[family].architecture],
+                "tie_word_embeddings": ties(config),
+            }
+        )
 
     def inside(self, family: Family) -> Family:
         """The table of the language model as it is inside of the wrapper's class."""
@@ -117,9 +123,8 @@ class Wrapper:
 
     def tensors(self, tensors: Mapping[str, SimpleNamespace], vocabulary: int | None) -> Entries:
         """The language model's header entries, by its own names."""
-        for base, head in BASES:
-            if f"{base}embed_tokens.weight" in tensors:
-                break
+        named = [names for names in BASES if f"{names[0]}embed_tokens.weight" in tensors]
+        base, head = (named or BASES)[0]
         entries = {HEAD: tensors[head]} if head in tensors else {}
         for name, entry in tensors.items():
             if name.startswith(base) and not NOT_TEXT.match(name):
@@ -135,7 +140,7 @@ class Wrapper:
         text = whole[TEXT] if whole.get(TEXT) is not None else whole
         whole.pop("transformers_weights", None)
         for key in read.keys() - changed.keys():
-            text.pop(key, None)
+            (whole if key in OF_THE_FOLDER else text).pop(key, None)
         for key, value in changed.items():
             if key not in (*OF_THE_FOLDER, *self.stays) and (key not in read or read[key] != value):
                 text[key] = value
@@ -200,4 +205,3 @@ WRAPPERS = {
 
 def wrapper_of(config: Mapping) -> Wrapper | None:
     return WRAPPERS.get(str(config.get("model_type")))
-

@@ -154,7 +154,9 @@ def test_names_as_other_versions_write_them(small, tmp_path):
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == tensors.keys()
     again = Checkpoint(tmp_path / "out")
-    assert again.side["model.vision_tower.vision_model.embeddings.position_ids"].dtype == torch.int64
+    assert (
+        again.side["model.vision_tower.vision_model.embeddings.position_ids"].dtype == torch.int64
+    )
 
 
 def renamed(name: str) -> str:
@@ -237,7 +239,10 @@ def test_packing_is_refused(made, tmp_path, text_file, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["LlavaModel"]}, "of a LlavaModel .* LlavaForConditionalGeneration is read"),
+        (
+            {"architectures": ["LlavaModel"]},
+            "of a LlavaModel .* LlavaForConditionalGeneration is read",
+        ),
         ({"text_config": {"model_type": "opt"}}, "of the type 'opt'; inside of"),
         ({"text_config": "llama"}, "no object, but 'llama'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights"),
@@ -262,7 +267,9 @@ def test_a_tensor_that_is_missing_is_named(small):
     tensors = load_file(source / FILE)
     tensors.pop("language_model.model.layers.1.mlp.up_proj.weight")
     save_file(tensors, source / FILE, {"format": "pt"})
-    with pytest.raises(InputError, match=r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        InputError, match=r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         Checkpoint(source)
     edit_config(source, model_type="paligemma")
     with pytest.raises(InputError, match=r"'paligemma' is not supported.* images gemma3, llava"):
