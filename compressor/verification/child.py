@@ -4,14 +4,14 @@
 
 loads DIR with `AutoModelForCausalLM.from_pretrained`, or `AutoModelForImageTextToText`'s, running code
 of DIR only where it is this package's own (`model/per_layer.py`), accepts no missing, unexpected or
-mismatched tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose removed
-units are masked (loaded by its own class too; if it is quantised, as it is read here), or with those in
-the file EXPECTED. Tensors that a repair changed are no longer the source's: their bytes must have the
-digest that the repair recorded, and the masked source computes with them in the place of its own. Of a
-sparse folder the zeros are counted. `+writes` has it write some tokens as its users do. All are computed in float32, a few rows of a weight being widened at a time
-and their pages dropped after use, so a model larger than the memory can be verified. On a GPU the whole
-model lies there as it is stored; one that it does not hold is verified on the CPU, and the report has a
-`note` of that.
+mismatched tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose
+removed units are masked (loaded by its own class too; if it is quantised, as it is read here), or with
+those in the file EXPECTED. Tensors that a repair changed are no longer the source's: their bytes must
+have the digest that the repair recorded, and the masked source computes with them in the place of its
+own. Of a sparse folder the zeros are counted. `+writes` has it write some tokens as its users do. All
+are computed in float32, a few rows of a weight being widened at a time and their pages dropped after
+use, so a model larger than the memory can be verified. On a GPU the whole model lies there as it is
+stored; one that it does not hold is verified on the CPU, and the report has a `note` of that.
 """
 
 import argparse
