@@ -23,7 +23,6 @@ from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
-from compressor.model.source import Source
 from compressor.model.tensors import (
     DTYPES,
     PACKED_DTYPES,
@@ -34,12 +33,13 @@ from compressor.model.tensors import (
     turned,
 )
 from compressor.model.weight_files import check_adapters, check_index, weight_files
+from compressor.model.wrapped import Wrapped
 from compressor.text.tokenizer import open_tokenizer
 
 FINGERPRINT_BYTES = 1 << 20
 
 
-class Checkpoint(Source):
+class Checkpoint(Wrapped):
     """A Hugging Face folder, opened read-only.
 
     `config` has settings under their standard names; `written_config` is the file's. Where no class of
@@ -63,9 +63,8 @@ class Checkpoint(Source):
             self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
         held = {}
-        dtypes = self.dtypes | (
-            PACKED_DTYPES if self.wrapper else {}
-        )  # a vision tower may have more
+        # What goes along with a language model may be of other dtypes.
+        dtypes = self.dtypes | PACKED_DTYPES if self.wrapper else self.dtypes
         for file in weight_files(self.path, self.written_config):
             header = read_header(self.path / file, dtypes, self.family.not_read)
             held[file] = list(header)
@@ -87,7 +86,7 @@ class Checkpoint(Source):
     def header_bytes(self) -> int:
         """What files have before their first tensor."""
         begins: dict[Path, int] = {}
-        for entry in (*self.tensors.values(), *self.side.values()):
+        for entry in self.all_entries:
             begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
         return sum(begins.values())
 
@@ -106,23 +105,6 @@ class Checkpoint(Source):
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors, mapped from the files on the CPU; not to be written to."""
         return read_tensors(self.tensors, names)
-
-    def stored_name(self, name: str) -> str:
-        if not self.wrapper:
-            return name
-        if name in self.tensors:
-            return self.tensors[name].key
-        base, _, leaf = self.family.embedding.partition(".")
-        prefix = self.tensors[self.family.embedding].key.removesuffix(leaf)
-        return prefix + name.removeprefix(f"{base}.")
-
-    def read_side(self, name: str) -> torch.Tensor:
-        return read_tensors(self.side, [name])[name]
-
-    def whole_config(self, config: dict) -> dict:
-        if not self.wrapper:
-            return config
-        return self.wrapper.with_text(read_object(self.path / "config.json"), config)
 
     def file_of(self, name: str) -> Path | None:
         entry = self.tensors[name]
@@ -158,7 +140,7 @@ class Checkpoint(Source):
     def fingerprint(self) -> str:
         """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in (*self.tensors.values(), *self.side.values())}):
+        for file in sorted({t.file for t in self.all_entries}):
             with file.open("rb") as stream:
                 begin = 8 + int.from_bytes(stream.read(8), "little")
                 stream.seek(0)
@@ -204,9 +186,8 @@ class Checkpoint(Source):
         if self.translation:
             self.tensors = self.translation.tensors(stored, self.config.get("vocab_size"))
         if self.wrapper:
+            self.part_from(stored)
             check_dtypes(self.tensors, self.dtypes)
-            read = {entry.key for entry in self.tensors.values()}
-            self.side = {name: entry for name, entry in stored.items() if name not in read}
 
     def check_tensors(self) -> EmptyModel:
         try:

@@ -39,8 +39,8 @@ def open_weights(patient: Patient) -> None:
         )
     if wrapper_of(patient.config):
         raise InputError(
-            f"{path} holds a model of texts and images, which is not mended; mend its language model in a "
-            "folder of its own."
+            f"{path} holds a model of texts and images, which is not mended; mend its language model in "
+            "a folder of its own."
         )
     check_task(path, patient.config)
     check_redirection(path, patient.config)

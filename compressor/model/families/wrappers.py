@@ -45,7 +45,8 @@ PLAIN_HEADS = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 class Wrapper:
     """A model type. text_type: its language model's where config.json does not say. types: families of
     language models by the types that it has names of its own for. stays: settings of the language model
-    that are not written anew. changes: what of the family's table is otherwise inside of it.
+    that the class does not read as the family's does; they are neither read nor written anew. changes:
+    what of the family's table is otherwise inside of it.
     """
 
     model_type: str
@@ -74,7 +75,7 @@ class Wrapper:
         if family not in PLAIN_HEADS:
             raise InputError(
                 f"The language model of this {self.model_type} is of the type {named!r}; inside of "
-                f"models of text and images these are read: {', '.join(PLAIN_HEADS)}."
+                f"models of texts and images these are read: {', '.join(PLAIN_HEADS)}."
             )
         return family
 
@@ -108,7 +109,7 @@ class Wrapper:
 
     def turned(self, config: Mapping) -> dict:
         """Rotary settings in the place of those that stay."""
-        if not self.stays:
+        if "rope_theta" not in self.stays:
             return {}
         text = self.text_of(config)
         rope = {**(text.get("rope_parameters") or {}), **(text.get("rope_scaling") or {})}
@@ -181,7 +182,12 @@ MULTIPLE_POSITIONS: dict[str, Any] = {
 WRAPPERS = {
     wrapper.model_type: wrapper
     for wrapper in (
-        Wrapper("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text"),
+        Wrapper(
+            "gemma3",
+            "Gemma3ForConditionalGeneration",
+            "gemma3_text",
+            stays=("final_logit_softcapping",),  # its own head has none
+        ),
         Wrapper("llava", "LlavaForConditionalGeneration", "llama"),
         Wrapper("llava_next", "LlavaNextForConditionalGeneration", "llama"),
         Wrapper("mistral3", "Mistral3ForConditionalGeneration", "mistral"),

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 from unequal import written
 from wrappers import KINDS, make_wrapper, picture
 
+from compressor.analysis.doctor import examine
 from compressor.analysis.inspection import inspect
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
@@ -20,7 +21,8 @@ from compressor.model.stream import BlockStream
 from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.verification.child import verify_here
-from compressor.writing.cuts import write
+from compressor.writing.cuts import write, writer_of
+from compressor.writing.in_memory import build
 
 IDS = torch.arange(3, 40)[None]
 QUICK = ("gemma3", "llava", "qwen2_vl")
@@ -185,6 +187,26 @@ def test_a_config_without_a_part_for_the_text(small, tmp_path):
     assert new["rope_scaling"] == text["rope_scaling"] and new["model_type"] == "qwen2_vl"
 
 
+@torch.no_grad()
+def test_a_cap_of_logits_that_the_class_does_not_have(small):
+    """Gemma 3's text model alone would have it."""
+    source = small("gemma3", final_logit_softcapping=0.5)
+    (streamed,) = BlockStream(Checkpoint(source)).logits([IDS])
+    torch.testing.assert_close(streamed, loaded(source)(input_ids=IDS).logits, atol=1e-5, rtol=0)
+    write(Checkpoint(source), plan_of(source), source.parent / "out")
+    assert text_of(read(source.parent / "out"))["final_logit_softcapping"] == 0.5
+
+
+@torch.no_grad()
+def test_in_memory_a_result_is_the_language_model_alone(made, tmp_path):
+    source = Checkpoint(made("llava"))
+    alone = build(writer_of(source, plan_of(made("llava"))))
+    assert type(alone).__name__ == "LlamaForCausalLM"
+    write(source, plan_of(made("llava")), tmp_path / "out")
+    expected = loaded(tmp_path / "out")(input_ids=IDS).logits
+    torch.testing.assert_close(alone(input_ids=IDS).logits, expected, atol=1e-5, rtol=0)
+
+
 def test_a_head_that_differs_from_the_embedding(small, tmp_path):
     """The files' own is used, and what is written says so where each version looks."""
     source = small()
@@ -254,6 +276,11 @@ def test_others_are_refused(made, tmp_path, changes, words):
     (tmp_path / FILE).write_bytes((made("llava") / FILE).read_bytes())
     with pytest.raises(InputError, match=words):
         Checkpoint(tmp_path)
+
+
+def test_it_is_not_mended(made):
+    with pytest.raises(InputError, match="which is not mended"):
+        examine(made("llava"))
 
 
 def test_one_in_memory_is_refused(made):
