@@ -109,9 +109,10 @@ def test_images_still_pass(made, tmp_path, kind):
     assert not torch.equal(loaded(out)(**seen).logits, first)
 
 
-def test_a_whole_job(made, tmp_path, text_file, capsys, verified_here):
+@pytest.mark.parametrize("kind", ["llava", pytest.param("gemma3", marks=pytest.mark.breadth)])
+def test_a_whole_job(made, kind, tmp_path, text_file, capsys):
     """Scored, repaired, trained and verified; what lies beside the weights is copied."""
-    source, out = made("llava"), tmp_path / "out"
+    source, out = made(kind), tmp_path / "out"
     (source / "preprocessor_config.json").write_text('{"size": 8}\n')
     given = ["--keep", 0.8, "--calibration", text_file, "--length", 32, "--samples", 4]
     training = ["--recover", "lora:2", "--max-perplexity-ratio", "off", "--json"]
