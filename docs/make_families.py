@@ -23,6 +23,22 @@ how many. A Baichuan 7B is read and written as `llama`; the row `baichuan` is th
 
 Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's widths
 staying as their classes have them; what a config says of every block stays with it.
+Models of texts and images are read as the language models inside of them, whose config is
+`text_config`: `gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl` and `qwen2_5_vl`, around a
+`gemma3_text`, `llama`, `mistral`, `phi3`, `qwen2` or `qwen3`. That model is scored, cut, repaired and
+trained; vision tower and projector are copied byte for byte, under the names and in the form that the
+source has, and the result loads in the source's own class (`AutoModelForImageTextToText`). The
+verification loads the source in it, too, and compares logits on text. `--keep` and `--target` in
+parameters are of the language model, a bound in bytes is of the whole folder. Layouts are `uniform` and
+`padded`; such models are not packed by `--quantize`. Qwen2-VL's language model turns queries and keys
+by three positions, which on text are equal, so that it is a `qwen2` there; its class has hidden size /
+heads channels a head, so its heads stay.
+
+Quantised sources are dequantised while they are read: FP8 with scales of blocks (`quant_method` `fp8`,
+as DeepSeek and Qwen publish it) and the compressed-tensors formats that `--quantize` writes. What is
+cut is the dense model that the numbers stand for, and so is the result, in the dtype that the config
+names; its verification compares it with the source as it is read. Others are refused, with what makes a
+dense copy.
 
 `make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families
 but Baichuan, whatever layouts they have, with the same logits and, where `inspect` answers yes for 4.57,

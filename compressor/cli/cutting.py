@@ -80,12 +80,12 @@ def plan(
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
     config = check_planning(job_config(source or ".", out, allocate=allocate, **sizes, **options))
     from compressor.job.plan_scores import plan_scores
-    from compressor.model.checkpoint import Checkpoint
     from compressor.planning.told import plan_in_words
+    from compressor.quantization.dense import open_source
     from compressor.scoring.scores import Scores
 
     loaded = Scores.load(scores)
-    checkpoint = Checkpoint(source or loaded.about["source"])
+    checkpoint = open_source(source or loaded.about["source"])
     made, alignment = plan_scores(loaded, checkpoint, config)
     made.save(out)
     print(
@@ -110,14 +110,14 @@ def report(
     if out.suffix.lower() != ".png":
         raise InputError(f"The picture is a PNG, so name it *.png, not {out.name}.")
     config = job_config(source or ".", out, keep=keep, align=align, protect=protect)
-    from compressor.model.checkpoint import Checkpoint
     from compressor.planning.allocation import allocate as run
     from compressor.planning.lattice import Wanted, lattice
+    from compressor.quantization.dense import open_source
     from compressor.report.drawing import draw
     from compressor.scoring.scores import Scores
 
     loaded = Scores.load(scores)
-    checkpoint = Checkpoint(source or loaded.about["source"])
+    checkpoint = open_source(source or loaded.about["source"])
     (target,), blocks = config.plan.targets, config.plan.protect
     made = run(loaded, checkpoint, target, Wanted(align), blocks, allocate)
     draw(out, loaded, made, checkpoint, lattice(checkpoint, made.about["align"]))

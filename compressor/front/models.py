@@ -13,9 +13,9 @@ from compressor.config.text import TextConfig
 from compressor.errors import InputError
 from compressor.job.asked import check_runtime
 from compressor.job.reading import read_evaluation, read_texts
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.loaded_model import LoadedModel
 from compressor.model.source import Source
+from compressor.quantization.dense import open_source as open_folder
 from compressor.quantization.reading import open_model
 from compressor.text.tokens import TokenSet, as_rows, check_ids, protocol_of_ids
 
@@ -35,7 +35,7 @@ def open_source(model: Model, packed: bool = False) -> Source:
         raise InputError(
             f"A model is the path of a folder or a module of transformers, not a {type(model).__name__}."
         )
-    return open_model(Path(model)) if packed else Checkpoint(model)
+    return open_model(Path(model)) if packed else open_folder(model)
 
 
 def asked_for(*groups: str, **options) -> JobConfig:

@@ -24,6 +24,7 @@ from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.fewer_blocks import without
 from compressor.planning.plan import Plan
+from compressor.quantization.dense import open_source
 from compressor.repairing.streaming import check_repair, check_text
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import writer_of
@@ -47,7 +48,7 @@ def apply_plan(
 
     Repaired blocks are kept in a folder beside DEST meanwhile.
     """
-    whole = Checkpoint(source)
+    whole = open_source(source)
     checkpoint = without(whole, plan.dropped)
     plan.check(checkpoint)
     check_repair(repair.kind, repair.epochs, checkpoint)

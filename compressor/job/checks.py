@@ -60,6 +60,11 @@ def check_method(score: ScoreConfig, checkpoint: Source) -> None:
 
 def check_packable(checkpoint: Checkpoint) -> None:
     family = checkpoint.family
+    if family.inside:
+        raise InputError(
+            f"--quantize packs models of texts alone, and this is inside of a {family.inside}; leave it "
+            "out."
+        )
     if not family.stock:
         raise InputError(
             "--quantize packs weights for transformers' own classes, and it has none of "

@@ -30,7 +30,7 @@ from compressor.job.result import Done, conclude, cut_one, publish_results
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.job.sparsify import zero_weights
-from compressor.model.checkpoint import Checkpoint
+from compressor.quantization.dense import open_source
 from compressor.recovery.training import Training
 from compressor.report.card import write_card
 from compressor.report.quantized import write_card as write_quantized_card
@@ -46,7 +46,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
             "`torchrun -m compressor recover` on the result."
         )
     config = check_asked(asked)
-    checkpoint = Checkpoint(config.source)
+    checkpoint = open_source(config.source)
     wanted = check_before_starting(config, checkpoint)
     known = outlined(config.plan, checkpoint)
     for label, said in facts_of_widths(config, known) if config.cuts else ():

@@ -14,11 +14,11 @@ from compressor.job.opening import open_stream
 from compressor.job.proving import proved
 from compressor.job.record import base_record
 from compressor.job.result import Done, begun, conclude
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap
 from compressor.model.saved_blocks import count_blocks
 from compressor.model.tensors import INDEX
+from compressor.quantization.dense import open_source
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.quantization.stream import Calibration, Quantizing
 from compressor.report.quantized import write_card
@@ -49,7 +49,7 @@ def quantize(job: Job, source: Path, out: Path, stem: Path, done: Done) -> None:
     gets what is to be said.
     """
     run, asked, runtime = job.run, job.config.quantization, job.config.runtime
-    result, checkpoint = done.result, Checkpoint(source)
+    result, checkpoint = done.result, open_source(source)
     prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
     learned = known = None
     if done.scales is not None:

@@ -26,6 +26,7 @@ from compressor.job.recovery_data import STATE, agree_on_recovery, read_recovery
 from compressor.job.result import Done, begun
 from compressor.job.run import Run, partial_of
 from compressor.model.checkpoint import Checkpoint
+from compressor.quantization.dense import open_source
 from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.recovery.training import Training
@@ -108,7 +109,7 @@ def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryCon
     """What the training learns from and is measured against: the uncut model, if it is named."""
     if recovery.method == "distill" and uncut is None:
         raise InputError("--recover distill learns from the uncut model; name it with --source.")
-    teacher = Checkpoint(uncut or checkpoint.path)
+    teacher = open_source(uncut or checkpoint.path)
     if teacher.vocabulary != checkpoint.vocabulary:
         raise InputError(
             f"{uncut} has {teacher.vocabulary} tokens and {checkpoint.path} {checkpoint.vocabulary}; "

@@ -23,15 +23,23 @@ from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
-from compressor.model.source import Source
-from compressor.model.tensors import DTYPES, completed, read_header, read_tensors, turned
+from compressor.model.tensors import (
+    DTYPES,
+    PACKED_DTYPES,
+    check_dtypes,
+    completed,
+    read_header,
+    read_tensors,
+    turned,
+)
 from compressor.model.weight_files import check_adapters, check_index, weight_files
+from compressor.model.wrapped import Wrapped
 from compressor.text.tokenizer import open_tokenizer
 
 FINGERPRINT_BYTES = 1 << 20
 
 
-class Checkpoint(Source):
+class Checkpoint(Wrapped):
     """A Hugging Face folder, opened read-only.
 
     `config` has settings under their standard names; `written_config` is the file's. Where no class of
@@ -55,8 +63,10 @@ class Checkpoint(Source):
             self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
         held = {}
+        # What goes along with a language model may be of other dtypes.
+        dtypes = self.dtypes | PACKED_DTYPES if self.wrapper else self.dtypes
         for file in weight_files(self.path, self.written_config):
-            header = read_header(self.path / file, self.dtypes, self.family.not_read)
+            header = read_header(self.path / file, dtypes, self.family.not_read)
             held[file] = list(header)
             self.tensors |= header
         check_index(self.path, held, self.family.not_read)
@@ -76,7 +86,7 @@ class Checkpoint(Source):
     def header_bytes(self) -> int:
         """What files have before their first tensor."""
         begins: dict[Path, int] = {}
-        for entry in self.tensors.values():
+        for entry in self.all_entries:
             begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
         return sum(begins.values())
 
@@ -130,7 +140,7 @@ class Checkpoint(Source):
     def fingerprint(self) -> str:
         """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in self.tensors.values()}):
+        for file in sorted({t.file for t in self.all_entries}):
             with file.open("rb") as stream:
                 begin = 8 + int.from_bytes(stream.read(8), "little")
                 stream.seek(0)
@@ -150,7 +160,10 @@ class Checkpoint(Source):
         if self.translation:
             self.written_config = self.translation.config(original)
         self.family = family_of(self.written_config)
-        check_task(self.path, original)
+        self.wrapper = self.translation.wrapper if self.translation else None
+        if self.wrapper:
+            self.family = self.wrapper.inside(self.family)
+        check_task(self.path, self.written_config if self.wrapper else original)
         self.config = self.family.standard(self.written_config)
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
@@ -169,8 +182,12 @@ class Checkpoint(Source):
 
     def _find_weights(self) -> None:
         """Make `tensors` those of the model, where they are stored otherwise."""
+        stored = self.tensors
         if self.translation:
-            self.tensors = self.translation.tensors(self.tensors, self.config.get("vocab_size"))
+            self.tensors = self.translation.tensors(stored, self.config.get("vocab_size"))
+        if self.wrapper:
+            self.part_from(stored)
+            check_dtypes(self.tensors, self.dtypes)
 
     def check_tensors(self) -> EmptyModel:
         try:

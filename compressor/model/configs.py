@@ -7,6 +7,7 @@ file leaves out is what the class has in its place.
 import json
 from collections.abc import Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 from compressor.errors import CompressorError, InputError, MendableError, in_a_line
@@ -94,7 +95,7 @@ def config_of(written: Mapping, family: Family):
 def made(written: Mapping):
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**written)
+    return AutoConfig.for_model(**deepcopy(dict(written)))  # which changes what is in it
 
 
 def other_type(written: Mapping, family: Family) -> dict:

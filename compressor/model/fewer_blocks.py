@@ -50,7 +50,8 @@ class FewerBlocks(Source):
         self.family, self.dtype, self.packing = whole.family, whole.dtype, whole.packing
         self.label, self.path, self.coded = whole.label, whole.path, whole.coded
         self.notes, self.fingerprint = whole.notes, whole.fingerprint
-        self.header_bytes = whole.header_bytes
+        self.header_bytes, self.side = whole.header_bytes, whole.side
+        self.dequantised = whole.dequantised
         self.written_config = fewer(whole, self._numbers)
         loaded = config_of(self.written_config, self.family)
         self.config = settings(self.family, self.written_config, loaded.to_dict())
@@ -82,6 +83,15 @@ class FewerBlocks(Source):
 
     def file_of(self, name: str) -> Path | None:
         return None if name in self.folded else self.whole.file_of(self.origin[name])
+
+    def stored_name(self, name: str) -> str:
+        return self.whole.stored_name(name)
+
+    def read_side(self, name: str) -> torch.Tensor:
+        return self.whole.read_side(name)
+
+    def whole_config(self, config: dict) -> dict:
+        return self.whole.whole_config(config)
 
     def will_need_block(self, block: int) -> None:
         self.whole.will_need_block(self.numbers[block])

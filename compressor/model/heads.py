@@ -52,6 +52,7 @@ def why_refused(
     return ""
 
 
+AROUND = "use --layout uniform, or padded (zeros, to evaluate it)"
 INSTEAD = "use --layout uniform, or per-layer, which transformers alone loads"
 
 
@@ -61,6 +62,8 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
     """
     family, config = checkpoint.family, checkpoint.config
     other = family.container and FAMILIES[family.container.model_type]
+    if family.inside:
+        raise InputError(f"The nas layout is not for models inside of a {family.inside}; {AROUND}.")
     if not family.llama_like and not (other and other.llama_like):
         raise InputError(
             "The nas layout is for models that compute what Llama does (llama, mistral, phi3, qwen2), "

@@ -13,6 +13,7 @@ from torch import nn
 
 from compressor.errors import InputError
 from compressor.model.families import family_of
+from compressor.model.families.wrappers import WRAPPERS
 from compressor.model.modules import head_name
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.source import Source
@@ -36,6 +37,11 @@ class LoadedModel(Source):
             raise InputError(
                 f"{self.label} has no config of transformers, so its family is not known; give a model "
                 "that AutoModelForCausalLM makes."
+            )
+        if config.model_type in WRAPPERS:
+            raise InputError(
+                f"{self.label} is of texts and images, and such models are read from their folders; "
+                "save it (save_pretrained), and give that folder."
             )
         self.family = family_of(config.to_dict())
         if module.get_output_embeddings() is None:

@@ -3,16 +3,20 @@ with, and for what times a model or writes text with it, which does not stream.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import init_empty_weights
 
+from compressor.config.json_files import object_in
 from compressor.errors import InputError, MachineError, VerificationError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.families import FAMILIES
+from compressor.model.families import FAMILIES, Family
+from compressor.model.families.wrappers import LAYERS as WRAPPED_LAYERS
+from compressor.model.families.wrappers import WRAPPERS, wrapper_of
 from compressor.model.memory import free_memory
 from compressor.model.modules import make_linear
-from compressor.model.per_layer import may_run_code
+from compressor.model.per_layer import may_run_code, model_of
 from compressor.text.tokenizer import PROMPTS, read_tokenizer
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -26,8 +30,37 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", positions: int | None) -> l
 
 def positions_of(config: "PreTrainedConfig") -> int | None:
     """`Checkpoint.positions` of a model that transformers loaded, of whatever family."""
+    config = config.get_text_config()
     name, family = "max_position_embeddings", FAMILIES.get(config.model_type)
     return getattr(config, family.spellings.get(name, name) if family else name, None)
+
+
+def auto_class(folder: Path) -> Any:
+    """What of transformers loads a folder's model: of texts alone, or of texts and images."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    wraps = wrapper_of(object_in(folder / "config.json"))
+    return AutoModelForImageTextToText if wraps else AutoModelForCausalLM
+
+
+def blocks_of(model: torch.nn.Module, family: Family | None) -> torch.nn.ModuleList | list:
+    """The blocks of a loaded model, in a wrapper's class the language model's; none where no table of
+    its type says where they are.
+    """
+    name = WRAPPED_LAYERS if model.config.model_type in WRAPPERS else family and family.layers
+    return cast(torch.nn.ModuleList, model.get_submodule(name)) if name else []
+
+
+def built(checkpoint: Checkpoint, dtype: torch.dtype | None = None):
+    """The model of what is read of a folder, whose own class is another or is not run."""
+    config, dtype = checkpoint.model_config(), dtype or checkpoint.dtype
+    with init_empty_weights(include_buffers=False):
+        model = model_of(config, checkpoint.family, dtype)
+    tensors = {name: t.to(dtype) for name, t in checkpoint.read(checkpoint.tensors).items()}
+    if checkpoint.tied:
+        tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto"):
@@ -36,13 +69,13 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     Projections are `Linear` modules in every family; weights that GPT-2's are made of are views.
     `auto` is what the config says, which need not be the dtype that a source's weights are in.
     """
-    from transformers import AutoModelForCausalLM, logging
+    from transformers import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     trusted = may_run_code(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(folder).from_pretrained(
             folder,
             dtype=dtype,
             output_loading_info=True,
@@ -79,6 +112,8 @@ def open_whole(checkpoint: Checkpoint, device: str, dtype: torch.dtype, instead:
         )
     check_device(device)
     check_room(checkpoint, checkpoint.bytes, device, instead)
+    if checkpoint.wrapper or checkpoint.dequantised:
+        return built(checkpoint, dtype).to(device)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, trust_remote_code=trusted
     )

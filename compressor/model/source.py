@@ -1,9 +1,9 @@
 """What is read: a checkpoint folder (`checkpoint.py`) or a model in memory (`loaded_model.py`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 
@@ -32,13 +32,29 @@ class Source(Geometry, ABC):
     dtype: torch.dtype
     fingerprint: str
     coded: bool = False
+    dequantised: bool = False  # whether weights are stored in fewer bits than they are read in
     packing: Packing | None = None  # how weights are stored, where they are quantised
     notes: list[str]  # what a user should know of how it is read
     header_bytes = 0  # what files have before their first tensor
+    side: Mapping[str, SimpleNamespace] = MappingProxyType(
+        {}
+    )  # tensors of a larger model around it
 
     @abstractmethod
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors on the CPU, matrices as [out, in]; not to be written to."""
+
+    def stored_name(self, name: str) -> str:
+        """What files call a tensor of the model, one of the source or one that a result has besides."""
+        return name
+
+    def read_side(self, name: str) -> torch.Tensor:
+        """A tensor of `side`."""
+        raise AssertionError(f"{self.label} has no {name} beside the model")
+
+    def whole_config(self, config: dict) -> dict:
+        """What config.json says where the model's own config is this."""
+        return config
 
     @abstractmethod
     def model_config(self):

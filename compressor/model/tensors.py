@@ -95,10 +95,7 @@ def read_header(
         if name.endswith(not_read):
             continue
         if entry["dtype"] not in dtypes:
-            raise InputError(
-                f"{name} in {file} is of dtype {entry['dtype']}; only {', '.join(dtypes)} are read "
-                "(quantised weights cannot be cut: give the original checkpoint)."
-            )
+            raise unread(file, name, entry["dtype"], dtypes)
         tensors[name] = SimpleNamespace(
             file=file,
             key=name,
@@ -112,6 +109,20 @@ def read_header(
             transposed=False,
         )
     return tensors
+
+
+def check_dtypes(entries: Mapping[str, SimpleNamespace], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Refuse tensors of other dtypes, of header entries whose files may hold some beside them."""
+    for name, entry in entries.items():
+        if entry.dtype not in dtypes.values():
+            raise unread(entry.file, name, str(entry.dtype).removeprefix("torch."), dtypes)
+
+
+def unread(file: Path, name: str, dtype: str, dtypes: Mapping[str, torch.dtype]) -> InputError:
+    return InputError(
+        f"{name} in {file} is of dtype {dtype}; only {', '.join(dtypes)} are read (quantised weights "
+        "cannot be cut: give the original checkpoint)."
+    )
 
 
 def read_entries(file: Path) -> tuple[dict[str, dict], int]:

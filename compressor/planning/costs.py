@@ -76,7 +76,8 @@ class Costs:
         other, hidden = checkpoint.family.container, checkpoint.hidden_size
         biases = checkpoint.blocks * hidden * len(other.zeros) if other else 0
         headers = checkpoint.header_bytes + bool(biases) * checkpoint.blocks * HEADER_ENTRY
-        added = {"params": biases, "bytes": biases * checkpoint.dtype.itemsize + headers}
+        beside = sum(entry.end - entry.begin for entry in checkpoint.side.values())
+        added = {"params": biases, "bytes": biases * checkpoint.dtype.itemsize + headers + beside}
         return cls(unit, prices, rest, total, prunable, checkpoint.block_units, added)
 
     def size(self, widths: Sequence[dict[str, int]], measure: str) -> int:

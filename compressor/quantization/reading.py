@@ -37,7 +37,7 @@ class PackedCheckpoint(Checkpoint):
     @property
     def parts(self) -> dict[str, list[str]]:
         """The names of what is stored for every packed weight, by its own name."""
-        ends = self.packing.known.parts
+        ends = self.stored_as.known.parts
         packed = (name for name in self.tensors if name + SCALE in self.stored)
         return {name: [name + end for end in ends] for name in packed}
 
@@ -52,12 +52,12 @@ class PackedCheckpoint(Checkpoint):
         names = list(names)
         kept = [name for name in names if name + SCALE not in self.stored]
         packed = [name for name in names if name + SCALE in self.stored]
-        ends = self.packing.known.parts
+        ends = self.stored_as.known.parts
         tensors = read_tensors(self.stored, [*kept, *(n + end for n in packed for end in ends)])
         for name in packed:
             parts = {end: tensors.pop(name + end) for end in ends}
             dense = self.tensors[name]
-            tensors[name] = unpacked(parts, dense.shape, self.packing).to(dense.dtype)
+            tensors[name] = unpacked(parts, dense.shape, self.stored_as).to(dense.dtype)
         return tensors
 
     def file_of(self, name: str) -> Path | None:
@@ -65,7 +65,12 @@ class PackedCheckpoint(Checkpoint):
 
     def _check_format(self) -> None:
         config = self.config["quantization_config"]
-        self.packing = packing_of(self.config)
+        if self.wrapper:
+            raise InputError(
+                f"{self.path} is a quantised {self.wrapper.model_type}, and of texts and images the "
+                "original is read; give that."
+            )
+        self.packing = self.stored_as = packing_of(self.config)
         if self.packing is None:
             schemes = ", ".join(f"{s} ({known.format})" for s, known in SCHEMES.items())
             raise InputError(
@@ -80,7 +85,7 @@ class PackedCheckpoint(Checkpoint):
 
     def _find_weights(self) -> None:
         self.stored = self.tensors
-        self.tensors = dense_entries(self.stored, self.packing)
+        self.tensors = dense_entries(self.stored, self.stored_as)
 
 
 def packing_of(config: Mapping) -> Packing | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor.config.recovery import RecoveryConfig
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.loading import load
+from compressor.model.loading import built, load
 from compressor.recovery.precision import held_dtype
 
 Adapters = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -35,7 +35,8 @@ def load_adapted(
     column is made zero too; no input reaches it, so it stays zero and the unit stays absent.
     """
     checkpoint = Checkpoint(folder)
-    model, _ = load(folder, held_dtype(checkpoint.dtype, device.type == "cpu", asked))
+    held = held_dtype(checkpoint.dtype, device.type == "cpu", asked)
+    model = built(checkpoint, held) if checkpoint.wrapper else load(folder, held)[0]
     config = LoraConfig(
         r=recovery.rank,
         lora_alpha=recovery.alpha,  # type: ignore[arg-type]  # peft divides by the rank anyway

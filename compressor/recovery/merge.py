@@ -11,9 +11,9 @@ from compressor.config.json_files import ESCAPED
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import SHIPPED
 from compressor.recovery.lora import Adapters
-from compressor.writing.cuts import empty
 from compressor.writing.shards import check_space, opened, write_index
 from compressor.writing.side_files import copy_side_files
+from compressor.writing.writer import empty, empty_of
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -31,19 +31,25 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
     out.mkdir()
     by_file: dict[Path, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, entry in checkpoint.tensors.items():
-        by_file[entry.file][name] = checkpoint.as_stored(name, empty(checkpoint, name))
+        stored = checkpoint.as_stored(name, empty(checkpoint, name))
+        by_file[entry.file][checkpoint.stored_name(name)] = stored
+    for name, entry in checkpoint.side.items():
+        by_file[entry.file][name] = empty_of(entry)
     shards = list(by_file.values())
-    names = [name for shard in shards for name in shard]
     with opened(out, shards) as files:
-        for name in names:
+        for name in checkpoint.side:
+            files[name].put(name, checkpoint.read_side(name))
+        for name in checkpoint.tensors:
             tensor = checkpoint.read([name])[name]
             module, _, leaf = name.rpartition(".")
             if leaf == "weight" and module in adapters:
                 tensor = merged(tensor, *adapters[module], scaling)
-            files[name].put(name, checkpoint.as_stored(name, tensor))
+            stored_name = checkpoint.stored_name(name)
+            files[stored_name].put(stored_name, checkpoint.as_stored(name, tensor))
     write_index(out, shards)
     copy_side_files(checkpoint, out)
-    config, text = checkpoint.written_config, (folder / "config.json").read_text(encoding="utf-8")
+    config = checkpoint.whole_config(checkpoint.written_config)
+    text = (folder / "config.json").read_text(encoding="utf-8")
     if json.loads(text) != config:  # it was read as another
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)

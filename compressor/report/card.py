@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from compressor.config.amounts import in_runs
+from compressor.config.json_files import object_in
 from compressor.config.layouts import NAS, PER_LAYER
 from compressor.config.target import DEPTH
 from compressor.model.families import FAMILIES, Family, nas
+from compressor.model.families.wrappers import wrapper_of
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.report.drawing import PICTURE
 from compressor.report.result import Result
@@ -21,7 +23,7 @@ tags: [pruned]
 # {Path(result.source).name}, compressed to {result.keep_reached:.1%}
 
 {result.parameters_after:,} of {result.parameters_before:,} parameters stay. A dense checkpoint
-of the type `{result.container}`{how_it_loads(FAMILIES[result.container], result.layout)}
+of the type `{result.container}`{how_it_loads(FAMILIES[result.container], result.layout, folder)}
 
 {quality(result, record)}
 
@@ -97,8 +99,14 @@ def how_repaired(repair: dict | None) -> str:
     return f"what stays was refitted (`--repair {repair['kind']}`) on {text}{trained}"
 
 
-def how_it_loads(family: Family, layout: str) -> str:
+def how_it_loads(family: Family, layout: str, folder: Path) -> str:
     """The end of a sentence, and the lines of Python that load a result."""
+    if wrapper := wrapper_of(object_in(folder / "config.json")):
+        return f""" inside of a `{wrapper.model_type}`, whose
+vision tower and projector are those of the source; it loads with plain `transformers`:
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    model = AutoModelForImageTextToText.from_pretrained("this folder", dtype="auto")"""
     imports = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     call = '    model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"'
     if layout == NAS:

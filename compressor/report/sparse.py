@@ -54,7 +54,7 @@ tags: [pruned]
 # {name}, {result.sparsity_reached:.1%} of the blocks' weights zero
 
 {result.zeros:,} weights of the blocks' projections are zero{changed}. Architecture and shapes
-are those of `{name}`{how_it_loads(FAMILIES[result.container], UNIFORM)}
+are those of `{name}`{how_it_loads(FAMILIES[result.container], UNIFORM, folder)}
 
 {ZEROS_ALONE}
 

@@ -2,16 +2,16 @@
 
     python -m compressor.verification.child DIR [SOURCE | EXPECTED] [--device cuda:1] [+writes]
 
-loads DIR with `AutoModelForCausalLM.from_pretrained`, running code of DIR only where it is this
-package's own (`model/per_layer.py`), accepts no missing, unexpected or mismatched tensor, and
-compares the logits of fixed prompts with those of the folder SOURCE whose removed units
-are masked, or with those in the file EXPECTED. Tensors that a repair changed are no longer the
-source's: their bytes must have the digest that the repair recorded, and the masked source computes
-with them in the place of its own. Of a sparse folder the zeros are counted. `+writes` has it write
-some tokens as its users do. All are computed in float32, a few rows of a weight being widened at a time
-and their pages dropped after use, so a model larger than the memory can be verified. On a GPU the whole
-model lies there as it is stored; one that it does not hold is verified on the CPU, and the report has a
-`note` of that.
+loads DIR with `AutoModelForCausalLM.from_pretrained`, or `AutoModelForImageTextToText`'s, running code
+of DIR only where it is this package's own (`model/per_layer.py`), accepts no missing, unexpected or
+mismatched tensor, and compares the logits of fixed prompts with those of the folder SOURCE whose
+removed units are masked (loaded by its own class too; if it is quantised, as it is read here), or with
+those in the file EXPECTED. Tensors that a repair changed are no longer the source's: their bytes must
+have the digest that the repair recorded, and the masked source computes with them in the place of its
+own. Of a sparse folder the zeros are counted. `+writes` has it write some tokens as its users do. All
+are computed in float32, a few rows of a weight being widened at a time and their pages dropped after
+use, so a model larger than the memory can be verified. On a GPU the whole model lies there as it is
+stored; one that it does not hold is verified on the CPU, and the report has a `note` of that.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from compressor.errors import CompressorError, InputError, MachineError, VerificationError
@@ -32,10 +31,17 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
 from compressor.model.fewer_blocks import without
-from compressor.model.loading import check_device, load, positions_of, prompt_ids
+from compressor.model.loading import (
+    blocks_of,
+    built,
+    check_device,
+    load,
+    positions_of,
+    prompt_ids,
+)
 from compressor.model.memory import give_back, is_full
-from compressor.model.per_layer import model_of
 from compressor.planning.plan import Plan
+from compressor.quantization.dense import open_source
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.text.tokenizer import PROMPTS, check_vocabulary
 from compressor.verification.contents import check_packed, check_sparse, rows_of, stay_packed
@@ -62,8 +68,7 @@ class Passed:
     @contextmanager
     def of(self, model):
         """While open, the blocks of this model count."""
-        family = FAMILIES.get(model.config.model_type)
-        blocks = model.get_submodule(family.layers) if family else []
+        blocks = blocks_of(model, FAMILIES.get(model.config.model_type))
         total = self.models * len(PROMPTS) * len(blocks)
 
         def count(*_) -> None:
@@ -151,8 +156,8 @@ def masked_logits(
     source: Path, folder: Path, prompts: list[torch.Tensor], passed: Passed, device: str
 ) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
-    checkpoint = Checkpoint(source)
-    if checkpoint.coded:
+    checkpoint = open_source(source)
+    if checkpoint.coded or checkpoint.dequantised:
         masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
     else:
         masked, tokenizer = load(source, checkpoint.dtype)
@@ -174,18 +179,6 @@ def masked_logits(
     plan = masked_plan(masked, checkpoint, Checkpoint(folder), record)
     with plan, passed.of(masked):
         return [logits(masked, ids.to(device)).cpu() for ids in prompts]
-
-
-def built(checkpoint: Checkpoint):
-    """The model of a folder whose code is not run, from what is read of it."""
-    config = checkpoint.model_config()
-    with init_empty_weights(include_buffers=False):
-        model = model_of(config, checkpoint.family, checkpoint.dtype)
-    tensors = checkpoint.read(checkpoint.tensors)
-    if checkpoint.tied:
-        tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
 
 
 def verify_on(

@@ -14,6 +14,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
 from compressor.model.exact_logits import stored_rows
 from compressor.model.tensors import read_tensors
+from compressor.quantization.dense import open_source
 from compressor.quantization.reading import PackedCheckpoint
 from compressor.writing.packing import GLOBAL, SCALE, unpacked
 
@@ -38,7 +39,7 @@ def check_sparse(folder: Path, record: dict, source: Path | None = None) -> int:
     The tensors' bytes must have the recorded digests. With a source, all other tensors must be the
     source's, and the weights that stay too unless the method corrects them. `VerificationError`.
     """
-    checkpoint, dense = Checkpoint(folder), source and Checkpoint(source)
+    checkpoint, dense = Checkpoint(folder), source and open_source(source)
     total = 0
     for index, entry in enumerate(record["blocks"]):
         tensors = checkpoint.read_block(index)

@@ -13,6 +13,7 @@ from compressor.errors import VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
 from compressor.model.fewer_blocks import without
+from compressor.model.loading import blocks_of
 from compressor.model.modules import assign, replaced_forward
 from compressor.model.source import Source
 from compressor.model.units import BlockGeometry, only_units
@@ -36,7 +37,7 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     if record.get("layout") == PADDED:
         stands = padded_places(plan, source)
     family = source.family
-    layers = cast(nn.ModuleList, model.get_submodule(family.layers))
+    layers = cast(nn.ModuleList, blocks_of(model, family))
 
     def pass_on(_, hidden: torch.Tensor, *args, **keywords):
         return (hidden,) if family.in_a_tuple else hidden

@@ -10,6 +10,7 @@ from compressor.config.json_files import read_object
 from compressor.errors import InputError, MachineError, VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import FAMILIES
+from compressor.model.families.wrappers import WRAPPERS
 from compressor.model.weight_files import weight_files
 from compressor.verification.child import GENERATES, TOLD, Progress
 from compressor.writing.record import RECORD, read_record
@@ -83,7 +84,9 @@ def check_opens(folder: Path) -> None:
     """
     try:
         config = read_object(folder / "config.json")
-        if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
+        if config.get("model_type") in {*FAMILIES, *WRAPPERS} and not config.get(
+            "quantization_config"
+        ):
             Checkpoint(folder)
         else:
             weight_files(folder, config)

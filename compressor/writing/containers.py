@@ -35,7 +35,9 @@ def container_notes(checkpoint: Source, written: Source, layout: str) -> list[st
         else:
             why = f"vLLM's class of {family.model_type} does not load this number of heads"
         zeros = "; the biases that this type has besides are zeros" * bool(family.container.zeros)
-        return [f"Written as {chosen.model_type}: {why}; the arithmetic is the same{zeros}."]
+        what = f"The language model is written as {chosen.model_type}" if family.inside else ""
+        what = what or f"Written as {chosen.model_type}"
+        return [f"{what}: {why}; the arithmetic is the same{zeros}."]
     if layout == PER_LAYER:
         return []
     unserved = refusal_of_vllm(written, [written.heads]), refusal_of_width(written)

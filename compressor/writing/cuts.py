@@ -18,7 +18,7 @@ from compressor.config.layouts import (
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
-from compressor.model.heads import choose_container
+from compressor.model.heads import AROUND, choose_container
 from compressor.model.per_layer import KEY, code_of, has_uniform, needs_code
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -202,6 +202,10 @@ def no_uniform(family: Family) -> str:
 
 
 def check_built(family: Family) -> None:
+    if family.inside:
+        raise InputError(
+            f"There is no code for blocks of different widths inside of a {family.inside}; {AROUND}."
+        )
     if not family.own_widths:
         raise InputError(
             f"There is no code for {family.model_type} blocks of different widths; use --layout "

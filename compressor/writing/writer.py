@@ -13,6 +13,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -39,7 +40,7 @@ class Writer(ABC):
     @property
     def moved(self) -> bool:
         """Whether the folder's model type is another than the source's."""
-        return self.container != self.source.family.model_type
+        return self.container != self.source.family.model_type and not self.source.family.inside
 
     @abstractmethod
     def empty_blocks(self) -> Iterator[Block]:
@@ -59,13 +60,17 @@ class Writer(ABC):
     def config(self) -> dict:
         """What config.json says."""
 
+    def empty_side(self) -> Block:
+        """What a larger model around this one has besides, by the names that files have."""
+        return {name: empty_of(entry) for name, entry in self.source.side.items()}
+
     def empty_outer(self) -> Block:
         """What lies outside the blocks, which no form changes, on the meta device."""
         return {name: empty(self.source, name) for name in self.source.outer_tensors()}
 
     def bytes(self) -> int:
         """What all tensors of the result will take."""
-        results = [self.empty_outer(), *self.empty_blocks()]
+        results = [self.empty_side(), self.empty_outer(), *self.empty_blocks()]
         return sum(t.nbytes for result in results for t in result.values())
 
 
@@ -77,7 +82,9 @@ def write_folder(
 ) -> None:
     """Make the new folder `folder`; MachineError, before anything is made, where it has no room."""
     source = writer.source
-    shards = divided([writer.empty_outer(), *writer.empty_blocks()], shard_bytes)
+    of_the_model = (writer.empty_outer(), *writer.empty_blocks())
+    named = ({source.stored_name(n): t for n, t in part.items()} for part in of_the_model)
+    shards = divided([writer.empty_side(), *named], shard_bytes)
     check_space(folder.parent, sum(t.nbytes for shard in shards for t in shard.values()))
     folder.mkdir(parents=True)
     with opened(folder, shards) as files, Beside() as beside:
@@ -85,10 +92,14 @@ def write_folder(
         def put(piece: Callable[[], Block]) -> None:
             block = piece()
             for name in list(block):  # taken out, so that no more is held than is yet to be written
-                files[name].put(name, block.pop(name))
+                stored = source.stored_name(name)
+                files[stored].put(stored, block.pop(name))
 
+        for name in source.side:
+            files[name].put(name, source.read_side(name))
         for name in source.outer_tensors():
-            files[name].put(name, source.read([name])[name])
+            stored = source.stored_name(name)
+            files[stored].put(stored, source.read([name])[name])
         for index, piece in enumerate(writer.pieces()):
             beside.do(put, piece)
             progress(index + 1, source.blocks)
@@ -96,11 +107,14 @@ def write_folder(
     copy_side_files(source, folder)
     for file in writer.code:
         shutil.copyfile(file, folder / file.name)
-    text = json.dumps(writer.config(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(source.whole_config(writer.config()), indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8", errors=ESCAPED)
     name_class(source, folder, moved=writer.moved)
 
 
 def empty(source: Source, name: str) -> torch.Tensor:
-    entry = source.tensors[name]
+    return empty_of(source.tensors[name])
+
+
+def empty_of(entry: SimpleNamespace) -> torch.Tensor:
     return torch.empty(entry.shape, dtype=entry.dtype, device="meta")

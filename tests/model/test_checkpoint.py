@@ -68,7 +68,8 @@ def test_config_that_is_not_json(copy):
         (None, "None is not supported; supported are "),
         ("phi", r"the nearest is 'phi3'; supported are .*; see docs/families\.md"),
         ("qwen2_moe", "the nearest is 'qwen2'; "),
-        ("gemma3", "of texts and images; .*gemma3_text"),
+        ("gemma3", "of the type gemma3 a Gemma3ForConditionalGeneration is read"),
+        ("paligemma", "supported are .*, and of models of texts and images gemma3, llava"),
     ],
 )
 def test_unknown_model_type(copy, model_type, said):

@@ -188,7 +188,10 @@ def test_after_a_cut(make_checkpoint, text_file, tmp_path, scheme):
     assert written.units["ffn"] % 16 == 0 and written.packing.scheme == scheme
     record = json.loads((tmp_path / "q" / "compression.json").read_text())
     assert record["perplexity_unquantized"] != record["perplexity_after"] > 1
-    assert compress(tmp_path / "q", tmp_path / "again", "--keep", 0.8) == 2  # not cut again
+    options = ["--keep", 0.8, "--repair", "none", "--max-perplexity-ratio", "off", *texts]
+    assert compress(tmp_path / "q", tmp_path / "again", *options) == 0  # as what it stands for
+    again = open_model(tmp_path / "again")
+    assert again.packing is None and again.parameters < written.parameters
 
 
 def test_a_source_that_computes_nothing_is_said_to(make_checkpoint, tmp_path, capsys):

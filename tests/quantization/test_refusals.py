@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from edits import edit_config
 from jobs import compress, said
 
 from compressor.config import quantization as options
@@ -67,9 +68,11 @@ def test_without_the_package(llama, tmp_path, capsys, monkeypatch):
     assert "pip install 'compressor-llm[quantize]'" in said(capsys)
 
 
-def test_a_quantised_folder_is_not_cut_again(quantised, tmp_path, capsys):
-    assert compress(quantised, tmp_path / "q", "--keep", 0.8) == 2
-    assert "give the original" in said(capsys)
+def test_other_quantised_folders_are_not_cut(quantised, tmp_path, capsys):
+    shutil.copytree(quantised, tmp_path / "q")
+    edit_config(tmp_path / "q", quantization_config={"quant_method": "gptq", "bits": 4})
+    assert compress(tmp_path / "q", tmp_path / "out", "--keep", 0.8) == 2
+    assert "model.dequantize().save_pretrained(COPY)" in said(capsys)
 
 
 @pytest.mark.parametrize(

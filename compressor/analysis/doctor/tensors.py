@@ -8,6 +8,7 @@ from compressor.errors import InputError
 from compressor.model.configs import check_task, config_of, made, settings
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
+from compressor.model.families.wrappers import wrapper_of
 from compressor.model.per_layer import KEY, entries_of
 from compressor.model.tensors import (
     DTYPES,
@@ -35,6 +36,11 @@ def open_weights(patient: Patient) -> None:
     if patient.config.get("quantization_config"):
         raise InputError(
             f"{path} holds quantised weights, which are not mended; mend the original."
+        )
+    if wrapper_of(patient.config):
+        raise InputError(
+            f"{path} holds a model of texts and images, which is not mended; mend its language model in "
+            "a folder of its own."
         )
     check_task(path, patient.config)
     check_redirection(path, patient.config)

@@ -27,7 +27,8 @@ def inspect(path: Path) -> dict:
     `blocks` gives heads, KV heads and FFN channels by the shapes of the tensors, or, for a type
     without a table (`family` null), the shapes themselves. `loads` is a list of `target`, `loads`
     (true, false, or null where it is not known here), `because` and `how` that is known. `problems`
-    are sentences.
+    are sentences. `beside` is how many of the parameters are not of the language model, in a model of
+    texts and images.
     `InputError` if there is no model in the folder at all.
     """
     with read_as_given():
@@ -56,6 +57,7 @@ def described(folder: Folder) -> dict:
         "container": (folder.written.get("architectures") or [None])[0],
         "layout": layout(folder, widths),
         "parameters": folder.parameters,
+        "beside": folder.beside,
         "bytes": sum(t.bytes for t in folder.stored.values()),
         "dtypes": folder.dtypes,
         "scheme": folder.packing and folder.packing.scheme,
@@ -122,6 +124,12 @@ def summary(result: dict) -> str:
         f"{len(result['blocks'])} blocks{without}, hidden size {result['hidden_size']}, heads of "
         f"{result['head_dim']}, vocabulary {result['vocabulary']}, {tied}".rstrip(", "),
     ]
+    if result["beside"]:
+        lines.insert(
+            2,
+            f"the language model in it is a {result['family']}; {result['beside']:,} of the parameters "
+            "are beside it, and are never cut",
+        )
     if result["scheme"]:
         size = result["bytes"] / result["parameters"]
         lines.append(

@@ -16,6 +16,7 @@ from compressor.analysis.inspection.files import ambiguity
 from compressor.config.packing import Packing
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family, nas
+from compressor.model.families.wrappers import Wrapper, wrapper_of
 from compressor.model.per_layer import KEY, check
 from compressor.model.tensors import INDEX, SINGLE, completed, read_entries, turned
 from compressor.model.widths import BlockWidths, block_widths
@@ -30,7 +31,8 @@ class Folder:
     """A folder's config and headers, and sentences about what is wrong with them.
 
     `written` is the config as the file has it, `config` with settings under their standard names, and
-    of a `nemotron-nas` model as of the Llama model that it is.
+    of a `nemotron-nas` model as of the Llama model that it is, of one of texts and images (`wrapper`) as
+    of the language model in it, whose tensors have its own names.
     `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`, `numel`,
     `bytes` and `dtype` (safetensors' name of it), with its name (`key`) in `file`. `tensors` are the
     same, but for packed weights, which are there as the dense ones they stand for. `ambiguous` says what
@@ -40,15 +42,18 @@ class Folder:
     path: Path
     config: dict = field(default_factory=dict)
     written: dict = field(default_factory=dict)
+    wrapper: Wrapper | None = None
     ambiguous: str | None = None
     index: dict[str, str] = field(default_factory=dict)
     stored: dict[str, SimpleNamespace] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    beside: int = 0  # parameters beside the language model
 
     @property
     def family(self) -> Family | None:
         family = FAMILIES.get(self.config.get("model_type"))
-        return family and family.of(self.config)
+        family = family and family.of(self.config)
+        return self.wrapper.inside(family) if family and self.wrapper else family
 
     @property
     def packing(self) -> Packing | None:
@@ -118,11 +123,7 @@ def open_folder(path: Path) -> Folder:
         folder.config = folder.written = read_json(folder, "config.json")
     else:
         folder.problems.append("There is no config.json, so no loader knows what the tensors are.")
-    if nas.is_nas(folder.written):
-        try:
-            folder.config = nas.llama_config(folder.written)
-        except InputError as error:
-            folder.problems.append(str(error))
+    translate(folder)
     folder.ambiguous = ambiguity(path, folder.written)
     if folder.ambiguous:
         folder.problems.append(folder.ambiguous)
@@ -147,7 +148,14 @@ def open_folder(path: Path) -> Folder:
                 file=path / file,
                 key=name,
             )
-    absent = [name for name in folder.index if name not in folder.stored]
+    if folder.wrapper:
+        texts = folder.wrapper.tensors(folder.stored, None)
+        read = {entry.key for entry in texts.values()}
+        beside = {name: entry for name, entry in folder.stored.items() if name not in read}
+        folder.beside = sum(t.numel for t in beside.values() if t.dtype in FLOATS)
+        folder.stored = texts | beside
+    held = {entry.key for entry in folder.stored.values()}
+    absent = [name for name in folder.index if name not in held]
     if absent:
         folder.problems.append(
             f"{INDEX} names {len(absent)} tensor(s) that no shard here holds, {absent[0]} first."
@@ -167,6 +175,19 @@ def open_folder(path: Path) -> Folder:
             f"{', '.join(sorted(FAMILIES))}), so its widths are shown as shapes."
         )
     return folder
+
+
+def translate(folder: Folder) -> None:
+    """Make `config` that of the model that is read of the folder, where that is of another type."""
+    folder.wrapper = wrapper_of(folder.written)
+    read = nas.llama_config if nas.is_nas(folder.written) else None
+    if folder.wrapper:
+        read = folder.wrapper.config
+    try:
+        folder.config = read(folder.written) if read else folder.written
+    except InputError as error:
+        folder.wrapper = None
+        folder.problems.append(str(error))
 
 
 def weight_files(folder: Folder) -> list[str]:

@@ -49,6 +49,8 @@ def disk(config: JobConfig, checkpoint: Source, wanted: Sequence[WantedResult]) 
         sizes.append(checkpoint.bytes if padded else costs.size(result.widths, "bytes"))
     changed = config.recovery.method != "none" or config.quantization.wanted
     # Repaired blocks until the cut is complete; the cut until what is made of it is.
+    beside = sum(entry.end - entry.begin for entry in checkpoint.side.values())
+    sizes = [size + beside for size in sizes]
     more = max(sizes) if config.repair.kind != "none" or changed else 0
     return Disk(sum(sizes), sum(sizes) + more)
 

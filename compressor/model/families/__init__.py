@@ -31,11 +31,6 @@ MODULES = (
 TABLES = [import_module(f"{__name__}.{module}").FAMILY for module in MODULES]
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLES}
 
-# Types that come close to a table, and why they are not read.
-UNLIKE = {
-    "gemma3": "is of texts and images; give its text model alone, which is of the type gemma3_text",
-}
-
 __all__ = ["FAMILIES", "Family", "Slice", "family_of"]
 
 
@@ -44,13 +39,14 @@ def family_of(config: Mapping) -> Family:
     supported types, the nearest first.
     """
     model_type = config.get("model_type")
-    if model_type in UNLIKE:
-        raise InputError(f"The model type {model_type!r} {UNLIKE[model_type]}.")
     if model_type not in FAMILIES:
-        near = get_close_matches(str(model_type), FAMILIES, n=1)
+        from compressor.model.families.wrappers import WRAPPERS
+
+        near = get_close_matches(str(model_type), [*FAMILIES, *WRAPPERS], n=1)
         nearest = f"the nearest is {near[0]!r}; " if near else ""
         raise InputError(
             f"The model type {model_type!r} is not supported; {nearest}supported are "
-            f"{', '.join(sorted(FAMILIES))}; see docs/families.md."
+            f"{', '.join(sorted(FAMILIES))}, and of models of texts and images "
+            f"{', '.join(sorted(WRAPPERS))}; see docs/families.md."
         )
     return FAMILIES[model_type].of(config)

@@ -145,6 +145,7 @@ class Family:
     alibi: bool = False
     stock: bool = True
     own_widths: bool = True  # code is at hand for blocks of different widths
+    inside: str | None = None  # the type of the larger model that the model is part of
     # The arithmetic is Llama's, but for windows and some rotary embeddings, and so are the tensors, but
     # for these, which hold several of Llama's one after the other.
     llama_like: bool = False

@@ -21,4 +21,5 @@ def exported(facts: Facts) -> Answer:
         notes = vocabulary_of(source.tokenizer(), source.vocabulary).notes
     except CompressorError as reason:
         return Answer(TARGET, False, str(reason), SEEN)
-    return Answer(TARGET, True, " ".join([f"as {architecture}.", *notes]), SEEN)
+    alone = ", the language model alone" if facts.folder.wrapper else ""
+    return Answer(TARGET, True, " ".join([f"as {architecture}{alone}.", *notes]), SEEN)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import RAN, Answer, Facts, Loading
 from compressor.errors import in_a_line as sentence_of
+from compressor.model.loading import auto_class
 from compressor.text.tokenizer import check_files, read_tokenizer
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -70,11 +71,9 @@ def load_weights(
     path: Path, code: bool = False, config: "PreTrainedConfig | None" = None
 ) -> tuple[str | None, str | None]:
     """What is raised; what of the tensors does not fit."""
-    import transformers
-
     try:
         with redirect_stderr(io.StringIO()):  # progress bars of compressed-tensors
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(path).from_pretrained(
                 path,
                 device_map="meta",
                 use_safetensors=True,
@@ -112,7 +111,7 @@ def as_its_container(folder: Folder) -> "PreTrainedConfig | None":
     from transformers import AutoConfig
 
     family = folder.family
-    if family is None or family.container is None:
+    if family is None or family.container is None or folder.wrapper:
         return None
     named = ("model_type", "architectures", "transformers_version")
     settings = {k: v for k, v in folder.written.items() if k not in named}

@@ -60,6 +60,8 @@ def older(facts: Facts) -> Answer:
     folder, widths = facts.folder, facts.widths
     if not widths:
         return Answer(OLDER, None, UNKNOWN)
+    if folder.wrapper:
+        return Answer(OLDER, None, "models of texts and images were not tried with it")
     if folder.packing:
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
     shipped = facts.coded is not None
