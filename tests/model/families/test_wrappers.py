@@ -98,6 +98,18 @@ def test_the_language_model_is_cut_and_all_else_stays(made, tmp_path, kind):
     }
 
 
+@pytest.mark.parametrize("kind", ["gemma3", pytest.param("qwen2_vl", marks=pytest.mark.breadth)])
+def test_fewer_blocks(made, kind, tmp_path, text_file):
+    """A block of the language model goes, and its layer types with it; the verification is exact."""
+    source, out = made(kind), tmp_path / "out"
+    given = ["--calibration", text_file, "--length", 32, "--samples", 4, "--drop-blocks", 1]
+    assert compress(source, out, *given) == 0
+    had, has = text_of(read(source)), text_of(read(out))
+    assert has["num_hidden_layers"] == had["num_hidden_layers"] - 1
+    assert len(has.get("layer_types", [])) in (0, has["num_hidden_layers"])
+    loaded(out)
+
+
 @pytest.mark.parametrize("kind", QUICK)
 @torch.no_grad()
 def test_images_still_pass(made, tmp_path, kind):
