@@ -19,12 +19,20 @@ from compressor.config.json_files import read_object
 from compressor.errors import InputError, MendableError
 from compressor.model.configs import check_task, load_config, made, read_as_given, settings
 from compressor.model.empty_model import EmptyModel, UnfitError
+from compressor.model.experts import are_stacked, stacked
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
 from compressor.model.source import Source
-from compressor.model.tensors import DTYPES, completed, read_header, read_tensors, turned
+from compressor.model.tensors import (
+    DTYPES,
+    completed,
+    read_header,
+    read_tensors,
+    stored,
+    turned,
+)
 from compressor.model.weight_files import check_adapters, check_index, weight_files
 from compressor.text.tokenizer import open_tokenizer
 
@@ -64,6 +72,7 @@ class Checkpoint(Source):
         self.written_config.pop("transformers_weights", None)
         self._find_weights()
         self.tensors = turned(completed(self.tensors, self.family), self.family)
+        self._stack_experts()
         self.settle_head()
         self._check_count()
         self.check_tensors()
@@ -76,7 +85,7 @@ class Checkpoint(Source):
     def header_bytes(self) -> int:
         """What files have before their first tensor."""
         begins: dict[Path, int] = {}
-        for entry in self.tensors.values():
+        for entry in stored(self.tensors.values()):
             begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
         return sum(begins.values())
 
@@ -84,11 +93,11 @@ class Checkpoint(Source):
     def dtype(self) -> torch.dtype:
         """The dtype to compute in and to name: what the config says, if anything is stored so, and
         otherwise that of the most weights."""
-        stored: Counter[torch.dtype] = Counter()
+        counted: Counter[torch.dtype] = Counter()
         for entry in self.tensors.values():
-            stored[entry.dtype] += entry.numel
+            counted[entry.dtype] += entry.numel
         said = self.model_config().dtype
-        return said if said in stored else stored.most_common(1)[0][0]
+        return said if said in counted else counted.most_common(1)[0][0]
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -104,7 +113,8 @@ class Checkpoint(Source):
         """Have the system read a block's bytes ahead, into its cache and not into our memory."""
         if not hasattr(os, "posix_fadvise"):
             return
-        entries = [self.tensors[self.block_name(block, name)] for name in self.block_tensors(block)]
+        names = (self.block_name(block, name) for name in self.block_tensors(block))
+        entries = stored(self.tensors[name] for name in names)
         for file in {t.file for t in entries}:
             begin = min(t.begin for t in entries if t.file == file)
             end = max(t.end for t in entries if t.file == file)
@@ -130,7 +140,7 @@ class Checkpoint(Source):
     def fingerprint(self) -> str:
         """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in self.tensors.values()}):
+        for file in sorted({t.file for t in stored(self.tensors.values())}):
             with file.open("rb") as stream:
                 begin = 8 + int.from_bytes(stream.read(8), "little")
                 stream.seek(0)
@@ -172,6 +182,12 @@ class Checkpoint(Source):
         if self.translation:
             self.tensors = self.translation.tensors(self.tensors, self.config.get("vocab_size"))
 
+    def _stack_experts(self) -> None:
+        family = self.family
+        self.stacks = are_stacked(self.tensors, family)
+        count = self.config.get(family.ffn_width_key)
+        self.tensors = stacked(self.tensors, family, count, self.label)
+
     def check_tensors(self) -> EmptyModel:
         try:
             return super().check_tensors()
@@ -180,8 +196,8 @@ class Checkpoint(Source):
 
     def _compare_dtypes(self) -> None:
         """Say where transformers would load the weights in another dtype than they are read in here."""
-        said, stored = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
-        if said in stored or (said is None and len(stored) == 1):
+        said, held = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
+        if said in held or (said is None and len(held) == 1):
             return
         names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, said)]
         kept = f"They are read, computed with and written as {names[0]}"

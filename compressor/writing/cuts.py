@@ -87,8 +87,10 @@ class Cut(Writer):
         source = self.source
         block = self.filled(index, cut_block(whole, source, self.plan.blocks[index], changed))
         named = {source.block_name(index, inner): tensor for inner, tensor in block.items()}
-        stored = {name: source.as_stored(name, tensor) for name, tensor in named.items()}
-        return stored | {source.block_name(index, n): t for n, t in self.zeros.items()}
+        stored = [source.in_files(name, tensor) for name, tensor in named.items()]
+        return {n: t for part in stored for n, t in part.items()} | {
+            source.block_name(index, n): t for n, t in self.zeros.items()
+        }
 
     def config(self) -> dict:
         config = patched_config(self.source, self.units, self.container)
