@@ -166,3 +166,16 @@ def only_experts(layer: nn.Module, experts: Experts, kept: Sequence[int]) -> Ite
 
     with replaced_forward([router], choose):
         yield
+
+
+def inner_of(stack: nn.Module, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """What the output projection of an expert reads of tokens x [tokens, hidden]."""
+    gate, up = nn.functional.linear(x, stack.gate_up_proj[expert]).chunk(2, -1)
+    return stack.act_fn(gate) * up
+
+
+@torch.no_grad()
+def norms_of(stack: nn.Module, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """The size of what an expert gives of every token, [tokens] float64."""
+    given = nn.functional.linear(inner_of(stack, expert, x), stack.down_proj[expert])
+    return given.double().square().sum(-1).sqrt()

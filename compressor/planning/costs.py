@@ -49,7 +49,7 @@ class Costs:
                 "params": sum(t.numel for t in owned) // units,
                 "bytes": sum(t.end - t.begin for t in owned) // units,
             }
-            weights = sum(t.numel for t in owned if len(t.shape) == 2) // units
+            weights = sum(t.numel for t in owned if len(t.shape) > 1) // units
             prunable += weights * sum(block[group] for block in checkpoint.block_units)
         total = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
         if budget == "flops":

@@ -139,6 +139,11 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
+        if self.source.family.experts:
+            raise InputError(
+                "An expert of zeros would be chosen all the same, so no cut of "
+                f"{self.source.family.model_type} can be padded; use --layout uniform."
+            )
         self.units = padded_units(self.plan, self.source)
         self.places = padded_places(self.plan, self.source)
 

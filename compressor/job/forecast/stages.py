@@ -160,7 +160,8 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     """All blocks, and in the last one's training the predictions, toward which it goes."""
     kind, before = KINDS[load.config.repair.kind], load.checkpoint.block_units
     pairs = zip(widths, before, strict=True)
-    alone = [kind.refined and now["attention"] == was["attention"] for now, was in pairs]
+    trained = kind.refined or load.checkpoint.family.experts is not None
+    alone = [trained and now["attention"] == was["attention"] for now, was in pairs]
 
     def seconds(one: bool, epochs: int) -> float:
         return block_repair(load, bench, forward, widths, one, epochs)
@@ -184,6 +185,11 @@ def block_repair(
         dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
         fed = inputs(bench, widths[len(widths) // 2])
         each = [fed["ffn"]] if ffn_alone else list(fed.values())
+        if experts := load.checkpoint.family.experts:
+            name = load.checkpoint.block_name(0, experts.down)
+            channels = load.checkpoint.tensors[name].shape[2]
+            each = [channels] * load.checkpoint.config[experts.per_token]  # that a token reaches
+            a_block += (fed["ffn"] - len(each)) * bench.regressed(channels)
         if kind.toward == "dense" and not ffn_alone:
             each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)

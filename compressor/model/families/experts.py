@@ -5,9 +5,11 @@ the other in a tensor of three axes, and a row of the router's weight for each; 
 expert by itself, under names that `Experts` has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from compressor.model.families.table import Slice
 
@@ -25,7 +27,8 @@ class Experts:
 
     parts: of each stacked tensor, what files with single experts have of one, {} being its number;
     several parts lie one below the other. renamed: what such files call other tensors. router: the
-    module that chooses, with a row for every expert. stack: the module that runs what it chose.
+    module that chooses, with a row for every expert. stack: the module that runs what it chose,
+    with the output projections `down`.
     per_token: the setting that says how many that are.
     """
 
@@ -33,6 +36,7 @@ class Experts:
     renamed: Mapping[str, str] = field(default_factory=dict)
     router: str = "mlp.gate"
     stack: str = "mlp.experts"
+    down: str = DOWN
     per_token: str = "num_experts_per_tok"
 
 
@@ -63,6 +67,13 @@ def too_few(config: Mapping) -> str | None:
     return f"every token is routed to {routed} experts (num_experts_per_tok), and a block has {experts}"
 
 
+def fit(layer: nn.Module, kept: Sequence[int]) -> None:
+    """Experts and router of a block compute with the number of experts that they were made with."""
+    mlp: Any = layer.mlp
+    for module in (mlp.experts, mlp.gate):
+        module.num_experts = len(mlp.gate.weight)
+
+
 # What makes a table one of experts, beside what its types have of their own.
 MIXTURE: dict[str, Any] = {
     "ffn": WHOLE_EXPERTS,
@@ -70,4 +81,5 @@ MIXTURE: dict[str, Any] = {
     "unlike": unlike,
     "ffn_width_key": "num_experts",
     "own_widths": False,
+    "fit": fit,
 }

@@ -58,12 +58,16 @@ class Combined:
     notes: list[str] = field(default_factory=list)
 
 
+CHANNELS, EXPERTS = "channels", "whole experts"
+
+
 @dataclass(frozen=True)
 class Method:
     """`modes` maps each mode to the statistics it needs; the first one is the default.
 
     A mode `NAME:a` stands for NAME with any number from 0 to 1. degree: 2 where scores are quadratic in
     what a unit contributes (errors), 1 where they are proportional to it (norms, first orders).
+    units: what of an FFN it can score.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Method:
     free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
     allocate: str = "uniform"  # the allocation where none is asked for
     degree: int = 1
+    units: tuple[str, ...] = (CHANNELS,)
 
     def check_mode(self, mode: str | None) -> str:
         mode = mode or next(iter(self.modes))
@@ -83,6 +88,16 @@ class Method:
                 f"The method {self.name} has no mode {mode!r}; it has {', '.join(self.modes)}."
             )
         return mode
+
+    def check_units(self, family: "Family") -> None:
+        """Refuse a model whose FFNs have units that the method knows nothing of."""
+        units = EXPERTS if family.experts else CHANNELS
+        if units not in self.units:
+            *others, last = (m.name for m in METHODS.values() if units in m.units)
+            raise InputError(
+                f"The method {self.name} scores {self.units[0]} of an FFN, and a unit of "
+                f"{family.model_type} is one of its {units}; use --method {', '.join(others)} or {last}."
+            )
 
     def check_activation(self, mode: str, activation: str, family: "Family") -> None:
         """Modes that look inside the FFN know the derivative of some activations only."""
@@ -132,6 +147,7 @@ def _later(name: str) -> Callable:
 
 
 GRADIENTS = frozenset({"gradients"})
+ROUTED = frozenset({"moments", "gram", "routed"})
 BIP_MODES = {
     "bip-gram": frozenset({"moments", "gated", "gram"}),
     "bip-energy": frozenset({"moments", "gated"}),
@@ -173,11 +189,24 @@ METHODS = {
         Method("kfac", None, {"trace": GRADIENTS}, _later("kfac.Kfac"), degree=2),
         Method("mask-fisher", None, {"tokens": GRADIENTS}, _later("kfac.MaskFisher"), degree=2),
         Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
-        Method("magnitude", _later("baselines.magnitude"), {"l2": frozenset(), "l1": frozenset()}),
-        Method("random", _later("baselines.random"), {"uniform": frozenset()}),
+        Method("reap", _later("routed.reap"), {"output": ROUTED}, units=(EXPERTS,)),
+        Method("frequency", _later("routed.frequency"), {"share": ROUTED}, units=(EXPERTS,)),
+        Method(
+            "magnitude",
+            _later("baselines.magnitude"),
+            {"l2": frozenset(), "l1": frozenset()},
+            units=(CHANNELS, EXPERTS),
+        ),
+        Method(
+            "random",
+            _later("baselines.random"),
+            {"uniform": frozenset()},
+            units=(CHANNELS, EXPERTS),
+        ),
     )
 }
 DEFAULT_METHOD = "llm-bip"
+DEFAULT_OF_EXPERTS = "reap"
 
 
 def default_allocation(method: str) -> str:

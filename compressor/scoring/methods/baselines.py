@@ -2,6 +2,7 @@
 
 import torch
 
+from compressor.cutting.cut import in_rows
 from compressor.kernels.colsum import colsum
 from compressor.model.units import BlockGeometry
 
@@ -19,8 +20,8 @@ def magnitude(weights, statistics, geometry: BlockGeometry, mode: str, seed: int
     for group, slices in geometry.family.groups().items():
         total = torch.zeros(geometry.units[group])
         for part in slices:
-            if part.tensor in weights and weights[part.tensor].ndim == 2:
-                weight = weights[part.tensor]
+            if part.tensor in weights and weights[part.tensor].ndim > 1:
+                weight = in_rows(weights[part.tensor])
                 sums = colsum(weight if part.axis == 1 else weight.T, p=p)
                 for piece in part.pieces(sums, geometry.units[group], geometry.sizes):
                     total += piece.sum(1).cpu()
