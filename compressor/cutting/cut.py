@@ -53,5 +53,5 @@ def cut_block(
 
 
 def in_rows(weight: torch.Tensor) -> torch.Tensor:
-    """A stack of experts as a matrix that has each in a row."""
+    """A stack of experts as a matrix that has each in a row; a matrix or a vector as it is."""
     return weight.flatten(1) if weight.ndim > 2 else weight

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -168,14 +169,14 @@ def only_experts(layer: nn.Module, experts: Experts, kept: Sequence[int]) -> Ite
         yield
 
 
-def inner_of(stack: nn.Module, expert: int, x: torch.Tensor) -> torch.Tensor:
+def inner_of(stack: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
     """What the output projection of an expert reads of tokens x [tokens, hidden]."""
     gate, up = nn.functional.linear(x, stack.gate_up_proj[expert]).chunk(2, -1)
     return stack.act_fn(gate) * up
 
 
 @torch.no_grad()
-def norms_of(stack: nn.Module, expert: int, x: torch.Tensor) -> torch.Tensor:
+def norms_of(stack: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
     """The size of what an expert gives of every token, [tokens] float64."""
     given = nn.functional.linear(inner_of(stack, expert, x), stack.down_proj[expert])
     return given.double().square().sum(-1).sqrt()

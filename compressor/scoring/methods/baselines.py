@@ -2,7 +2,6 @@
 
 import torch
 
-from compressor.cutting.cut import in_rows
 from compressor.kernels.colsum import colsum
 from compressor.model.units import BlockGeometry
 
@@ -21,7 +20,7 @@ def magnitude(weights, statistics, geometry: BlockGeometry, mode: str, seed: int
         total = torch.zeros(geometry.units[group])
         for part in slices:
             if part.tensor in weights and weights[part.tensor].ndim > 1:
-                weight = in_rows(weights[part.tensor])
+                weight = weights[part.tensor].flatten(1)  # an expert is a row
                 sums = colsum(weight if part.axis == 1 else weight.T, p=p)
                 for piece in part.pieces(sums, geometry.units[group], geometry.sizes):
                     total += piece.sum(1).cpu()
