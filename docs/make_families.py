@@ -125,7 +125,9 @@ def row(family: str, cells: list[dict[str, str]], notes: list[str], served: list
     methods = [c for c in cells if "method" in c]
     refused = [f"{c['method']} {note(c['outcome'])}" for c in methods if c["outcome"] != "scored"]
     whole = FAMILIES[family].experts and dict.fromkeys(c["method"].split(":")[0] for c in methods)
-    scored = (", ".join(whole) if whole else "all methods of channels") + (", but " + ", ".join(refused) if refused else "")
+    scored = (", ".join(whole) if whole else "all methods of channels") + (
+        ", but " + ", ".join(refused) if refused else ""
+    )
     counts = {g: [c[g] for c in cells if g in c] for g in ("ffn", "attention")}
     fewest = {g: min(seen, key=lambda text: int(text.split()[0])) for g, seen in counts.items()}
     layouts = [outcome([c for c in cells if c.get("layout") == layout]) for layout in LAYOUTS]

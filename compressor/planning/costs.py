@@ -37,6 +37,11 @@ class Costs:
     def of(cls, checkpoint: "Source", budget: str = "params") -> "Costs":
         from compressor.planning.budget import flops_of, table_of
 
+        if checkpoint.family.experts and budget != "params":
+            raise InputError(
+                "An expert that goes saves no work, since every token passes as many as before, so "
+                f"--budget is params for {checkpoint.family.model_type}, not {budget}; leave it out."
+            )
         unit, prunable = {}, 0
         for group, slices in checkpoint.family.groups().items():
             owned = [
