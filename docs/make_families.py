@@ -18,7 +18,8 @@ What `make families` saw of a small random model of each family: scored by every
 ratios, repaired, written, loaded again, its logits compared with the masked source's, and text generated
 with a dynamic, a static and no cache. `stock` is loaded by plain transformers, `shipped code` needs
 `trust_remote_code=True`. FFN and heads are the fewest channels and KV groups that a cut left, and of
-how many; of a mixture the first are whole experts, and its methods are named. A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
+how many; of a mixture the first are whole experts, and its methods are named. A Baichuan 7B is read and
+written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
 `make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families

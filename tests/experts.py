@@ -1,10 +1,8 @@
 """Small mixtures of experts, and the same with experts one behind the other in their files."""
 
-import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 

@@ -10,6 +10,7 @@ import torch
 from compressor.config.json_files import ESCAPED
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import SHIPPED
+from compressor.model.tensors import stored
 from compressor.recovery.lora import Adapters
 from compressor.writing.cuts import empty
 from compressor.writing.shards import check_space, opened, write_index
@@ -31,16 +32,17 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
     out.mkdir()
     by_file: dict[Path, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, entry in checkpoint.tensors.items():
-        by_file[entry.file][name] = checkpoint.as_stored(name, empty(checkpoint, name))
+        file = stored([entry])[0].file  # of a stack of experts, that of the first
+        by_file[file] |= checkpoint.in_files(name, empty(checkpoint, name))
     shards = list(by_file.values())
-    names = [name for shard in shards for name in shard]
     with opened(out, shards) as files:
-        for name in names:
+        for name in checkpoint.tensors:
             tensor = checkpoint.read([name])[name]
             module, _, leaf = name.rpartition(".")
             if leaf == "weight" and module in adapters:
                 tensor = merged(tensor, *adapters[module], scaling)
-            files[name].put(name, checkpoint.as_stored(name, tensor))
+            for part, held in checkpoint.in_files(name, tensor).items():
+                files[part].put(part, held)
     write_index(out, shards)
     copy_side_files(checkpoint, out)
     config, text = checkpoint.written_config, (folder / "config.json").read_text(encoding="utf-8")

@@ -59,8 +59,8 @@ def table(
         )
     if checkpoint.family.experts:
         raise InputError(
-            f"A table is of FFN channels and KV groups, and the units of {checkpoint.family.model_type} are "
-            "experts, which cost no time; leave --costs out."
+            "A table is of FFN channels and KV groups, and the units of "
+            f"{checkpoint.family.model_type} are experts, which cost no time; leave --costs out."
         )
     context = checked_context([checkpoint], batch, context)
     step = Step(batch, context if phase == "prefill" else 1, context)

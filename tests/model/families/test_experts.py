@@ -1,18 +1,13 @@
 """Mixtures of experts: read in either form, streamed as transformers computes them, cut and written."""
 
-import json
 
 import pytest
 import torch
 from experts import FUSED, fuse
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.loaded_model import LoadedModel
-from compressor.model.modules import assign
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
