@@ -100,9 +100,11 @@ class Source(Geometry, ABC):
         """The tensor of this whole name as files hold it: what `read` gives, turned back."""
         return tensor.t() if self.tensors[name].transposed else tensor
 
-    def in_files(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tensor of this whole name by the names, and in the form, that files have."""
-        if self.family.experts and not self.stacks:
+    def in_files(self, name: str, tensor: torch.Tensor, stacks: bool) -> dict[str, torch.Tensor]:
+        """The tensor of this whole name by the names, and in the form, that files have, with single
+        experts or with `stacks` of them.
+        """
+        if self.family.experts and not stacks:
             return dict(in_files(name, tensor, self.family))
         return {name: self.as_stored(name, tensor)}
 

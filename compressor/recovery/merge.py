@@ -33,7 +33,7 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
     by_file: dict[Path, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, entry in checkpoint.tensors.items():
         file = stored([entry])[0].file  # of a stack of experts, that of the first
-        by_file[file] |= checkpoint.in_files(name, empty(checkpoint, name))
+        by_file[file] |= checkpoint.in_files(name, empty(checkpoint, name), checkpoint.stacks)
     shards = list(by_file.values())
     with opened(out, shards) as files:
         for name in checkpoint.tensors:
@@ -41,7 +41,7 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
             module, _, leaf = name.rpartition(".")
             if leaf == "weight" and module in adapters:
                 tensor = merged(tensor, *adapters[module], scaling)
-            for part, held in checkpoint.in_files(name, tensor).items():
+            for part, held in checkpoint.in_files(name, tensor, checkpoint.stacks).items():
                 files[part].put(part, held)
     write_index(out, shards)
     copy_side_files(checkpoint, out)

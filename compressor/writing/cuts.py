@@ -46,6 +46,7 @@ class Cut(Writer):
     ):
         plan.check(source)
         self.source, self.plan, self.changes = source, plan, changes
+        self.stacks = source.stacks  # whether experts go out one behind the other
         check_coupled(source, {width["attention"] for width in plan.widths()})
         self.units = plan.widest()
         self.settle()
@@ -87,7 +88,7 @@ class Cut(Writer):
         source = self.source
         block = self.filled(index, cut_block(whole, source, self.plan.blocks[index], changed))
         named = {source.block_name(index, inner): tensor for inner, tensor in block.items()}
-        stored = [source.in_files(name, tensor) for name, tensor in named.items()]
+        stored = [source.in_files(name, tensor, self.stacks) for name, tensor in named.items()]
         return {n: t for part in stored for n, t in part.items()} | {
             source.block_name(index, n): t for n, t in self.zeros.items()
         }
