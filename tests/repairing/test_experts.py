@@ -149,7 +149,7 @@ def test_a_job_of_experts(mixture, text_file, tmp_path, form, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--method", "llm-bip"), "use --method reap, frequency, magnitude or random"),
+        (("--method", "llm-bip"), "use --method reap, taylor, taylor-vector"),
         (("--select", "obs"), "--select obs and --kv-cost measured are for channels and heads"),
         (("--allocate", "exact"), "the units of qwen3_moe are experts; use --allocate uniform"),
         (("--layout", "padded"), "--layout padded is for channels and heads"),

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.modules import assign
 from compressor.model.stream import BlockStream
 from compressor.scoring.methods import METHODS
 from compressor.scoring.score import score
@@ -98,10 +99,52 @@ def test_the_size_of_an_expert_is_that_of_its_tensors(mixture):
 @pytest.mark.parametrize(
     ("method", "family", "message"),
     [
-        ("llm-bip", "qwen3_moe", "llm-bip scores channels .* use --method reap, frequency,"),
+        ("llm-bip", "qwen3_moe", "llm-bip scores channels .* use --method reap, taylor,"),
         ("reap", "llama", "reap scores whole experts .* use --method llm-bip, besa,"),
     ],
 )
 def test_methods_of_other_units_are_refused(random_family, method, family, message):
     with pytest.raises(InputError, match=message):
         METHODS[method].check_units(Checkpoint(random_family(family)).family)
+
+
+def test_the_loss_without_an_expert_is_that_of_the_model_without_it(mixture):
+    """By the ordinary model, of one of whose blocks the expert is gone."""
+    checkpoint = Checkpoint(mixture)
+    stream = BlockStream(checkpoint)
+    found = score(checkpoint, "loss", None, TOKENS, stream).blocks
+    model = AutoModelForCausalLM.from_pretrained(mixture).eval()
+
+    def loss() -> float:
+        sums = [
+            model(ids[None], labels=ids[None]).loss * (len(ids) - 1) for ids in TOKENS.sequences
+        ]
+        return (sum(sums) / sum(len(ids) - 1 for ids in TOKENS.sequences)).item()
+
+    with torch.no_grad():
+        whole, changes = loss(), []
+        mlp = model.model.layers[1].mlp
+        tensors = {n: p.clone() for n, p in mlp.named_parameters()}
+        mlp.experts.num_experts = mlp.gate.num_experts = 5
+        for lost in range(6):
+            kept = [expert for expert in range(6) if expert != lost]
+            assign(mlp, {name: tensor[kept] for name, tensor in tensors.items()})
+            changes.append(loss() - whole)
+    expected = torch.tensor(changes) - min(0, *changes)
+    torch.testing.assert_close(found[1]["ffn"], expected, rtol=1e-3, atol=2e-6)
+
+
+def test_taylor_is_the_gradient_times_the_weights_of_an_expert(mixture):
+    checkpoint = Checkpoint(mixture)
+    one = TokenSet(TOKENS.sequences[:1])
+    found = score(checkpoint, "taylor", None, one, BlockStream(checkpoint)).blocks
+    model = AutoModelForCausalLM.from_pretrained(mixture)
+    model(one.sequences[0][None], labels=one.sequences[0][None]).loss.backward()
+    sums = []
+    for layer in model.model.layers:
+        parts = (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj, layer.mlp.gate.weight)
+        sums.append(sum((p * p.grad).detach().abs().flatten(1).sum(1) for p in parts))
+    expected, scores = torch.stack(sums), torch.stack([block["ffn"] for block in found])
+    torch.testing.assert_close(
+        scores / scores.mean(), expected / expected.mean(), rtol=1e-3, atol=0
+    )

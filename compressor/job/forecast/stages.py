@@ -134,6 +134,8 @@ def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iter
     if method.observe is not None:
         there = bench.scored(asked.method, asked.mode) + forward
         yield Part("score", tokens * (blocks * there + BACKWARD * predicted))
+    elif method.combine is not None:  # losses of as many models as there are experts
+        yield Part("score", None)
     elif looks(asked):
         rated = looked_at(load.calibration, asked, load.checkpoint.units["ffn"]).tokens
         yield Part("score", blocks * rated * bench.scored(asked.method, asked.mode))

@@ -12,6 +12,8 @@ needs gradients observes each block during its backward and may score all blocks
         reduced()                 a few numbers a unit, by group
     combine([reduced of each block], mode, calibration) -> Combined; without it `reduced` are the scores
 
+One that has `score` may have `combine` as well, which is then given what that has found.
+
 The table is read before torch is imported, which takes seconds; what a method does when it is called.
 """
 
@@ -93,7 +95,8 @@ class Method:
         """Refuse a model whose FFNs have units that the method knows nothing of."""
         units = EXPERTS if family.experts else CHANNELS
         if units not in self.units:
-            *others, last = (m.name for m in METHODS.values() if units in m.units)
+            names = [m.name for m in METHODS.values() if units in m.units]
+            *others, last = sorted(names, key=lambda name: name not in DEFAULTS.values())
             raise InputError(
                 f"The method {self.name} scores {self.units[0]} of an FFN, and a unit of "
                 f"{family.model_type} is one of its {units}; use --method {', '.join(others)} or {last}."
@@ -161,7 +164,8 @@ def _preset(name: str, part: str, fine: str) -> Method:
     grains = Grains("vector", fine, gradient="mean")
     modes = {part: GRADIENTS}
     observe, combine = _later("hywia.GrainTokens"), _later("fusing.combine")
-    return Method(name, None, modes, observe, combine, grains, ("reduce",))
+    units = (CHANNELS, EXPERTS)
+    return Method(name, None, modes, observe, combine, grains, ("reduce",), units=units)
 
 
 METHODS = {
@@ -190,6 +194,13 @@ METHODS = {
         Method("mask-fisher", None, {"tokens": GRADIENTS}, _later("kfac.MaskFisher"), degree=2),
         Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
         Method("reap", _later("routed.reap"), {"output": ROUTED}, units=(EXPERTS,)),
+        Method(
+            "loss",
+            _later("routed.reap"),
+            {"hidden": ROUTED},
+            combine=_later("routed.measured"),
+            units=(EXPERTS,),
+        ),
         Method("frequency", _later("routed.frequency"), {"share": ROUTED}, units=(EXPERTS,)),
         Method(
             "magnitude",
@@ -205,8 +216,8 @@ METHODS = {
         ),
     )
 }
-DEFAULT_METHOD = "llm-bip"
-DEFAULT_OF_EXPERTS = "reap"
+DEFAULTS = {CHANNELS: "llm-bip", EXPERTS: "reap"}
+DEFAULT_METHOD, DEFAULT_OF_EXPERTS = DEFAULTS.values()
 
 
 def default_allocation(method: str) -> str:

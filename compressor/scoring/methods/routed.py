@@ -4,9 +4,11 @@ REAP (arXiv 2510.13999), the mean over the tokens X_e that the router sends to e
 
     S_e = mean over x in X_e of  g_e(x) |f_e(x)|_2
 
-g_e the weight by which the block multiplies what the expert gives, f_e its output before that. An expert
-that no token reaches has the score 0. `frequency`, what the paper compares with, is the share of tokens
-that are sent to e.
+g_e the weight by which the block multiplies what the expert gives, f_e its output before that. An
+expert that no token reaches has the score 0. `frequency`, what the paper compares with, is the share
+of tokens that are sent to e. `loss` is ours: by how much the model's own loss rises when e alone is
+hidden from its router, which then chooses among the others, in nats a token of some sequences of the
+calibration text.
 
 A KV group is scored beside by the size of what it adds to the stream, |X_u W_o,u^T|_F, exactly: by the
 Gram matrix of its channels. (The attention of such models stays whole; `planning/lattice.py`.)
@@ -14,7 +16,14 @@ Gram matrix of its channels. (The attention of such models stays whole; `plannin
 
 import torch
 
+from compressor.model.passes import Passing
 from compressor.model.units import BlockGeometry
+from compressor.scoring.methods import Calibration, Combined
+from compressor.scoring.probing import loss_changes_in_parts
+from compressor.scoring.scores import Blocks
+from compressor.text.tokens import TokenSet
+
+PROBE_SEQUENCES = 8
 
 
 def reap(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) -> dict:
@@ -36,3 +45,24 @@ def added_by_groups(weights, statistics, geometry: BlockGeometry) -> torch.Tenso
     columns = o.double().unflatten(1, (geometry.units["attention"], -1)).transpose(0, 1)
     gram = columns.transpose(1, 2) @ columns
     return geometry.times * (statistics["gram"] * gram).sum((1, 2)).clamp_min(0).sqrt()
+
+
+def measured(blocks: Blocks, mode: str, calibration: Calibration) -> Combined:
+    """The scores of all blocks with the losses without each expert in the place of what was found of it.
+
+    In float32, as the changes are small. Where the loss falls without some expert of a block, those of
+    the block count from the least.
+    """
+    stream, sequences = calibration.stream, calibration.tokens.sequences
+    every = max(1, len(sequences) // PROBE_SEQUENCES)
+    texts = TokenSet(sequences[::every][:PROBE_SEQUENCES])
+    counts = [units["ffn"] for units in stream.checkpoint.block_units]
+    probes = [(b, "ffn", expert) for b, count in enumerate(counts) for expert in range(count)]
+    kept = Passing(saved=calibration.saved and calibration.saved / "probes")
+    batches = texts.batches(stream.batch_tokens)
+    changes = loss_changes_in_parts(stream.in_float32(), batches, probes, kept)
+    scores = [
+        block | {"ffn": mine - mine.min().clamp_max(0)}
+        for block, mine in zip(blocks, changes.split(counts), strict=True)
+    ]
+    return Combined(scores, mode)
