@@ -45,6 +45,7 @@ def test_reap_and_frequency_are_those_by_definition(any_mixture, by_hand):
     checkpoint = Checkpoint(any_mixture)
     stream = BlockStream(checkpoint)
     found = {m: score(checkpoint, m, None, TOKENS, stream).blocks for m in ("reap", "frequency")}
+    totals = score(checkpoint, "reap", "total", TOKENS, stream).blocks
     tokens = sum(map(len, TOKENS.sequences))
     for block, experts in enumerate(by_hand):
         means = torch.tensor([sum(sizes) / len(sizes) if sizes else 0.0 for sizes in experts])
@@ -52,6 +53,7 @@ def test_reap_and_frequency_are_those_by_definition(any_mixture, by_hand):
         torch.testing.assert_close(found["reap"][block]["ffn"], means, rtol=1e-4, atol=0)
         torch.testing.assert_close(found["frequency"][block]["ffn"], shares)
         assert shares.sum() == pytest.approx(2)
+        torch.testing.assert_close(totals[block]["ffn"], means * shares, rtol=1e-4, atol=0)
 
 
 def test_an_expert_that_no_token_reaches_has_no_score(mixture):

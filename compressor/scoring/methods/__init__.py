@@ -193,7 +193,9 @@ METHODS = {
         Method("kfac", None, {"trace": GRADIENTS}, _later("kfac.Kfac"), degree=2),
         Method("mask-fisher", None, {"tokens": GRADIENTS}, _later("kfac.MaskFisher"), degree=2),
         Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
-        Method("reap", _later("routed.reap"), {"output": ROUTED}, units=(EXPERTS,)),
+        Method(
+            "reap", _later("routed.reap"), {"output": ROUTED, "total": ROUTED}, units=(EXPERTS,)
+        ),
         Method(
             "loss",
             _later("routed.reap"),

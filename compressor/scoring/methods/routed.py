@@ -5,10 +5,10 @@ REAP (arXiv 2510.13999), the mean over the tokens X_e that the router sends to e
     S_e = mean over x in X_e of  g_e(x) |f_e(x)|_2
 
 g_e the weight by which the block multiplies what the expert gives, f_e its output before that. An
-expert that no token reaches has the score 0. `frequency`, what the paper compares with, is the share
-of tokens that are sent to e. `loss` is ours: by how much the model's own loss rises when e alone is
-hidden from its router, which then chooses among the others, in nats a token of some sequences of the
-calibration text.
+expert that no token reaches has the score 0. `total` is the sum over them, of all tokens' number: what
+e gives in all. `frequency`, what the paper compares with, is the share of tokens that are sent to e.
+`loss` is ours: by how much the model's own loss rises when e alone is hidden from its router, which
+then chooses among the others, in nats a token of some sequences of the calibration text.
 
 A KV group is scored beside by the size of what it adds to the stream, |X_u W_o,u^T|_F, exactly: by the
 Gram matrix of its channels. (The attention of such models stays whole; `planning/lattice.py`.)
@@ -29,7 +29,8 @@ PROBE_SEQUENCES = 8
 def reap(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) -> dict:
     """Scores of one block's experts and KV groups, float64."""
     count, outputs = statistics["routed"]
-    experts = torch.where(count > 0, outputs / count.clamp_min(1e-30), 0.0)
+    mean = torch.where(count > 0, outputs / count.clamp_min(1e-30), 0.0)
+    experts = outputs if mode == "total" else mean
     return {"attention": added_by_groups(weights, statistics, geometry), "ffn": experts}
 
 
