@@ -1,5 +1,6 @@
 """Mixtures of experts: read in either form, streamed as transformers computes them, cut and written."""
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,8 @@ from experts import FUSED, MIXTURES, fuse
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from compressor.analysis.doctor.fault import Patient
+from compressor.analysis.doctor.tensors import open_weights
 from compressor.config.target import Target
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
@@ -177,3 +180,10 @@ def test_layouts_of_unequal_experts_are_refused(mixture):
     plan = Plan([{"attention": [*range(4)], "ffn": [0, 1, 2 + b]} for b in range(source.blocks)])
     with pytest.raises(InputError, match="An expert of zeros would be chosen"):
         writer_of(source, plan, "padded")
+
+
+def test_the_doctor_says_that_it_mends_none(mixture):
+    with pytest.raises(
+        InputError, match=r"a mixture of experts \(qwen3_moe\), which is not mended"
+    ):
+        open_weights(Patient(mixture, json.loads((mixture / "config.json").read_text())))
