@@ -46,6 +46,7 @@ class Cut(Writer):
     ):
         plan.check(source)
         self.source, self.plan, self.changes = source, plan, changes
+        self.stacks = source.stacks  # whether experts go out one behind the other
         self.units = plan.widest()
         self.settle()
         coupled = source.family.couples_heads(source.config)  # zeros do not help there
@@ -88,8 +89,10 @@ class Cut(Writer):
         source = self.source
         block = self.filled(index, cut_block(whole, source, self.plan.blocks[index], changed))
         named = {source.block_name(index, inner): tensor for inner, tensor in block.items()}
-        stored = {name: source.as_stored(name, tensor) for name, tensor in named.items()}
-        return stored | {source.block_name(index, n): t for n, t in self.zeros.items()}
+        stored = [source.in_files(name, tensor, self.stacks) for name, tensor in named.items()]
+        return {n: t for part in stored for n, t in part.items()} | {
+            source.block_name(index, n): t for n, t in self.zeros.items()
+        }
 
     def config(self) -> dict:
         config = patched_config(self.source, self.units, self.container)
@@ -138,6 +141,11 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
+        if self.source.family.experts:
+            raise InputError(
+                "An expert of zeros would be chosen all the same, so no cut of "
+                f"{self.source.family.model_type} can be padded; use --layout uniform."
+            )
         self.units = padded_units(self.plan, self.source)
         self.places = padded_places(self.plan, self.source)
 
