@@ -146,6 +146,19 @@ def test_a_job_of_experts(mixture, text_file, tmp_path, form, capsys):
     assert any("experts.gate_up_proj" in name for name in names) is (form == "fused")
 
 
+def test_a_job_of_fewer_blocks_and_experts(random_family, text_file, tmp_path):
+    """What the block did is folded into experts and the shared one, before others of them go."""
+    folder = random_family("qwen2_moe")
+    given = ["--calibration", text_file, "--length", 32, "--samples", 6]
+    both = ["--drop-blocks", 1, "--keep-blocks", 0.5, "--repair", "none"]
+    assert compress(folder, tmp_path / "out", *both, *given) == 0
+    record = read_object(tmp_path / "out/compression.json")
+    folded = {name for block in record["folded"]["blocks"] for name in block["tensors"]}
+    assert folded == {DOWN, "mlp.shared_expert.down_proj.weight"}
+    assert record["plan"]["about"]["dropped"] and len(record["plan"]["blocks"]) == 2
+    assert len({len(block["ffn"]) for block in record["plan"]["blocks"]} - {6}) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -28,8 +28,9 @@ class Experts:
     parts: of each stacked tensor, what files with single experts have of one, {} being its number;
     several parts lie one below the other. renamed: what such files call other tensors. router: the
     module that chooses, with a row for every expert. stack: the module that runs what it chose,
-    with the output projections `down`.
-    per_token: the setting that says how many that are.
+    with the output projections `down`. shared: the output projection of an expert that every token
+    passes, where there is one. all: the module that gives the sum of what all give.
+    per_token: the setting that says how many are chosen.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -37,6 +38,8 @@ class Experts:
     router: str = "mlp.gate"
     stack: str = "mlp.experts"
     down: str = DOWN
+    shared: str | None = None
+    all: str = "mlp"
     per_token: str = "num_experts_per_tok"
 
 

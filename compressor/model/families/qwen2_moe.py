@@ -1,6 +1,8 @@
 """Qwen1.5-MoE and Qwen2-MoE: beside the experts one that every token passes, which stays whole."""
 
-from compressor.model.families.experts import MIXTURE
+from dataclasses import replace
+
+from compressor.model.families.experts import LIKE_QWEN, MIXTURE
 from compressor.model.families.table import GROUPED_ATTENTION, Family
 
 FAMILY = Family(
@@ -8,5 +10,5 @@ FAMILY = Family(
     architecture="Qwen2MoeForCausalLM",
     attention=GROUPED_ATTENTION,
     served_by_division=True,
-    **MIXTURE,
+    **MIXTURE | {"experts": replace(LIKE_QWEN, shared="mlp.shared_expert.down_proj.weight")},
 )
