@@ -4,6 +4,7 @@ python docs/make_families.py RESULTS.xml     of tests/model/families/test_matrix
 """
 
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -142,7 +143,8 @@ def row(family: str, cells: list[dict[str, str]], notes: list[str], served: list
         return ", or ".join(shown)
 
     def note(outcome: str) -> str:
-        sentence = outcome.removeprefix("refused: ")
+        named = rf"\b{family}\b(?!,|\))"  # not where all of some kind are listed
+        sentence = re.sub(named, "this type", outcome.removeprefix("refused: "))
         if sentence not in notes:
             notes.append(sentence)
         return f"refused ({notes.index(sentence) + 1})"

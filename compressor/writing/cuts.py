@@ -18,7 +18,7 @@ from compressor.config.layouts import (
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
-from compressor.model.heads import AROUND, choose_container
+from compressor.model.heads import choose_container, other_layouts
 from compressor.model.per_layer import KEY, code_of, has_uniform, needs_code
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -210,12 +210,8 @@ def no_uniform(family: Family) -> str:
 
 
 def check_built(family: Family) -> None:
-    if family.inside:
+    if family.inside or not family.own_widths:
+        what = f"inside of a {family.inside}" if family.inside else f"of {family.model_type}"
         raise InputError(
-            f"There is no code for blocks of different widths inside of a {family.inside}; {AROUND}."
-        )
-    if not family.own_widths:
-        raise InputError(
-            f"There is no code for {family.model_type} blocks of different widths; use --layout "
-            "uniform, or padded (zeros, to evaluate it)."
+            f"There is no code for blocks {what} that differ in width; {other_layouts(family)}."
         )

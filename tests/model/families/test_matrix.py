@@ -34,10 +34,10 @@ from compressor.writing.record import write_record
 # What a family cannot be written as, and the words that say so.
 REFUSED: dict[tuple[str, str], str] = {
     ("bloom", "uniform"): "use --layout per-layer",
-    ("falcon", "per-layer"): "no code for falcon blocks",
-    ("gpt2", "per-layer"): "no code for gpt2 blocks",
-    ("gpt_neox", "per-layer"): "no code for gpt_neox blocks",
-    ("opt", "per-layer"): "no code for opt blocks",
+    ("falcon", "per-layer"): "no code for blocks of falcon",
+    ("gpt2", "per-layer"): "no code for blocks of gpt2",
+    ("gpt_neox", "per-layer"): "no code for blocks of gpt_neox",
+    ("opt", "per-layer"): "no code for blocks of opt",
     ("mistral", "nas"): "attend to 5 tokens",
 }
 REFUSED |= {
@@ -46,7 +46,7 @@ REFUSED |= {
     if family not in ("llama", "mistral", "phi3", "qwen2")
 }
 MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
-REFUSED |= {(name, "per-layer"): f"no code for {name} blocks" for name in MIXTURES}
+REFUSED |= {(name, "per-layer"): f"no code for blocks of {name}" for name in MIXTURES}
 REFUSED |= {(name, "padded"): "An expert of zeros would be chosen" for name in MIXTURES}
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[3] / "docs/families.md"
