@@ -4,6 +4,7 @@ python docs/make_families.py RESULTS.xml     of tests/model/families/test_matrix
 """
 
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +19,8 @@ What `make families` saw of a small random model of each family: scored by every
 ratios, repaired, written, loaded again, its logits compared with the masked source's, and text generated
 with a dynamic, a static and no cache. `stock` is loaded by plain transformers, `shipped code` needs
 `trust_remote_code=True`. FFN and heads are the fewest channels and KV groups that a cut left, and of
-how many. A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
+how many; of a mixture the first are whole experts, and its methods are named. A Baichuan 7B is read and
+written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
 Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's widths
@@ -141,14 +143,18 @@ def row(family: str, cells: list[dict[str, str]], notes: list[str], served: list
         return ", or ".join(shown)
 
     def note(outcome: str) -> str:
-        sentence = outcome.removeprefix("refused: ")
+        named = rf"\b{family}\b(?!,|\))"  # not where all of some kind are listed
+        sentence = re.sub(named, "this type", outcome.removeprefix("refused: "))
         if sentence not in notes:
             notes.append(sentence)
         return f"refused ({notes.index(sentence) + 1})"
 
     methods = [c for c in cells if "method" in c]
     refused = [f"{c['method']} {note(c['outcome'])}" for c in methods if c["outcome"] != "scored"]
-    scored = "all methods" + (", but " + ", ".join(refused) if refused else "")
+    whole = FAMILIES[family].experts and dict.fromkeys(c["method"].split(":")[0] for c in methods)
+    scored = (", ".join(whole) if whole else "all methods of channels") + (
+        ", but " + ", ".join(refused) if refused else ""
+    )
     counts = {g: [c[g] for c in cells if g in c] for g in ("ffn", "attention")}
     fewest = {g: min(seen, key=lambda text: int(text.split()[0])) for g, seen in counts.items()}
     layouts = [outcome([c for c in cells if c.get("layout") == layout]) for layout in LAYOUTS]

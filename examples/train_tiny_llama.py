@@ -1,11 +1,14 @@
 """Train the bundled model: a small Llama on the sources of Python's standard library.
 
     python examples/train_tiny_llama.py --out examples/tiny-llama
+    python examples/train_tiny_llama.py --out build/tiny-mixture --experts 8 --hidden 128 --blocks 4 \
+        --length 256 --steps 800        # a mixture of experts in its place, and a smaller one
 
 Grouped-query attention (8 query heads on 4 KV heads), SwiGLU, tied head, a byte-level BPE
 vocabulary learnt from the same text. The modules of `compressor/held_out_modules.txt` are never
 trained on; the final figure is bits per byte on them, beside `xz -9` of the same bytes.
-Matrices inside the blocks are optimised with Muon, the rest with AdamW (torch.optim has both).
+Matrices inside the blocks are optimised with Muon, the rest (stacks of experts among it) with AdamW
+(torch.optim has both).
 """
 
 import json
@@ -18,7 +21,13 @@ from typing import Annotated
 import torch
 import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from compressor.text.stdlib_text import stdlib_documents
 
@@ -49,22 +58,26 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> to
 
 
 def build_model(
-    vocab_size: int, length: int, tokenizer: PreTrainedTokenizerFast
-) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=32,
-            max_position_embeddings=length,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    vocab_size: int, length: int, tokenizer: PreTrainedTokenizerFast, sizes: dict, experts: int
+) -> LlamaForCausalLM | MixtralForCausalLM:
+    """A Llama; with experts a Mixtral, each of a quarter of the Llama's channels and two to a token."""
+    hidden = sizes["hidden_size"]
+    settings = sizes | {
+        "vocab_size": vocab_size,
+        "num_attention_heads": hidden // 32,
+        "num_key_value_heads": hidden // 64,
+        "head_dim": 32,
+        "max_position_embeddings": length,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if not experts:
+        return LlamaForCausalLM(LlamaConfig(intermediate_size=3 * hidden, **settings))
+    settings |= {"num_local_experts": experts, "num_experts_per_tok": 2}
+    balanced = {"output_router_logits": True, "router_aux_loss_coef": 0.01}  # experts of equal use
+    return MixtralForCausalLM(
+        MixtralConfig(intermediate_size=3 * hidden // 4, **settings, **balanced)
     )
 
 
@@ -97,6 +110,9 @@ def main(
     batch: int = 8,
     length: int = 512,
     vocab_size: int = 4096,
+    hidden: int = 256,
+    blocks: int = 6,
+    experts: int = 0,
     muon_rate: float = 1e-2,
     adam_rate: float = 5e-3,
     seed: int = 0,
@@ -108,7 +124,8 @@ def main(
     train, held_out = stdlib_documents("train"), stdlib_documents("held-out")
     tokenizer = train_tokenizer(train, vocab_size)
     stream = token_stream(tokenizer, train)
-    model = build_model(vocab_size, length, tokenizer)
+    sizes = {"hidden_size": hidden, "num_hidden_layers": blocks}
+    model = build_model(vocab_size, length, tokenizer, sizes, experts)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(
@@ -143,6 +160,8 @@ def main(
             print(f"step {step + 1:5d}  loss {running:.3f}  {minutes:.1f} min", flush=True)
 
     model = model.to(torch.bfloat16).eval()
+    if experts:
+        model.config.output_router_logits = False  # which training alone needs
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     text = "".join(held_out).encode()

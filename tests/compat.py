@@ -50,7 +50,8 @@ def write_all(folder: Path) -> None:
     from compressor.writing.cuts import write
 
     shutil.rmtree(folder, ignore_errors=True)
-    kinds = {name: (name, VARIANTS.get(name, {})) for name, f in FAMILIES.items() if f.stock}
+    stock = {name: f for name, f in FAMILIES.items() if f.stock and not f.experts}
+    kinds = {name: (name, VARIANTS.get(name, {})) for name, f in stock.items()}
     kinds["qwen2-plain"] = ("qwen2", {})  # without windows its cut heads go out as llama
     for name, (model_type, sizes) in kinds.items():
         family, place = FAMILIES[model_type], folder / "sources" / name

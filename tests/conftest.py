@@ -21,6 +21,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from counting import Counting, add_option
+from experts import MIXTURES
 from made_once import examples_folder, small_examples, whole  # noqa: F401  # fixtures
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -159,9 +160,9 @@ def unequal(family: Family) -> bool:
     return family.own_widths and family.stock and not family.couples_heads({})
 
 
-@pytest.fixture(scope="session", params=families(lambda family: family.stock))
+@pytest.fixture(scope="session", params=families(lambda f: f.stock and not f.experts))
 def any_family(request, random_family) -> Path:
-    """One checkpoint of each family that transformers has a class for."""
+    """One checkpoint of each family that transformers has a class for, of one FFN a block."""
     return random_family(request.param)
 
 
@@ -169,6 +170,18 @@ def any_family(request, random_family) -> Path:
 def every_family(request, random_family) -> Path:
     """One checkpoint of each family."""
     return random_family(request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(MIXTURES))
+def any_mixture(request, random_family) -> Path:
+    """One checkpoint of each family of mixtures of experts."""
+    return random_family(request.param)
+
+
+@pytest.fixture(scope="session")
+def mixture(random_family) -> Path:
+    """One of them."""
+    return random_family("qwen3_moe")
 
 
 @pytest.fixture(scope="session", params=families(unequal))
@@ -227,6 +240,7 @@ def make_family(model_type: str, folder: Path, **sizes) -> Path:
         "qwen2": {"hidden_size": 48, "head_dim": 6},
         "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
     }
+    special |= MIXTURES
     return build_checkpoint(folder, model_type, **(sizes or special.get(model_type, {})))
 
 

@@ -80,6 +80,7 @@ def plan(
     sizes = {"keep": keep, "keep_blocks": keep_blocks, "target": target, "budget": budget}
     config = check_planning(job_config(source or ".", out, allocate=allocate, **sizes, **options))
     from compressor.job.plan_scores import plan_scores
+    from compressor.model.groups import unit_names
     from compressor.planning.told import plan_in_words
     from compressor.quantization.dense import open_source
     from compressor.scoring.scores import Scores
@@ -88,10 +89,12 @@ def plan(
     checkpoint = open_source(source or loaded.about["source"])
     made, alignment = plan_scores(loaded, checkpoint, config)
     made.save(out)
+    named = unit_names(checkpoint.family)
     print(
         f"keep {made.about['keep_reached']:.4f} of all parameters, "
         f"{made.about['keep_blocks_reached']:.4f} of the blocks: "
-        f"{made.width_range('attention')} KV groups, {made.width_range('ffn')} FFN channels a block"
+        f"{made.width_range('attention')} {named['attention']}, "
+        f"{made.width_range('ffn')} {named['ffn']} a block"
     )
     print("\n".join(plan_in_words(alignment, checkpoint, made.widths())))
 

@@ -35,7 +35,7 @@ def cut_block(
             names.append(part.tensor)
             rows.append(channels if part.axis == 0 else None)
             columns.append(channels if part.axis == 1 else None)
-    sources = [weights[name] for name in names]
+    sources = [in_rows(weights[name]) for name in names]
     check_kept(sources, rows, columns)
     there = [
         [
@@ -45,4 +45,13 @@ def cut_block(
         for lists in (rows, columns)
     ]
     small = compact_many(sources, *there, check=False)
-    return weights | dict(zip(names, small, strict=True)) | (changed or {})
+    cut = {
+        name: kept.unflatten(1, weights[name].shape[1:]) if weights[name].ndim > 2 else kept
+        for name, kept in zip(names, small, strict=True)
+    }
+    return weights | cut | (changed or {})
+
+
+def in_rows(weight: torch.Tensor) -> torch.Tensor:
+    """A stack of experts as a matrix that has each in a row; a matrix or a vector as it is."""
+    return weight.flatten(1) if weight.ndim > 2 else weight

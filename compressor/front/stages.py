@@ -36,7 +36,6 @@ from compressor.model.source import Source
 from compressor.planning.plan import Plan
 from compressor.repairing.folding import Folded, fold
 from compressor.repairing.streaming import Repair
-from compressor.scoring.methods import DEFAULT_METHOD
 from compressor.scoring.score import score as score_units
 from compressor.scoring.scores import Scores
 from compressor.scoring.selection import looked_at, refined
@@ -52,7 +51,7 @@ CUT = "compressor_record"  # of a model in memory: what compression.json would s
 def score(
     model: Model,
     text: Tokens | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     *,
     select: str | None = None,
     kv_cost: str = "score",
@@ -62,14 +61,16 @@ def score(
     """How much every unit matters: float32 `blocks[b]["ffn"]` [channels], `["attention"]` [KV groups].
 
     text: what to calibrate on (`tokens`); a method that looks at weights alone needs none. method:
-    METHOD or METHOD:MODE of `compressor.scoring`. select: `score`, or `obs`, the default of methods that
-    look at activations. kv_cost: `score`, or `measured`: KV groups by the loss without each. more:
-    `samples` and `length` of a text; `device`, `dtype` (to compute in), `max_memory`.
+    METHOD or METHOD:MODE of `compressor.scoring`, by default llm-bip, of experts reap. select: `score`,
+    or `obs`, the default of methods that look at activations. kv_cost: `score`, or `measured`: KV groups
+    by the loss without each. more: `samples` and `length` of a text; `device`, `dtype` (to compute in),
+    `max_memory`.
     """
     source = open_source(model)
     options = {"method": method, "select": select, "kv_cost": kv_cost, "seed": seed}
     of_text = of_texts(more)
-    config = resolve(asked_for("score", "runtime", **options, **more))
+    mixture = source.family.experts is not None
+    config = resolve(asked_for("score", "runtime", **options, **more), mixture)
     # What goes with a repair and an allocation is decided; neither is at work here.
     config = replace(config, repair=RepairConfig("none"), plan=PlanConfig(allocate="uniform"))
     wanted = config.score

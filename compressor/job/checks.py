@@ -15,6 +15,7 @@ from compressor.kernels.rank import MOST_COLUMNS
 from compressor.measuring.besa import check_activation
 from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import Family
 from compressor.model.heads import check_differing, choose_container, why_refused
 from compressor.model.per_layer import has_uniform
 from compressor.model.source import Source
@@ -37,6 +38,8 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
     if config.quantization.wanted:
         check_packable(checkpoint)
     if config.sparse is not None:
+        if checkpoint.family.experts:
+            raise InputError(no_experts("sparsify prunes", checkpoint.family))
         check_sparsity(config.sparse.sparsity, checkpoint)
         check_equal_blocks(checkpoint, "sparsify")
         check_space(config.dest.parent, checkpoint.bytes)
@@ -53,9 +56,22 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
 
 
 def check_method(score: ScoreConfig, checkpoint: Source) -> None:
-    method = METHODS[score.method]
+    method, family = METHODS[score.method], checkpoint.family
+    method.check_units(family)
+    if family.experts and score.needs_text:
+        raise InputError(
+            "--select obs and --kv-cost measured are for channels and heads, and the units of "
+            f"{family.model_type} are experts, while its heads stay; leave them out."
+        )
     activation = checkpoint.config.get("hidden_act", "silu")
-    method.check_activation(method.check_mode(score.mode), activation, checkpoint.family)
+    method.check_activation(method.check_mode(score.mode), activation, family)
+
+
+def no_experts(what: str, family: Family) -> str:
+    return (
+        f"{what} projections of one FFN a block, and {family.model_type} has experts; cut these "
+        "(--keep, --keep-blocks)."
+    )
 
 
 def check_packable(checkpoint: Checkpoint) -> None:
@@ -65,6 +81,8 @@ def check_packable(checkpoint: Checkpoint) -> None:
             f"--quantize packs models of texts alone, and this is inside of a {family.inside}; leave it "
             "out."
         )
+    if family.experts:
+        raise InputError(no_experts("--quantize packs", family))
     if not family.stock:
         raise InputError(
             "--quantize packs weights for transformers' own classes, and it has none of "
@@ -104,6 +122,11 @@ def check_cut(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     check_repair(config.repair.kind, config.repair.epochs, checkpoint)
     if config.write.layout == UNIFORM and plan.targets and not has_uniform(family):
         raise InputError(no_uniform(family))
+    if family.experts and config.write.layout not in (UNIFORM, NAS):  # nas refuses for itself
+        raise InputError(
+            f"--layout {config.write.layout} is for channels and heads; a cut of {family.model_type} "
+            "has as many experts in all blocks, so leave it out."
+        )
     if config.write.layout in (PER_LAYER, ALL):
         check_built(family)
         check_differing(checkpoint, config.write.container)

@@ -1,33 +1,54 @@
 """What was left open is decided, in one place: the command line and Python get the same."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from compressor.config.job import JobConfig
+from compressor.config.json_files import object_in
 from compressor.config.repair import KINDS
-from compressor.scoring.methods import DEFAULT_METHOD, METHODS, default_allocation
+from compressor.scoring.methods import (
+    DEFAULT_METHOD,
+    DEFAULT_OF_EXPERTS,
+    METHODS,
+    default_allocation,
+)
+
+COUNTS = ("num_experts", "num_local_experts")  # settings of mixtures of experts
 
 
-def resolve(config: JobConfig) -> JobConfig:
-    """The config with the method, the selection and the allocation that go with the rest of it."""
+def resolve(config: JobConfig, mixture: bool | None = None) -> JobConfig:
+    """The config with the method, the selection and the allocation that go with the rest of it.
+
+    mixture: whether the source's units are experts; None: as its folder says.
+    """
     if not config.cuts:
         return config
     asked = config.score.method
-    method = asked or DEFAULT_METHOD
+    mixture = is_mixture(config.source) if mixture is None else mixture
+    method = asked or (DEFAULT_OF_EXPERTS if mixture else DEFAULT_METHOD)
     score = replace(
         config.score,
         method=method,
-        select=config.score.select or default_selection(method, config.repair.kind),
+        select=config.score.select or default_selection(method, config.repair.kind, mixture),
     )
     plan = replace(config.plan, allocate=config.plan.allocate or default_allocation(asked))
     return replace(config, score=score, plan=plan)
 
 
-def default_selection(method: str, repair: str) -> str:
+def is_mixture(folder: Path) -> bool:
+    """Whether the config in a folder counts experts."""
+    config = object_in(folder / "config.json")
+    return any(config.get(count) for count in COUNTS)
+
+
+def default_selection(method: str, repair: str, mixture: bool = False) -> str:
     """`obs` where a repair then refits what stays, which is what the elimination counts on.
 
     Methods that look at weights alone, or at nothing, are for comparison: theirs is the score. Of an
-    unknown method or repair, which is refused elsewhere, any.
+    unknown method or repair, which is refused elsewhere, any. Experts do not replace each other.
     """
+    if mixture:
+        return "score"
     kind = KINDS.get(repair)
     looks = method in METHODS and METHODS[method].wants(METHODS[method].check_mode(None))
     return "obs" if looks and kind is not None and kind.weights else "score"

@@ -30,7 +30,9 @@ def open_alignment(
 def open_reach(config: JobConfig, checkpoint: Source) -> Reach:
     """How small a model can become with the options."""
     wanted, protect = wanted_widths(config), protected(config.plan.protect, checkpoint)
-    finest = wanted.lattice(checkpoint, wanted.multiples(checkpoint.units["ffn"])[-1])
+    finest = wanted.lattice(
+        checkpoint, wanted.multiples_of(checkpoint, checkpoint.units["ffn"])[-1]
+    )
     return reach_of(checkpoint, finest, protect)
 
 

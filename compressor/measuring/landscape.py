@@ -112,6 +112,11 @@ def measure_landscape(
 
 def check_family(family: Family) -> None:
     """Refuse blocks in which the FFN widths' errors are no sums over the tokens."""
+    if family.experts:
+        raise InputError(
+            "--allocate exact, measured and besa take the errors of all cuts of an FFN's channels, and "
+            f"the units of {family.model_type} are experts; use --allocate uniform."
+        )
     if family.post_norms:
         raise InputError(
             "--allocate exact, measured and besa take the errors of all cuts from the sums of what the "

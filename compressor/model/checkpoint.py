@@ -19,6 +19,7 @@ from compressor.config.json_files import read_object
 from compressor.errors import InputError, MendableError
 from compressor.model.configs import check_task, load_config, made, read_as_given, settings
 from compressor.model.empty_model import EmptyModel, UnfitError
+from compressor.model.experts import are_stacked, stacked
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.per_layer import check as check_per_layer
@@ -30,6 +31,7 @@ from compressor.model.tensors import (
     completed,
     read_header,
     read_tensors,
+    stored,
     turned,
 )
 from compressor.model.weight_files import check_adapters, check_index, weight_files
@@ -74,6 +76,7 @@ class Checkpoint(Wrapped):
         self.written_config.pop("transformers_weights", None)
         self._find_weights()
         self.tensors = turned(completed(self.tensors, self.family), self.family)
+        self._stack_experts()
         self.settle_head()
         self._check_count()
         self.check_tensors()
@@ -86,7 +89,7 @@ class Checkpoint(Wrapped):
     def header_bytes(self) -> int:
         """What files have before their first tensor."""
         begins: dict[Path, int] = {}
-        for entry in self.all_entries:
+        for entry in stored(self.all_entries):
             begins[entry.file] = min(entry.begin, begins.get(entry.file, entry.begin))
         return sum(begins.values())
 
@@ -94,11 +97,11 @@ class Checkpoint(Wrapped):
     def dtype(self) -> torch.dtype:
         """The dtype to compute in and to name: what the config says, if anything is stored so, and
         otherwise that of the most weights."""
-        stored: Counter[torch.dtype] = Counter()
+        counted: Counter[torch.dtype] = Counter()
         for entry in self.tensors.values():
-            stored[entry.dtype] += entry.numel
+            counted[entry.dtype] += entry.numel
         said = self.model_config().dtype
-        return said if said in stored else stored.most_common(1)[0][0]
+        return said if said in counted else counted.most_common(1)[0][0]
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -114,7 +117,8 @@ class Checkpoint(Wrapped):
         """Have the system read a block's bytes ahead, into its cache and not into our memory."""
         if not hasattr(os, "posix_fadvise"):
             return
-        entries = [self.tensors[self.block_name(block, name)] for name in self.block_tensors(block)]
+        names = (self.block_name(block, name) for name in self.block_tensors(block))
+        entries = stored(self.tensors[name] for name in names)
         for file in {t.file for t in entries}:
             begin = min(t.begin for t in entries if t.file == file)
             end = max(t.end for t in entries if t.file == file)
@@ -140,7 +144,7 @@ class Checkpoint(Wrapped):
     def fingerprint(self) -> str:
         """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in self.all_entries}):
+        for file in sorted({t.file for t in stored(self.all_entries)}):
             with file.open("rb") as stream:
                 begin = 8 + int.from_bytes(stream.read(8), "little")
                 stream.seek(0)
@@ -182,12 +186,18 @@ class Checkpoint(Wrapped):
 
     def _find_weights(self) -> None:
         """Make `tensors` those of the model, where they are stored otherwise."""
-        stored = self.tensors
+        held = self.tensors
         if self.translation:
-            self.tensors = self.translation.tensors(stored, self.config.get("vocab_size"))
+            self.tensors = self.translation.tensors(held, self.config.get("vocab_size"))
         if self.wrapper:
-            self.part_from(stored)
+            self.part_from(held)
             check_dtypes(self.tensors, self.dtypes)
+
+    def _stack_experts(self) -> None:
+        family = self.family
+        self.stacks = are_stacked(self.tensors, family)
+        count = self.config.get(family.ffn_width_key)
+        self.tensors = stacked(self.tensors, family, count, self.label)
 
     def check_tensors(self) -> EmptyModel:
         try:
@@ -197,8 +207,8 @@ class Checkpoint(Wrapped):
 
     def _compare_dtypes(self) -> None:
         """Say where transformers would load the weights in another dtype than they are read in here."""
-        said, stored = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
-        if said in stored or (said is None and len(stored) == 1):
+        said, held = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
+        if said in held or (said is None and len(held) == 1):
             return
         names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, said)]
         kept = f"They are read, computed with and written as {names[0]}"

@@ -51,7 +51,7 @@ class FewerBlocks(Source):
         self.label, self.path, self.coded = whole.label, whole.path, whole.coded
         self.notes, self.fingerprint = whole.notes, whole.fingerprint
         self.header_bytes, self.side = whole.header_bytes, whole.side
-        self.dequantised = whole.dequantised
+        self.dequantised, self.stacks = whole.dequantised, whole.stacks
         self.written_config = fewer(whole, self._numbers)
         loaded = config_of(self.written_config, self.family)
         self.config = settings(self.family, self.written_config, loaded.to_dict())

@@ -52,8 +52,13 @@ def why_refused(
     return ""
 
 
-AROUND = "use --layout uniform, or padded (zeros, to evaluate it)"
-INSTEAD = "use --layout uniform, or per-layer, which transformers alone loads"
+def other_layouts(family: Family) -> str:
+    """Which layouts hold a cut of this family, where the one that was asked for does not."""
+    if family.experts:
+        return "use --layout uniform"
+    if family.inside or not family.own_widths:
+        return "use --layout uniform, or padded (zeros, to evaluate it)"
+    return "use --layout uniform, or per-layer, which transformers alone loads"
 
 
 def llama_like(checkpoint: Source, container: str = "auto") -> str:
@@ -62,28 +67,31 @@ def llama_like(checkpoint: Source, container: str = "auto") -> str:
     """
     family, config = checkpoint.family, checkpoint.config
     other = family.container and FAMILIES[family.container.model_type]
+    instead = other_layouts(family)
     if family.inside:
-        raise InputError(f"The nas layout is not for models inside of a {family.inside}; {AROUND}.")
+        raise InputError(
+            f"The nas layout is not for models inside of a {family.inside}; {instead}."
+        )
     if not family.llama_like and not (other and other.llama_like):
         raise InputError(
             "The nas layout is for models that compute what Llama does (llama, mistral, phi3, qwen2), "
-            f"not for {family.model_type}; {INSTEAD}."
+            f"not for {family.model_type}; {instead}."
         )
     if (act := config.get("hidden_act", "silu")) != "silu":
         raise InputError(
-            f"The nas layout is for FFNs with silu, the one that vLLM's class has, not {act}; {INSTEAD}."
+            f"The nas layout is for FFNs with silu, the one that vLLM's class has, not {act}; {instead}."
         )
     if family.llama_like and checkpoint.window:
         raise InputError(
             f"The model's blocks attend to {checkpoint.window} tokens (sliding_window), and those of "
-            f"the nas layout to all; {INSTEAD}."
+            f"the nas layout to all; {instead}."
         )
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     turned = config.get("partial_rotary_factor", rope.get("partial_rotary_factor")) or 1.0
     if "short_factor" in rope or turned != 1:
         raise InputError(
             "The model's rotary embedding (partial, or longrope) is none that vLLM's class of the nas "
-            f"layout computes; {INSTEAD}."
+            f"layout computes; {instead}."
         )
     return container if family.llama_like else other.model_type
 

@@ -31,6 +31,11 @@ def added(layer: nn.Module, family: Family, group: str, projected: torch.Tensor)
     return projected * getattr(layer, family.added_times) if family.added_times else projected
 
 
+def trained_of_ffn(family: Family) -> list[str]:
+    """What a training moves of an FFN alone: of experts their stacks, and the router that chooses."""
+    return [s.tensor for s in family.ffn] if family.experts else family.projections("ffn")
+
+
 @contextmanager
 def second_half(layer: nn.Module, family: Family) -> Iterator[None]:
     """While open, the layer is what it does after its attention: called with the stream after that and

@@ -117,7 +117,7 @@ class LoadedModel(Source):
 def entry_of(tensor: torch.Tensor) -> SimpleNamespace:
     """What a header would say of it."""
     about = {"shape": list(tensor.shape), "dtype": tensor.dtype, "numel": tensor.numel()}
-    return SimpleNamespace(**about, begin=0, end=tensor.nbytes, transposed=False)
+    return SimpleNamespace(**about, begin=0, end=tensor.nbytes, parts=(), transposed=False)
 
 
 def plain(part: nn.Module) -> tuple[type, dict]:

@@ -10,6 +10,7 @@ import torch
 from compressor.config.packing import Packing
 from compressor.errors import InputError
 from compressor.model.empty_model import EmptyModel, check_fit, empty_model
+from compressor.model.experts import in_files
 from compressor.model.geometry import Geometry
 
 COMPARED_ROWS = 4096
@@ -35,6 +36,7 @@ class Source(Geometry, ABC):
     dequantised: bool = False  # whether weights are stored in fewer bits than they are read in
     packing: Packing | None = None  # how weights are stored, where they are quantised
     notes: list[str]  # what a user should know of how it is read
+    stacks = False  # whether files hold experts as modules do, one behind the other
     header_bytes = 0  # what files have before their first tensor
     side: Mapping[str, SimpleNamespace] = MappingProxyType(
         {}
@@ -128,6 +130,14 @@ class Source(Geometry, ABC):
     def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of this whole name as files hold it: what `read` gives, turned back."""
         return tensor.t() if self.tensors[name].transposed else tensor
+
+    def in_files(self, name: str, tensor: torch.Tensor, stacks: bool) -> dict[str, torch.Tensor]:
+        """The tensor of this whole name by the names, and in the form, that files have, with single
+        experts or with `stacks` of them.
+        """
+        if self.family.experts and not stacks:
+            return dict(in_files(name, tensor, self.family))
+        return {name: self.as_stored(name, tensor)}
 
     # -- opening ----------------------------------------------------------------------------------
 

@@ -48,14 +48,40 @@ def read_tensors(
     entries: Mapping[str, SimpleNamespace], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
     """The named tensors from the files that their header entries say."""
-    by_file = defaultdict(list)
+    by_file, tensors = defaultdict(list), {}
     for name in names:
-        by_file[entries[name].file].append(name)
-    tensors = {}
+        if entries[name].parts:
+            tensors[name] = read_stack(entries[name])
+        else:
+            by_file[entries[name].file].append(name)
     for file, members in by_file.items():
         with safe_open(file, framework="pt") as handle:
             tensors.update({name: read_tensor(handle, entries[name]) for name in members})
     return tensors
+
+
+def read_stack(entry: SimpleNamespace) -> torch.Tensor:
+    """The tensors of single experts one behind the other, a file at a time."""
+    stack = torch.empty(entry.shape, dtype=entry.dtype)
+    by_file = defaultdict(list)
+    for place, parts in zip(stack, entry.parts, strict=True):
+        heights = [part.shape[0] for part in parts]
+        for part, rows in zip(parts, place.split(heights), strict=True):
+            by_file[part.file].append((part, rows))
+    for file, members in by_file.items():
+        with safe_open(file, framework="pt") as handle:
+            for part, rows in members:
+                rows.copy_(read_tensor(handle, part))
+    return stack
+
+
+def stored(tensors: Iterable[SimpleNamespace]) -> list[SimpleNamespace]:
+    """The entries of what files hold, of those that stand for several, too."""
+    return [
+        part
+        for t in tensors
+        for part in ([p for each in t.parts for p in each] if t.parts else [t])
+    ]
 
 
 def read_tensor(handle, entry: SimpleNamespace) -> torch.Tensor:
@@ -105,6 +131,7 @@ def read_header(
             begin=begin + entry["data_offsets"][0],
             end=begin + entry["data_offsets"][1],
             rows=None,
+            parts=(),
             normalised=False,
             transposed=False,
         )

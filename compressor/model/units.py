@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from compressor.model.experts import only_experts
 from compressor.model.families import Family
 from compressor.model.source import Source
 
@@ -51,10 +52,13 @@ def only_units(layer: nn.Module, geometry: BlockGeometry, kept: Mapping[str, Seq
     """While open, `layer` computes what it would with the units `kept[group]` alone.
 
     A removed unit contributes nothing to its output projection, so zeroing its channels there is
-    exactly the cut.
+    exactly the cut. An expert is removed by hiding it from its router.
     """
     with ExitStack() as handles:
         for group, units in kept.items():
+            if group == "ffn" and geometry.family.experts:
+                handles.enter_context(only_experts(layer, geometry.family.experts, units))
+                continue
             width = geometry.channels(group)
             left = {*range(geometry.units[group])} - {*units}
             lost = torch.tensor(sorted(left), dtype=torch.long)

@@ -12,12 +12,23 @@ from compressor.model.source import Source
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """The experts of a block: how many there are, how many a token passes, and the parameters of the
+    matrices that all tokens pass beside them (router, shared experts).
+    """
+
+    count: int
+    per_token: int
+    others: int
+
+
+@dataclass(frozen=True)
 class BlockWidths:
     """One block: channels that each of its matrices has beside the `hidden` ones.
 
-    query: heads x head_dim. key_value: KV heads x head_dim. ffn: channels of the FFN, made by
-    `ffn_inputs` matrices [ffn, hidden] (two in a gated FFN). vectors: parameters of biases and
-    norms. window: positions that a token attends to, itself included; None is all before it.
+    query: heads x head_dim. key_value: KV heads x head_dim. ffn: channels of the FFN, or of one of its
+    `experts`, made by `ffn_inputs` matrices [ffn, hidden] (two in a gated FFN). vectors: parameters of
+    biases and norms. window: positions that a token attends to, itself included; None is all before it.
     """
 
     hidden: int
@@ -28,6 +39,7 @@ class BlockWidths:
     ffn_inputs: int
     vectors: int = 0
     window: int | None = None
+    experts: Mixture | None = None
 
     @property
     def heads(self) -> int:
@@ -39,7 +51,7 @@ class BlockWidths:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """Shapes [out, in] of q, k, v, o and the FFN's."""
+        """Shapes [out, in] of q, k, v, o and the FFN's, or those of one expert."""
         inward = [self.query, self.key_value, self.key_value, *[self.ffn] * self.ffn_inputs]
         outward = [self.query, self.ffn]
         return [(w, self.hidden) for w in inward] + [(self.hidden, w) for w in outward]
@@ -47,7 +59,29 @@ class BlockWidths:
     @property
     def weights(self) -> int:
         """Parameters of all matrices."""
-        return sum(rows * columns for rows, columns in self.matrices)
+        more = self.experts.count - 1 if self.experts else 0
+        return self._once + more * self.an_ffn
+
+    @property
+    def active(self) -> int:
+        """Those that one token is multiplied with."""
+        more = self.experts.per_token - 1 if self.experts else 0
+        return self._once + more * self.an_ffn
+
+    @property
+    def an_ffn(self) -> int:
+        """Those of the FFN, or of one expert."""
+        return (self.ffn_inputs + 1) * self.ffn * self.hidden
+
+    @property
+    def units(self) -> int:
+        """What the config counts of the FFN: channels, or experts."""
+        return self.experts.count if self.experts else self.ffn
+
+    @property
+    def _once(self) -> int:
+        others = self.experts.others if self.experts else 0
+        return sum(rows * columns for rows, columns in self.matrices) + others
 
 
 @dataclass(frozen=True)
@@ -81,6 +115,7 @@ def model_widths(checkpoint: Source) -> ModelWidths:
             family,
             checkpoint.head_dim,
             window,
+            checkpoint.config.get(family.experts.per_token) if family.experts else 1,
         )
         for i, window in enumerate(sliding_windows(checkpoint))
     )
@@ -101,16 +136,22 @@ def model_widths(checkpoint: Source) -> ModelWidths:
 
 
 def block_widths(
-    tensors: Mapping, family: Family, head_dim: int, window: int | None = None
+    tensors: Mapping,
+    family: Family,
+    head_dim: int,
+    window: int | None = None,
+    per_token: int = 1,
 ) -> BlockWidths:
     """Widths of one block from the header entries of its tensors, by their name inside it.
 
     The input projections of attention have `query + 2 key_value` channels together, fused or not,
     and those of the FFN `ffn_inputs` times as many as its output projection reads. `InputError` if
-    the block lacks matrices of the family's table, or has others.
+    the block lacks matrices of the family's table, or has others. per_token: of a mixture, how many
+    experts a token passes.
     """
     channels = {}
-    for group, slices in family.groups().items():
+    groups = {"attention": family.attention} if family.experts else family.groups()
+    for group, slices in groups.items():
         matrices = []
         for part in slices:
             shape = tensors[part.tensor].shape if part.tensor in tensors else []
@@ -122,7 +163,12 @@ def block_widths(
         hidden = shape[1 - axis]
         channels[group] = shape[axis], sum(shape[axis] for shape, axis in inputs)
     query, query_key_value = channels["attention"]
-    ffn, ffn_inputs = channels["ffn"]
+    mixture = None
+    if family.experts:
+        mixture, ffn = mixture_of(tensors, family, per_token)
+        ffn_inputs = 2 * ffn
+    else:
+        ffn, ffn_inputs = channels["ffn"]
     sizes = [(len(t.shape), t.numel) for t in tensors.values()]
     widths = BlockWidths(
         hidden=hidden,
@@ -133,6 +179,7 @@ def block_widths(
         ffn_inputs=ffn_inputs // max(ffn, 1),
         vectors=sum(numel for axes, numel in sizes if axes == 1),
         window=window,
+        experts=mixture,
     )
     matrices = sum(numel for axes, numel in sizes if axes > 1)
     if matrices != widths.weights:
@@ -141,6 +188,16 @@ def block_widths(
             f"projections {widths.weights:,}: it has other matrices, or of other shapes."
         )
     return widths
+
+
+def mixture_of(tensors: Mapping, family: Family, per_token: int) -> tuple[Mixture, int]:
+    """The experts of a block, and the channels of each."""
+    if missing := [part.tensor for part in family.ffn if part.tensor not in tensors]:
+        raise InputError(f"A block lacks the matrix {missing[0]}.")
+    count, _, channels = tensors[family.experts.down].shape
+    owned = {part.tensor for part in family.attention} | {*family.experts.parts}
+    others = sum(t.numel for n, t in tensors.items() if len(t.shape) > 1 and n not in owned)
+    return Mixture(count, per_token, others), channels
 
 
 def sliding_windows(checkpoint: Source) -> list[int | None]:

@@ -19,6 +19,10 @@ generation does: 2 B vocabulary hidden FLOPs, and its matrix is read whole, tied
 held once. Everything is dense: a zero is stored, read and multiplied like any number, so sparsity
 without smaller tensors changes nothing here.
 
+Of a mixture of experts a token is multiplied with those it is sent to, and with what all tokens pass; a
+step reads as many experts as it has tokens for, if no two are sent to the same. What lies between the
+products of shared experts is left out.
+
 A weight takes e bytes; of quantised matrices the bytes are those of the format
 (`Packing.weight_bytes`), read as they are stored: fused kernels do so, transformers, which unpacks all
 weights before its first step, does not.
@@ -93,7 +97,7 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
 
 
 def flops(block: BlockWidths, step: Step) -> int:
-    products = 2 * step.tokens * block.weights
+    products = 2 * step.tokens * block.active
     return step.batch * (products + 4 * block.query * attended(step, block.window))
 
 
@@ -116,9 +120,17 @@ def moved(block: BlockWidths, step: Step, size: int, packing: Packing | None = N
     """Bytes between memory and processor, `size` bytes an element; weights perhaps packed."""
     cache = 2 * block.key_value * (seen(block, step) + step.tokens)
     ends = 4 * block.hidden + 4 * block.query + 2 * block.key_value
-    ends += (block.ffn_inputs + 1) * block.ffn
+    ends += (block.ffn_inputs + 1) * block.ffn * (block.experts.per_token if block.experts else 1)
     others = size * (block.vectors + step.batch * (cache + step.tokens * ends))
-    return weight_bytes(block, size, packing) + others
+    return weight_bytes(block, size, packing) - size * unread(block, step) + others
+
+
+def unread(block: BlockWidths, step: Step) -> int:
+    """Parameters of the experts that no token of a step can reach, if all reach different ones."""
+    if block.experts is None:
+        return 0
+    reached = step.batch * step.tokens * block.experts.per_token
+    return max(0, block.experts.count - reached) * block.an_ffn
 
 
 def weight_bytes(block: BlockWidths, size: int, packing: Packing | None) -> int:

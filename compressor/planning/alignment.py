@@ -94,7 +94,7 @@ def alignment_of(
     """
     costs = Costs.of(checkpoint, target.budget)
     narrow = [units["ffn"] for units in free_blocks(costs, protect)] or [checkpoint.units["ffn"]]
-    lattices = [wanted.lattice(checkpoint, m) for m in wanted.multiples(min(narrow))]
+    lattices = [wanted.lattice(checkpoint, m) for m in wanted.multiples_of(checkpoint, min(narrow))]
     if known is not None:
         lattices = [lattice for lattice in lattices if {*lattice.ffn} <= {*known}] or lattices
     outcomes = []

@@ -40,6 +40,11 @@ class Costs:
     def of(cls, checkpoint: "Source", budget: str = "params") -> "Costs":
         from compressor.planning.budget import flops_of, table_of
 
+        if checkpoint.family.experts and budget != "params":
+            raise InputError(
+                "An expert that goes saves no work, since every token passes as many as before, so "
+                f"--budget is params for {checkpoint.family.model_type}, not {budget}; leave it out."
+            )
         unit, prunable, source = {}, 0, checkpoint.whole
         for group, slices in checkpoint.family.groups().items():
             owned = [
@@ -52,7 +57,7 @@ class Costs:
                 "params": sum(t.numel for t in owned) // units,
                 "bytes": sum(t.end - t.begin for t in owned) // units,
             }
-            weights = sum(t.numel for t in owned if len(t.shape) == 2) // units
+            weights = sum(t.numel for t in owned if len(t.shape) > 1) // units
             prunable += weights * sum(block[group] for block in source.block_units)
         total = {"params": source.parameters, "bytes": source.bytes}
         left = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}

@@ -20,15 +20,20 @@ CHOICE = 16  # widths to choose from, where no target says how fine they must be
 
 @dataclass(frozen=True)
 class Lattice:
-    """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending."""
+    """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending.
+
+    step: what FFN widths are multiples of, where the first of them is not that. Of a mixture of experts
+    FFN widths are numbers of experts, from as many on as a token is routed to.
+    """
 
     ffn: list[int]
     attention: list[int]
+    step: int | None = None
 
     @property
     def align(self) -> int:
         """What all FFN widths but the whole one are multiples of."""
-        return self.ffn[0]
+        return self.step or self.ffn[0]
 
     def of_block(self, units: Mapping[str, int]) -> dict[str, list[int]]:
         """The widths of each group of a block that has so many units."""
@@ -74,6 +79,10 @@ class Wanted:
         each = dict.fromkeys(math.lcm(m, self.least) for m in (*MULTIPLES, *FINER))
         return [m for m in each if m <= width] or [self.least]
 
+    def multiples_of(self, checkpoint: Source, width: int) -> list[int]:
+        """The same of a model: experts are counted one by one, whatever kernels want of channels."""
+        return [self.align or 1] if checkpoint.family.experts else self.multiples(width)
+
     def lattice(self, checkpoint: Source, align: int) -> Lattice:
         widths = lattice(checkpoint, align, self.tp, self.container, self.columns, self.layout)
         return replace(widths, attention=widths.attention[-1:]) if self.whole_heads else widths
@@ -97,6 +106,8 @@ def lattice(
     align: what FFN widths are multiples of, by default `default_align`. columns: what the input
     channels of every projection are to be a multiple of.
     """
+    if checkpoint.family.experts:
+        return lattice_of_experts(checkpoint, align or 1)
     width = checkpoint.units["ffn"]
     if (align is not None and align < 1) or tp < 1:
         raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
@@ -125,3 +136,18 @@ def lattice(
         raise InputError(refused)
     widths = {*range(step, width + 1, step), *([] if width % columns else [width])}
     return Lattice(sorted(widths), counts)
+
+
+def lattice_of_experts(checkpoint: Source, step: int) -> Lattice:
+    """Numbers of experts in such steps; the attention, a small part of such a model, stays whole."""
+    count, routed = checkpoint.units["ffn"], routed_to(checkpoint)
+    if step < 1:
+        raise InputError(f"--align must be positive, not {step}.")
+    counts = {*range(step, count + 1, step), count}
+    left = sorted(n for n in counts if n >= routed)
+    return Lattice(left, [checkpoint.units["attention"]], step)
+
+
+def routed_to(checkpoint: Source) -> int:
+    """How many experts every token passes: no block can have fewer."""
+    return checkpoint.config[checkpoint.family.experts.per_token]

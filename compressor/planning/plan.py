@@ -90,7 +90,14 @@ class Plan:
                         f"The plan was made for {block[group]} units of {group} in block {index}, and "
                         f"{checkpoint.label} has {units}; score it, and make a plan of its own."
                     )
+        experts = checkpoint.family.experts
+        routed = checkpoint.config[experts.per_token] if experts else 0
         for index, block in enumerate(self.blocks):
+            if 0 < len(block.get("ffn") or []) < routed:
+                raise InputError(
+                    f"Every token is sent to {routed} experts ({experts.per_token}), and the plan keeps "
+                    f"{len(block['ffn'])} in block {index}; keep as many at least."
+                )
             for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []
                 if (

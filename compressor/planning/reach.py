@@ -130,6 +130,12 @@ def heads_that_stay(checkpoint: Source, lattice: Lattice) -> str:
     """A sentence where FFN channels alone can go, with the reason."""
     if len(lattice.attention) > 1:
         return ""
+    if checkpoint.family.experts:
+        routed = lattice.ffn[0]
+        return (
+            f" Every token is routed to {routed} experts (num_experts_per_tok), so no fewer can stay, "
+            "and the attention stays whole: keep more."
+        )
     alone = "so FFN channels alone go: keep more."
     if checkpoint.units["attention"] == 1:
         return f" A block has one KV group, which stays, {alone}"

@@ -30,6 +30,8 @@ def described(alignment: Alignment) -> dict:
 
 def in_words(alignment: Alignment) -> str:
     """`FFN widths are multiples of 32 (0.8011 of all parameters; multiples of 64 would give 0.7937).`"""
+    if alignment.lattice.step is not None:
+        return experts_in_words(alignment)
     said = comes_to(alignment, alignment.taken)
     if alignment.taken.reached is not None:
         said = alignment.target.in_words(alignment.taken.reached)
@@ -37,6 +39,15 @@ def in_words(alignment: Alignment) -> str:
         wider = comes_to(alignment, alignment.wider)
         said += f"; multiples of {alignment.wider.align} would give {wider}"
     return f"FFN widths are multiples of {alignment.align} ({said})."
+
+
+def experts_in_words(alignment: Alignment) -> str:
+    """`2 to 8 experts of a block can stay (5 are 0.8011 of all parameters).`"""
+    taken, numbers = alignment.taken, alignment.lattice.ffn
+    said = f"{numbers[0]} to {numbers[-1]} experts of a block can stay"
+    if taken.reached is not None:
+        said += f" ({alignment.target.in_words(taken.reached)})"
+    return f"{said}."
 
 
 def plan_in_words(alignment: Alignment, checkpoint: Source, widths: Sequence[Widths]) -> list[str]:
@@ -47,7 +58,8 @@ def plan_in_words(alignment: Alignment, checkpoint: Source, widths: Sequence[Wid
 
 def kernels(alignments: Sequence[Alignment]) -> list[str]:
     """What kernels want, unless all have it."""
-    return [KERNELS] if any(each.align % MULTIPLES[0] for each in alignments) else []
+    channels = [each for each in alignments if each.lattice.step is None]
+    return [KERNELS] if any(each.align % MULTIPLES[0] for each in channels) else []
 
 
 def comes_to(alignment: Alignment, outcome: Outcome) -> str:
@@ -81,7 +93,8 @@ def width_notes(
 
 def narrow(alignment: Alignment) -> list[str]:
     """A sentence where nobody asked for a multiple that no kernel is made for."""
-    if alignment.wanted.align is not None or alignment.align % MULTIPLES[-1] == 0:
+    asked = alignment.wanted.align is not None or alignment.lattice.step is not None
+    if asked or alignment.align % MULTIPLES[-1] == 0:
         return []
     said = f"FFN widths are multiples of {alignment.align}, which kernels are not made for: "
     usual = alignment.narrowest

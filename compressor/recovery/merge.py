@@ -10,6 +10,7 @@ import torch
 from compressor.config.json_files import ESCAPED
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.per_layer import SHIPPED
+from compressor.model.tensors import stored
 from compressor.recovery.lora import Adapters
 from compressor.writing.shards import check_space, opened, write_index
 from compressor.writing.side_files import copy_side_files
@@ -31,8 +32,9 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
     out.mkdir()
     by_file: dict[Path, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, entry in checkpoint.tensors.items():
-        stored = checkpoint.as_stored(name, empty(checkpoint, name))
-        by_file[entry.file][checkpoint.stored_name(name)] = stored
+        file = stored([entry])[0].file  # of a stack of experts, that of the first
+        held = checkpoint.in_files(name, empty(checkpoint, name), checkpoint.stacks)
+        by_file[file] |= {checkpoint.stored_name(part): tensor for part, tensor in held.items()}
     for name, entry in checkpoint.side.items():
         by_file[entry.file][name] = empty_of(entry)
     shards = list(by_file.values())
@@ -44,8 +46,9 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
             module, _, leaf = name.rpartition(".")
             if leaf == "weight" and module in adapters:
                 tensor = merged(tensor, *adapters[module], scaling)
-            stored_name = checkpoint.stored_name(name)
-            files[stored_name].put(stored_name, checkpoint.as_stored(name, tensor))
+            for part, held in checkpoint.in_files(name, tensor, checkpoint.stacks).items():
+                stored_name = checkpoint.stored_name(part)
+                files[stored_name].put(stored_name, held)
     write_index(out, shards)
     copy_side_files(checkpoint, out)
     config = checkpoint.whole_config(checkpoint.written_config)

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 
 from compressor.model.activations import Activations, states_of
-from compressor.model.layers import captured, passed, second_half
+from compressor.model.layers import captured, passed, second_half, trained_of_ffn
 from compressor.model.memory import drop_pages, trim_heap
 from compressor.model.modules import assign
+from compressor.repairing.experts import ExpertFit
 from compressor.repairing.fitting import BlockFit
 from compressor.repairing.losses import looked_at, predictions, relative_distance
 from compressor.repairing.refine import FFN_ALONE, WHOLE, Example, refine
@@ -23,19 +24,20 @@ class BlockRepair(BlockFit):
     @property
     def ffn_alone(self) -> bool:
         """Whether the FFN alone is mended: the cut has left the attention as it was, and training
-        follows, beside which the other refits gain little and take longest.
+        follows, beside which the other refits gain little and take longest. Or its units are experts.
         """
-        return self.task.kind.refined and all(
+        alone = self.task.kind.refined and all(
             self.narrow.get_parameter(n).shape == self.layer.get_parameter(n).shape
             for n in self.family.projections("attention")
         )
+        return alone or self.family.experts is not None
 
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
         return (self.mend_ffn if self.ffn_alone else self.mend_all)(dense, cut)
 
     def mend_ffn(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
-        """Refit `down_proj` and train the FFN."""
+        """Refit `down_proj`, of every expert where there are any, and train the FFN."""
         dense_out, cut_after, dense_ffn = self.streams(3)
         cut_read = cut if self.task.geometry.parallel else cut_after
         for i, (args, call) in enumerate(self.calls):
@@ -46,14 +48,18 @@ class BlockRepair(BlockFit):
                 if states is not cut_read:
                     states.drop(i)
         dense_out = self.beyond(dense_out)
-        self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
+        if self.family.experts:
+            ExpertFit(self, cut_after, cut_read, dense_out).run()
+        else:
+            self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
         dense_ffn.discard()
 
         def called(i: int) -> tuple[torch.Tensor, tuple, dict]:
             return cut_after.get(i, self.device), (cut_read.get(i, self.device),), {}
 
-        with second_half(self.narrow, self.family):
-            self.refine(called, dense_out)
+        if self.task.kind.refined:
+            with second_half(self.narrow, self.family):
+                self.refine(called, dense_out)
         self.fed_forward(cut_read, cut_after)
         dense.discard()
         cut.discard()
@@ -175,7 +181,7 @@ class BlockRepair(BlockFit):
         stream = self.task.stream
         last = self.index == stream.checkpoint.blocks - 1
         schedule = FFN_ALONE if self.ffn_alone and not last else WHOLE
-        names = self.family.projections("ffn") if self.ffn_alone else self.family.projections()
+        names = trained_of_ffn(self.family) if self.ffn_alone else self.family.projections()
         every = looked_at(stream, self.narrow) if last else 1
         steps, epochs = self.task.steps, self.task.epochs or schedule.epochs
         schedule = replace(schedule, epochs=epochs, every=every, parts=steps.__getitem__)

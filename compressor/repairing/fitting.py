@@ -78,13 +78,14 @@ class BlockFit:
         return added(self.layer, self.family, group, projected)
 
     def reference(self, hidden, args, call) -> dict[str, torch.Tensor]:
-        """Of the dense block what both output projections give, and the stream after it (`out`)."""
+        """Of the dense block what its output projections give, and the stream after it (`out`)."""
         outputs: dict[str, torch.Tensor] = {}
 
         def keep(what: str, _, output: torch.Tensor | tuple) -> None:
             outputs[what] = states_of(output)
 
-        names = {self.task.geometry.output_module(g): g for g in self.family.groups()} | {"": "out"}
+        groups = ["attention"] if self.family.experts else self.family.groups()
+        names = {self.task.geometry.output_module(g): g for g in groups} | {"": "out"}
         with observed(self.layer, passed={n: partial(keep, what) for n, what in names.items()}):
             self.layer(hidden, *args, **call)
         return outputs

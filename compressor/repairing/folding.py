@@ -6,9 +6,10 @@ Then
 
     T = argmin sum over tokens of |X + T M - Y|^2 / mean square of Y,   drawn toward the identity,
 
-goes into `down_proj`: W' = T W, and its bias likewise, which takes a constant besides. A token counts as
-in every refit (`streaming.py`), and lambda is chosen on held-back sequences from the same grid, 0 before
-it. Where a norm follows `down_proj`, T is diagonal and goes into the norm's weight.
+goes into `down_proj`: W' = T W, and its bias likewise, which takes a constant besides; into that of
+every expert, where there are any. A token counts as in every refit (`streaming.py`), and lambda is chosen
+on held-back sequences from the same grid, 0 before it. Where a norm follows `down_proj`, T is diagonal
+and goes into the norm's weight.
 
 The map is that of ReplaceMe (arXiv 2505.02819), where X and M are the dense model's. Ours: X and M are
 of the model as it is folded so far, so that a fold also mends what those before it have left.
@@ -112,11 +113,12 @@ class Run:
     def enter(self, layer: nn.Module, states: Activations) -> Activations:
         """Take in what the block does with the states of the cut path; copies of what it gives."""
         self.states, copies = states, Activations(self.stream.place)
-        module = self.family.output("ffn").removesuffix(".weight")
+        experts = self.family.experts
+        module = experts.all if experts else self.family.output("ffn").removesuffix(".weight")
         for i, (args, call) in enumerate(self.calls):
 
-            def keep(_, projected: torch.Tensor, i: int = i) -> None:
-                self.given.put(i, added(layer, self.family, "ffn", projected))
+            def keep(_, projected: torch.Tensor | tuple, i: int = i) -> None:
+                self.given.put(i, added(layer, self.family, "ffn", states_of(projected)))
 
             with observed(layer, passed={module: keep}):
                 out = states_of(layer(states.get(i, self.device), *args, **call))
@@ -153,9 +155,14 @@ class Run:
     def into_projection(
         self, stored: Block, dense: Activations, fitted: int
     ) -> tuple[Block, dict | None]:
-        name = self.family.output("ffn")
-        weight, bias = stored[name], stored.get(name.replace(".weight", ".bias"))
-        many, dtype = len(weight), self.stream.dtype
+        experts = self.family.experts
+        if experts:
+            names = [n for n in (experts.down, experts.shared) if n]
+        else:
+            names = [self.family.output("ffn")]
+        bias_name = names[0].replace(".weight", ".bias")
+        bias = None if experts else stored.get(bias_name)
+        many, dtype = self.stream.checkpoint.hidden_size, self.stream.dtype
         exact = dtype if dtype == torch.float64 else summed_in(dtype)
         present = torch.eye(
             many,
@@ -168,9 +175,9 @@ class Run:
         new, outcome = regress(pairs, fitted, present, exact, LAMBDAS, what)
         if new is None:
             return {}, outcome
-        changed = {name: new[:, :many] @ weight.to(new)}
+        changed = {n: new[:, :many] @ stored[n].to(new) for n in names}
         if bias is not None:
-            changed[name.replace(".weight", ".bias")] = new[:, :many] @ bias.to(new) + new[:, many]
+            changed[bias_name] = new[:, :many] @ bias.to(new) + new[:, many]
         return changed, outcome
 
     def into_norm(

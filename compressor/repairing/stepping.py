@@ -38,5 +38,5 @@ def stepping(parameter: torch.Tensor, take: Taking) -> torch.optim.AdamW:
 
 
 def step_size(weight: torch.Tensor) -> float:
-    """What a rate of 1 moves a weight [outputs, inputs] by."""
-    return weight.float().square().mean().sqrt().item() * min(1, (WIDTH / weight.shape[1]) ** 0.5)
+    """What a rate of 1 moves a weight [outputs, inputs], or a stack of such, by."""
+    return weight.float().square().mean().sqrt().item() * min(1, (WIDTH / weight.shape[-1]) ** 0.5)

@@ -69,6 +69,11 @@ def check_repair(repair: str, epochs: int | None, checkpoint: Source) -> None:
     check_kind(repair, epochs)
     if repair != "bias":
         return
+    if checkpoint.family.experts:
+        raise InputError(
+            f"--repair bias moves biases of output projections, which the experts of "
+            f"{checkpoint.family.model_type} have not; use --repair refine or ridge."
+        )
     present = checkpoint.block_tensors(0)
     for group in checkpoint.family.groups():
         bias = checkpoint.family.output(group).replace(".weight", ".bias")

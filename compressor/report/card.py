@@ -22,13 +22,22 @@ tags: [pruned]
 ---
 # {Path(result.source).name}, compressed to {result.keep_reached:.1%}
 
-{result.parameters_after:,} of {result.parameters_before:,} parameters stay. A dense checkpoint
+{result.parameters_after:,} of {result.parameters_before:,} parameters stay{experts(result, record)}
 of the type `{result.container}`{how_it_loads(FAMILIES[result.container], result.layout, folder)}
 
 {quality(result, record)}
 
 {how_made(folder, result, record)}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def experts(result: Result, record: dict) -> str:
+    """The end of a sentence that says what stays of a mixture, and what the result is."""
+    plan = record["plan"]
+    if not FAMILIES[result.container].experts:
+        return ". A dense checkpoint"
+    left, whole = len(plan["blocks"][0]["ffn"]), plan["about"]["units"][0]["ffn"]
+    return f", in every block {left} of {whole} experts, as many a token as before. A checkpoint"
 
 
 def quality(result: Result, record: dict) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from compressor.config.target import Target
 from compressor.errors import MachineError
+from compressor.model.groups import unit_names
 from compressor.model.source import Source
 from compressor.planning.costs import Costs
 from compressor.planning.landscape import Landscape, scaled
@@ -152,7 +153,11 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice):
         sparsities = ranked_sparsity(scores, plan, checkpoint, lattice)
         result = block_sparsity(plan.widths(), checkpoint.block_units, Costs.of(checkpoint))
         draw_sparsity(panels["sparsity"], sparsities, result, plan.about["allocate"])
+    said = unit_names(checkpoint.family)["ffn"]
     for name, axes in panels.items():
+        axes.set_title(
+            axes.get_title("left").replace(NAMES["ffn"], said), loc="left", size="medium"
+        )
         if not name.startswith("curves"):
             axes.set_xlim(-0.6, checkpoint.blocks - 0.4)
             axes.set_xlabel("block", labelpad=1)

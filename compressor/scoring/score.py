@@ -57,7 +57,7 @@ def score(
     else:
         blocks = rate_weights(checkpoint, rate, passing)
     combined = Combined(blocks, mode)
-    if chosen.observe is not None and chosen.combine is not None:
+    if chosen.combine is not None:
         combined = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
     return Scores(
         [finished(block, chosen.name, index) for index, block in enumerate(combined.scores)],

@@ -18,7 +18,7 @@ from compressor.config.layouts import (
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
-from compressor.model.heads import AROUND, choose_container
+from compressor.model.heads import choose_container, other_layouts
 from compressor.model.per_layer import KEY, code_of, has_uniform, needs_code
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -46,6 +46,7 @@ class Cut(Writer):
     ):
         plan.check(source)
         self.source, self.plan, self.changes = source, plan, changes
+        self.stacks = source.stacks  # whether experts go out one behind the other
         self.units = plan.widest()
         self.settle()
         coupled = source.family.couples_heads(source.config)  # zeros do not help there
@@ -88,8 +89,10 @@ class Cut(Writer):
         source = self.source
         block = self.filled(index, cut_block(whole, source, self.plan.blocks[index], changed))
         named = {source.block_name(index, inner): tensor for inner, tensor in block.items()}
-        stored = {name: source.as_stored(name, tensor) for name, tensor in named.items()}
-        return stored | {source.block_name(index, n): t for n, t in self.zeros.items()}
+        stored = [source.in_files(name, tensor, self.stacks) for name, tensor in named.items()]
+        return {n: t for part in stored for n, t in part.items()} | {
+            source.block_name(index, n): t for n, t in self.zeros.items()
+        }
 
     def config(self) -> dict:
         config = patched_config(self.source, self.units, self.container)
@@ -138,6 +141,11 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
+        if self.source.family.experts:
+            raise InputError(
+                "An expert of zeros would be chosen all the same, so no cut of "
+                f"{self.source.family.model_type} can be padded; use --layout uniform."
+            )
         self.units = padded_units(self.plan, self.source)
         self.places = padded_places(self.plan, self.source)
 
@@ -202,12 +210,8 @@ def no_uniform(family: Family) -> str:
 
 
 def check_built(family: Family) -> None:
-    if family.inside:
+    if family.inside or not family.own_widths:
+        what = f"inside of a {family.inside}" if family.inside else f"of {family.model_type}"
         raise InputError(
-            f"There is no code for blocks of different widths inside of a {family.inside}; {AROUND}."
-        )
-    if not family.own_widths:
-        raise InputError(
-            f"There is no code for {family.model_type} blocks of different widths; use --layout "
-            "uniform, or padded (zeros, to evaluate it)."
+            f"There is no code for blocks {what} that differ in width; {other_layouts(family)}."
         )

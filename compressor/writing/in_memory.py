@@ -20,6 +20,7 @@ def build(writer: Cut) -> nn.Module:
     if not source.tied:
         outer[head_name(model)] = outer.pop(source.family.head)
     assign(model, copies(outer))
+    writer.stacks = True
     for block in writer.blocks():
         assign(model, copies(block))
     if source.tied:

@@ -67,7 +67,6 @@ def test_config_that_is_not_json(copy):
         ("t5", "'t5' is not supported; supported are "),
         (None, "None is not supported; supported are "),
         ("phi", r"the nearest is 'phi3'; supported are .*; see docs/families\.md"),
-        ("qwen2_moe", "the nearest is 'qwen2'; "),
         ("gemma3", "of the type gemma3 a Gemma3ForConditionalGeneration is read"),
         ("paligemma", "supported are .*, and of models of texts and images gemma3, llava"),
     ],

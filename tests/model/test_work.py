@@ -36,6 +36,31 @@ def test_parameters_of_every_family(any_family):
     check_sizes(Checkpoint(any_family))
 
 
+def test_parameters_of_a_mixture(any_mixture):
+    check_sizes(Checkpoint(any_mixture))
+
+
+def test_flops_of_a_mixture_are_those_counted(any_mixture):
+    """Experts run one by one, whose products the counter knows."""
+    tokens, checkpoint = 12, Checkpoint(any_mixture)
+    model = loaded(checkpoint)
+    model.set_experts_implementation("eager")
+    ids = torch.arange(4, 4 + tokens)[None]
+    found = counted(model, checkpoint.family, input_ids=ids, logits_to_keep=1)
+    for part in parts(model_widths(checkpoint), 1, tokens)[1:-1]:
+        masked = 4 * part.widths.query * (tokens**2 - attended(Step(1, tokens, tokens), None))
+        assert part.prefill.flops + masked == found[part.name]
+
+
+def test_a_step_reads_the_experts_that_its_tokens_can_reach(mixture):
+    block = model_widths(Checkpoint(mixture)).blocks[0]
+    assert (block.experts.count, block.experts.per_token, block.units) == (6, 2, 6)
+    one, two, many = (moved(block, Step(n, 1, 1), 2) for n in (1, 2, 40))
+    each = 2 * (moved(block, Step(41, 1, 1), 2) - many) // 2  # what a sequence brings of its own
+    assert two - one == each + 2 * 2 * block.an_ffn
+    assert many - two == 38 * each + 2 * 2 * block.an_ffn
+
+
 def test_parameters_of_a_tied_and_an_untied_head(checkpoint):
     check_sizes(checkpoint)
 

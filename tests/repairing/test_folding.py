@@ -32,7 +32,10 @@ class Whole:
         self.model = make_linear(model).eval()
         self.layers = self.model.get_submodule(self.family.layers)
         self.without = [self.layers[block] for block in without]
-        self.ffn = self.family.output("ffn").removesuffix(".weight")
+        experts = self.family.experts
+        self.ffn = experts.all if experts else self.family.output("ffn").removesuffix(".weight")
+        if experts:
+            self.model.set_experts_implementation("eager")  # the other has no float64
 
     def pass_on(self, _, hidden, *args, **more):
         return (hidden,) if self.family.in_a_tuple else hidden
@@ -122,6 +125,26 @@ def test_a_bias_takes_what_is_constant(random_family, family):
     }
     for name, tensor in expected.items():  # Bloom's softmax is computed in float32
         torch.testing.assert_close(folded.tensors[name].double(), tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_all_experts_take_the_same_map(random_family, family):
+    """The shared one, too, which the second has: what they give is a sum."""
+    folder = random_family(family)
+    stream = in_float64(folder)
+    stream.model.set_experts_implementation("eager")
+    folded, whole = fold(stream, [1], TEXT), Whole(folder)
+    (run,) = folded.record
+    aims, given, out = whole.after(1), whole.given(0), whole.after(0)
+    targets = [y - x + m for y, x, m in zip(aims, out, given, strict=True)]
+    a, t = rows(given, targets, aims)
+    map_ = solved(a, t, torch.eye(a.shape[1], dtype=a.dtype), run["lambda"])
+    names = [n for n in run["tensors"] if n in dict(whole.layers[0].named_parameters())]
+    assert names == run["tensors"] and len(names) == (2 if family == "qwen2_moe" else 1)
+    for name in names:
+        expected = map_ @ whole.layers[0].get_parameter(name).data
+        found = folded.tensors[f"model.layers.0.{name}"].double()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_norm_after_the_projection_takes_a_factor_a_channel(random_family):

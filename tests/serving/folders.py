@@ -192,7 +192,8 @@ def main(folder: Path) -> None:
 
     logging.set_verbosity_error()
     shutil.rmtree(folder, ignore_errors=True)
-    kinds = [(f, x) for f in FAMILIES for x in LAYOUTS] + [("llama", x) for x in QUANTISED]
+    dense = [name for name, family in FAMILIES.items() if not family.experts]
+    kinds = [(f, x) for f in dense for x in LAYOUTS] + [("llama", x) for x in QUANTISED]
     for family, kind in kinds:
         name, (dtype, within) = f"{family}-{kind}", QUANTISED.get(kind, (torch.float32, WITHIN))
         build = partial(build_checkpoint, dtype=dtype)

@@ -115,6 +115,7 @@ def entry_of(tensor: torch.Tensor, file: Path | None = None) -> SimpleNamespace:
         begin=0,
         end=tensor.nbytes,
         rows=None,
+        parts=(),
         normalised=False,
         transposed=False,
     )

@@ -48,6 +48,11 @@ def open_weights(patient: Patient) -> None:
     if translation:
         patient.config, patient.coded = translation.config(patient.config), translation.coded
     family = family_of(patient.config)
+    if family.experts:
+        raise InputError(
+            f"{path} is a mixture of experts ({family.model_type}), which is not mended; download it "
+            "again, or write it anew with what made it."
+        )
     patient.become(family.model_type)
     patient.coded = patient.coded or not family.stock
     if patient.files is None:

@@ -106,6 +106,7 @@ def described(
                 "heads": widths and widths.heads,
                 "kv_heads": widths and widths.kv_heads,
                 "ffn": widths and widths.ffn,
+                "experts": widths and widths.experts and widths.experts.count,
                 "window": widths and widths.window,
                 "parameters": part.parameters,
                 "bytes": part.bytes,

@@ -57,6 +57,11 @@ def table(
             f"The blocks of {folder} have widths of their own ({KEY}), and a table is of one block for "
             "all; give the model that it was cut from."
         )
+    if checkpoint.family.experts:
+        raise InputError(
+            "A table is of FFN channels and KV groups, and the units of "
+            f"{checkpoint.family.model_type} are experts, which cost no time; leave --costs out."
+        )
     context = checked_context([checkpoint], batch, context)
     step = Step(batch, context if phase == "prefill" else 1, context)
     allowed = lattice(checkpoint)

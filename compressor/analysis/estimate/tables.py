@@ -62,13 +62,18 @@ def block_table(model: dict, context: int) -> Table:
         return [f"{row['parameters']:,}", *(scaled(row[key], unit) for key, _, unit in columns)]
 
     for name, row in equal_runs(model["parts"]):
-        widths = [f"{row['heads']}/{row['kv_heads']}", str(row["ffn"])]
+        widths = [f"{row['heads']}/{row['kv_heads']}", ffn_of(row)]
         table.add_row(name, *(widths if row["ffn"] else ["", ""]), *costs(row))
     table.add_section()
     table.add_row("all", "", "", *costs(model["total"]))
     bound = {phase: bounds(model, phase) for phase in ("decode", "prefill")}
     table.caption = f"decode is bound by {bound['decode']}, prefill by {bound['prefill']}"
     return table
+
+
+def ffn_of(row: dict) -> str:
+    """The channels of an FFN, or of each of so many experts."""
+    return f"{row['experts']} x {row['ffn']}" if row["experts"] else str(row["ffn"])
 
 
 def bounds(model: dict, phase: str) -> str:

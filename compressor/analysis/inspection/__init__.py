@@ -24,7 +24,8 @@ from compressor.writing.record import RECORD
 def inspect(path: Path) -> dict:
     """Family, widths of every block, sizes, layout, container, loadability and problems.
 
-    `blocks` gives heads, KV heads and FFN channels by the shapes of the tensors, or, for a type
+    `blocks` gives heads, KV heads and FFN channels by the shapes of the tensors (of a mixture the
+    channels of an expert, and how many `experts` there are), or, for a type
     without a table (`family` null), the shapes themselves. `loads` is a list of `target`, `loads`
     (true, false, or null where it is not known here), `because` and `how` that is known. `problems`
     are sentences. `beside` is how many of the parameters are not of the language model, in a model of
@@ -93,7 +94,11 @@ def block_row(index: int, tensors: dict, widths: list[BlockWidths] | None) -> di
         matrices = {n: t.shape for n, t in tensors.items() if len(t.shape) > 1}
         return row | {"shapes": matrices}
     block = widths[index]
-    return row | {"heads": block.heads, "kv_heads": block.kv_heads, "ffn": block.ffn}
+    return (
+        row
+        | {"heads": block.heads, "kv_heads": block.kv_heads, "ffn": block.ffn}
+        | ({"experts": block.experts.count} if block.experts else {})
+    )
 
 
 def tables(result: dict) -> Iterator[Table | str]:
@@ -150,9 +155,13 @@ def blocks(result: dict) -> Table:
             shapes = (f"{n} {' x '.join(map(str, s))}" for n, s in row["shapes"].items())
             table.add_row(name, "\n".join(shapes))
         return table
-    for column in ("heads", "KV heads", "FFN", "parameters"):
+    columns = {"heads": "heads", "kv_heads": "KV heads", "ffn": "FFN"}
+    if any("experts" in row for row in result["blocks"]):
+        columns |= {"ffn": "FFN of an expert", "experts": "experts"}
+    columns["parameters"] = "parameters"
+    for column in columns.values():
         table.add_column(column, justify="right")
     for name, row in equal_runs(result["blocks"]):
-        counts = (row[key] for key in ("heads", "kv_heads", "ffn", "parameters"))
+        counts = (row[key] for key in columns)
         table.add_row(name, *(f"{count:,}" for count in counts))
     return table

@@ -25,7 +25,7 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
             in_every_block(config, key, blocks)
             for key in (family.ffn_width_key, family.heads_key, family.kv_heads_key)
         )
-        said[family.ffn_width_key] = channels, [w.ffn for w in widths]
+        said[family.ffn_width_key] = channels, [w.units for w in widths]
         uneven = {n for w in widths for n in (w.query, w.key_value) if n % w.head_dim}
         if uneven:
             source = (

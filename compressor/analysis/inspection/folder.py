@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from compressor.analysis.inspection.files import ambiguity
 from compressor.config.packing import Packing
 from compressor.errors import InputError
+from compressor.model.experts import stacked
 from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.families.wrappers import Wrapper, wrapper_of
 from compressor.model.per_layer import KEY, check
@@ -35,8 +36,9 @@ class Folder:
     of the language model in it, whose tensors have its own names.
     `index` maps a tensor's name to its file, where there are shards; `stored` to its `shape`, `numel`,
     `bytes` and `dtype` (safetensors' name of it), with its name (`key`) in `file`. `tensors` are the
-    same, but for packed weights, which are there as the dense ones they stand for. `ambiguous` says what
-    loaders take from different files.
+    same, but for packed weights, which are there as the dense ones they stand for, and for single
+    experts, which are there as the stacks that transformers makes of them (`experts` then has all).
+    `ambiguous` says what loaders take from different files.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Folder:
     stored: dict[str, SimpleNamespace] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     beside: int = 0  # parameters beside the language model
+    experts: dict[str, SimpleNamespace] | None = None
 
     @property
     def family(self) -> Family | None:
@@ -62,6 +65,8 @@ class Folder:
 
     @property
     def tensors(self) -> dict[str, SimpleNamespace]:
+        if self.experts is not None:
+            return self.experts
         return dense_entries(self.stored, self.packing) if self.packing else self.stored
 
     @property
@@ -108,7 +113,11 @@ class Folder:
         if self.family is None or not self.head_dim or opaque:
             return None
         try:
-            return [block_widths(block, self.family, self.head_dim) for block in self.blocks()]
+            routed = self.family.experts and self.config.get(self.family.experts.per_token)
+            return [
+                block_widths(block, self.family, self.head_dim, per_token=routed or 1)
+                for block in self.blocks()
+            ]
         except InputError as error:
             self.problems.append(str(error))
             return None
@@ -144,6 +153,8 @@ def open_folder(path: Path) -> Folder:
                 shape=entry["shape"],
                 numel=math.prod(entry["shape"]),
                 bytes=end - begin,
+                begin=begin,
+                end=end,
                 dtype=entry["dtype"],
                 file=path / file,
                 key=name,
@@ -169,6 +180,8 @@ def open_folder(path: Path) -> Folder:
         except InputError as error:
             folder.problems.append(str(error))
             del folder.config[KEY]
+        if folder.family.experts:
+            stack(folder, folder.family)
     if folder.config and folder.family is None:
         folder.problems.append(
             f"The model type {folder.config.get('model_type')!r} has no table here (there are "
@@ -187,6 +200,15 @@ def translate(folder: Folder) -> None:
         folder.config = read(folder.written) if read else folder.written
     except InputError as error:
         folder.wrapper = None
+        folder.problems.append(str(error))
+
+
+def stack(folder: Folder, family: Family) -> None:
+    """Have single experts be as the stacks that they make; a problem where they make none."""
+    count = folder.config.get(family.ffn_width_key) or 0
+    try:
+        folder.experts = stacked(folder.stored, family, count, str(folder.path))
+    except InputError as error:
         folder.problems.append(str(error))
 
 

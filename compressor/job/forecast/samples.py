@@ -14,7 +14,7 @@ from torch import nn
 from compressor.model.activations import states_of
 from compressor.model.exact_logits import wide_linear
 from compressor.model.finite import check_block
-from compressor.model.layers import second_half
+from compressor.model.layers import second_half, trained_of_ffn
 from compressor.model.modules import loaded
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
@@ -129,7 +129,7 @@ class Bench:
     def trained(self, ffn_alone: bool = False) -> float:
         """In a training of the block, or of its FFN alone: forward, backward and a step."""
         family = self.stream.checkpoint.family
-        names = family.projections("ffn") if ffn_alone else family.projections()
+        names = trained_of_ffn(family) if ffn_alone else family.projections()
         example = Example(self.hidden, self.args, self.keywords, self.hidden, self.batch)
         if ffn_alone:
             example = replace(example, args=(self.hidden,), keywords={})
@@ -196,7 +196,8 @@ class Bench:
 
     def widened(self) -> float:
         """A weight of a projection in a verification, which computes in float32."""
-        name = self.geometry.output_module("ffn")
+        experts = self.geometry.family.experts  # whose widening takes no other time
+        name = self.geometry.output_module("attention" if experts else "ffn")
         module = cast(nn.Linear, self.layer.get_submodule(name))
         alike = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         alike.weight = nn.Parameter(module.weight.detach(), requires_grad=False)

@@ -155,6 +155,8 @@ def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iter
     if method.observe is not None:
         there = bench.scored(asked.method, asked.mode) + forward
         yield Part("score", tokens * (blocks * there + BACKWARD * predicted))
+    elif method.combine is not None:  # losses of as many models as there are experts
+        yield Part("score", None)
     elif looks(asked):
         rated = looked_at(load.calibration, asked, load.checkpoint.units["ffn"]).tokens
         yield Part("score", blocks * rated * bench.scored(asked.method, asked.mode))
@@ -181,7 +183,8 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     """All blocks, and in the last one's training the predictions, toward which it goes."""
     kind, before = KINDS[load.config.repair.kind], load.checkpoint.block_units
     pairs = zip(widths, before, strict=True)
-    alone = [kind.refined and now["attention"] == was["attention"] for now, was in pairs]
+    trained = kind.refined or load.checkpoint.family.experts is not None
+    alone = [trained and now["attention"] == was["attention"] for now, was in pairs]
 
     def seconds(one: bool, epochs: int) -> float:
         return block_repair(load, bench, forward, widths, one, epochs)
@@ -205,6 +208,11 @@ def block_repair(
         dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
         fed = inputs(bench, widths[len(widths) // 2])
         each = [fed["ffn"]] if ffn_alone else list(fed.values())
+        if experts := load.checkpoint.family.experts:
+            name = load.checkpoint.block_name(0, experts.down)
+            channels = load.checkpoint.tensors[name].shape[2]
+            each = [channels] * load.checkpoint.config[experts.per_token]  # that a token reaches
+            a_block += (fed["ffn"] - len(each)) * bench.regressed(channels)
         if kind.toward == "dense" and not ffn_alone:
             each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from compressor.model.families.experts import Experts
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Family:
     # then has the gate's channels first.
     up: str = "mlp.up_proj"
     gate: str | None = "mlp.gate_proj"
+    # Where experts are, if these are the units of the FFN.
+    experts: "Experts | None" = None
     # The norms that both parts read the stream through; None where they read the stream itself.
     attention_norm: str | None = "input_layernorm"
     ffn_norm: str | None = "post_attention_layernorm"
@@ -172,12 +177,12 @@ class Family:
 
     def readers(self, *groups: str) -> list[list[str]]:
         """The projections' weights by what they read: q, k, v together, o, gate and up, down; of
-        these groups alone, or of all.
+        these groups alone, or of all. Experts have none: they are cut whole.
         """
         return [
             [s.tensor for s in slices if s.axis == axis and s.tensor.endswith(".weight")]
             for group, slices in self.groups().items()
-            if not groups or group in groups
+            if (not groups or group in groups) and not (self.experts and group == "ffn")
             for axis in (0, 1)
         ]
 

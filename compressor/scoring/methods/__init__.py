@@ -12,6 +12,8 @@ needs gradients observes each block during its backward and may score all blocks
         reduced()                 a few numbers a unit, by group
     combine([reduced of each block], mode, calibration) -> Combined; without it `reduced` are the scores
 
+One that has `score` may have `combine` as well, which is then given what that has found.
+
 The table is read before torch is imported, which takes seconds; what a method does when it is called.
 """
 
@@ -58,12 +60,16 @@ class Combined:
     notes: list[str] = field(default_factory=list)
 
 
+CHANNELS, EXPERTS = "channels", "whole experts"
+
+
 @dataclass(frozen=True)
 class Method:
     """`modes` maps each mode to the statistics it needs; the first one is the default.
 
     A mode `NAME:a` stands for NAME with any number from 0 to 1. degree: 2 where scores are quadratic in
     what a unit contributes (errors), 1 where they are proportional to it (norms, first orders).
+    units: what of an FFN it can score.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Method:
     free_grains: tuple[str, ...] = ()  # what of `grains` a user may choose
     allocate: str = "uniform"  # the allocation where none is asked for
     degree: int = 1
+    units: tuple[str, ...] = (CHANNELS,)
 
     def check_mode(self, mode: str | None) -> str:
         mode = mode or next(iter(self.modes))
@@ -83,6 +90,17 @@ class Method:
                 f"The method {self.name} has no mode {mode!r}; it has {', '.join(self.modes)}."
             )
         return mode
+
+    def check_units(self, family: "Family") -> None:
+        """Refuse a model whose FFNs have units that the method knows nothing of."""
+        units = EXPERTS if family.experts else CHANNELS
+        if units not in self.units:
+            names = [m.name for m in METHODS.values() if units in m.units]
+            *others, last = sorted(names, key=lambda name: name not in DEFAULTS.values())
+            raise InputError(
+                f"The method {self.name} scores {self.units[0]} of an FFN, and a unit of "
+                f"{family.model_type} is one of its {units}; use --method {', '.join(others)} or {last}."
+            )
 
     def check_activation(self, mode: str, activation: str, family: "Family") -> None:
         """Modes that look inside the FFN know the derivative of some activations only."""
@@ -132,6 +150,7 @@ def _later(name: str) -> Callable:
 
 
 GRADIENTS = frozenset({"gradients"})
+ROUTED = frozenset({"moments", "gram", "routed"})
 BIP_MODES = {
     "bip-gram": frozenset({"moments", "gated", "gram"}),
     "bip-energy": frozenset({"moments", "gated"}),
@@ -145,7 +164,8 @@ def _preset(name: str, part: str, fine: str) -> Method:
     grains = Grains("vector", fine, gradient="mean")
     modes = {part: GRADIENTS}
     observe, combine = _later("hywia.GrainTokens"), _later("fusing.combine")
-    return Method(name, None, modes, observe, combine, grains, ("reduce",))
+    units = (CHANNELS, EXPERTS)
+    return Method(name, None, modes, observe, combine, grains, ("reduce",), units=units)
 
 
 METHODS = {
@@ -173,11 +193,33 @@ METHODS = {
         Method("kfac", None, {"trace": GRADIENTS}, _later("kfac.Kfac"), degree=2),
         Method("mask-fisher", None, {"tokens": GRADIENTS}, _later("kfac.MaskFisher"), degree=2),
         Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
-        Method("magnitude", _later("baselines.magnitude"), {"l2": frozenset(), "l1": frozenset()}),
-        Method("random", _later("baselines.random"), {"uniform": frozenset()}),
+        Method(
+            "reap", _later("routed.reap"), {"output": ROUTED, "total": ROUTED}, units=(EXPERTS,)
+        ),
+        Method(
+            "loss",
+            _later("routed.reap"),
+            {"hidden": ROUTED},
+            combine=_later("routed.measured"),
+            units=(EXPERTS,),
+        ),
+        Method("frequency", _later("routed.frequency"), {"share": ROUTED}, units=(EXPERTS,)),
+        Method(
+            "magnitude",
+            _later("baselines.magnitude"),
+            {"l2": frozenset(), "l1": frozenset()},
+            units=(CHANNELS, EXPERTS),
+        ),
+        Method(
+            "random",
+            _later("baselines.random"),
+            {"uniform": frozenset()},
+            units=(CHANNELS, EXPERTS),
+        ),
     )
 }
-DEFAULT_METHOD = "llm-bip"
+DEFAULTS = {CHANNELS: "llm-bip", EXPERTS: "reap"}
+DEFAULT_METHOD, DEFAULT_OF_EXPERTS = DEFAULTS.values()
 
 
 def default_allocation(method: str) -> str:

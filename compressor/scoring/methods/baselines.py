@@ -19,8 +19,8 @@ def magnitude(weights, statistics, geometry: BlockGeometry, mode: str, seed: int
     for group, slices in geometry.family.groups().items():
         total = torch.zeros(geometry.units[group])
         for part in slices:
-            if part.tensor in weights and weights[part.tensor].ndim == 2:
-                weight = weights[part.tensor]
+            if part.tensor in weights and weights[part.tensor].ndim > 1:
+                weight = weights[part.tensor].flatten(1)  # an expert is a row
                 sums = colsum(weight if part.axis == 1 else weight.T, p=p)
                 for piece in part.pieces(sums, geometry.units[group], geometry.sizes):
                     total += piece.sum(1).cpu()

@@ -2,8 +2,8 @@
 
 Each parameter's gradient is reduced by the `taylor` op the moment it is complete, and dropped; one
 gradient tensor exists at a time. A module's bias counts as one more column of its weight, and the
-projections of a fused module count as modules. Of module m, unit u and sequence n are kept, with p =
-weight x gradient of the sequence's mean token loss,
+projections of a fused module count as modules; so do the stacks of experts, and their router. Of
+module m, unit u and sequence n are kept, with p = weight x gradient of the sequence's mean token loss,
 
     signed    |sum p|      of the unit as a whole: the derivative of switching the module's part off
     vector    sum |S_c|    over the unit's channels c, S_c = sum p      (LLM-Pruner's vector-wise)
@@ -127,8 +127,8 @@ class GradientStatistics:
     def _add(self, sums: dict[str, torch.Tensor], name: str, weight, gradient) -> None:
         """Add a parameter's signed, absolute and square sums [3, channels] to its module's."""
         module = name.rpartition(".")[0]
-        if weight.ndim == 1:
-            weight, gradient = weight[:, None], gradient[:, None]
+        if weight.ndim != 2:  # a bias is a column; an expert of a stack is a row
+            weight, gradient = (t.reshape(len(t), -1) for t in (weight, gradient))
         columns = self.parts[module][0].axis == 1
         reduced = taylor(weight, gradient, rows=not columns, columns=columns)
         self.nonfinite[name] = self.nonfinite.get(name, 0) + reduced.nonfinite

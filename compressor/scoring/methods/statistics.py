@@ -5,10 +5,13 @@ Statistics a method can ask for:
     gated       the factors of the gated FFN, or of one without a gate the mean of |phi'| and phi'^2
                 (`slopes`); and the mean of 1/rms before its norm, of 1/std if that is a LayerNorm
     gram        X_u^T X_u of every KV group's input to o_proj
+    routed      of every expert how many tokens are sent to it, and the sum over them of the weight times
+                the size of its output, which is computed once more
 Sums are kept in float64 on the device; padding is masked out, so neither the order nor the split of
 the batches matters beyond rounding.
 """
 
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -16,6 +19,7 @@ from torch import nn
 
 from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
+from compressor.model.experts import norms_of
 from compressor.model.layers import norm_of
 from compressor.model.observing import Entering, Passed, observed
 from compressor.model.units import BlockGeometry
@@ -39,7 +43,9 @@ class BlockStatistics:
     def __enter__(self) -> "BlockStatistics":
         geometry, family = self.geometry, self.geometry.family
         entering: dict[str, Entering] = {
-            geometry.output_module(g): partial(self._inputs, g) for g in geometry.units
+            geometry.output_module(g): partial(self._inputs, g)
+            for g in geometry.units
+            if g == "attention" or not family.experts
         }
         passed: dict[str, Passed] = {}
         if "gated" in self.wanted:
@@ -47,12 +53,15 @@ class BlockStatistics:
             if family.gate not in (None, family.up):
                 passed[family.gate] = self._gate
             passed[family.up] = self._plain if family.gate is None else self._gated
-        self.open = observed(self.layer, entering, passed)
-        self.open.__enter__()
+        self.open = ExitStack()
+        self.open.enter_context(observed(self.layer, entering, passed))
+        if family.experts:
+            stack = self.layer.get_submodule(family.experts.stack)
+            self.open.enter_context(stack.register_forward_pre_hook(self._routed))
         return self
 
     def __exit__(self, *error) -> None:
-        self.open.__exit__(*error)
+        self.open.close()
         self.gate_output = None
 
     def means(self, sequences: int) -> dict[str, torch.Tensor | int]:
@@ -74,6 +83,19 @@ class BlockStatistics:
             units = self.batch.real(x).float().unflatten(-1, (self.geometry.units[group], -1))
             units = units.transpose(0, 1)
             self._add("gram", units.transpose(1, 2) @ units)
+
+    def _routed(self, stack: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        hidden, chosen, weights = (self.batch.real(x) for x in args)
+        self.tokens += self.batch.tokens
+        if "routed" not in self.wanted:
+            return
+        sums = torch.zeros(2, self.geometry.units["ffn"], dtype=torch.float64, device=hidden.device)
+        for expert in range(sums.shape[1]):
+            tokens, places = torch.where(chosen == expert)
+            sums[0, expert] = len(tokens)
+            sizes = norms_of(stack, expert, hidden[tokens])
+            sums[1, expert] = (weights[tokens, places].double() * sizes).sum()
+        self._add("routed", sums)
 
     def _in_sequences(self, x: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens, channels] of what a block may have flattened (OPT does)."""

@@ -115,7 +115,7 @@ def quantised(folder):
 
 
 def unknown(folder):
-    edit_config(folder, model_type="mixtral")
+    edit_config(folder, model_type="jamba")
 
 
 def no_tokenizer(folder):
@@ -143,7 +143,7 @@ REFUSED = {
     value_head: r"holds v_head\.weight",
     no_config: r"has no config\.json; without it",
     quantised: r"quantised weights",
-    unknown: r"'mixtral' is not supported",
+    unknown: r"'jamba' is not supported",
     no_tokenizer: r"has no tokenizer",
 }
 

@@ -23,7 +23,7 @@ from compressor.model.stream import BlockStream
 from compressor.planning.allocation import allocate
 from compressor.planning.lattice import Wanted
 from compressor.repairing.streaming import Repair
-from compressor.scoring.methods import METHODS
+from compressor.scoring.methods import CHANNELS, EXPERTS, METHODS
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
 from compressor.text.tokens import TokenSet, tokenize
@@ -34,10 +34,10 @@ from compressor.writing.record import write_record
 # What a family cannot be written as, and the words that say so.
 REFUSED: dict[tuple[str, str], str] = {
     ("bloom", "uniform"): "use --layout per-layer",
-    ("falcon", "per-layer"): "no code for falcon blocks",
-    ("gpt2", "per-layer"): "no code for gpt2 blocks",
-    ("gpt_neox", "per-layer"): "no code for gpt_neox blocks",
-    ("opt", "per-layer"): "no code for opt blocks",
+    ("falcon", "per-layer"): "no code for blocks of falcon",
+    ("gpt2", "per-layer"): "no code for blocks of gpt2",
+    ("gpt_neox", "per-layer"): "no code for blocks of gpt_neox",
+    ("opt", "per-layer"): "no code for blocks of opt",
     ("mistral", "nas"): "attend to 5 tokens",
 }
 REFUSED |= {
@@ -45,6 +45,9 @@ REFUSED |= {
     for family in FAMILIES
     if family not in ("llama", "mistral", "phi3", "qwen2")
 }
+MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
+REFUSED |= {(name, "per-layer"): f"no code for blocks of {name}" for name in MIXTURES}
+REFUSED |= {(name, "padded"): "An expert of zeros would be chosen" for name in MIXTURES}
 RATIOS = (0.85, 0.7)
 DOCUMENT = Path(__file__).parents[3] / "docs/families.md"
 REFUSED_MODES: dict[tuple[str, str], str] = {}
@@ -61,13 +64,18 @@ def prepared(every_family, text_file):
     checkpoint = Checkpoint(every_family)
     tokens = tokenize(read_text(str(text_file)), checkpoint.tokenizer(), 24, 8)
     stream = BlockStream(checkpoint)
-    return checkpoint, tokens, stream, score(checkpoint, "wanda-sp", None, tokens, stream)
+    method = "reap" if checkpoint.family.experts else "wanda-sp"
+    return checkpoint, tokens, stream, score(checkpoint, method, None, tokens, stream)
 
 
 @pytest.mark.parametrize(("method", "mode"), MODES)
 def test_scored_by_every_method(prepared, method, mode, record_property):
     checkpoint, tokens, stream, _ = prepared
     family = checkpoint.family.model_type
+    if (EXPERTS if checkpoint.family.experts else CHANNELS) not in METHODS[method].units:
+        with pytest.raises(InputError, match="of an FFN, and a unit of"):
+            METHODS[method].check_units(checkpoint.family)
+        return
     refused = REFUSED_MODES.get((family, mode))
     record_property("family", family)
     record_property("method", f"{method}:{mode}")

@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 
+from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
@@ -16,6 +17,7 @@ from compressor.analysis.inspection.loaders.answer import (
     no_tokenizer,
     tensors,
 )
+from compressor.model.experts import are_stacked
 from compressor.model.families import Family
 from compressor.model.families.nas import is_nas
 from compressor.model.per_layer import KEY, NAS_CODE, code_of
@@ -46,11 +48,15 @@ TOKENIZERS = {
     "granite": "GPT2Tokenizer",
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
+    "mixtral": "LlamaTokenizer",
     "olmo2": "GPTNeoXTokenizer",
+    "olmoe": "GPTNeoXTokenizer",
     "opt": "GPT2Tokenizer",
     "phi3": "LlamaTokenizer",
     "qwen2": "Qwen2Tokenizer",
+    "qwen2_moe": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "qwen3_moe": "Qwen2Tokenizer",
     "smollm3": "PreTrainedTokenizerFast",
     "starcoder2": "GPT2Tokenizer",
 }
@@ -64,6 +70,8 @@ def older(facts: Facts) -> Answer:
         return Answer(OLDER, None, "models of texts and images were not tried with it")
     if folder.packing:
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
+    if folder.family.experts:
+        return mixture(folder)
     shipped = facts.coded is not None
     target = f"{OLDER}, trust_remote_code" if shipped else OLDER
     facts = replace(facts, here=facts.coded or facts.here)
@@ -80,6 +88,13 @@ def older(facts: Facts) -> Answer:
     code = NAS_CODE if is_nas(folder.written) else code_of(folder.family)
     by = f"by {code[0].name}" if shipped else "its class has these widths"
     return Answer(target, True, f"{by}, and it reads the config and the tokenizer alike", SEEN)
+
+
+def mixture(folder: Folder) -> Answer:
+    if are_stacked(folder.stored, folder.family):
+        reason = "its class has experts one by one, and the files hold them one behind the other"
+        return Answer(OLDER, False, reason, RULES)
+    return Answer(OLDER, None, "mixtures of experts were not tried with it")
 
 
 def disagreement(facts: Facts) -> str | None:

@@ -1,0 +1,88 @@
+"""Mixtures of experts, as data: the FFN of a block is many, of which a router chooses a few a token.
+
+A unit of the group `ffn` is a whole expert. transformers' modules hold the experts of a block one behind
+the other in a tensor of three axes, and a row of the router's weight for each; most files hold every
+expert by itself, under names that `Experts` has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from compressor.model.families.table import Slice
+
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+WHOLE_EXPERTS = (
+    Slice(GATE_UP, 0, "c"),
+    Slice(DOWN, 0, "c"),
+    Slice("mlp.gate.weight", 0, "c"),
+)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Where the experts of a block are: names inside it.
+
+    parts: of each stacked tensor, what files with single experts have of one, {} being its number;
+    several parts lie one below the other. renamed: what such files call other tensors. router: the
+    module that chooses, with a row for every expert. stack: the module that runs what it chose,
+    with the output projections `down`. shared: the output projection of an expert that every token
+    passes, where there is one. all: the module that gives the sum of what all give.
+    per_token: the setting that says how many are chosen.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    router: str = "mlp.gate"
+    stack: str = "mlp.experts"
+    down: str = DOWN
+    shared: str | None = None
+    all: str = "mlp"
+    per_token: str = "num_experts_per_tok"
+
+
+LIKE_QWEN = Experts(
+    parts={
+        GATE_UP: tuple(f"mlp.experts.{{}}.{name}_proj.weight" for name in ("gate", "up")),
+        DOWN: ("mlp.experts.{}.down_proj.weight",),
+    }
+)
+
+
+def unlike(config: Mapping) -> str | None:
+    """Of a config of experts, why its blocks are not those of the tables."""
+    dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
+    if dense or step != 1:
+        return (
+            "some of its blocks have no experts (mlp_only_layers, decoder_sparse_step), and only models "
+            "whose blocks are alike are read"
+        )
+    return too_few(config)
+
+
+def too_few(config: Mapping) -> str | None:
+    """Of a config that routes tokens to more experts than there are, a sentence that says so."""
+    experts, routed = config.get("num_experts") or 0, config.get("num_experts_per_tok") or 0
+    if routed <= experts:
+        return None
+    return f"every token is routed to {routed} experts (num_experts_per_tok), and a block has {experts}"
+
+
+def fit(layer: nn.Module, kept: Sequence[int]) -> None:
+    """Experts and router of a block compute with the number of experts that they were made with."""
+    mlp: Any = layer.mlp
+    for module in (mlp.experts, mlp.gate):
+        module.num_experts = len(mlp.gate.weight)
+
+
+# What makes a table one of experts, beside what its types have of their own.
+MIXTURE: dict[str, Any] = {
+    "ffn": WHOLE_EXPERTS,
+    "experts": LIKE_QWEN,
+    "unlike": unlike,
+    "ffn_width_key": "num_experts",
+    "own_widths": False,
+    "fit": fit,
+}
