@@ -7,9 +7,9 @@ Then
     T = argmin sum over tokens of |X + T M - Y|^2 / mean square of Y,   drawn toward the identity,
 
 goes into `down_proj`: W' = T W, and its bias likewise, which takes a constant besides; into that of
-every expert, where there are any. A token counts as in every refit (`streaming.py`), and lambda is chosen
-on held-back sequences from the same grid, 0 before it. Where a norm follows `down_proj`, T is diagonal
-and goes into the norm's weight.
+every expert, where there are any. A token counts as in every refit (`streaming.py`), and lambda is
+chosen on held-back sequences from the same grid, 0 before it. Where a norm follows `down_proj`, T is
+diagonal and goes into the norm's weight.
 
 The map is that of ReplaceMe (arXiv 2505.02819), where X and M are the dense model's. Ours: X and M are
 of the model as it is folded so far, so that a fold also mends what those before it have left.
