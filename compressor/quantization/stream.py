@@ -36,7 +36,7 @@ from compressor.writing.packing import SCALE, packed, unpacked
 class Calibration:
     """What clipping is learned on: the dense checkpoint's stream, and token ids [tokens].
 
-    Of the sequences every `HELD_BACK`-th judges, at least one; InputError for fewer than two.
+    Of the sequences one in `HELD_BACK` judges, and at least one; InputError for fewer than two.
     """
 
     stream: BlockStream
@@ -53,7 +53,7 @@ class Calibration:
 
     @property
     def held(self) -> list[int]:
-        return list(held_back(len(self.sequences), HELD_BACK))
+        return held_back(len(self.sequences), HELD_BACK)
 
     @property
     def fitted(self) -> list[int]:

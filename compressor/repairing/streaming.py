@@ -12,8 +12,8 @@ repaired so far. In every block, in the order of the computation:
 3., 4. The same for gate and up, and for `down_proj`.
 
 The tokens of 2 and 4 count in proportion to 1 / (mean square of the dense stream), because the norm that
-reads the stream divides by its root. Every regression has a lambda of its own, chosen on every
-`HELD_BACK`-th sequence of the calibration text, and is left out where it makes those worse.
+reads the stream divides by its root. Every regression has a lambda of its own, chosen on one sequence
+in `HELD_BACK` of the calibration text, and is left out where it makes those worse.
 
 Of a source without some of its blocks (`fewer_blocks.py`) the dense path is that of the whole model: the
 block before blocks that were dropped is fitted to the stream after them.

@@ -15,6 +15,7 @@ from compressor.text.texts import Text
 MINIMUM_TOKENS = 32
 BATCH_TOKENS = 2048  # that pass through a block at once, where nobody says otherwise
 STRINGS = 64  # encoded at a time
+RUN = 8  # neighbours that are held back together, at most
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,21 @@ def of_similar_length(sequences: Sequence[torch.Tensor], tokens: int) -> list[li
     return batches
 
 
-def held_back(count: int, every: int) -> range:
-    """Places of every so-many-th of `count` sequences; of fewer, of the last."""
-    place = max(1, min(every, count))
-    return range(place - 1, count, place)
+def held_back(count: int, every: int) -> list[int]:
+    """Places of one in `every` of `count` sequences, and at least of one: the ends of equal parts of the
+    text, `RUN` sequences at most each.
+
+    Neighbours are often of one document. Held back one by one, each would be judged by what was fitted
+    to both of its neighbours, and what is learnt of a document would pass for what is learnt of a
+    language.
+    """
+    many = min(count, max(1, count // every))
+    parts = -(-many // RUN)
+    places: list[int] = []
+    for part in range(parts):
+        end = count * (part + 1) // parts
+        places += range(end - many * (part + 1) // parts + many * part // parts, end)
+    return places
 
 
 def parse_range(text: str | None) -> slice:

@@ -15,7 +15,7 @@ from compressor.planning.lattice import Lattice, lattice
 from compressor.scoring.score import score
 from compressor.scoring.scores import best
 from compressor.solvers.ridge import GRID, ridge
-from compressor.text.tokens import TokenSet
+from compressor.text.tokens import TokenSet, held_back
 
 
 def texts(count=17) -> TokenSet:
@@ -94,7 +94,8 @@ def test_repaired_errors_are_those_of_the_refitted_block(llama):
     scores, found = landscape_of(llama, "ridge")
     _, plain = landscape_of(llama)
     block = Block(llama, index, tokens)
-    held = [(i + 1) % HELD_BACK == 0 for i in range(len(tokens.sequences))]
+    count = len(tokens.sequences)
+    held = [i in held_back(count, HELD_BACK) for i in range(count)]
     layer, o_proj, down = block.layer, block.layer.self_attn.o_proj, block.layer.mlp.down_proj
     seen = {}
     hooks = [

@@ -17,7 +17,7 @@ from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.repairing.folding import fold, fold_record, runs_of
 from compressor.repairing.streaming import HELD_BACK, Repair
-from compressor.text.tokens import TokenSet
+from compressor.text.tokens import TokenSet, held_back
 
 TEXT = TokenSet(texts(40))
 BLOCKS = 5
@@ -67,7 +67,8 @@ class Whole:
 
 def rows(inputs, targets, aims) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the sequences that are fitted, all tokens as they count."""
-    fitted = [i for i in range(len(TEXT.sequences)) if (i + 1) % HELD_BACK]
+    held = held_back(len(TEXT.sequences), HELD_BACK)
+    fitted = [i for i in range(len(TEXT.sequences)) if i not in held]
     rates = [aim.square().mean(-1, keepdim=True).rsqrt() for aim in aims]
     return tuple(torch.cat([x[i] * rates[i] for i in fitted]) for x in (inputs, targets))
 

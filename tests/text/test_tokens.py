@@ -9,6 +9,7 @@ from compressor.text.texts import Text
 from compressor.text.tokens import (
     TokenSet,
     describe,
+    held_back,
     joined,
     parse_range,
     spread_excerpts,
@@ -115,3 +116,23 @@ def test_protocol_says_what_was_read(tokenizer):
     protocol = tokenize(Text("x.txt", "windows", ["ab" * 200]), tokenizer, 21).protocol
     assert protocol["sha256"] == Text("y", "windows", ["ab" * 200]).sha256
     assert describe(protocol) == "x.txt: 20 x BOS + window, at most 21 tokens, 420 tokens in all"
+
+
+@pytest.mark.parametrize(
+    ("count", "every", "places"),
+    [
+        (0, 8, []),
+        (1, 8, [0]),
+        (5, 8, [4]),
+        (32, 8, [28, 29, 30, 31]),
+        (128, 16, [*range(120, 128)]),
+        (128, 8, [*range(56, 64), *range(120, 128)]),
+        (100, 8, [*range(44, 50), *range(94, 100)]),
+    ],
+)
+def test_neighbours_are_held_back_together(count, every, places):
+    """At the ends of equal parts; of two texts side by side, at the end of each."""
+    assert held_back(count, every) == places
+    fitted, held = TokenSet([torch.tensor([i]) for i in range(count)]).split(every)
+    assert [int(s) for s in held.sequences] == places
+    assert sorted(int(s) for s in (*fitted.sequences, *held.sequences)) == [*range(count)]
