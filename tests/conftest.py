@@ -61,6 +61,17 @@ GEMMA = {
     "query_pre_attn_scalar": 6,
 }
 
+# Blocks of both kinds, with as many heads of linear attention as its keys and values need.
+HYBRID = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "head_dim": 8,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
 FROM_THE_BASE_ON = {"bloom", "gpt2"}
 # One each of: tied heads, biases, windows and norms before the stream, slopes and fused heads.
 QUICK = ("bloom", "gemma2", "llama", "qwen2")
@@ -238,6 +249,7 @@ def make_family(model_type: str, folder: Path, **sizes) -> Path:
         },
         # As in all of them, heads share the hidden size.
         "qwen2": {"hidden_size": 48, "head_dim": 6},
+        "qwen3_5_text": HYBRID,
         "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
     }
     special |= MIXTURES

@@ -71,6 +71,7 @@ class Checkpoint(Wrapped):
             header = read_header(self.path / file, dtypes, self.family.not_read)
             held[file] = list(header)
             self.tensors |= header
+        self._leave_out()
         check_index(self.path, held, self.family.not_read)
         # What is written may have other files.
         self.written_config.pop("transformers_weights", None)
@@ -193,6 +194,18 @@ class Checkpoint(Wrapped):
             self.part_from(held)
             check_dtypes(self.tensors, self.dtypes)
 
+    def _leave_out(self) -> None:
+        """Heads that predict further tokens are of the uncut model, and transformers runs none."""
+        begin, _ = self.family.foresees or ("", "")
+        names = [name for name in self.tensors if begin and name.startswith(begin)]
+        for name in names:
+            del self.tensors[name]
+        if names:
+            self.notes.append(
+                f"{self.path} holds a head that predicts further tokens ({names[0]} and "
+                f"{len(names) - 1} more), which fits the uncut model alone; it is left out."
+            )
+
     def _stack_experts(self) -> None:
         family = self.family
         self.stacks = are_stacked(self.tensors, family)
@@ -240,7 +253,7 @@ class Checkpoint(Wrapped):
     def _check_units(self) -> None:
         """Every tensor that a cut touches is as wide as the units that it is cut by."""
         for block, units in enumerate(self.block_units):
-            for group, slices in self.family.groups().items():
+            for group, slices in self.families[block].groups().items():
                 for part in slices:
                     name = self.block_name(block, part.tensor)
                     if name not in self.tensors:

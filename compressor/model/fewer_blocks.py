@@ -16,6 +16,7 @@ import torch
 from compressor.errors import InputError
 from compressor.model.configs import config_of, settings
 from compressor.model.families import Family
+from compressor.model.groups import GROUPS, counts
 from compressor.model.per_layer import KEY, entries_of
 from compressor.model.source import Source
 
@@ -118,10 +119,21 @@ def check_dropped(dropped: Sequence[int], source: Source) -> None:
             f"The block {outside[0]} cannot be dropped: {source.label} has {source.blocks} blocks, of "
             "which the first, 0, stays."
         )
+    if not may_go(dropped, source):
+        raise InputError(
+            f"The blocks {', '.join(map(str, dropped))} cannot be dropped together: no block of {source.label} would "
+            "be left that has KV groups (softmax attention), or none that has experts; keep one of them."
+        )
     if dropped and source.config.get(BY_NUMBER):
         raise InputError(
             f"Blocks of {source.label} compute by their numbers ({BY_NUMBER}), so none can be dropped."
         )
+
+
+def may_go(dropped: Sequence[int], source: Source) -> bool:
+    """Whether of every group some units are left: the widths of a model without any mean nothing."""
+    left = [units for b, units in enumerate(source.block_units) if b not in dropped]
+    return all(counts(left, g) for g in GROUPS if counts(source.block_units, g))
 
 
 def fewer(source: Source, numbers: Sequence[int]) -> dict:

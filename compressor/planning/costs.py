@@ -47,12 +47,15 @@ class Costs:
             )
         unit, prunable, source = {}, 0, checkpoint.whole
         for group, slices in checkpoint.family.groups().items():
+            # The first block that has any; where none has, a unit costs nothing.
+            having = [b for b, of_block in enumerate(checkpoint.block_units) if of_block[group]]
             owned = [
                 checkpoint.tensors[name]
+                for block in having[:1]
                 for part in slices
-                if (name := checkpoint.block_name(0, part.tensor)) in checkpoint.tensors
+                if (name := checkpoint.block_name(block, part.tensor)) in checkpoint.tensors
             ]
-            units = checkpoint.block_units[0][group]
+            units = checkpoint.block_units[having[0]][group] if having else 1
             unit[group] = {
                 "params": sum(t.numel for t in owned) // units,
                 "bytes": sum(t.end - t.begin for t in owned) // units,

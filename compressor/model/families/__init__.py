@@ -28,6 +28,7 @@ MODULES = (
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5_text",
     "qwen3_moe",
     "smollm3",
     "starcoder2",
