@@ -21,7 +21,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from counting import Counting, add_option
-from experts import MIXTURES
+from experts import HYBRID, MIXTURES
 from made_once import examples_folder, small_examples, whole  # noqa: F401  # fixtures
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -59,17 +59,6 @@ GEMMA = {
     "tie_word_embeddings": True,
     "sliding_window": 5,
     "query_pre_attn_scalar": 6,
-}
-
-# Blocks of both kinds, with as many heads of linear attention as its keys and values need.
-HYBRID = {
-    "num_hidden_layers": 4,
-    "layer_types": ["linear_attention", "full_attention"] * 2,
-    "head_dim": 8,
-    "linear_key_head_dim": 4,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
 }
 
 FROM_THE_BASE_ON = {"bloom", "gpt2"}

@@ -17,7 +17,14 @@ import torch
 
 from compressor.config.json_files import read_object
 from compressor.errors import InputError, MendableError
-from compressor.model.configs import check_task, load_config, made, read_as_given, settings
+from compressor.model.configs import (
+    check_patterns,
+    check_task,
+    load_config,
+    made,
+    read_as_given,
+    settings,
+)
 from compressor.model.empty_model import EmptyModel, UnfitError
 from compressor.model.experts import are_stacked, stacked
 from compressor.model.families import family_of
@@ -170,6 +177,7 @@ class Checkpoint(Wrapped):
             self.family = self.wrapper.inside(self.family)
         check_task(self.path, self.written_config if self.wrapper else original)
         self.config = self.family.standard(self.written_config)
+        check_patterns(self.path, self.config)
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()

@@ -39,7 +39,6 @@ from typing import NamedTuple
 from compressor.config.packing import Packing
 from compressor.model.widths import BlockWidths, ModelWidths
 
-
 STATE_BYTES = 4  # of a number of it, whatever weights are
 
 

@@ -185,7 +185,8 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     pairs = zip(widths, before, strict=True)
     trained = kind.refined or load.checkpoint.family.experts is not None
     alone = [
-        trained and now["attention"] == was["attention"] or 0 in was.values() for now, was in pairs
+        (trained and now["attention"] == was["attention"]) or 0 in was.values()
+        for now, was in pairs
     ]
 
     def seconds(one: bool, epochs: int) -> float:

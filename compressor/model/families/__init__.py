@@ -28,8 +28,10 @@ MODULES = (
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5_moe_text",
     "qwen3_5_text",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
     "starcoder2",
 )

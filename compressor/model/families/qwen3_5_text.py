@@ -5,9 +5,8 @@ both go with the head. Norms add one to their weights, but for the one behind li
 """
 
 from compressor.model.families import linear
-from compressor.model.families.table import GATED_FFN, GROUPED_ATTENTION, Family, inward
-
-GATED_ATTENTION = (*inward("self_attn.q_proj", "g"), *GROUPED_ATTENTION[2:])
+from compressor.model.families.linear import GATED_ATTENTION
+from compressor.model.families.table import GATED_FFN, Family
 
 FAMILY = Family(
     model_type="qwen3_5_text",
@@ -17,6 +16,7 @@ FAMILY = Family(
     kind=linear.kind,
     state=linear.state,
     unlike=linear.unlike,
+    constants=linear.DEFAULTS,
     norm_offset=1.0,
     own_widths=False,
     foresees=("mtp.", "mtp_num_hidden_layers"),

@@ -249,6 +249,17 @@ class Family:
         return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
 
 
+def together(*kinds: Callable[[Mapping, int], Mapping[str, Any]]) -> Callable:
+    """A block of several kinds at once, as `Family.kind`."""
+
+    def kind(config: Mapping, block: int) -> dict[str, Any]:
+        changes = [of(config, block) for of in kinds]
+        whole = tuple(group for each in changes for group in each.get("whole", ()))
+        return {name: value for each in changes for name, value in each.items()} | {"whole": whole}
+
+    return kind
+
+
 def inward(module: str, owns: str) -> tuple[Slice, Slice]:
     """The weight and the bias of a projection whose output channels units own."""
     return Slice(f"{module}.weight", 0, owns), Slice(f"{module}.bias", 0, owns, optional=True)
