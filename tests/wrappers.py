@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from experts import HYBRID
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 SIZES = {
@@ -82,6 +83,15 @@ KINDS = {
         QWEN_TEXT,
     ),
     "qwen2_vl": (QWEN, QWEN_TEXT),
+    "qwen3_5": (
+        QWEN
+        | {
+            "vision_config": VISION
+            | {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16}
+        },
+        {name: value for name, value in HYBRID.items() if name.startswith("linear")}
+        | {"head_dim": 16, "full_attention_interval": 2, "mtp_num_hidden_layers": 1},
+    ),
 }
 
 

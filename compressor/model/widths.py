@@ -118,7 +118,7 @@ def model_widths(checkpoint: Source) -> ModelWidths:
     family, tensors = checkpoint.family, checkpoint.tensors
     blocks = tuple(
         block_widths(
-            {name: tensors[checkpoint.block_name(i, name)] for name in checkpoint.block_tensors(i)},
+            checkpoint.block_entries(i),
             table,
             checkpoint.head_dim,
             window,

@@ -38,6 +38,7 @@ class Costs:
 
     @classmethod
     def of(cls, checkpoint: "Source", budget: str = "params") -> "Costs":
+        from compressor.model.widths import whole_matrices
         from compressor.planning.budget import flops_of, table_of
 
         if checkpoint.family.experts and budget != "params":
@@ -62,6 +63,11 @@ class Costs:
             }
             weights = sum(t.numel for t in owned if len(t.shape) > 1) // units
             prunable += weights * sum(block[group] for block in source.block_units)
+        # What is of another kind is a part of the blocks, though it stays.
+        for index, family in enumerate(source.families):
+            if family.whole:
+                named = source.block_entries(index)
+                prunable += sum(named[name].numel for name in whole_matrices(named, family))
         total = {"params": source.parameters, "bytes": source.bytes}
         left = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
         if budget == "flops":

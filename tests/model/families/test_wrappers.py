@@ -50,7 +50,11 @@ def small(tmp_path, llama):
 def plan_of(folder, heads=(0, 2), ffn=20) -> Plan:
     source = Checkpoint(folder)
     kept = [*heads] if source.family.cuts_heads else [*range(source.units["attention"])]
-    return Plan([{"attention": kept, "ffn": [*range(ffn)]}] * source.blocks, {"scores": {}})
+    blocks = [
+        {"attention": kept[: units["attention"]], "ffn": [*range(ffn)]}
+        for units in source.block_units
+    ]
+    return Plan(blocks, {"scores": {}})
 
 
 @torch.no_grad()
