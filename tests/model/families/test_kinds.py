@@ -1,5 +1,5 @@
-"""Models whose blocks are of several kinds: some have linear attention, or one FFN and no experts, and keep
-it whole.
+"""Models whose blocks are of several kinds: some have linear attention, or one FFN and no experts, and
+keep it whole.
 """
 
 import json
