@@ -18,6 +18,7 @@ HYBRID = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+HYBRIDS = ("qwen3_5_text",)  # of one FFN a block
 SHARED = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
 # What a tiny model of a type has beside the sizes that all have.
 MIXTURES: dict[str, dict] = {

@@ -58,7 +58,7 @@ def only_units(layer: nn.Module, geometry: BlockGeometry, kept: Mapping[str, Seq
     """
     with ExitStack() as handles:
         for group, units in kept.items():
-            if group not in geometry.units:
+            if not units and group not in geometry.units:
                 continue
             if group == "ffn" and geometry.family.experts:
                 handles.enter_context(only_experts(layer, geometry.family.experts, units))
