@@ -263,3 +263,10 @@ def test_a_whole_job(hybrid, text_file, tmp_path, capsys):
     assert "logits within" in result["verified"] and len(result["dropped_blocks"]) == 1
     left = [kind for block, kind in enumerate(TYPES) if block not in result["dropped_blocks"]]
     assert said(out)["layer_types"] == left
+
+
+@pytest.mark.parametrize("kind", ["llama4", "llama4_text"])
+def test_llama_4_is_refused_by_name(copied, kind):
+    edit_config(copied, model_type=kind)
+    with pytest.raises(InputError, match=f"type '{kind}' is not supported: its experts read what"):
+        Checkpoint(copied)
