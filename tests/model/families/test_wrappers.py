@@ -132,7 +132,10 @@ def test_images_still_pass(made, tmp_path, kind):
     assert not torch.equal(loaded(out)(**seen).logits, first)
 
 
-@pytest.mark.parametrize("kind", ["llava", pytest.param("gemma3", marks=pytest.mark.breadth)])
+@pytest.mark.parametrize(
+    "kind",
+    ["llava", *(pytest.param(k, marks=pytest.mark.breadth) for k in ("gemma3", "qwen3_5_moe"))],
+)
 def test_a_whole_job(made, kind, tmp_path, text_file, capsys):
     """Scored, repaired, trained and verified; what lies beside the weights is copied."""
     source, out = made(kind), tmp_path / "out"
