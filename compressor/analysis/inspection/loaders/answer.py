@@ -93,6 +93,8 @@ def filled(widths: list[BlockWidths]) -> list[BlockWidths]:
     """The widths of blocks of several kinds, each with those of another in the place of what it has of
     another kind: a config says one for all that have any.
     """
+    if not widths:
+        return []
     attending = next((block for block in widths if block.query), widths[0])
     fed = next((block for block in widths if block.ffn), widths[0])
     attention = {name: getattr(attending, name) for name in ("query", "key_value", "query_inputs")}
