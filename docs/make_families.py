@@ -23,18 +23,32 @@ how many; of a mixture the first are whole experts, and its methods are named. A
 written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
-Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's widths
-staying as their classes have them; what a config says of every block stays with it.
-Models of texts and images are read as the language models inside of them, whose config is
-`text_config`: `gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl` and `qwen2_5_vl`, around a
-`gemma3_text`, `llama`, `mistral`, `phi3`, `qwen2` or `qwen3`. That model is scored, cut, repaired and
-trained; vision tower and projector are copied byte for byte, under the names and in the form that the
-source has, and the result loads in the source's own class (`AutoModelForImageTextToText`). The
-verification loads the source in it, too, and compares logits on text. `--keep` and `--target` in
-parameters are of the language model, a bound in bytes is of the whole folder. Layouts are `uniform` and
-`padded`; such models are not packed by `--quantize`. Qwen2-VL's language model turns queries and keys
-by three positions, which on text are equal, so that it is a `qwen2` there; its class has hidden size /
-heads channels a head, so its heads stay.
+Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's
+widths staying as their classes have them; what a config says of every block stays with it. Models of
+texts and images are read as the language models inside of them, whose config is `text_config`:
+`gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_5` and `qwen3_5_moe`,
+around a `gemma3_text`, `llama`, `mistral`, `phi3`, `qwen2`, `qwen3` or hybrid. That model is scored,
+cut, repaired and trained; vision tower and projector are copied byte for byte, under the names and in
+the form that the source has, and the result loads in the source's own class
+(`AutoModelForImageTextToText`). The verification loads the source in it, too, and compares logits on
+text. `--keep` and `--target` in parameters are of the language model, a bound in bytes is of the
+whole folder. Layouts are `uniform` and `padded`; such models are not packed by `--quantize`.
+Qwen2-VL's language model turns queries and keys by three positions, which on text are equal, so that
+it is a `qwen2` there; its class has hidden size / heads channels a head, so its heads stay.
+
+Hybrids (`qwen3_5_text`, and with experts `qwen3_next` and `qwen3_5_moe_text`) have blocks of two
+kinds, by `layer_types`. FFN channels, or whole experts, go from all of them, and without experts KV
+groups, with the gates of their query heads, from those with softmax attention; linear attention stays
+as it is, bit for bit, and the repair of such a block is that of its FFN. In mixtures of Qwen's,
+blocks that have one FFN and no experts (`mlp_only_layers`, `decoder_sparse_step`) keep it whole.
+`--keep-blocks` is a share of all matrices of the blocks, those that stay among them. A dropped block
+takes its kind along; some softmax attention, and some experts, have to stay. A head that predicts
+further tokens (MTP, `mtp.`) is of the uncut model: transformers reads none, so it is left out with a
+note, and the setting that counts its blocks becomes 0. Layouts are `uniform` and, without experts,
+`padded`; `--quantize`, `sparsify`, `doctor` and the tables of `estimate --costs` refuse blocks of
+several kinds. The KV cache of an `estimate` has the state of linear attention in it, in float32, as
+transformers keeps it. transformers 4.57 has no class of Qwen3.5. Llama 4 is refused: its experts read
+what the router has multiplied.
 
 Quantised sources are dequantised while they are read: FP8 with scales of blocks (`quant_method` `fp8`,
 as DeepSeek and Qwen publish it) and the compressed-tensors formats that `--quantize` writes. What is
@@ -43,9 +57,9 @@ names; its verification compares it with the source as it is read. Others are re
 dense copy.
 
 `make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families
-but Baichuan, whatever layouts they have, with the same logits and, where `inspect` answers yes for 4.57,
-the same ids. (4.57 computes Gemma 2 by an attention without its soft caps unless it is loaded with
-`attn_implementation="eager"`, uncut models too.)
+but Baichuan, mixtures and hybrids, whatever layouts they have, with the same logits and, where
+`inspect` answers yes for 4.57, the same ids. (4.57 computes Gemma 2 by an attention without its soft
+caps unless it is loaded with `attn_implementation="eager"`, uncut models too.)
 
 vLLM's class of Qwen2 has hidden size / heads channels a head, whatever the config says, so a Qwen2
 that lost KV groups is written as `llama` with biases, that of `o_proj` being zeros. Where that

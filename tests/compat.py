@@ -40,6 +40,7 @@ BROKEN = {("5.19", "bloom"): "static"}
 def write_all(folder: Path) -> None:
     """The logits are those of the padded layout, which is a stock model of the source's type."""
     from conftest import make_family
+    from experts import HYBRIDS
     from transformers import AutoModelForCausalLM
 
     from compressor.analysis.inspection import inspect
@@ -51,6 +52,7 @@ def write_all(folder: Path) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     stock = {name: f for name, f in FAMILIES.items() if f.stock and not f.experts}
+    stock = {name: f for name, f in stock.items() if name not in HYBRIDS}
     kinds = {name: (name, VARIANTS.get(name, {})) for name, f in stock.items()}
     kinds["qwen2-plain"] = ("qwen2", {})  # without windows its cut heads go out as llama
     for name, (model_type, sizes) in kinds.items():

@@ -21,7 +21,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from counting import Counting, add_option
-from experts import MIXTURES
+from experts import HYBRID, HYBRIDS, MIXTURES
 from made_once import examples_folder, small_examples, whole  # noqa: F401  # fixtures
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -160,9 +160,23 @@ def unequal(family: Family) -> bool:
     return family.own_widths and family.stock and not family.couples_heads({})
 
 
-@pytest.fixture(scope="session", params=families(lambda f: f.stock and not f.experts))
+def of_channels(family: Family) -> bool:
+    return family.stock and family.experts is None
+
+
+@pytest.fixture(
+    scope="session", params=families(lambda f: of_channels(f) and f.model_type not in HYBRIDS)
+)
 def any_family(request, random_family) -> Path:
-    """One checkpoint of each family that transformers has a class for, of one FFN a block."""
+    """One checkpoint of each family that transformers has a class for, of one FFN a block, whose blocks
+    are alike.
+    """
+    return random_family(request.param)
+
+
+@pytest.fixture(scope="session", params=families(of_channels))
+def any_kinds(request, random_family) -> Path:
+    """The same, and of those whose blocks are of several kinds."""
     return random_family(request.param)
 
 
@@ -238,6 +252,7 @@ def make_family(model_type: str, folder: Path, **sizes) -> Path:
         },
         # As in all of them, heads share the hidden size.
         "qwen2": {"hidden_size": 48, "head_dim": 6},
+        "qwen3_5_text": HYBRID,
         "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
     }
     special |= MIXTURES

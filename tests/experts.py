@@ -8,15 +8,25 @@ from transformers import AutoModelForCausalLM
 
 FUSED = "fused"
 MIXTURE = {"num_experts": 6, "num_experts_per_tok": 2}
+# Of blocks that are of several kinds: those of attention, and what the heads of each are.
+HYBRID = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "head_dim": 8,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+HYBRIDS = ("qwen3_5_text",)  # of one FFN a block
+SHARED = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
 # What a tiny model of a type has beside the sizes that all have.
 MIXTURES: dict[str, dict] = {
     "mixtral": MIXTURE,
-    "qwen2_moe": MIXTURE
-    | {
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 24,
-    },
+    "qwen2_moe": MIXTURE | SHARED,
+    "qwen3_5_moe_text": HYBRID | MIXTURE | SHARED,
     "qwen3_moe": MIXTURE | {"moe_intermediate_size": 16, "norm_topk_prob": True},
+    "qwen3_next": HYBRID | MIXTURE | SHARED,
     "olmoe": MIXTURE,
 }
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from experts import HYBRID, MIXTURES
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 SIZES = {
@@ -49,6 +50,14 @@ QWEN_TEXT = {
     "head_dim": None,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]},
 }
+QWEN3_5 = QWEN | {
+    "vision_config": VISION
+    | {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16}
+}
+QWEN3_5_TEXT = {
+    **{name: value for name, value in HYBRID.items() if name.startswith("linear")},
+    **{"head_dim": 16, "full_attention_interval": 2, "mtp_num_hidden_layers": 1},
+}
 # Of every wrapper: what is beside the language model, and what sets that apart.
 KINDS = {
     "gemma3": (
@@ -82,6 +91,8 @@ KINDS = {
         QWEN_TEXT,
     ),
     "qwen2_vl": (QWEN, QWEN_TEXT),
+    "qwen3_5": (QWEN3_5, QWEN3_5_TEXT),
+    "qwen3_5_moe": (QWEN3_5, QWEN3_5_TEXT | MIXTURES["qwen3_5_moe_text"] | {"layer_types": None}),
 }
 
 

@@ -16,6 +16,7 @@ from compressor.measuring.besa import check_activation
 from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family
+from compressor.model.groups import are_alike, counts
 from compressor.model.heads import check_differing, choose_container, why_refused
 from compressor.model.per_layer import has_uniform
 from compressor.model.source import Source
@@ -38,6 +39,8 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
     if config.quantization.wanted:
         check_packable(checkpoint)
     if config.sparse is not None:
+        if checkpoint.mixed:
+            raise InputError(several_kinds("sparsify prunes", checkpoint))
         if checkpoint.family.experts:
             raise InputError(no_experts("sparsify prunes", checkpoint.family))
         check_sparsity(config.sparse.sparsity, checkpoint)
@@ -74,8 +77,17 @@ def no_experts(what: str, family: Family) -> str:
     )
 
 
+def several_kinds(what: str, checkpoint: Source) -> str:
+    return (
+        f"{what} the same projections in all blocks, and those of {checkpoint.family.model_type} are of "
+        "several kinds; cut them (--keep, --keep-blocks, --drop-blocks)."
+    )
+
+
 def check_packable(checkpoint: Checkpoint) -> None:
     family = checkpoint.family
+    if checkpoint.mixed:
+        raise InputError(several_kinds("--quantize packs", checkpoint))
     if family.inside:
         raise InputError(
             f"--quantize packs models of texts alone, and this is inside of a {family.inside}; leave it "
@@ -154,7 +166,7 @@ def solved_results(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
         widths = solve(target, checkpoint, lattice, protect)
         wanted.append(WantedResult(name, target, layout, widths))
         if layout in (UNIFORM, NAS):
-            groups = {widths[0]["attention"]}
+            groups = counts(widths, "attention")
             choose_container(checkpoint, groups, config.write.container, layout)
         check_left(config, checkpoint, widths)
     return wanted
@@ -181,7 +193,7 @@ def layouts_of(checkpoint: Source) -> list[str]:
 
 
 def check_equal_blocks(checkpoint: Checkpoint, option: str) -> None:
-    if any(units != checkpoint.units for units in checkpoint.block_units):
+    if not are_alike(checkpoint.block_units):
         raise InputError(
             f"{option} takes checkpoints of equal blocks, and the blocks of {checkpoint.path} have "
             "different widths; give one in the uniform or the padded layout."

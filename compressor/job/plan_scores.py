@@ -14,6 +14,7 @@ from compressor.job.progress import Lines
 from compressor.job.reading import Texts
 from compressor.job.run import open_run
 from compressor.job.widths import wanted_widths
+from compressor.model.groups import counts
 from compressor.model.heads import choose_container
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
@@ -35,7 +36,7 @@ def plan_scores(scores: Scores, source: Source, config: JobConfig) -> tuple[Plan
         check_equal(target, source, aligned.lattice, protect)
     made = allocate(scores, source, target, wanted, config.plan.protect, how)
     if equal:
-        groups = {width["attention"] for width in made.widths()}
+        groups = counts(made.widths(), "attention")
         choose_container(source, groups, wanted.container, wanted.layout)
     return made, aligned
 

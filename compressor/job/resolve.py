@@ -36,9 +36,10 @@ def resolve(config: JobConfig, mixture: bool | None = None) -> JobConfig:
 
 
 def is_mixture(folder: Path) -> bool:
-    """Whether the config in a folder counts experts."""
+    """Whether the config in a folder, or that of the language model in it, counts experts."""
     config = object_in(folder / "config.json")
-    return any(config.get(count) for count in COUNTS)
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    return any(part.get(count) for part in parts for count in COUNTS)
 
 
 def default_selection(method: str, repair: str, mixture: bool = False) -> str:

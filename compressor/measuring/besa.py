@@ -112,9 +112,9 @@ class Suffix:
         cuts = self.cuts
         z = {g: gates.to(cuts.device) for g, gates in z.items()}
         heads, wanted = cuts.rows(cuts.heads, i), cuts.rows(cuts.out, i)
-        stream = cuts.rows(cuts.before, i) + cuts.added(
-            "attention", self.o_proj(gated(heads, z["attention"], self.heads_of_group))
-        )
+        if "attention" in z:
+            heads = gated(heads, z["attention"], self.heads_of_group)
+        stream = cuts.rows(cuts.before, i) + cuts.added("attention", self.o_proj(heads))
         hidden = self.norm(cuts.rows(cuts.before, i) if cuts.geometry.parallel else stream)
         up = self.up(hidden)
         if self.gate is None:
@@ -214,7 +214,7 @@ def learn_block(
 ) -> torch.Tensor:
     """`learn` of a `BlockCuts` that has observed its block, on the sequences it may fit."""
     widths = lattice.of_block({g: len(scores[g]) for g in GROUPS})
-    gates = {g: Gate.of(widths[g], scores[g]) for g in GROUPS}
+    gates = {g: Gate.of(widths[g], scores[g]) for g in GROUPS if len(scores[g])}
     return learn(
         Suffix(cuts).error, cuts.first_held, gates, prices, of_block(seed, index), sampling
     )

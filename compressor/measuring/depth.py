@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from compressor.measuring.guard import loss_after
-from compressor.model.fewer_blocks import FewerBlocks
+from compressor.model.fewer_blocks import FewerBlocks, may_go
 from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.text.tokens import TokenSet
@@ -38,7 +38,8 @@ def judged_drops(
     losses = dict(known or {})
     dropped: list[int] = []
     for step in range(count):
-        left = sorted((b for b in free if b not in dropped), key=influence.__getitem__)
+        left = [b for b in free if b not in dropped and may_go([*dropped, b], stream.checkpoint)]
+        left.sort(key=influence.__getitem__)
         tried = {}
         for candidate in left[:CANDIDATES]:
             without = sorted([*dropped, candidate])

@@ -52,7 +52,8 @@ def loss_after(
     for index, changed in enumerate(changes):
         kept = plan.blocks[index]
         weights = stream.cast(cut_block(checkpoint.read_block(index), checkpoint, kept, changed))
-        layer = narrowed(stream.layers[index], weights, checkpoint.family, kept["attention"])
+        table = checkpoint.families[index]
+        layer = narrowed(stream.layers[index], weights, table, kept["attention"])
         states = passed(stream, layer, states, [call[index] for call in calls])
         trim_heap()
     nll = 0.0

@@ -54,7 +54,7 @@ def measure_landscape(
     One forward pass, and one more of every FFN for each number of groups; one block in memory.
     InputError for a refit of fewer than two sequences, and activations that are not finite or all 0.
     """
-    geometry, kind = BlockGeometry.of(stream.checkpoint), KINDS[repair]
+    kind = KINDS[repair]
     refit = kind is not None and kind.weights  # of the output projections
     fitted, held = (part.sequences for part in tokens.split(HELD_BACK))
     if not refit and not probing:
@@ -68,6 +68,7 @@ def measure_landscape(
     probes = Probes(stream, batches, first_held, lattice) if probing else None
 
     def measured(index: int, layer, forward) -> dict[str, torch.Tensor]:
+        geometry = BlockGeometry.of(stream.checkpoint, index)
         block = BlockCuts(stream, geometry, layer, batches, first_held, refit)
         block.observe(forward)
         tensors = {"errors": block.errors(orders[index], lattice, probes)} | block.cut
@@ -154,9 +155,10 @@ class BlockCuts:
         channels = (-scores["ffn"]).argsort(stable=True).to(self.device)
         changes = self.attention_changes(groups, lattice.attention)
         widths = torch.tensor(lattice.ffn)
-        rows = []
+        rows: list[torch.Tensor] = []
         for groups_kept, change in zip(lattice.attention, changes, strict=True):
-            fit, held = self.ffn_sums(change)
+            if not rows or "attention" in self.geometry.units:  # else the attention stays as it is
+                fit, held = self.ffn_sums(change)
             if probes is not None:
                 self.cut |= probes.outputs(self, groups_kept, change, channels, [fit, held])
             down = self.output("ffn").weight
@@ -217,6 +219,8 @@ class BlockCuts:
     def attention_changes(self, order: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
         """By how much o_proj's weights differ [outputs, inputs] when so many groups are kept."""
         weight = wide(self.output("attention").weight)
+        if "attention" not in self.geometry.units:
+            return [torch.zeros_like(weight)] * len(counts)
         sums = self.moments(weight.shape[1], weight.shape[0])
         if self.refit:
             for i in range(len(self.batches)):

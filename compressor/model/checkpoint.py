@@ -17,7 +17,14 @@ import torch
 
 from compressor.config.json_files import read_object
 from compressor.errors import InputError, MendableError
-from compressor.model.configs import check_task, load_config, made, read_as_given, settings
+from compressor.model.configs import (
+    check_patterns,
+    check_task,
+    load_config,
+    made,
+    read_as_given,
+    settings,
+)
 from compressor.model.empty_model import EmptyModel, UnfitError
 from compressor.model.experts import are_stacked, stacked
 from compressor.model.families import family_of
@@ -71,6 +78,7 @@ class Checkpoint(Wrapped):
             header = read_header(self.path / file, dtypes, self.family.not_read)
             held[file] = list(header)
             self.tensors |= header
+        self._leave_out()
         check_index(self.path, held, self.family.not_read)
         # What is written may have other files.
         self.written_config.pop("transformers_weights", None)
@@ -169,6 +177,7 @@ class Checkpoint(Wrapped):
             self.family = self.wrapper.inside(self.family)
         check_task(self.path, self.written_config if self.wrapper else original)
         self.config = self.family.standard(self.written_config)
+        check_patterns(self.path, self.config)
         if reason := self.family.unlike(self.config):
             raise InputError(f"{self.path} cannot be cut: {reason}")
         self._check_format()
@@ -192,6 +201,18 @@ class Checkpoint(Wrapped):
         if self.wrapper:
             self.part_from(held)
             check_dtypes(self.tensors, self.dtypes)
+
+    def _leave_out(self) -> None:
+        """Heads that predict further tokens are of the uncut model, and transformers runs none."""
+        begin, _ = self.family.foresees or ("", "")
+        names = [name for name in self.tensors if begin and name.startswith(begin)]
+        for name in names:
+            del self.tensors[name]
+        if names:
+            self.notes.append(
+                f"{self.path} holds a head that predicts further tokens ({names[0]} and "
+                f"{len(names) - 1} more), which fits the uncut model alone; it is left out."
+            )
 
     def _stack_experts(self) -> None:
         family = self.family
@@ -240,7 +261,7 @@ class Checkpoint(Wrapped):
     def _check_units(self) -> None:
         """Every tensor that a cut touches is as wide as the units that it is cut by."""
         for block, units in enumerate(self.block_units):
-            for group, slices in self.family.groups().items():
+            for group, slices in self.families[block].groups().items():
                 for part in slices:
                     name = self.block_name(block, part.tensor)
                     if name not in self.tensors:

@@ -23,6 +23,8 @@ OTHER_TASKS = {
     "is_encoder_decoder": (True, "it is a decoder that attends to an encoder"),
 }
 YES = ("true", "1")
+# Settings that are lists with an entry a block, whether a file has them or a class makes them of others.
+OF_EVERY_BLOCK = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_types")
 EMBEDDER = "modules.json"  # of sentence-transformers
 
 
@@ -65,6 +67,19 @@ def check_task(path: Path, config: Mapping) -> None:
             "only models that predict the next token are read. If it is meant as one all the same, "
             f"give a copy of the folder without {EMBEDDER}."
         )
+
+
+def check_patterns(path: Path, config: Mapping) -> None:
+    """Refuse a list with an entry a block that has more of them than there are blocks, or fewer."""
+    blocks = config.get("num_hidden_layers")
+    for name in OF_EVERY_BLOCK:
+        pattern = config.get(name)
+        if isinstance(pattern, list) and isinstance(blocks, int) and len(pattern) != blocks:
+            raise InputError(
+                f"The config of {path} has {len(pattern)} entries in {name}, and {blocks} blocks "
+                "(num_hidden_layers); which entry is of which block is not known. Give a folder whose "
+                "config has one for each."
+            )
 
 
 def load_config(path: Path, family: Family, written: Mapping, translated: bool):

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from compressor.errors import InputError
-from compressor.model.configs import config_of, settings
+from compressor.model.configs import OF_EVERY_BLOCK, config_of, settings
 from compressor.model.families import Family
+from compressor.model.families.experts import ONLY, STEP
+from compressor.model.groups import GROUPS, counts
 from compressor.model.per_layer import KEY, entries_of
 from compressor.model.source import Source
 
-# Settings that are lists with an entry a block, whether a file has them or a class makes them of others.
-OF_EVERY_BLOCK = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_types")
 # The first so many blocks attend to all, the others through a window.
 BEFORE_WINDOWS = "max_window_layers"
 # What makes a block's arithmetic depend on its number.
@@ -118,10 +118,22 @@ def check_dropped(dropped: Sequence[int], source: Source) -> None:
             f"The block {outside[0]} cannot be dropped: {source.label} has {source.blocks} blocks, of "
             "which the first, 0, stays."
         )
+    if not may_go(dropped, source):
+        named = ", ".join(map(str, sorted(dropped)))
+        raise InputError(
+            f"The blocks {named} cannot be dropped together: of {source.label} no block would be left "
+            "that has softmax attention, or none that has experts; keep one of them."
+        )
     if dropped and source.config.get(BY_NUMBER):
         raise InputError(
             f"Blocks of {source.label} compute by their numbers ({BY_NUMBER}), so none can be dropped."
         )
+
+
+def may_go(dropped: Sequence[int], source: Source) -> bool:
+    """Whether of every group some units are left: the widths of a model without any mean nothing."""
+    left = [units for b, units in enumerate(source.block_units) if b not in dropped]
+    return all(counts(left, g) for g in GROUPS if counts(source.block_units, g))
 
 
 def fewer(source: Source, numbers: Sequence[int]) -> dict:
@@ -134,6 +146,9 @@ def fewer(source: Source, numbers: Sequence[int]) -> dict:
             written[name] = [written[name][b] for b in numbers]
     if isinstance(before := written.get(BEFORE_WINDOWS), int):
         written[BEFORE_WINDOWS] = sum(b < before for b in numbers) + max(0, before - source.blocks)
+    if family.experts and (written.get(ONLY) or (written.get(STEP) or 1) != 1):
+        written[ONLY] = [at for at, b in enumerate(numbers) if not source.families[b].experts]
+        written[STEP] = 1
     if entries := written.get(KEY):
         written[KEY] = entries_of(entries, numbers)
     return with_patterns(written, source, numbers, family)

@@ -3,6 +3,7 @@
 from functools import cached_property
 
 from compressor.model.families import Family
+from compressor.model.groups import GROUPS
 from compressor.model.per_layer import HEADS, in_every_block
 
 
@@ -52,23 +53,37 @@ class Geometry:
     def channel_sizes(self) -> dict[str, int]:
         """Channels of a unit of each kind, as a `Slice` names them."""
         queries = self.queries_per_group * self.head_dim
-        return {"q": queries, "k": self.head_dim, "v": self.head_dim, "c": 1}
+        return {"q": queries, "g": 2 * queries, "k": self.head_dim, "v": self.head_dim, "c": 1}
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """The family's table as every block has it."""
+        return [self.family.in_block(self.config, block) for block in range(self.blocks)]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether blocks are of several kinds."""
+        return any(family.whole for family in self.families)
 
     @property
     def units(self) -> dict[str, int]:
-        """Prunable units of one block, KV groups and FFN channels: of the widest, if they differ."""
+        """Prunable units of one block, KV groups and FFN channels: the most that any has."""
         blocks = self.block_units
         return {group: max(units[group] for units in blocks) for group in blocks[0]}
 
     @cached_property
     def block_units(self) -> list[dict[str, int]]:
-        """Prunable units of every block."""
+        """Prunable units of every block; none of what is of another kind there."""
         family = self.family
         groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
         channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
-        return [
+        found = [
             {"attention": kv_groups or self.heads, "ffn": ffn}
             for kv_groups, ffn in zip(groups, channels, strict=True)
+        ]
+        return [
+            {group: 0 if group in table.whole else units[group] for group in GROUPS}
+            for units, table in zip(found, self.families, strict=True)
         ]
 
     @cached_property

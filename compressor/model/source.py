@@ -117,6 +117,11 @@ class Source(Geometry, ABC):
         prefix = self.block_name(block, "")
         return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
 
+    def block_entries(self, block: int) -> dict[str, SimpleNamespace]:
+        """What is known of the tensors of one block, by their name inside it."""
+        names = self.block_tensors(block)
+        return {name: self.tensors[self.block_name(block, name)] for name in names}
+
     def outer_tensors(self) -> list[str]:
         """Names outside the blocks: embedding, last norm, head."""
         return [name for name in self.tensors if not name.startswith(self.family.layers + ".")]

@@ -60,7 +60,8 @@ class BlockStream:
         self.place = place
         self.batch_tokens = BATCH_TOKENS
         config = checkpoint.model_config()
-        with init_empty_weights(include_buffers=False):
+        # Some classes draw numbers where they are made.
+        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
             self.model = make_linear(model_of(config, checkpoint.family, self.dtype))
         self.model.eval()
         move_buffers(self.model, self.device)

@@ -14,7 +14,9 @@ from compressor.model.source import Source
 
 @dataclass(frozen=True)
 class BlockGeometry:
-    """What a method needs to know of a block: sizes, and where things are."""
+    """What a method needs to know of a block: sizes, and where things are. `units` has the groups that
+    the block has units of.
+    """
 
     family: Family
     units: dict[str, int]
@@ -28,10 +30,10 @@ class BlockGeometry:
 
     @classmethod
     def of(cls, checkpoint: Source, block: int = 0) -> "BlockGeometry":
-        """Of one block: only `units` may differ between blocks."""
+        """Of one block: its table and its `units` may be others than those of other blocks."""
         return cls(
-            family=checkpoint.family,
-            units=checkpoint.block_units[block],
+            family=checkpoint.families[block],
+            units={group: n for group, n in checkpoint.block_units[block].items() if n},
             sizes=checkpoint.channel_sizes,
             parallel=checkpoint.family.parallel(checkpoint.config),
             activation=checkpoint.config.get("hidden_act", "silu"),
@@ -56,6 +58,8 @@ def only_units(layer: nn.Module, geometry: BlockGeometry, kept: Mapping[str, Seq
     """
     with ExitStack() as handles:
         for group, units in kept.items():
+            if not units and group not in geometry.units:
+                continue
             if group == "ffn" and geometry.family.experts:
                 handles.enter_context(only_experts(layer, geometry.family.experts, units))
                 continue

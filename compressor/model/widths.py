@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -27,8 +28,10 @@ class BlockWidths:
     """One block: channels that each of its matrices has beside the `hidden` ones.
 
     query: heads x head_dim. key_value: KV heads x head_dim. ffn: channels of the FFN, or of one of its
-    `experts`, made by `ffn_inputs` matrices [ffn, hidden] (two in a gated FFN). vectors: parameters of
-    biases and norms. window: positions that a token attends to, itself included; None is all before it.
+    `experts`, made by `ffn_inputs` matrices [ffn, hidden] (two in a gated FFN); `query_inputs` are those
+    of queries (two where heads are gated). vectors: parameters of biases and norms. window: positions
+    that a token attends to, itself included; None is all before it. whole: parameters of the matrices
+    of a group that is of another kind in this block; state: numbers that it keeps of a sequence.
     """
 
     hidden: int
@@ -40,6 +43,9 @@ class BlockWidths:
     vectors: int = 0
     window: int | None = None
     experts: Mixture | None = None
+    query_inputs: int = 1
+    whole: int = 0
+    state: int = 0
 
     @property
     def heads(self) -> int:
@@ -52,7 +58,8 @@ class BlockWidths:
     @property
     def matrices(self) -> list[tuple[int, int]]:
         """Shapes [out, in] of q, k, v, o and the FFN's, or those of one expert."""
-        inward = [self.query, self.key_value, self.key_value, *[self.ffn] * self.ffn_inputs]
+        inward = [*[self.query] * self.query_inputs, self.key_value, self.key_value]
+        inward += [self.ffn] * self.ffn_inputs
         outward = [self.query, self.ffn]
         return [(w, self.hidden) for w in inward] + [(self.hidden, w) for w in outward]
 
@@ -80,7 +87,7 @@ class BlockWidths:
 
     @property
     def _once(self) -> int:
-        others = self.experts.others if self.experts else 0
+        others = self.whole + (self.experts.others if self.experts else 0)
         return sum(rows * columns for rows, columns in self.matrices) + others
 
 
@@ -111,13 +118,15 @@ def model_widths(checkpoint: Source) -> ModelWidths:
     family, tensors = checkpoint.family, checkpoint.tensors
     blocks = tuple(
         block_widths(
-            {name: tensors[checkpoint.block_name(i, name)] for name in checkpoint.block_tensors(i)},
-            family,
+            checkpoint.block_entries(i),
+            table,
             checkpoint.head_dim,
             window,
-            checkpoint.config.get(family.experts.per_token) if family.experts else 1,
+            checkpoint.config,
         )
-        for i, window in enumerate(sliding_windows(checkpoint))
+        for i, (window, table) in enumerate(
+            zip(sliding_windows(checkpoint), checkpoint.families, strict=True)
+        )
     )
     others = [
         tensors[name]
@@ -140,18 +149,22 @@ def block_widths(
     family: Family,
     head_dim: int,
     window: int | None = None,
-    per_token: int = 1,
+    config: Mapping = MappingProxyType({}),
 ) -> BlockWidths:
     """Widths of one block from the header entries of its tensors, by their name inside it.
 
-    The input projections of attention have `query + 2 key_value` channels together, fused or not,
-    and those of the FFN `ffn_inputs` times as many as its output projection reads. `InputError` if
-    the block lacks matrices of the family's table, or has others. per_token: of a mixture, how many
-    experts a token passes.
+    family: the table of the block. The input projections of attention have `query + 2 key_value`
+    channels together, or `2 query` with gates, fused or not, and those of the FFN `ffn_inputs` times as
+    many as its output projection reads. `InputError` if the block lacks matrices of the table, or has
+    others. config: says of a mixture how many experts a token passes.
     """
-    channels = {}
-    groups = {"attention": family.attention} if family.experts else family.groups()
-    for group, slices in groups.items():
+    if (out := family.output("attention")) not in tensors:
+        raise InputError(f"A block lacks the matrix {out}.")
+    hidden, kept_whole = tensors[out].shape[0], whole_matrices(tensors, family)
+    channels = {"attention": (0, 0), "ffn": (0, 0)}
+    for group, slices in family.groups().items():
+        if group == "ffn" and family.experts:
+            continue
         matrices = []
         for part in slices:
             shape = tensors[part.tensor].shape if part.tensor in tensors else []
@@ -160,26 +173,30 @@ def block_widths(
             elif not part.optional:
                 raise InputError(f"A block lacks the matrix {part.tensor}.")
         *inputs, (shape, axis) = matrices
-        hidden = shape[1 - axis]
         channels[group] = shape[axis], sum(shape[axis] for shape, axis in inputs)
     query, query_key_value = channels["attention"]
     mixture = None
     if family.experts:
-        mixture, ffn = mixture_of(tensors, family, per_token)
+        per_token = config.get(family.experts.per_token) or 1
+        mixture, ffn = mixture_of(tensors, family, per_token, kept_whole)
         ffn_inputs = 2 * ffn
     else:
         ffn, ffn_inputs = channels["ffn"]
     sizes = [(len(t.shape), t.numel) for t in tensors.values()]
+    query_inputs = 2 if any("g" in part.owns for part in family.attention) else 1
     widths = BlockWidths(
         hidden=hidden,
         query=query,
-        key_value=(query_key_value - query) // 2,
+        key_value=(query_key_value - query_inputs * query) // 2,
         head_dim=head_dim,
         ffn=ffn,
         ffn_inputs=ffn_inputs // max(ffn, 1),
         vectors=sum(numel for axes, numel in sizes if axes == 1),
         window=window,
         experts=mixture,
+        query_inputs=query_inputs,
+        whole=sum(tensors[name].numel for name in kept_whole),
+        state=family.state(config) if "attention" in family.whole else 0,
     )
     matrices = sum(numel for axes, numel in sizes if axes > 1)
     if matrices != widths.weights:
@@ -190,12 +207,20 @@ def block_widths(
     return widths
 
 
-def mixture_of(tensors: Mapping, family: Family, per_token: int) -> tuple[Mixture, int]:
-    """The experts of a block, and the channels of each."""
+def whole_matrices(tensors: Mapping, family: Family) -> set[str]:
+    """The names of the matrices of the groups that a block of another kind has no units of."""
+    modules = tuple(family.output(group).partition(".")[0] + "." for group in family.whole)
+    return {name for name, t in tensors.items() if len(t.shape) > 1 and name.startswith(modules)}
+
+
+def mixture_of(
+    tensors: Mapping, family: Family, per_token: int, kept_whole: set[str]
+) -> tuple[Mixture, int]:
+    """The experts of a block, and the channels of each; kept_whole: matrices of no part of it."""
     if missing := [part.tensor for part in family.ffn if part.tensor not in tensors]:
         raise InputError(f"A block lacks the matrix {missing[0]}.")
     count, _, channels = tensors[family.experts.down].shape
-    owned = {part.tensor for part in family.attention} | {*family.experts.parts}
+    owned = {part.tensor for part in family.attention} | {*family.experts.parts} | kept_whole
     others = sum(t.numel for n, t in tensors.items() if len(t.shape) > 1 and n not in owned)
     return Mixture(count, per_token, others), channels
 

@@ -6,6 +6,7 @@ prefill of a prompt T = C. Per block, with the widths of `BlockWidths` and e byt
     FLOPs    2 B T weights + 4 B query S      S = sum over the T tokens of min(position, window)
     bytes    e vectors + weight bytes                               read once a step, whatever B and T
            + e B 2 key_value (R + T)                                cache: read R positions, write T
+           + 4 B 2 state                                            of linear attention, in float32
            + e B T (4 hidden + 4 query + 2 key_value + (ffn_inputs + 1) ffn)       inputs and outputs
 
 A multiplication and an addition are two FLOPs; only matrix products count (norms, rotary embedding,
@@ -23,6 +24,10 @@ Of a mixture of experts a token is multiplied with those it is sent to, and with
 step reads as many experts as it has tokens for, if no two are sent to the same. What lies between the
 products of shared experts is left out.
 
+Linear attention has no cache that grows, but a `state`, in float32; a token asks it, adds to it and
+reads it: three products with it, as in the recurrent form (a prefill in chunks takes others). What lies
+between its projections is left out of the bytes, and so are the last tokens that its convolution keeps.
+
 A weight takes e bytes; of quantised matrices the bytes are those of the format
 (`Packing.weight_bytes`), read as they are stored: fused kernels do so, transformers, which unpacks all
 weights before its first step, does not.
@@ -33,6 +38,8 @@ from typing import NamedTuple
 
 from compressor.config.packing import Packing
 from compressor.model.widths import BlockWidths, ModelWidths
+
+STATE_BYTES = 4  # of a number of it, whatever weights are
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Part:
     """One block, or what lies before or after the blocks (`widths` None), and its work.
 
     kv_bytes_per_token: cache of one token of one sequence. kv_bytes: of the whole batch at the
-    context.
+    context, with the states of linear attention.
     """
 
     name: str
@@ -85,7 +92,7 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
                 parameters,
                 weight_bytes(block, size, model.packing) + size * block.vectors,
                 kv_bytes_per_token(block, size),
-                batch * seen(block, steps[0]) * kv_bytes_per_token(block, size),
+                batch * kept_bytes(block, steps[0], size),
                 *(Work(flops(block, s), moved(block, s, size, model.packing)) for s in steps),
             )
         )
@@ -97,7 +104,7 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
 
 
 def flops(block: BlockWidths, step: Step) -> int:
-    products = 2 * step.tokens * block.active
+    products = 2 * step.tokens * (block.active + 3 * block.state)
     return step.batch * (products + 4 * block.query * attended(step, block.window))
 
 
@@ -122,6 +129,7 @@ def moved(block: BlockWidths, step: Step, size: int, packing: Packing | None = N
     ends = 4 * block.hidden + 4 * block.query + 2 * block.key_value
     ends += (block.ffn_inputs + 1) * block.ffn * (block.experts.per_token if block.experts else 1)
     others = size * (block.vectors + step.batch * (cache + step.tokens * ends))
+    others += 2 * step.batch * STATE_BYTES * block.state
     return weight_bytes(block, size, packing) - size * unread(block, step) + others
 
 
@@ -138,6 +146,11 @@ def weight_bytes(block: BlockWidths, size: int, packing: Packing | None) -> int:
     if packing is None:
         return size * block.weights
     return sum(packing.weight_bytes(rows, columns, size) for rows, columns in block.matrices)
+
+
+def kept_bytes(block: BlockWidths, step: Step, size: int) -> int:
+    """What is kept of one sequence: keys and values, or the state of linear attention."""
+    return seen(block, step) * kv_bytes_per_token(block, size) + STATE_BYTES * block.state
 
 
 def kv_bytes_per_token(block: BlockWidths, size: int) -> int:

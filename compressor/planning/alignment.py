@@ -26,7 +26,13 @@ from compressor.model.source import Source
 from compressor.planning.costs import CLOSE, Costs, meets, miss_of, reached, unit_of
 from compressor.planning.lattice import CHOICE, MULTIPLES, Lattice, Wanted
 from compressor.planning.reach import least_widths
-from compressor.planning.uniform import everywhere, free_blocks, nearest_splits, taken_split
+from compressor.planning.uniform import (
+    everywhere,
+    free_blocks,
+    narrowest,
+    nearest_splits,
+    taken_split,
+)
 
 RULES = ("solved", "compared", "own")
 ANY = Target("keep-blocks", 1)  # of what is measured before there is a target
@@ -93,8 +99,8 @@ def alignment_of(
     InputError for a multiple that is wider than the model, and what `lattice` refuses.
     """
     costs = Costs.of(checkpoint, target.budget)
-    narrow = [units["ffn"] for units in free_blocks(costs, protect)] or [checkpoint.units["ffn"]]
-    lattices = [wanted.lattice(checkpoint, m) for m in wanted.multiples_of(checkpoint, min(narrow))]
+    narrow = narrowest(free_blocks(costs, protect))["ffn"] or checkpoint.units["ffn"]
+    lattices = [wanted.lattice(checkpoint, m) for m in wanted.multiples_of(checkpoint, narrow)]
     if known is not None:
         lattices = [lattice for lattice in lattices if {*lattice.ffn} <= {*known}] or lattices
     outcomes = []
@@ -123,7 +129,8 @@ def outcome(
 ) -> Outcome:
     """What a lattice makes of a target."""
     unit = unit_of(target, costs)
-    prices, blocks = costs.prices[target.measure]["ffn"], free_blocks(costs, protect)
+    prices = costs.prices[target.measure]["ffn"]
+    blocks = [units for units in free_blocks(costs, protect) if units["ffn"]]
     steps = [prices[wide] - prices[narrow] for narrow, wide in pairwise(lattice.ffn)]
     step = max(steps, default=prices[lattice.ffn[-1]]) * (1 if rule == "own" else len(blocks))
     splits = nearest_splits(target, costs, lattice, protect) if rule == "solved" else []

@@ -37,12 +37,13 @@ def flops_of(checkpoint: Source) -> tuple[dict[str, int], int]:
     """FLOPs of a unit of each group in one block, and of the whole model."""
     context = min(CONTEXT, checkpoint.positions or CONTEXT)
     model, step = model_widths(checkpoint), Step(1, context, context)
-    block, units = model.blocks[0], checkpoint.block_units[0]
+    attending = [b for b, units in enumerate(checkpoint.block_units) if units["attention"]]
+    block, units = model.blocks[attending[0]], checkpoint.block_units[attending[0]]
     query, key_value = (w // units["attention"] for w in (block.query, block.key_value))
-    pairs = sum(attended(step, b.window) for b in model.blocks)
+    pairs = sum(attended(step, model.blocks[b].window) for b in attending)
+    inputs = (1 + block.query_inputs) * query + 2 * key_value
     unit = {
-        "attention": 4 * context * block.hidden * (query + key_value)
-        + 4 * query * pairs // len(model.blocks),
+        "attention": 2 * context * block.hidden * inputs + 4 * query * pairs // len(attending),
         "ffn": 2 * context * block.hidden * (block.ffn_inputs + 1),
     }
     head = 2 * model.vocabulary * model.hidden

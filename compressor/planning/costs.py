@@ -38,6 +38,7 @@ class Costs:
 
     @classmethod
     def of(cls, checkpoint: "Source", budget: str = "params") -> "Costs":
+        from compressor.model.widths import whole_matrices
         from compressor.planning.budget import flops_of, table_of
 
         if checkpoint.family.experts and budget != "params":
@@ -47,18 +48,26 @@ class Costs:
             )
         unit, prunable, source = {}, 0, checkpoint.whole
         for group, slices in checkpoint.family.groups().items():
+            # The first block that has any; where none has, a unit costs nothing.
+            having = [b for b, of_block in enumerate(checkpoint.block_units) if of_block[group]]
             owned = [
                 checkpoint.tensors[name]
+                for block in having[:1]
                 for part in slices
-                if (name := checkpoint.block_name(0, part.tensor)) in checkpoint.tensors
+                if (name := checkpoint.block_name(block, part.tensor)) in checkpoint.tensors
             ]
-            units = checkpoint.block_units[0][group]
+            units = checkpoint.block_units[having[0]][group] if having else 1
             unit[group] = {
                 "params": sum(t.numel for t in owned) // units,
                 "bytes": sum(t.end - t.begin for t in owned) // units,
             }
             weights = sum(t.numel for t in owned if len(t.shape) > 1) // units
             prunable += weights * sum(block[group] for block in source.block_units)
+        # What is of another kind is a part of the blocks, though it stays.
+        for index, family in enumerate(source.families):
+            if family.whole:
+                named = source.block_entries(index)
+                prunable += sum(named[name].numel for name in whole_matrices(named, family))
         total = {"params": source.parameters, "bytes": source.bytes}
         left = {"params": checkpoint.parameters, "bytes": checkpoint.bytes}
         if budget == "flops":

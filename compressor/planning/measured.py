@@ -60,7 +60,7 @@ def solve_measured(
     if {*alike} == {*GROUPS}:
         splits = constant_splits(target, checkpoint, lattice, protect)
         steps = {"attention": lattice.attention, "ffn": lattice.ffn}
-        if learned and free:
+        if learned and free and not checkpoint.mixed:
             near = learned_groups(paths, steps, prices, room / len(free))
             splits = [s for s in splits if s["attention"] in near] or splits
         return everywhere(best_split(splits, errors, steps), checkpoint, protect)
@@ -89,11 +89,15 @@ def solve_measured(
 def with_equal_groups(
     steps: Sequence[Steps], errors: Sequence[torch.Tensor]
 ) -> Iterator[tuple[list[Steps], list[torch.Tensor]]]:
-    """The widths and errors of blocks that all have one number of KV groups, for each that they can."""
-    for count in sorted(set.intersection(*({*sizes["attention"]} for sizes in steps))):
-        rows = [sizes["attention"].index(count) for sizes in steps]
+    """The widths and errors of blocks that all have one number of KV groups, for each that they can;
+    blocks of other attention have none.
+    """
+    having = [{*sizes["attention"]} for sizes in steps if sizes["attention"] != [0]] or [{0}]
+    for count in sorted(set.intersection(*having)):
+        own = [0 if sizes["attention"] == [0] else count for sizes in steps]
+        rows = [sizes["attention"].index(n) for sizes, n in zip(steps, own, strict=True)]
         yield (
-            [{**sizes, "attention": [count]} for sizes in steps],
+            [{**sizes, "attention": [n]} for sizes, n in zip(steps, own, strict=True)],
             [error[[row]] for error, row in zip(errors, rows, strict=True)],
         )
 

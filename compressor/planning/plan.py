@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import NOT_JSON, InputError
+from compressor.model.groups import counts
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.model.source import Source
@@ -50,9 +51,9 @@ class Plan:
         return {group: max(w[group] for w in widths) for group in widths[0]}
 
     def width_range(self, group: str) -> str:
-        """`64`, or `32 to 96` where blocks differ."""
-        counts = [w[group] for w in self.widths()]
-        least, most = min(counts), max(counts)
+        """`64`, or `32 to 96` where blocks differ; those that have none of a group apart."""
+        there = counts(self.widths(), group) or {0}
+        least, most = min(there), max(there)
         return f"{least}" if least == most else f"{least} to {most}"
 
     def save(self, path: str | Path) -> None:
@@ -100,6 +101,8 @@ class Plan:
                 )
             for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []
+                if units == 0 and not kept:  # of another kind there
+                    continue
                 if (
                     not kept
                     or any(type(u) is not int for u in kept)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from compressor.config.target import Target
 from compressor.errors import InputError
-from compressor.model.groups import GROUPS
+from compressor.model.groups import GROUPS, are_alike, counts
 from compressor.model.source import Source
 from compressor.planning.costs import CLOSE, Costs, aim_of, meets, miss_of, reached
 from compressor.planning.lattice import Lattice
@@ -29,6 +29,11 @@ def free_blocks(costs: Costs, protect: Sequence[int]) -> list[Widths]:
     return [units for b, units in enumerate(costs.block_units) if b not in protect]
 
 
+def narrowest(free: Sequence[Widths]) -> Widths:
+    """The fewest units of each group that a block has which has any."""
+    return {group: min(counts(free, group), default=0) for group in GROUPS}
+
+
 def nearest_splits(
     target: Target, costs: Costs, lattice: Lattice, protect: Sequence[int] = ()
 ) -> list[Widths]:
@@ -42,14 +47,16 @@ def nearest_splits(
         return []
     prices = costs.prices[target.measure]
     outside = costs.size(everywhere(dict.fromkeys(GROUPS, 0), costs, protect), target.measure)
-    most = {group: min(units[group] for units in free) for group in GROUPS}
+    most = narrowest(free)
+    blocks = {group: sum(units[group] > 0 for units in free) for group in GROUPS}
     channels = [n for n in lattice.ffn if n <= most["ffn"]]
     aim, whole = aim_of(target, costs)
     splits = []
     for groups in (n for n in lattice.attention if n <= most["attention"]):
 
         def size(ffn: int, groups: int = groups) -> int:
-            return outside + len(free) * (prices["attention"][groups] + prices["ffn"][ffn])
+            attention = blocks["attention"] * prices["attention"][groups]
+            return outside + attention + blocks["ffn"] * prices["ffn"][ffn]
 
         if not channels or not meets(target, costs, size(channels[0])):
             continue
@@ -81,7 +88,8 @@ def taken_split(
     # Of a source that has lost blocks it is less than the whole.
     present = min(whole, costs.size(costs.block_units, target.measure))
     share = max(0.0, 1 - (present - aim) / movable)
-    wanted = {g: share * sum(units[g] for units in free) / len(free) for g in GROUPS}
+    having = {g: [units[g] for units in free if units[g]] or [0] for g in GROUPS}
+    wanted = {g: share * sum(units) / len(units) for g, units in having.items()}
     wide = [g for g in lattice.attention if g >= wanted["attention"] - 1e-9]
     most = [*wide, lattice.attention[-1]][0]
     fitting = [s for s in splits if s["attention"] <= most] or splits[:1]
@@ -96,8 +104,7 @@ def feasible_splits(
     costs, _ = smallest(target, checkpoint, lattice, protect)
     splits = nearest_splits(target, costs, lattice, protect)
     if not splits:
-        free = free_blocks(costs, protect)
-        most = {group: min(units[group] for units in free) for group in GROUPS}
+        most = narrowest(free_blocks(costs, protect))
         raise InputError(
             f"Equal widths of all blocks begin with {lattice.attention[0]} KV groups and "
             f"{lattice.ffn[0]} FFN channels, and a block has {most['attention']} and {most['ffn']}; "
@@ -131,10 +138,11 @@ def check_equal(
     """Refuse a target that equal widths stay far below, since blocks differ: the narrowest sets them."""
     costs = Costs.of(checkpoint, target.budget)
     free = free_blocks(costs, protect)
-    if all(units == free[0] for units in free):
+    if are_alike(free):
         return
+    least = narrowest(free)
     feasible_splits(target, checkpoint, lattice, protect)
-    most = {g: max(n for n in getattr(lattice, g) if n <= min(u[g] for u in free)) for g in GROUPS}
+    most = {g: max(n for n in getattr(lattice, g) if n <= least[g]) for g in GROUPS}
     size = costs.size(everywhere(most, costs, protect), target.measure)
     if miss_of(target, costs, size) < -CLOSE:
         raise InputError(
@@ -146,8 +154,11 @@ def check_equal(
 
 
 def everywhere(split: Widths, model: Source | Costs, protect: Sequence[int]) -> list[Widths]:
-    """The same widths in all blocks that are not protected."""
-    return [dict(units if b in protect else split) for b, units in enumerate(model.block_units)]
+    """The same widths in all blocks that are not protected, of the groups that they have."""
+    return [
+        dict(units) if b in protect else {g: n if units[g] else 0 for g, n in split.items()}
+        for b, units in enumerate(model.block_units)
+    ]
 
 
 def solve(

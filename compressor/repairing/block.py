@@ -24,13 +24,14 @@ class BlockRepair(BlockFit):
     @property
     def ffn_alone(self) -> bool:
         """Whether the FFN alone is mended: the cut has left the attention as it was, and training
-        follows, beside which the other refits gain little and take longest. Or its units are experts.
+        follows, beside which the other refits gain little and take longest. Or its units are experts, or
+        one of the two is of another kind than in other blocks.
         """
         alone = self.task.kind.refined and all(
             self.narrow.get_parameter(n).shape == self.layer.get_parameter(n).shape
             for n in self.family.projections("attention")
         )
-        return alone or self.family.experts is not None
+        return alone or self.family.experts is not None or bool(self.family.whole)
 
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
@@ -39,7 +40,7 @@ class BlockRepair(BlockFit):
     def mend_ffn(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Refit `down_proj`, of every expert where there are any, and train the FFN."""
         dense_out, cut_after, dense_ffn = self.streams(3)
-        cut_read = cut if self.task.geometry.parallel else cut_after
+        cut_read = cut if self.geometry.parallel else cut_after
         for i, (args, call) in enumerate(self.calls):
             entering, x = dense.get(i, self.device), cut.get(i, self.device)
             self.keep_out(i, self.reference(entering, args, call), dense_out, dense_ffn)
@@ -102,7 +103,7 @@ class BlockRepair(BlockFit):
             cut_after.put(i, cut.get(i, self.device) + added)
         heads.discard()
 
-        parallel = self.task.geometry.parallel
+        parallel = self.geometry.parallel
         dense_read, cut_read = (dense, cut) if parallel else (dense_after, cut_after)
         self.correct("ffn", dense_read, cut_read)
         dense_after.discard()
@@ -158,7 +159,7 @@ class BlockRepair(BlockFit):
             cut_out.put(i, out)
         dense_out = self.beyond(dense_out)
         if alone:
-            self.fed_forward(cut if self.task.geometry.parallel else cut_out, cut_out)
+            self.fed_forward(cut if self.geometry.parallel else cut_out, cut_out)
         dense.discard()
         cut.discard()
         return dense_out, cut_out

@@ -62,7 +62,7 @@ class ExpertFit:
         hidden, chosen, weights = (batch.real(t) for t in taken[0])
         if fit.toward_dense:
             out = dense_out.get(i, fit.device)
-            aim = (out.float() - x.float()) / fit.task.geometry.times
+            aim = (out.float() - x.float()) / fit.geometry.times
         else:
             aim = fit.ffn(fit.layer, seen).float()
             out = x + fit.normed("ffn", aim)

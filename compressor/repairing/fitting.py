@@ -9,6 +9,7 @@ from torch import nn
 
 from compressor.config.repair import Kind
 from compressor.model.activations import Activations, states_of
+from compressor.model.groups import GROUPS
 from compressor.model.layers import added, captured, ffn_of, norm_of
 from compressor.model.modules import assign
 from compressor.model.observing import observed
@@ -28,7 +29,6 @@ class Task:
     """
 
     stream: BlockStream
-    geometry: BlockGeometry
     kind: Kind
     batches: list[Batch]
     steps: list[range]
@@ -63,13 +63,14 @@ class BlockFit:
     ):
         self.task, self.index, self.calls, self.beyond = task, index, calls, beyond
         self.layer, self.narrow, self.stored = layer, narrow, stored
-        self.device, self.family = task.stream.device, task.geometry.family
+        self.geometry = BlockGeometry.of(task.stream.checkpoint, index)
+        self.device, self.family = task.stream.device, self.geometry.family
         self.toward_dense = task.kind.toward == "dense"
         self.changed: dict[str, torch.Tensor] = {}
         self.record: dict[str, dict] = {}
 
     def output(self, group: str) -> nn.Linear:
-        return self.narrow.get_submodule(self.task.geometry.output_module(group))
+        return self.narrow.get_submodule(self.geometry.output_module(group))
 
     def ffn(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return ffn_of(layer, self.family, x)
@@ -84,8 +85,8 @@ class BlockFit:
         def keep(what: str, _, output: torch.Tensor | tuple) -> None:
             outputs[what] = states_of(output)
 
-        groups = ["attention"] if self.family.experts else self.family.groups()
-        names = {self.task.geometry.output_module(g): g for g in groups} | {"": "out"}
+        groups = ["attention"] if self.family.experts else GROUPS
+        names = {self.geometry.output_module(g): g for g in groups} | {"": "out"}
         with observed(self.layer, passed={n: partial(keep, what) for n, what in names.items()}):
             self.layer(hidden, *args, **call)
         return outputs
@@ -108,7 +109,7 @@ class BlockFit:
         if group in self.family.post_norms:
             targets, rate = projected.float(), rate * rates(projected)
         else:
-            targets = (after.float() - before.float()).div_(self.task.geometry.times)
+            targets = (after.float() - before.float()).div_(self.geometry.times)
         if module.bias is not None:
             one = torch.ones_like(inputs[..., :1])
             if self.task.kind.weights:

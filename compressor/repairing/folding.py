@@ -107,7 +107,7 @@ class Run:
     ):
         self.stream, self.before, self.blocks = stream, before, blocks
         self.text, self.calls = text, calls
-        self.family, self.device = stream.checkpoint.family, stream.device
+        self.family, self.device = stream.checkpoint.families[before], stream.device
         self.given, self.out = Activations(stream.place), Activations(stream.place)
 
     def enter(self, layer: nn.Module, states: Activations) -> Activations:

@@ -136,8 +136,7 @@ class Repair:
             steps.append(range(len(batches), len(batches) + len(parts)))
             batches += parts
         held_back = [p for batch in held.batches(step) for p in batch.parts(self.batch_tokens)]
-        geometry = BlockGeometry.of(self.checkpoint)
-        return Task(self.stream, geometry, self.kind, [*batches, *held_back], steps, self.epochs)
+        return Task(self.stream, self.kind, [*batches, *held_back], steps, self.epochs)
 
     @property
     def about(self) -> dict:
@@ -179,7 +178,7 @@ class Repair:
     @property
     def warnings(self) -> list[str]:
         """Sentences about what could not be repaired."""
-        geometry, widest = self.task.geometry, self.plan.widest()
+        geometry, widest = BlockGeometry.of(self.checkpoint), self.plan.widest()
         channels = max(units * geometry.channels(group) for group, units in widest.items())
         warnings = []
         if self.tokens < channels:
@@ -221,9 +220,8 @@ class Repair:
             for tensor in source.values():  # what is not cut holds the whole file's mapping
                 drop_pages(tensor)
             del source
-            narrow = narrowed(
-                stream.layers[index], stream.cast(small), checkpoint.family, kept["attention"]
-            )
+            table = checkpoint.families[index]
+            narrow = narrowed(stream.layers[index], stream.cast(small), table, kept["attention"])
             gone = gap_after(number, checkpoint)
             with loaded(whole.layers[number], weights) as layer:
                 del weights

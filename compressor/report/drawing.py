@@ -39,14 +39,19 @@ FEW = 64  # units of a block that are drawn one by one
 
 
 def kept_shares(plan: Plan, units: Sequence[Mapping[str, int]]) -> dict[str, np.ndarray]:
-    """Of each group [blocks]: the percentage of a block's units that stays."""
+    """Of each group [blocks]: the percentage of a block's units that stays; NaN where it has none."""
     pairs = list(zip(plan.widths(), units, strict=True))
-    return {g: np.array([100 * w[g] / whole[g] for w, whole in pairs]) for g in units[0]}
+    return {
+        g: np.array([100 * w[g] / whole[g] if whole[g] else np.nan for w, whole in pairs])
+        for g in units[0]
+    }
 
 
 def quantiles(values: Sequence[torch.Tensor]) -> np.ndarray:
     """[quantiles, blocks] of one tensor [units] a block."""
-    return np.stack([np.quantile(v.double().numpy(), QUANTILES) for v in values], 1)
+    none = np.full(len(QUANTILES), np.nan)
+    found = [np.quantile(v.double().numpy(), QUANTILES) if len(v) else none for v in values]
+    return np.stack(found, 1)
 
 
 def cut_levels(values: Sequence[torch.Tensor], kept: Sequence[list[int]]) -> np.ndarray:
@@ -67,7 +72,8 @@ def block_sparsity(
     def size(width: Mapping[str, int]) -> int:
         return sum(count * costs.unit[g]["params"] for g, count in width.items())
 
-    return np.array([100 - 100 * size(w) / size(u) for w, u in zip(widths, units, strict=True)])
+    pairs = zip(widths, units, strict=True)
+    return np.array([100 - 100 * size(w) / size(u) if size(u) else 0 for w, u in pairs])
 
 
 def varying_rates(scores: Scores) -> dict[str, list[dict[str, torch.Tensor]]]:
@@ -183,7 +189,8 @@ def label(axes, title: str, ylabel: str, **limits) -> None:
 
 def draw_widths(axes, group: str, shares: np.ndarray, units: Sequence[int]) -> None:
     axes.bar(range(len(shares)), shares, color=COLOURS[group])
-    whole = f"{units[0]:,}" if len({*units}) == 1 else "the block's"
+    there = {*units} - {0}
+    whole = f"{max(there):,}" if len(there) == 1 else "the block's"
     label(axes, f"{NAMES[group]} that stay", f"% of {whole}", ylim=(0, 105))
 
 
@@ -200,13 +207,13 @@ def draw_scores(
     axes, group: str, values: Sequence[torch.Tensor], kept: Sequence[list[int]]
 ) -> None:
     """Units one by one where they are few, else quantiles; a bar at the lowest score that stays."""
-    if len(values[0]) <= FEW:
+    if max(map(len, values)) <= FEW:
         draw_units(axes, COLOURS[group], values, kept)
         lowest = torch.cat(list(values)).min()
     else:
         shown = quantiles(values)
         draw_quantiles(axes, COLOURS[group], shown)
-        lowest = shown.min()
+        lowest = np.nanmin(shown)
     levels = cut_levels(values, kept)
     if not np.isnan(levels).all():
         middles = np.arange(len(values))

@@ -16,7 +16,7 @@ from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
 from compressor.scoring.methods import METHODS, Calibration, Combined, Method
 from compressor.scoring.methods.statistics import BlockStatistics
-from compressor.scoring.scores import Scores, best
+from compressor.scoring.scores import Scores, best, of_every_group
 from compressor.text.tokens import TokenSet
 
 Block = dict[str, torch.Tensor]
@@ -60,7 +60,10 @@ def score(
     if chosen.combine is not None:
         combined = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
     return Scores(
-        [finished(block, chosen.name, index) for index, block in enumerate(combined.scores)],
+        [
+            of_every_group(finished(block, chosen.name, index))
+            for index, block in enumerate(combined.scores)
+        ],
         {
             "method": chosen.name,
             "mode": combined.mode,
@@ -78,7 +81,10 @@ def score(
 
 
 def wholly_float32(named: Mapping[str, list[Block]]) -> dict[str, list[Block]]:
-    return {name: [as_float32(block) for block in blocks] for name, blocks in named.items()}
+    return {
+        name: [of_every_group(as_float32(block)) for block in blocks]
+        for name, blocks in named.items()
+    }
 
 
 def rate_weights(checkpoint: Source, rate: Rate, passing: Passing) -> list[Block]:

@@ -92,6 +92,11 @@ class Scores:
         return scores
 
 
+def of_every_group(block: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A block's scores; of a group that it has no units of, none."""
+    return {group: block.get(group, torch.zeros(0)) for group in GROUPS}
+
+
 def best(values: torch.Tensor, count: int) -> list[int]:
     """Indices of the `count` largest values, sorted; ties go to the lower index."""
     order = (-values).argsort(stable=True)[:count]

@@ -21,7 +21,7 @@ from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods import METHODS
 from compressor.scoring.probing import loss_changes_in_parts
-from compressor.scoring.scores import Scores
+from compressor.scoring.scores import Scores, of_every_group
 from compressor.solvers.elimination import eliminate
 from compressor.solvers.ridge import Moments, rates, summed_in
 from compressor.text.tokens import Batch, TokenSet
@@ -90,11 +90,11 @@ def compensated(
     powers: what makes a group's scores quadratic in what a unit contributes. Of a long text, sequences
     evenly spread are looked at. In memory are a block, and three matrices as wide as its FFN.
     """
-    geometry = BlockGeometry.of(stream.checkpoint)
     tokens = spread(tokens, max(units["ffn"] for units in stream.checkpoint.block_units))
     batches = tokens.batches(stream.batch_tokens)
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
+        geometry = BlockGeometry.of(stream.checkpoint, index)
         weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
         dtype = summed_in(stream.dtype)
         sums = {g: Moments.empty(w.shape[1], 0, stream.device, dtype) for g, w in weights.items()}
@@ -139,6 +139,7 @@ def compensated(
         return by_group
 
     blocks = pass_over(stream, [b.ids for b in batches], find, passing)
+    blocks = [of_every_group(block) for block in blocks]
     return replace(scores, blocks=blocks, about=scores.about | {"select": "obs"})
 
 

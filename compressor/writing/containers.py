@@ -65,6 +65,8 @@ def patched_config(checkpoint: Source, units: dict[str, int], container: str) ->
         config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
         config[family.kv_heads_key] = units["attention"]
         config["head_dim"] = checkpoint.head_dim
+    if family.foresees and family.foresees[1] in config:
+        config[family.foresees[1]] = 0
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     config["torch_dtype"] = config["dtype"] = dtype
     config["architectures"] = [FAMILIES[container].architecture]  # the class that was read

@@ -18,6 +18,7 @@ from compressor.config.layouts import (
 from compressor.cutting.cut import cut_block
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family
+from compressor.model.groups import are_alike, counts
 from compressor.model.heads import choose_container, other_layouts
 from compressor.model.per_layer import KEY, code_of, has_uniform, needs_code
 from compressor.model.source import Source
@@ -51,7 +52,7 @@ class Cut(Writer):
         self.settle()
         coupled = source.family.couples_heads(source.config)  # zeros do not help there
         widths = plan.widths() if coupled else self.widths()
-        groups = {width["attention"] for width in widths}
+        groups = counts(widths, "attention")
         self.container = choose_container(source, groups, container, self.layout)
         self.zeros = zeros_of(source, self.container)
         self.built_by = FAMILIES.get(self.container, source.family)
@@ -116,7 +117,7 @@ class Uniform(Cut):
         widths = self.plan.widths()
         if not (has_uniform(self.source.family) or whole_widths(self.plan, self.source)):
             raise InputError(no_uniform(self.source.family))
-        if any(width != widths[0] for width in widths):
+        if not are_alike(widths):
             raise InputError(
                 "The plan has blocks of different widths (global allocation, or protected blocks), "
                 f"which no stock model class loads; make a plan without, or use {UNLIKE}."
@@ -185,8 +186,7 @@ def write(
 
 def layout_of(plan: Plan, layout: str, source: Source) -> str:
     """What a plan is written as: `per-layer` and `nas` are `uniform` where all blocks are alike."""
-    widths = plan.widths()
-    equal = all(width == widths[0] for width in widths)
+    equal = are_alike(plan.widths())
     equal = equal and (has_uniform(source.family) or whole_widths(plan, source))
     return UNIFORM if layout in (PER_LAYER, NAS) and equal else layout
 
@@ -196,7 +196,7 @@ def whole_widths(plan: Plan, source: Source) -> bool:
     whole = {"attention": source.heads, "ffn": source.config[source.family.ffn_width_key]}
     if not source.family.alibi:
         whole["attention"] = source.kv_heads
-    return all(width == whole for width in plan.widths())
+    return all(n in (0, whole[group]) for width in plan.widths() for group, n in width.items())
 
 
 def no_uniform(family: Family) -> str:

@@ -3,6 +3,7 @@
 from compressor.config.layouts import NAS
 from compressor.errors import InputError
 from compressor.model.families import nas
+from compressor.model.groups import counts
 from compressor.model.per_layer import NAS_CODE, nas_auto_map
 from compressor.writing.containers import defaults_of, patched_config
 from compressor.writing.cuts import Cut
@@ -20,10 +21,10 @@ class Nas(Cut):
     moved = True
 
     def settle(self) -> None:
-        counts = sorted({width["attention"] for width in self.plan.widths()})
-        if len(counts) > 1:
+        groups = sorted(counts(self.plan.widths(), "attention"))
+        if len(groups) > 1:
             raise InputError(
-                f"The plan leaves {counts[0]} to {counts[-1]} KV groups in a block, and in the nas "
+                f"The plan leaves {groups[0]} to {groups[-1]} KV groups in a block, and in the nas "
                 "layout all blocks have as many; make a plan with --layout nas, or use --layout "
                 "per-layer."
             )

@@ -1,5 +1,7 @@
 """Blocks chosen by the loss without them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,6 +14,13 @@ from compressor.scoring.probing import head_nll
 from compressor.text.tokens import TokenSet
 
 INFLUENCE = [0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+ALIKE = [4] * 7
+
+
+def of(groups):
+    """A stream, as far as it is looked at: the KV groups of every block."""
+    units = [{"attention": n, "ffn": 8} for n in groups]
+    return SimpleNamespace(checkpoint=SimpleNamespace(block_units=units))
 
 
 @pytest.fixture
@@ -29,16 +38,26 @@ def measured(monkeypatch):
 
 def test_one_after_the_other(measured):
     seen = {}
-    found = judged_drops(None, INFLUENCE, (2, range(1, 7)), None, {"1": 3.01}, seen.update)
+    found = judged_drops(of(ALIKE), INFLUENCE, (2, range(1, 7)), None, {"1": 3.01}, seen.update)
     assert found == [2, 5]
     assert measured == [[2], [3], [4], [1, 2], [2, 3], [2, 4], [2, 5]]
     assert seen["2,5"] == 2.0 and seen["1"] == 3.01
     measured.clear()
-    assert judged_drops(None, INFLUENCE, (2, range(1, 7)), None, seen) == [2, 5] and measured == []
+    assert (
+        judged_drops(of(ALIKE), INFLUENCE, (2, range(1, 7)), None, seen) == [2, 5]
+        and measured == []
+    )
 
 
 def test_the_others_stay(measured):
-    assert judged_drops(None, INFLUENCE, (2, [1, 3]), None) == [1, 3]
+    assert judged_drops(of(ALIKE), INFLUENCE, (2, [1, 3]), None) == [1, 3]
+
+
+def test_the_last_block_with_softmax_attention_stays(measured):
+    """2 and 5 are the only ones: without 2, which alone is best, 5 is no candidate."""
+    stream = of([0, 0, 4, 0, 0, 4, 0])
+    assert judged_drops(stream, INFLUENCE, (2, range(1, 7)), None) == [1, 2]
+    assert [2, 5] not in measured
 
 
 def test_the_loss_is_that_of_the_model_without(llama):

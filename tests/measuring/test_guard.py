@@ -12,6 +12,7 @@ from compressor.errors import InputError
 from compressor.evaluation.reference import perplexity
 from compressor.measuring.guard import JUDGED, held_back, judge, loss_after
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.per_layer import has_uniform
 from compressor.model.stream import BlockStream
 from compressor.model.tensors import SINGLE
 from compressor.planning.allocation import allocate
@@ -28,15 +29,16 @@ def texts(count=9, seed=0) -> TokenSet:
 
 
 @pytest.mark.parametrize("repair", ["none", "ridge"])
-def test_the_loss_is_that_of_the_written_checkpoint(any_family, equal_layout, tmp_path, repair):
-    checkpoint = Checkpoint(any_family)
+def test_the_loss_is_that_of_the_written_checkpoint(any_kinds, tmp_path, repair):
+    checkpoint = Checkpoint(any_kinds)
     stream = BlockStream(checkpoint)
     scores = score(checkpoint, "random")
     plan = allocate(scores, checkpoint, Target("keep-blocks", 0.7))
     fitted, judged = texts(), texts(5, seed=1)
     found = loss_after(stream, plan, judged, fitted, repair)
     changes = None if repair == "none" else Repair(stream, plan, fitted, repair).blocks()
-    write(checkpoint, plan, tmp_path / "out", equal_layout, changes=changes)
+    layout = "uniform" if has_uniform(checkpoint.family) else "per-layer"
+    write(checkpoint, plan, tmp_path / "out", layout, changes=changes)
     written = BlockStream(Checkpoint(tmp_path / "out"))
     assert found == pytest.approx(math.log(perplexity(written, judged)["perplexity"]), rel=1e-5)
 

@@ -70,15 +70,15 @@ class Block:
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_plain_errors_are_those_of_the_cut_block(any_family, index):
-    if Checkpoint(any_family).family.post_norms:
+def test_plain_errors_are_those_of_the_cut_block(any_kinds, index):
+    if Checkpoint(any_kinds).family.post_norms:
         with pytest.raises(
             InputError, match="norms that before it is added; use --allocate uniform"
         ):
-            landscape_of(any_family)
+            landscape_of(any_kinds)
         return
-    scores, found = landscape_of(any_family)
-    block = Block(any_family, index, texts())
+    scores, found = landscape_of(any_kinds)
+    block = Block(any_kinds, index, texts())
     assert found.errors[index].shape == (len(found.attention), len(found.ffn))
     for a, groups in enumerate(found.attention):
         for f, channels in list(enumerate(found.ffn))[::4]:

@@ -35,11 +35,11 @@ def streamed(stream, batches) -> tuple[list[float], list[dict[str, torch.Tensor]
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("chunk", [256, 5])
-def test_equals_the_ordinary_backward(any_family, dtype, tolerance, chunk, monkeypatch):
+def test_equals_the_ordinary_backward(any_kinds, dtype, tolerance, chunk, monkeypatch):
     monkeypatch.setattr("compressor.model.gradients.logits_rows", lambda _: chunk)
-    stream = BlockStream(Checkpoint(any_family), dtype=dtype)
+    stream = BlockStream(Checkpoint(any_kinds), dtype=dtype)
     losses, found = streamed(stream, sequences())
-    model = make_linear(AutoModelForCausalLM.from_pretrained(any_family, dtype=dtype))
+    model = make_linear(AutoModelForCausalLM.from_pretrained(any_kinds, dtype=dtype))
     for ids, loss, gradients in zip(sequences(), losses, found, strict=True):
         model.zero_grad()
         whole = model(input_ids=ids, use_cache=False).logits[0, :-1]

@@ -22,10 +22,10 @@ def ordinary(folder, ids, dtype="auto"):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_logits_equal_the_ordinary_models_bit_for_bit(any_family, dtype):
-    stream = BlockStream(Checkpoint(any_family), dtype=dtype)
+def test_logits_equal_the_ordinary_models_bit_for_bit(any_kinds, dtype):
+    stream = BlockStream(Checkpoint(any_kinds), dtype=dtype)
     for ours, theirs in zip(
-        stream.logits(batches()), ordinary(any_family, batches(), dtype), strict=True
+        stream.logits(batches()), ordinary(any_kinds, batches(), dtype), strict=True
     ):
         assert torch.equal(ours, theirs)
 

@@ -53,20 +53,20 @@ def with_landscape(checkpoint, align=1):
     return scores
 
 
-def test_flops_are_those_of_the_cut_checkpoint(any_family, quick, tmp_path, capsys):
-    layout = "per-layer" if Checkpoint(any_family).family.ffn_fixed else "uniform"
+def test_flops_are_those_of_the_cut_checkpoint(any_kinds, quick, tmp_path, capsys):
+    layout = "per-layer" if Checkpoint(any_kinds).family.ffn_fixed else "uniform"
     given = ["--keep", "0.8", "--budget", "flops", "--layout", layout, "--json", *quick]
-    assert compress(any_family, tmp_path / "out", *given) == 0
+    assert compress(any_kinds, tmp_path / "out", *given) == 0
     found = json.loads(capsys.readouterr().out)
-    context = min(2048, Checkpoint(any_family).config["max_position_embeddings"])
+    context = min(2048, Checkpoint(any_kinds).config["max_position_embeddings"])
     before, after = (
         sum(part.prefill.flops for part in parts(model_widths(Checkpoint(folder)), 1, context))
-        for folder in (any_family, tmp_path / "out")
+        for folder in (any_kinds, tmp_path / "out")
     )
     assert found["budget"] == "flops"
     assert found["budget_reached"] == pytest.approx(after / before, rel=1e-9)
-    blocks = Checkpoint(any_family).blocks
-    channel = flops_of(Checkpoint(any_family))[0]["ffn"] * blocks / before
+    blocks = Checkpoint(any_kinds).blocks
+    channel = flops_of(Checkpoint(any_kinds))[0]["ffn"] * blocks / before
     assert abs(after / before - 0.8) <= max(CLOSE, channel / 2)
     load(tmp_path / "out")
 

@@ -72,8 +72,8 @@ def grams(stream: BlockStream) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(("method", "power"), [("llm-bip", 2), ("kfac", 1)])
-def test_obs_is_elimination_with_the_scores_as_errors(any_family, method, power):
-    plain, found, stream = made(any_family, method, select="obs")
+def test_obs_is_elimination_with_the_scores_as_errors(any_kinds, method, power):
+    plain, found, stream = made(any_kinds, method, select="obs")
     for before, after, pairs in zip(plain.blocks, found.blocks, grams(stream), strict=True):
         for group, (gram, weight) in pairs.items():
             expected = eliminate(gram, weight, before[group].double() ** power)

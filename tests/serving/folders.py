@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from edits import edit_tensors
+from experts import HYBRIDS
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
@@ -192,7 +193,7 @@ def main(folder: Path) -> None:
 
     logging.set_verbosity_error()
     shutil.rmtree(folder, ignore_errors=True)
-    dense = [name for name, family in FAMILIES.items() if not family.experts]
+    dense = [n for n, family in FAMILIES.items() if not (family.experts or n in HYBRIDS)]
     kinds = [(f, x) for f in dense for x in LAYOUTS] + [("llama", x) for x in QUANTISED]
     for family, kind in kinds:
         name, (dtype, within) = f"{family}-{kind}", QUANTISED.get(kind, (torch.float32, WITHIN))

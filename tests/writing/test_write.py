@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from compressor.config.target import Target
 from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.per_layer import has_uniform
 from compressor.model.tensors import INDEX
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.allocation import allocate
@@ -34,20 +35,18 @@ def logits(model) -> torch.Tensor:
 
 def masked_logits(checkpoint: Checkpoint, plan: Plan) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
-    geometry = BlockGeometry.of(checkpoint)
     with ExitStack() as masks:
         layers = model.get_submodule(checkpoint.family.layers)
-        for layer, kept in zip(layers, plan.blocks, strict=True):
-            masks.enter_context(only_units(layer, geometry, kept))
+        for block, (layer, kept) in enumerate(zip(layers, plan.blocks, strict=True)):
+            masks.enter_context(only_units(layer, BlockGeometry.of(checkpoint, block), kept))
         return logits(model)
 
 
 @pytest.mark.parametrize("layout", ["uniform", "padded"])
-def test_result_loads_and_computes_what_the_masked_source_does(
-    any_family, equal_layout, tmp_path, layout
-):
-    checkpoint = Checkpoint(any_family)
-    layout = equal_layout if layout == "uniform" else layout
+def test_result_loads_and_computes_what_the_masked_source_does(any_kinds, tmp_path, layout):
+    checkpoint = Checkpoint(any_kinds)
+    if layout == "uniform" and not has_uniform(checkpoint.family):
+        layout = "per-layer"
     plan = plan_for(checkpoint, protect=[1] if layout == "padded" else [])
     container = write(checkpoint, plan, tmp_path / "out", layout)
     model, found = AutoModelForCausalLM.from_pretrained(

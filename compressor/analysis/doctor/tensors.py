@@ -53,6 +53,13 @@ def open_weights(patient: Patient) -> None:
             f"{path} is a mixture of experts ({family.model_type}), which is not mended; download it "
             "again, or write it anew with what made it."
         )
+    settings_of = family.standard(patient.config)
+    blocks = range(settings_of.get("num_hidden_layers") or 0)
+    if any(family.in_block(settings_of, block).whole for block in blocks):
+        raise InputError(
+            f"{path} has blocks of several kinds ({family.model_type}), which are not mended; download "
+            "it again, or write it anew with what made it."
+        )
     patient.become(family.model_type)
     patient.coded = patient.coded or not family.stock
     if patient.files is None:

@@ -62,6 +62,11 @@ def table(
             "A table is of FFN channels and KV groups, and the units of "
             f"{checkpoint.family.model_type} are experts, which cost no time; leave --costs out."
         )
+    if checkpoint.mixed:
+        raise InputError(
+            f"The blocks of {folder} are of several kinds, and a table is of one block for all; leave "
+            "--costs out, or take --budget flops."
+        )
     context = checked_context([checkpoint], batch, context)
     step = Step(batch, context if phase == "prefill" else 1, context)
     allowed = lattice(checkpoint)

@@ -21,11 +21,18 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
         said["hidden_size"] = [config.get("hidden_size")], [embedding.shape[1]]
     notes = []
     if widths:
+        tables = [family.in_block(config, block) for block in range(blocks)]
+
+        def of_units(group: str, told: list, there: list) -> tuple[list, list]:
+            """Of the blocks whose group is of the kind that the config counts."""
+            mine = [i for i, table in enumerate(tables) if group not in table.whole]
+            return [told[i] for i in mine], [there[i] for i in mine]
+
         channels, heads, groups = (
             in_every_block(config, key, blocks)
             for key in (family.ffn_width_key, family.heads_key, family.kv_heads_key)
         )
-        said[family.ffn_width_key] = channels, [w.units for w in widths]
+        said[family.ffn_width_key] = of_units("ffn", channels, [w.units for w in widths])
         uneven = {n for w in widths for n in (w.query, w.key_value) if n % w.head_dim}
         if uneven:
             source = (
@@ -37,8 +44,8 @@ def disagreements(folder: Folder, widths: list[BlockWidths] | None) -> list[str]
             )
         else:
             grouped = [kv_heads or count for kv_heads, count in zip(groups, heads, strict=True)]
-            said[family.heads_key] = heads, [w.heads for w in widths]
-            said[family.kv_heads_key] = grouped, [w.kv_heads for w in widths]
+            said[family.heads_key] = of_units("attention", heads, [w.heads for w in widths])
+            said[family.kv_heads_key] = of_units("attention", grouped, [w.kv_heads for w in widths])
     for key, (told, there) in said.items():
         if told != there:
             where = next(i for i, (a, b) in enumerate(zip(told, there, strict=True)) if a != b)

@@ -113,10 +113,14 @@ class Folder:
         if self.family is None or not self.head_dim or opaque:
             return None
         try:
-            routed = self.family.experts and self.config.get(self.family.experts.per_token)
             return [
-                block_widths(block, self.family, self.head_dim, per_token=routed or 1)
-                for block in self.blocks()
+                block_widths(
+                    tensors,
+                    self.family.in_block(self.config, block),
+                    self.head_dim,
+                    config=self.config,
+                )
+                for block, tensors in enumerate(self.blocks())
             ]
         except InputError as error:
             self.problems.append(str(error))

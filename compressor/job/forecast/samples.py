@@ -128,7 +128,7 @@ class Bench:
 
     def trained(self, ffn_alone: bool = False) -> float:
         """In a training of the block, or of its FFN alone: forward, backward and a step."""
-        family = self.stream.checkpoint.family
+        family = self.geometry.family
         names = trained_of_ffn(family) if ffn_alone else family.projections()
         example = Example(self.hidden, self.args, self.keywords, self.hidden, self.batch)
         if ffn_alone:

@@ -78,7 +78,7 @@ def stages(load: Load, bench: Bench) -> Iterator[Part]:
     for result in load.wanted:
         name, widths = result.name, result.widths
         share = shares(load.checkpoint, widths)
-        key = tuple(sorted(widths[0].items()))
+        key = tuple(tuple(sorted(width.items())) for width in widths)
         if ALLOCATIONS[config.plan.allocate].measured:
             yield Part("compare", None, name)
         written = DRAWN + load.checkpoint.bytes * share / WRITTEN
@@ -176,7 +176,7 @@ def choosing(load: Load, bench: Bench, forward: float, predicted: float) -> Iter
 
 def inputs(bench: Bench, units: Mapping[str, int]) -> dict[str, int]:
     """Channels of the output projection of each group, of so many units."""
-    return {group: n * bench.geometry.channels(group) for group, n in units.items()}
+    return {group: n * bench.geometry.channels(group) for group, n in units.items() if n}
 
 
 def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
@@ -184,7 +184,10 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     kind, before = KINDS[load.config.repair.kind], load.checkpoint.block_units
     pairs = zip(widths, before, strict=True)
     trained = kind.refined or load.checkpoint.family.experts is not None
-    alone = [trained and now["attention"] == was["attention"] for now, was in pairs]
+    alone = [
+        (trained and now["attention"] == was["attention"]) or 0 in was.values()
+        for now, was in pairs
+    ]
 
     def seconds(one: bool, epochs: int) -> float:
         return block_repair(load, bench, forward, widths, one, epochs)
@@ -207,12 +210,12 @@ def block_repair(
     if kind.weights:
         dtype = torch.bfloat16 if bench.stream.dtype == torch.bfloat16 else torch.float32
         fed = inputs(bench, widths[len(widths) // 2])
-        each = [fed["ffn"]] if ffn_alone else list(fed.values())
+        each = [fed.get("ffn", hidden)] if ffn_alone else list(fed.values())
         if experts := load.checkpoint.family.experts:
-            name = load.checkpoint.block_name(0, experts.down)
-            channels = load.checkpoint.tensors[name].shape[2]
+            names = [name for name in load.checkpoint.tensors if name.endswith(experts.down)]
+            channels = load.checkpoint.tensors[names[0]].shape[2]
             each = [channels] * load.checkpoint.config[experts.per_token]  # that a token reaches
-            a_block += (fed["ffn"] - len(each)) * bench.regressed(channels)
+            a_block += max(0, fed.get("ffn", 0) - len(each)) * bench.regressed(channels)
         if kind.toward == "dense" and not ffn_alone:
             each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)

@@ -28,10 +28,19 @@ MODULES = (
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
     "starcoder2",
 )
+# Types that no table can say, and why.
+LLAMA_4 = (
+    "its experts read what their router has multiplied, in matrices stored as [in, out], and in larger "
+    "ones every other block has an FFN of another width"
+)
+UNLIKE = {"llama4": LLAMA_4, "llama4_text": LLAMA_4}
 TABLES = [import_module(f"{__name__}.{module}").FAMILY for module in MODULES]
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLES}
 
@@ -43,6 +52,10 @@ def family_of(config: Mapping) -> Family:
     supported types, the nearest first.
     """
     model_type = config.get("model_type")
+    if reason := UNLIKE.get(str(model_type)):
+        raise InputError(
+            f"The model type {model_type!r} is not supported: {reason}; see docs/families.md."
+        )
     if model_type not in FAMILIES:
         from compressor.model.families.wrappers import WRAPPERS
 

@@ -6,12 +6,12 @@ expert by itself, under names that `Experts` has.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from compressor.model.families.table import Slice
+from compressor.model.families.table import GATED_FFN, Slice
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 WHOLE_EXPERTS = (
@@ -51,14 +51,26 @@ LIKE_QWEN = Experts(
 )
 
 
+LIKE_QWEN_SHARED = replace(LIKE_QWEN, shared="mlp.shared_expert.down_proj.weight")
+
+# The settings that say which blocks have one FFN and no experts: their numbers, and every how many-th
+# block has experts, counted from 1.
+ONLY, STEP = "mlp_only_layers", "decoder_sparse_step"
+
+
+def is_dense(config: Mapping, block: int) -> bool:
+    return block in (config.get(ONLY) or ()) or (block + 1) % (config.get(STEP) or 1) > 0
+
+
+def kind(config: Mapping, block: int) -> Mapping[str, Any]:
+    """What is otherwise in a block with one FFN, which stays whole, as its units are not experts."""
+    return DENSE if is_dense(config, block) else {}
+
+
 def unlike(config: Mapping) -> str | None:
-    """Of a config of experts, why its blocks are not those of the tables."""
-    dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
-    if dense or step != 1:
-        return (
-            "some of its blocks have no experts (mlp_only_layers, decoder_sparse_step), and only models "
-            "whose blocks are alike are read"
-        )
+    """Of a config some of whose blocks may have no experts, a sentence where it cannot be cut."""
+    if all(is_dense(config, block) for block in range(config.get("num_hidden_layers") or 0)):
+        return f"none of its blocks has experts ({ONLY}, {STEP})"
     return too_few(config)
 
 
@@ -77,12 +89,20 @@ def fit(layer: nn.Module, kept: Sequence[int]) -> None:
         module.num_experts = len(mlp.gate.weight)
 
 
+DENSE: dict[str, Any] = {
+    "ffn": GATED_FFN,
+    "whole": ("ffn",),
+    "experts": None,
+    "fit": lambda layer, kept: None,
+}
 # What makes a table one of experts, beside what its types have of their own.
 MIXTURE: dict[str, Any] = {
     "ffn": WHOLE_EXPERTS,
     "experts": LIKE_QWEN,
-    "unlike": unlike,
+    "unlike": too_few,
     "ffn_width_key": "num_experts",
     "own_widths": False,
     "fit": fit,
 }
+# The same where some blocks may have one FFN.
+WITH_DENSE = MIXTURE | {"kind": kind, "unlike": unlike}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from compressor.model.groups import GROUPS
+
 if TYPE_CHECKING:
     from compressor.model.families.experts import Experts
 
@@ -19,6 +21,7 @@ class Slice:
     `optional` (biases). owns: which channels of the axis are a unit's, a letter each kind,
 
         q  of the query heads of a KV group      k, v  of its key and its value head
+        g  the same, each head's queries being followed by as many gates of what it gives
         c  one channel of the FFN
 
     in the tensor's order. Letters together are side by side for every unit (`qkv`: all of unit 0,
@@ -123,6 +126,16 @@ class Family:
     fit: Callable[[nn.Module, Sequence[int]], None] = lambda layer, kept: None
     # What of this table is otherwise for some configs of the type.
     form: Callable[[Mapping], Mapping[str, Any]] = lambda config: {}
+    # And what of it is otherwise in one block of a model, whose blocks may be of several kinds.
+    kind: Callable[[Mapping, int], Mapping[str, Any]] = lambda config, block: {}
+    # The groups that a block of another kind has no units of, and so keeps whole; `ffn` and `attention`
+    # list what it has in their place, as far as it is looked at.
+    whole: tuple[str, ...] = ()
+    # Of a config, how many numbers a block that has no keys and values keeps of a sequence.
+    state: Callable[[Mapping], int] = lambda config: 0
+    # What the names of heads that predict further tokens (MTP) begin with, and the setting that counts
+    # their blocks. They are of the uncut model, so they are left out.
+    foresees: tuple[str, str] | None = None
     # Of the config of a model that is of the type, but not of this table, a sentence that says why.
     unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
@@ -172,8 +185,13 @@ class Family:
         """The table as it is for this config."""
         return replace(self, **self.form(config))
 
+    def in_block(self, config: Mapping, block: int) -> "Family":
+        """The table as it is for this block of a model with this config."""
+        return replace(self, **self.kind(config, block))
+
     def groups(self) -> dict[str, tuple[Slice, ...]]:
-        return {"attention": self.attention, "ffn": self.ffn}
+        """What units own, by group; without the groups that are whole."""
+        return {group: getattr(self, group) for group in GROUPS if group not in self.whole}
 
     def readers(self, *groups: str) -> list[list[str]]:
         """The projections' weights by what they read: q, k, v together, o, gate and up, down; of
@@ -203,7 +221,7 @@ class Family:
 
     def output(self, group: str) -> str:
         """The weight whose columns the units of a group feed, e.g. `mlp.down_proj.weight`."""
-        return next(s.tensor for s in self.groups()[group] if s.axis == 1)
+        return next(s.tensor for s in getattr(self, group) if s.axis == 1)
 
     def gate_and_up(
         self, gate: torch.Tensor, up: torch.Tensor, axis: int = -1
@@ -229,6 +247,17 @@ class Family:
     def parallel(self, config: Mapping) -> bool:
         """Whether the FFN reads the stream before the attention has added to it."""
         return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
+
+
+def together(*kinds: Callable[[Mapping, int], Mapping[str, Any]]) -> Callable:
+    """A block of several kinds at once, as `Family.kind`."""
+
+    def kind(config: Mapping, block: int) -> dict[str, Any]:
+        changes = [of(config, block) for of in kinds]
+        whole = tuple(group for each in changes for group in each.get("whole", ()))
+        return {name: value for each in changes for name, value in each.items()} | {"whole": whole}
+
+    return kind
 
 
 def inward(module: str, owns: str) -> tuple[Slice, Slice]:

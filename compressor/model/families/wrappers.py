@@ -38,7 +38,16 @@ OF_THE_FOLDER = (
     *("quantization_config", "transformers_weights"),
 )
 # Their heads are a linear map of the last norm's output, as every wrapper's own is.
-PLAIN_HEADS = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
+PLAIN_HEADS = (
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,8 @@ WRAPPERS = {
             types={"qwen2_5_vl_text": "qwen2"},
             **MULTIPLE_POSITIONS,
         ),
+        Wrapper("qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text"),
+        Wrapper("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe_text"),
     )
 }
 

@@ -89,6 +89,8 @@ class GradientStatistics:
         return {s: {m: rows.cpu() for m, rows in of.items()} for s, of in evidence.items()}
 
     def _check_finite(self) -> None:
+        if not self.nonfinite:  # no group of this block has units
+            return
         counts = torch.stack([*self.nonfinite.values()]).tolist()
         for name, count in zip(self.nonfinite, counts, strict=True):
             if count:

@@ -68,7 +68,7 @@ class HybridGrains:
             GrainTokens(layer, geometry, block, grains),
             Kfac(layer, geometry, block, groups=["ffn"]),
             MaskFisher(layer, geometry, block, groups=["attention"]),
-        )
+        )  # which see nothing of a group that the block has no units of
 
     def __enter__(self) -> "HybridGrains":
         for observer in self.observers:
@@ -146,8 +146,10 @@ def fuse(blocks: Blocks, mode: str = "attention", shares: Mapping[str, float] = 
 def normalised(blocks: Blocks) -> Blocks:
     """Every row over its mean over all units of the group in the model."""
     means = {
-        group: torch.cat([block[group] for block in blocks], 1).mean(1, keepdim=True)
-        for group in blocks[0]
+        group: torch.cat([block[group] for block in blocks if group in block], 1).mean(
+            1, keepdim=True
+        )
+        for group in {group for block in blocks for group in block}
     }
     return [{g: rows / means[g].clamp_min(TINY) for g, rows in block.items()} for block in blocks]
 

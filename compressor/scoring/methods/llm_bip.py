@@ -37,13 +37,15 @@ from compressor.model.units import BlockGeometry
 
 def score(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) -> dict:
     """Scores of one block's KV groups and FFN channels, float64; p = 2 modes are roots of energies."""
-    family, groups = geometry.family, geometry.units["attention"]
+    family, groups = geometry.family, geometry.units.get("attention")
     down, o = weights[family.output("ffn")], weights[family.output("attention")]
     p = 1 if mode in ("bip", "bip-gated") else 2
     size = {1: 0, 2: 2}[p]  # the row of the moments: sum |x| or sum x^2
     times = geometry.times**p  # of what the block adds
     output = times * colsum(down, p=p).double()  # [channels], the p-th power of each column's norm
     ffn = (statistics["ffn"][size] * output) ** (1 / p)
+    if groups is None:
+        return {"ffn": ffn}
     through = amplification(weights, statistics, geometry, mode, output)
     if mode == "bip-gram":
         columns = o.float().unflatten(1, (groups, -1)).transpose(0, 1)  # [groups, hidden, channels]

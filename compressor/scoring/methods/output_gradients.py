@@ -39,7 +39,7 @@ class OutputGradients(ABC):
         groups: Collection[str] | None = None,
     ):
         self.layer, self.geometry, self.block = layer, geometry, block
-        self.groups = groups or geometry.units.keys()
+        self.groups = [group for group in groups or geometry.units if group in geometry.units]
         self.seen: dict[str, dict[str, torch.Tensor]] = {}
         self.levels: Levels[tuple[str, str]] = Levels()
         self.tokens = 0
@@ -56,6 +56,7 @@ class OutputGradients(ABC):
 
     def end_sequence(self, predicted_tokens: int) -> None:
         """Take in what the last backward showed."""
+        x: torch.Tensor | tuple = ()
         for group, seen in self.seen.items():
             x, dx, dy = (_rows(seen[name]) for name in ("x", "dx", "dy"))
             for side, gradient in (("output", dy), ("input", dx)):

@@ -28,24 +28,31 @@ PROBE_SEQUENCES = 8
 
 def reap(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) -> dict:
     """Scores of one block's experts and KV groups, float64."""
-    count, outputs = statistics["routed"]
-    mean = torch.where(count > 0, outputs / count.clamp_min(1e-30), 0.0)
-    experts = outputs if mode == "total" else mean
-    return {"attention": added_by_groups(weights, statistics, geometry), "ffn": experts}
+    scores = added_by_groups(weights, statistics, geometry)
+    if "ffn" in geometry.units:
+        count, outputs = statistics["routed"]
+        mean = torch.where(count > 0, outputs / count.clamp_min(1e-30), 0.0)
+        scores["ffn"] = outputs if mode == "total" else mean
+    return scores
 
 
 def frequency(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) -> dict:
     """The same with the share of tokens that reach an expert."""
-    shares = statistics["routed"][0]
-    return {"attention": added_by_groups(weights, statistics, geometry), "ffn": shares}
+    scores = added_by_groups(weights, statistics, geometry)
+    if "ffn" in geometry.units:
+        scores["ffn"] = statistics["routed"][0]
+    return scores
 
 
-def added_by_groups(weights, statistics, geometry: BlockGeometry) -> torch.Tensor:
-    """The root mean square of what each KV group adds to the stream."""
+def added_by_groups(weights, statistics, geometry: BlockGeometry) -> dict:
+    """The root mean square of what each KV group adds to the stream, where there are any."""
+    if "attention" not in geometry.units:
+        return {}
     o = weights[geometry.family.output("attention")]
     columns = o.double().unflatten(1, (geometry.units["attention"], -1)).transpose(0, 1)
     gram = columns.transpose(1, 2) @ columns
-    return geometry.times * (statistics["gram"] * gram).sum((1, 2)).clamp_min(0).sqrt()
+    sizes = geometry.times * (statistics["gram"] * gram).sum((1, 2)).clamp_min(0).sqrt()
+    return {"attention": sizes}
 
 
 def measured(blocks: Blocks, mode: str, calibration: Calibration) -> Combined:
@@ -63,7 +70,7 @@ def measured(blocks: Blocks, mode: str, calibration: Calibration) -> Combined:
     batches = texts.batches(stream.batch_tokens)
     changes = loss_changes_in_parts(stream.in_float32(), batches, probes, kept)
     scores = [
-        block | {"ffn": mine - mine.min().clamp_max(0)}
+        block | ({"ffn": mine - mine.min().clamp_max(0)} if len(mine) else {})
         for block, mine in zip(blocks, changes.split(counts), strict=True)
     ]
     return Combined(scores, mode)

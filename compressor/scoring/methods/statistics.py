@@ -74,7 +74,7 @@ class BlockStatistics:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _inputs(self, group: str, x: torch.Tensor) -> None:
-        if group == "ffn":
+        if group == list(self.geometry.units)[-1]:
             self.tokens += self.batch.tokens
         gated = self.geometry.family.gate is not None and "gated" in self.wanted
         if group != "ffn" or not gated:

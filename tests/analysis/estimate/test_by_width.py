@@ -114,6 +114,10 @@ def test_every_family_is_timed(every_family, tmp_path, phase):
         with pytest.raises(InputError, match="are experts, which cost no time"):
             table(every_family, "cpu", context=12, phase=phase)
         return
+    if checkpoint.mixed:
+        with pytest.raises(InputError, match="are of several kinds"):
+            table(every_family, "cpu", context=12, phase=phase)
+        return
     found = table(every_family, "cpu", context=12, phase=phase, clock=True)
     allowed = lattice(checkpoint)
     assert [int(n) for n in found["attention"]] == allowed.attention

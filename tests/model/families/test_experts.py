@@ -38,12 +38,13 @@ def test_both_forms_are_read_and_written_as_they_were(any_mixture, form, tmp_pat
     folder = fuse(any_mixture, tmp_path / "fused") if form == FUSED else any_mixture
     source = Checkpoint(folder)
     assert source.units == {"attention": 4, "ffn": 6}
+    heads = [[*range(units["attention"])] for units in source.block_units]
     model = AutoModelForCausalLM.from_pretrained(folder)
     expected = model(IDS).logits
     (found,) = BlockStream(source).logits([IDS])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
-    plan = Plan([{"attention": [*range(4)], "ffn": KEPT}] * source.blocks)
+    plan = Plan([{"attention": whole, "ffn": KEPT} for whole in heads])
     write(source, plan, tmp_path / "cut")
     smaller, told = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", output_loading_info=True)
     assert not any(told.values())
@@ -153,8 +154,9 @@ def test_experts_that_do_not_fit_are_named(mixture, tmp_path, spoil, message):
             {"num_experts_per_tok": 7},
             r"routed to 7 experts \(num_experts_per_tok\), and a block has 6",
         ),
-        ({"mlp_only_layers": [1]}, "some of its blocks have no experts"),
-        ({"decoder_sparse_step": 2}, "some of its blocks have no experts"),
+        ({"mlp_only_layers": [0, 1, 2]}, r"none of its blocks has experts \(mlp_only_layers"),
+        ({"decoder_sparse_step": 4}, "none of its blocks has experts"),
+        ({"mlp_only_layers": [1]}, "lacks the tensor model.layers.1.mlp.gate_proj.weight"),
     ],
 )
 def test_configs_of_other_blocks_are_refused(mixture, tmp_path, settings, message):

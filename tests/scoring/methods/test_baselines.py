@@ -16,8 +16,8 @@ def test_random_depends_on_the_seed_alone(llama):
     assert not torch.equal(first[0]["ffn"], first[1]["ffn"])
 
 
-def test_magnitude_is_the_sum_of_squares_of_what_a_unit_owns(any_family):
-    checkpoint = Checkpoint(any_family)
+def test_magnitude_is_the_sum_of_squares_of_what_a_unit_owns(any_kinds):
+    checkpoint = Checkpoint(any_kinds)
     found = score(checkpoint, "magnitude").blocks[1]
     for group, parts in checkpoint.family.groups().items():
         units, expected = checkpoint.units[group], 0

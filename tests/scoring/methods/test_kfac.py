@@ -46,7 +46,7 @@ def observed(folder, observer, tokens=None, dtype=torch.float64, scale=1):
     blocks = [None] * checkpoint.blocks
 
     def visit(index, layer, steps):
-        with observer(layer, BlockGeometry.of(checkpoint), index) as statistics:
+        with observer(layer, BlockGeometry.of(checkpoint, index), index) as statistics:
             for i in steps():
                 statistics.end_sequence(scale * (batches[i].shape[1] - 1))
                 assert all(p.grad is None for p in layer.parameters())
@@ -66,8 +66,9 @@ def whole_model(folder):
     model = make_linear(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)).eval()
     modules = {
         (b, g): model.get_submodule(checkpoint.block_name(b, checkpoint.family.output(g)[:-7]))
-        for b in range(checkpoint.blocks)
-        for g in checkpoint.units
+        for b, units in enumerate(checkpoint.block_units)
+        for g in units
+        if units[g]
     }
     found = {key: [] for key in modules}
     held = {}
@@ -99,9 +100,9 @@ def assert_close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12 * float(expected.max()))
 
 
-def test_scores_equal_their_formulas_over_the_whole_models_gradients(any_family):
-    checkpoint, found = whole_model(any_family)
-    fisher, kfac = observed(any_family, MaskFisher), observed(any_family, Kfac)
+def test_scores_equal_their_formulas_over_the_whole_models_gradients(any_kinds):
+    checkpoint, found = whole_model(any_kinds)
+    fisher, kfac = observed(any_kinds, MaskFisher), observed(any_kinds, Kfac)
     tokens = sum(n - 1 for n in LENGTHS)
     for (block, group), sequences in found.items():
         units = checkpoint.units[group]
@@ -125,9 +126,9 @@ def test_scores_equal_their_formulas_over_the_whole_models_gradients(any_family)
         assert kfac[block][group].dtype == torch.float64
 
 
-def test_gates_summed_over_tokens_are_the_signed_taylor_sums(any_family):
-    _, found = whole_model(any_family)
-    for block, groups in enumerate(observed(any_family, Recorder)):
+def test_gates_summed_over_tokens_are_the_signed_taylor_sums(any_kinds):
+    _, found = whole_model(any_kinds)
+    for block, groups in enumerate(observed(any_kinds, Recorder)):
         for group, sequences in groups.items():
             rows = zip(sequences, found[block, group], strict=True)
             for (x, dx, _), (*_, weight, gradient) in rows:

@@ -63,9 +63,9 @@ def block_errors(folder, group, p):
 
 
 @pytest.mark.parametrize(("mode", "p"), [("bip", 1), ("bip-energy", 2)])
-def test_ffn_score_is_the_block_output_error_of_zeroing_the_channel(any_family, mode, p):
-    errors, tokens = block_errors(any_family, "ffn", p)
-    found = scores_of(any_family, mode).blocks[0]["ffn"].double()
+def test_ffn_score_is_the_block_output_error_of_zeroing_the_channel(any_kinds, mode, p):
+    errors, tokens = block_errors(any_kinds, "ffn", p)
+    found = scores_of(any_kinds, mode).blocks[0]["ffn"].double()
     torch.testing.assert_close(found, errors / tokens ** (1 / p), rtol=1e-5, atol=0)
 
 

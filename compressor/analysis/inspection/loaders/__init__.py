@@ -6,7 +6,7 @@ compared with what the loader did.
 """
 
 from compressor.analysis.inspection.folder import Folder
-from compressor.analysis.inspection.loaders.answer import Answer, Facts
+from compressor.analysis.inspection.loaders.answer import Answer, Facts, filled
 from compressor.analysis.inspection.loaders.exported import exported
 from compressor.analysis.inspection.loaders.gguf import k_quants
 from compressor.analysis.inspection.loaders.installed import by_loading, load_here, with_its_code
@@ -24,6 +24,7 @@ def answers(
     differing_head: bool = False,
 ) -> list[Answer]:
     """The matrix, of what `Facts` says."""
+    widths = widths and filled(widths)
     coded = load_here(folder, code=True) if ships_own_code(folder.path) else None
     facts = Facts(folder, widths, wrong, load_here(folder), coded, differing_head)
     with_code = [with_its_code(facts)] if folder.written.get("auto_map") else []

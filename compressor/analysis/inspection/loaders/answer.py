@@ -1,7 +1,7 @@
 """What is asked of every loader, and what all of them look at."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compressor.analysis.inspection.folder import Folder
@@ -89,9 +89,25 @@ def no_tokenizer(facts: Facts) -> str | None:
     return f"tokenizer: {facts.here.no_tokenizer}"
 
 
+def filled(widths: list[BlockWidths]) -> list[BlockWidths]:
+    """The widths of blocks of several kinds, each with those of another in the place of what it has of
+    another kind: a config says one for all that have any.
+    """
+    if not widths:
+        return []
+    attending = next((block for block in widths if block.query), widths[0])
+    fed = next((block for block in widths if block.ffn), widths[0])
+    attention = {name: getattr(attending, name) for name in ("query", "key_value", "query_inputs")}
+    ffn = {name: getattr(fed, name) for name in ("ffn", "ffn_inputs", "experts")}
+    return [
+        replace(block, **({} if block.query else attention), **({} if block.ffn else ffn))
+        for block in widths
+    ]
+
+
 def distinct(widths: list[BlockWidths]) -> set[tuple]:
     """The shapes of the blocks' matrices, of blocks that differ in them."""
-    return {tuple(block.matrices) for block in widths}
+    return {tuple(block.matrices) for block in filled(widths)}
 
 
 def different(widths: list[BlockWidths]) -> str | None:

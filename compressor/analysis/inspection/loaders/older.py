@@ -57,9 +57,13 @@ TOKENIZERS = {
     "qwen2_moe": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "qwen3_moe": "Qwen2Tokenizer",
+    "qwen3_next": "Qwen2Tokenizer",
     "smollm3": "PreTrainedTokenizerFast",
     "starcoder2": "GPT2Tokenizer",
 }
+
+
+NO_CLASS = ("qwen3_5_moe_text", "qwen3_5_text")
 
 
 def older(facts: Facts) -> Answer:
@@ -68,6 +72,8 @@ def older(facts: Facts) -> Answer:
         return Answer(OLDER, None, UNKNOWN)
     if folder.wrapper:
         return Answer(OLDER, None, "models of texts and images were not tried with it")
+    if folder.family.model_type in NO_CLASS:
+        return Answer(OLDER, False, f"it has no class for {folder.family.model_type}", SEEN)
     if folder.packing:
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
     if folder.family.experts:
