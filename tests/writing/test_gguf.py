@@ -11,7 +11,7 @@ import pytest
 import torch
 from edits import edit_config
 from jobs import said, stage
-from serving.folders import byte_level
+from serving.models import byte_level
 from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from unequal import plan_of, written
