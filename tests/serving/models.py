@@ -50,7 +50,13 @@ VARIANTS |= {
     "qwen3_moe": MIXTURE | {"moe_intermediate_size": 64, "norm_topk_prob": True},
 }
 # Of a language model in a wrapper, and of its tokens for images, which no text has.
-INSIDE = {"gemma3": {"sliding_window": 64, "query_pre_attn_scalar": 32}}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+OF_QWEN = FIXED | {"rope_parameters": ROPE}
+INSIDE = {
+    "gemma3": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
+    "qwen2_vl": OF_QWEN,
+    "qwen2_5_vl": OF_QWEN,
+}
 IMAGES, BEYOND = range(110, 114), 200
 TEXTS = ("Once upon a time", "def first(values):", "The house at the edge", "One, two, three and")
 TEMPLATE = (
@@ -91,8 +97,8 @@ def source_of(family: str, folder: Path, build: Callable) -> Checkpoint:
 
 def wrapper_of(kind: str, folder: Path) -> Checkpoint:
     """A small random model of texts and images."""
-    sizes = SIZES | INSIDE.get(kind, {}) | (FIXED if "qwen" in kind else {})
-    make_wrapper(folder, kind, **sizes)
+    make_wrapper(folder, kind, **SIZES | INSIDE.get(kind, {}))
+    edit_tensors(folder, partial(varied, kind))
     config = json.loads((folder / "config.json").read_text())
     edit_config(
         folder,

@@ -30,7 +30,8 @@ class Experts:
     module that chooses, with a row for every expert. stack: the module that runs what it chose,
     with the output projections `down`. shared: the output projection of an expert that every token
     passes, where there is one. all: the module that gives the sum of what all give.
-    per_token: the setting that says how many are chosen.
+    per_token: the setting that says how many are chosen. counted: the settings that say how many there
+    are, to the versions of transformers that read a config.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -41,6 +42,7 @@ class Experts:
     shared: str | None = None
     all: str = "mlp"
     per_token: str = "num_experts_per_tok"
+    counted: tuple[str, ...] = ("num_experts",)
 
 
 LIKE_QWEN = Experts(
