@@ -92,10 +92,12 @@ def swap_groups(folder: Path) -> None:
 
 
 def cut(source: Checkpoint, kind: str, folder: Path) -> None:
-    """Write a cut as a layout, or as a uniform one that is quantised or has its experts in one tensor."""
+    """Write a cut as a layout, or as a uniform one that is quantised or has its experts in stacks."""
     if kind == STACKED:
-        fuse(source.path, folder.with_name(folder.name + ".fused"))
-        source, kind = Checkpoint(folder.with_name(folder.name + ".fused")), "uniform"
+        fused = fuse(source.path, folder.with_name(folder.name + ".fused"))
+        cut(Checkpoint(fused), "uniform", folder)
+        shutil.rmtree(fused)
+        return
     if kind not in QUANTISED:
         write(source, plan_of(source, kind), folder, kind)
         return

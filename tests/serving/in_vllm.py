@@ -21,9 +21,9 @@ os.environ |= {
 def with_images(torchvision: str) -> None:
     """Have classes of images be imported, whose text alone is asked for.
 
-    They import torchvision, whose wheels are for another build of torch than vLLM's for CPUs: it is found
-    in a folder of its own, its two operators that have to be there are declared, and vLLM looks at its
-    classes in this process, not in one where nothing is declared.
+    They import torchvision, whose wheels are for another build of torch than vLLM's for CPUs: it is
+    found in a folder of its own, its two operators that have to be there are declared, and vLLM looks
+    at its classes in this process, not in one where nothing is declared.
     """
     import torch
     from vllm.model_executor.models import registry

@@ -1,6 +1,4 @@
-"""Small random models that engines have, with heads of 32 channels, the fewest that vLLM has on a CPU, and
-a tokenizer that llama.cpp knows.
-"""
+"""Small random models that engines have, and a tokenizer that llama.cpp knows."""
 
 import json
 from collections.abc import Callable, Iterable

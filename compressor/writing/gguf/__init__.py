@@ -117,7 +117,7 @@ def shapes_of(
 
 
 def type_of(gguf: Any, name: str, shape: tuple[int, ...], kind: str) -> Any:
-    """The type of one tensor: vectors and routers are float32, rows that do not fill their groups f16."""
+    """The type of one tensor: of vectors and routers float32, of rows that fill no groups f16."""
     if len(shape) == 1 or is_router(name):
         return gguf.GGMLQuantizationType.F32
     chosen = gguf.GGMLQuantizationType[kind]

@@ -12,7 +12,7 @@ CONVERTER = "llama.cpp's own convert_hf_to_gguf.py may take it"
 
 @dataclass(frozen=True)
 class Architecture:
-    """name: gguf's. paired: whether it turns channels (0, 1), (2, 3), ... together, and not (0, d/2), ...
+    """name: gguf's. paired: whether it turns channels (0, 1), (2, 3), ... together, not (0, d/2), ...
     normed: of a mixture, whether the weights of the experts that a token is sent to are to sum to one.
     per_expert: whether it asks for the width of an expert apart from that of an FFN. without: settings
     of what it does not compute.

@@ -40,11 +40,12 @@ FACTORS = "rope_freqs.weight"
 
 def written_names(source: Source) -> dict[str, tuple[str, ...]]:
     """Of every tensor's whole name those of its parts in the file, in its order; most are one part."""
+    names: dict[str, tuple[str, ...]]
     names = {name: (OUTER[name],) for name in source.outer_tensors()}
     for index in range(source.blocks):
         for inner in source.block_tensors(index):
             module, _, kind = inner.rpartition(".")
-            parts, kind = (STACKS[inner], "weight") if inner in STACKS else ([BLOCK[module]], kind)
+            parts, kind = (STACKS[inner], "weight") if inner in STACKS else ((BLOCK[module],), kind)
             written = tuple(f"blk.{index}.{part}.{kind}" for part in parts)
             names[source.block_name(index, inner)] = written
     return names

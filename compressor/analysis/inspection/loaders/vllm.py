@@ -89,7 +89,9 @@ def tensor_parallel(facts: Facts, devices: int) -> Answer:
         return Answer(target, False, reason, how)
     for block in facts.widths:
         if block.experts and devices > block.experts.count:
-            return Answer(target, False, f"{devices} devices for {block.experts.count} experts", how)
+            return Answer(
+                target, False, f"{devices} devices for {block.experts.count} experts", how
+            )
         for name, count in shared(block, facts.folder.config).items():
             if count % devices and not (name == "KV heads" and devices % count == 0):
                 reason = f"{count} {name} mod {devices} is {count % devices}"
@@ -120,7 +122,9 @@ def of_all(facts: Facts) -> dict[str, str]:
     spans = {name: sorted({block[name] for block in each}) for name in each[0]}
     count = facts.widths[0].experts and facts.widths[0].experts.count
     experts = {"experts": f"{count}"} if count else {}
-    return experts | {n: f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for n, s in spans.items()}
+    return experts | {
+        n: f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for n, s in spans.items()
+    }
 
 
 def own_class(facts: Facts) -> str:
