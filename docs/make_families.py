@@ -138,7 +138,8 @@ def larger(rows: list[dict]) -> str:
         "Mixtures whose files have experts one behind the other were served as well: vLLM loads "
         f"{quoted(stacked)}, and exported are {quoted(loaded('stacked', mixtures, 'llama.cpp'))}. "
         "Models of texts and images were tried on texts alone, each around one language model: vLLM "
-        f"loads {', '.join(wrapped)}; `compressor export` writes the language model of {quoted(exported)}."
+        f"loads {', '.join(wrapped)}; `compressor export` writes the language model of "
+        f"{quoted(exported)}."
     )
 
 

@@ -1,8 +1,8 @@
 """`make compat`: results written here, loaded by another version of transformers.
 
-compat.py write FOLDER      uniform, nas and per-layer results of every family that has them, of mixtures
-                            in both forms of their files, and of models of texts and images; their logits,
-                            the ids of strings, and what `inspect` answers for transformers 4.57
+compat.py write FOLDER      uniform, nas and per-layer results of every family that has them, of
+                            mixtures in both forms of their files, and of models of texts and images;
+                            their logits, the ids of strings, and what `inspect` answers for 4.57
 compat.py load FOLDER       load them; needs nothing but torch, safetensors and transformers
 """
 

@@ -66,6 +66,8 @@ class Geometry:
         family = self.family
         groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
         channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
+        if family.experts and family.experts.split:
+            channels = [count * self.config[family.experts.width_key] for count in channels]
         return [
             {"attention": kv_groups or self.heads, "ffn": ffn}
             for kv_groups, ffn in zip(groups, channels, strict=True)

@@ -194,6 +194,8 @@ def layout_of(plan: Plan, layout: str, source: Source) -> str:
 def whole_widths(plan: Plan, source: Source) -> bool:
     """Whether all blocks that are left are as wide as those of the source's own class."""
     whole = {"attention": source.heads, "ffn": source.config[source.family.ffn_width_key]}
+    if source.family.experts:
+        whole["ffn"] = source.units["ffn"]
     if not source.family.alibi:
         whole["attention"] = source.kv_heads
     return all(width == whole for width in plan.widths())
