@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compressor.model.source import Source
 
 Entries = dict[str, SimpleNamespace]
+Kind = TypeVar("Kind", bound="Source")
 
 
 def are_stacked(tensors: Mapping[str, object], family: Family) -> bool:
@@ -150,7 +151,7 @@ def in_files(name: str, tensor: torch.Tensor, family: Family) -> Iterator[tuple[
             yield prefix + part.format(expert), rows
 
 
-def in_channels(source: "Source") -> "Source":
+def in_channels(source: Kind) -> Kind:
     """The same mixture with a channel of an expert as the unit of its FFNs."""
     if source.family.experts is None:
         raise InputError(

@@ -73,6 +73,12 @@ class Geometry:
             for kv_groups, ffn in zip(groups, channels, strict=True)
         ]
 
+    @property
+    def ffn_parts(self) -> int:
+        """Equal parts of a block's FFN units, of which as many stay: experts, of their channels."""
+        experts = self.family.experts
+        return self.config[self.family.ffn_width_key] if experts and experts.split else 1
+
     @cached_property
     def heads_left(self) -> list[list[int]]:
         """Which of the heads that the config counts every block has; a slope (ALiBi) goes with each."""

@@ -21,7 +21,7 @@ from compressor.model.source import Source
 from compressor.planning.alignment import Alignment, alignment_of
 from compressor.planning.costs import Costs, reached
 from compressor.planning.landscape import Landscape
-from compressor.planning.lattice import Wanted, parts_of
+from compressor.planning.lattice import Wanted
 from compressor.planning.measured import solve_measured
 from compressor.planning.plan import Plan, dropped_of
 from compressor.planning.ranking import solve_globally
@@ -113,7 +113,7 @@ def plan_of(
     """The best-scored units of every block, as many as `widths` says."""
     kept = [
         {"attention": best(block["attention"], width["attention"])}
-        | {"ffn": best(block["ffn"], width["ffn"], parts_of(checkpoint))}
+        | {"ffn": best(block["ffn"], width["ffn"], checkpoint.ffn_parts)}
         for block, width in zip(scores.blocks, widths, strict=True)
     ]
     costs = Costs.of(checkpoint, target.budget)

@@ -25,12 +25,13 @@ class Lattice:
 
     step: what FFN widths are multiples of, where the first of them is not that. Of a mixture of experts
     FFN widths are numbers of experts, from as many on as a token is routed to, or of the channels of all
-    experts together, of which `step` is that of one.
+    experts together, which are so many `parts`, and `step` is that of one.
     """
 
     ffn: list[int]
     attention: list[int]
     step: int | None = None
+    parts: int = 1
 
     @property
     def align(self) -> int:
@@ -85,7 +86,7 @@ class Wanted:
         """The same of a model: experts are counted one by one, whatever kernels want of channels."""
         if checkpoint.family.whole_experts:
             return [self.align or 1]
-        return self.multiples(width // parts_of(checkpoint))
+        return self.multiples(width // checkpoint.ffn_parts)
 
     def lattice(self, checkpoint: Source, align: int) -> Lattice:
         widths = lattice(checkpoint, align, self.tp, self.container, self.columns, self.layout)
@@ -156,7 +157,7 @@ def lattice_of_experts(checkpoint: Source, step: int) -> Lattice:
 
 def lattice_in_experts(checkpoint: Source, align: int | None, tp: int) -> Lattice:
     """Numbers of channels of all experts together, as many of each; the attention stays whole."""
-    count = parts_of(checkpoint)
+    count = checkpoint.ffn_parts
     width = checkpoint.units["ffn"] // count
     step = align or default_align(width)
     if step < 1 or tp < 1:
@@ -165,13 +166,7 @@ def lattice_in_experts(checkpoint: Source, align: int | None, tp: int) -> Lattic
     if step > width:
         raise InputError(f"Widths of experts in steps of {step} do not exist: theirs is {width}.")
     widths = {*range(step, width + 1, step), width}
-    return Lattice(sorted(n * count for n in widths), [checkpoint.units["attention"]], step)
-
-
-def parts_of(checkpoint: Source) -> int:
-    """Equal parts of a block's FFN units, of which each keeps as many: experts, of their channels."""
-    experts = checkpoint.family.experts
-    return checkpoint.config[checkpoint.family.ffn_width_key] if experts and experts.split else 1
+    return Lattice(sorted(n * count for n in widths), [checkpoint.units["attention"]], step, count)
 
 
 def routed_to(checkpoint: Source) -> int:

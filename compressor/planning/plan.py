@@ -3,13 +3,14 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from compressor.errors import NOT_JSON, InputError
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.model.source import Source
 
+Kind = TypeVar("Kind", bound="Source")
 
 CHANNELS = "channels"  # of experts, where scores are of these
 
@@ -39,7 +40,7 @@ class Plan:
         """The blocks of the source that are not there at all; `blocks` are the others, in order."""
         return list(self.about.get("dropped") or [])
 
-    def seen(self, source: "Source") -> "Source":
+    def seen(self, source: Kind) -> Kind:
         """The source with the units that the plan is of."""
         from compressor.model.experts import in_channels
 

@@ -15,7 +15,6 @@ from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry, only_units
-from compressor.planning.lattice import parts_of
 from compressor.scoring.methods import METHODS, Calibration, Combined, Method
 from compressor.scoring.methods.statistics import BlockStatistics
 from compressor.scoring.scores import Scores, best
@@ -129,7 +128,7 @@ def rate_forward(
         return rate(index, weights, statistics.means(len(tokens.sequences)))
 
     def go_on_pruned(index: int, layer, forward, scores: Block) -> None:
-        parts = {"attention": 1, "ffn": parts_of(checkpoint)}
+        parts = {"attention": 1, "ffn": checkpoint.ffn_parts}
         kept = {g: best(s, kept_units[index][g], parts[g]) for g, s in scores.items()}
         with only_units(layer, BlockGeometry.of(checkpoint, index), kept):
             for _ in forward():

@@ -141,6 +141,11 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
+        if self.source.ffn_parts > 1:
+            raise InputError(
+                "All blocks and experts of a mixture are of one width, so there is nothing to pad; use "
+                "--layout uniform."
+            )
         if self.source.family.experts:
             raise InputError(
                 "An expert of zeros would be chosen all the same, so no cut of "

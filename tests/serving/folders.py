@@ -29,6 +29,7 @@ from compressor.analysis.inspection import inspect
 from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.experts import in_channels
 from compressor.model.families import FAMILIES
 from compressor.model.tensors import SINGLE
 from compressor.planning.plan import Plan
@@ -42,6 +43,7 @@ from compressor.writing.writer import write_folder
 HEADS, OWN_HEADS = (0, 2), ((0, 2), (1,), (0, 1, 2, 3))  # those of a block, of each of its own
 CHANNELS, OWN = 256, (256, 512, 160)
 EXPERTS = [0, 2, 3, 7]
+NARROW = "narrow"  # a uniform cut of a mixture that keeps all experts, half of the channels of each
 STACKED = "stacked"  # a uniform cut of a mixture in whose files experts are one behind the other
 LAYOUTS = ("uniform", "nas", "per-layer")
 WITHIN = 1e-3  # of the log-probabilities' standard deviation
@@ -69,7 +71,11 @@ def plan_of(source: Checkpoint, layout: str) -> Plan:
     family = source.family
     if family.experts:
         whole = {"attention": [*range(source.units["attention"])]}
-        return Plan([whole | {"ffn": EXPERTS}] * source.blocks)
+        kept = EXPERTS
+        if family.experts.split:  # another half of every second expert
+            width = source.units["ffn"] // source.ffn_parts
+            kept = [u for u in range(source.units["ffn"]) if (u // width + u) % 2]
+        return Plan([whole | {"ffn": kept}] * source.blocks)
     whole = not family.cuts_heads or family.alibi or family.couples_heads(source.config)
     heads = OWN_HEADS if layout == "per-layer" else [HEADS] * 3
     if whole:
@@ -98,6 +104,8 @@ def cut(source: Checkpoint, kind: str, folder: Path) -> None:
         cut(Checkpoint(fused), "uniform", folder)
         shutil.rmtree(fused)
         return
+    if kind == NARROW:
+        source, kind = in_channels(source), "uniform"
     if kind not in QUANTISED:
         write(source, plan_of(source, kind), folder, kind)
         return
@@ -147,7 +155,7 @@ def main(folder: Path) -> None:
     alike = [*KINDS, *(name for name, family in FAMILIES.items() if family.experts)]
     kinds = [(f, x) for f in FAMILIES if f not in alike for x in LAYOUTS]
     kinds += [(f, "uniform") for f in alike] + [("llama", x) for x in QUANTISED]
-    kinds += [(f, STACKED) for f in alike if f in FAMILIES]
+    kinds += [(f, x) for f in alike if f in FAMILIES for x in (STACKED, NARROW)]
     for family, kind in kinds:
         name, (dtype, within) = f"{family}-{kind}", QUANTISED.get(kind, (torch.float32, WITHIN))
         build = partial(build_checkpoint, dtype=dtype)

@@ -210,9 +210,12 @@ def block_repair(
         each = [fed["ffn"]] if ffn_alone else list(fed.values())
         if experts := load.checkpoint.family.experts:
             name = load.checkpoint.block_name(0, experts.down)
-            channels = load.checkpoint.tensors[name].shape[2]
+            count, _, channels = load.checkpoint.tensors[name].shape
+            left = fed["ffn"]
+            if experts.split:
+                left, channels = count, left // count
             each = [channels] * load.checkpoint.config[experts.per_token]  # that a token reaches
-            a_block += (fed["ffn"] - len(each)) * bench.regressed(channels)
+            a_block += (left - len(each)) * bench.regressed(channels)
         if kind.toward == "dense" and not ffn_alone:
             each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)

@@ -14,6 +14,7 @@ the batches matters beyond rounding.
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,7 +101,7 @@ class BlockStatistics:
             sums[1, expert] = (weights[tokens, places].double() * sizes).sum()
         self._add("routed", sums)
 
-    def _inside(self, stack: nn.Module, hidden, chosen, weights) -> None:
+    def _inside(self, stack: Any, hidden, chosen, weights) -> None:
         """The moments of what every expert's output projection reads, as it is and as it is weighed."""
         sums: dict[str, list[torch.Tensor]] = {"ffn": [], "weighed": []}
         for expert in range(len(stack.down_proj)):
