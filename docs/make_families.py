@@ -16,6 +16,7 @@ from compressor.analysis.inspection.loaders.vllm import WRAPPED
 from compressor.config.layouts import LAYOUTS
 from compressor.model.families import FAMILIES
 from compressor.model.families.wrappers import WRAPPERS
+from compressor.scoring.methods import METHODS, WITHIN
 
 HEAD = """# Model families
 
@@ -23,8 +24,10 @@ What `make families` saw of a small random model of each family: scored by every
 ratios, repaired, written, loaded again, its logits compared with the masked source's, and text generated
 with a dynamic, a static and no cache. `stock` is loaded by plain transformers, `shipped code` needs
 `trust_remote_code=True`. FFN and heads are the fewest channels and KV groups that a cut left, and of
-how many; of a mixture the first are whole experts, and its methods are named. A Baichuan 7B is read and
-written as `llama`; the row `baichuan` is the 13B.
+how many; of a mixture the first are whole experts, and its methods are named. Channels inside of
+experts (`--experts channels`) are scored by
+{WITHIN}.
+A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
 Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's widths
@@ -134,9 +137,12 @@ def larger(rows: list[dict]) -> str:
         for kind in loaded("uniform", WRAPPERS, "vLLM")
     ]
     exported = loaded("uniform", WRAPPERS, "llama.cpp")
+    narrow = [quoted(loaded("narrow", mixtures, engine)) for engine in ("vLLM", "llama.cpp")]
     return (
         "Mixtures whose files have experts one behind the other were served as well: vLLM loads "
         f"{quoted(stacked)}, and exported are {quoted(loaded('stacked', mixtures, 'llama.cpp'))}. "
+        f"Of mixtures with half of the channels of every expert vLLM loads {narrow[0]}, and exported "
+        f"are {narrow[1]}. "
         "Models of texts and images were tried on texts alone, each around one language model: vLLM "
         f"loads {', '.join(wrapped)}; `compressor export` writes the language model of "
         f"{quoted(exported)}."
@@ -165,6 +171,7 @@ def head_of(rows: list[dict]) -> str:
         HEAD.replace("{VLLM}", version("vLLM"))
         .replace("{LLAMA_CPP}", version("llama.cpp"))
         .replace("{WITHIN:.0e}", f"{within:.0e}")
+        .replace("{WITHIN}", quoted([m.name for m in METHODS.values() if WITHIN in m.units]))
         .replace("{LARGER}", fill(larger(rows), 105, break_on_hyphens=False))
         .replace("{CT}", version(OTHER))
         .replace("{FP8}", f"{near('fp8'):.0e}")
