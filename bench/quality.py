@@ -41,7 +41,7 @@ CHARTED = ("dashed", "solid", "dotted", "dashdot")
 class Cell:
     """What is measured: one line of the table, and column of it, at one seed."""
 
-    method: str  # METHOD or METHOD:MODE
+    method: str  # METHOD or METHOD:MODE, + channels with `experts="channels"`
     select: str  # as the option `select`, + measured with `kv_cost="measured"`
     repair: str  # REPAIR or refine:EPOCHS
     keep: float
@@ -103,7 +103,9 @@ class Planned:
         self.folder, self.calibration = folder, calibration
         select, _, cost = how.partition("+")
         options = {"select": select, "kv_cost": cost or "score", "seed": seed, "dtype": "float32"}
-        self.scores = compressor.score(folder, calibration, name, **options)
+        method, _, within = name.partition("+")
+        options["experts"] = within or "whole"
+        self.scores = compressor.score(folder, calibration, method, **options)
         self.measured: dict[tuple, Scores] = {}
         self.plans: dict[tuple, Plan] = {}
 
@@ -164,7 +166,9 @@ def main(
     evaluation: Annotated[str | None, typer.Option(help="Another text to judge on.")] = None,
     calibration_range: str = "0:400",
     evaluation_range: str = "617:917",
-    method: Annotated[list[str], typer.Option(help="METHOD or METHOD:MODE.")] = ["llm-bip"],  # noqa: B006
+    method: Annotated[
+        list[str], typer.Option(help="METHOD or METHOD:MODE; +channels: those inside of experts.")
+    ] = ["llm-bip"],  # noqa: B006
     select: Annotated[
         list[str], typer.Option(help="score or obs; +measured: KV groups by their true cost.")
     ] = ["score"],  # noqa: B006

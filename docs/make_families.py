@@ -7,11 +7,16 @@ import json
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 from xml.etree import ElementTree
 
+from compressor.analysis.inspection.loaders.vllm import WRAPPED
 from compressor.config.layouts import LAYOUTS
 from compressor.model.families import FAMILIES
+from compressor.model.families.wrappers import WRAPPERS
+from compressor.scoring.methods import METHODS, WITHIN
 
 HEAD = """# Model families
 
@@ -19,8 +24,10 @@ What `make families` saw of a small random model of each family: scored by every
 ratios, repaired, written, loaded again, its logits compared with the masked source's, and text generated
 with a dynamic, a static and no cache. `stock` is loaded by plain transformers, `shipped code` needs
 `trust_remote_code=True`. FFN and heads are the fewest channels and KV groups that a cut left, and of
-how many; of a mixture the first are whole experts, and its methods are named. A Baichuan 7B is read and
-written as `llama`; the row `baichuan` is the 13B.
+how many; of a mixture the first are whole experts, and its methods are named. Channels inside of
+experts (`--experts channels`) are scored by
+{WITHIN}.
+A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
 Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's
@@ -57,9 +64,13 @@ names; its verification compares it with the source as it is read. Others are re
 dense copy.
 
 `make compat` loads such results, written here, in transformers 4.57.6 and in the newest: all families
-but Baichuan, mixtures and hybrids, whatever layouts they have, with the same logits and, where
-`inspect` answers yes for 4.57, the same ids. (4.57 computes Gemma 2 by an attention without its soft
-caps unless it is loaded with `attn_implementation="eager"`, uncut models too.)
+but Baichuan and hybrids, whatever layouts they have, with the same logits and, where `inspect` answers
+yes for 4.57, the same ids. (4.57 computes Gemma 2 by an attention without its soft caps unless it is
+loaded with `attn_implementation="eager"`, uncut models too.) A mixture's result loads in 4.57 where its
+files have experts one by one, as published ones do, and not where they are one behind the other. A
+model of texts and images does where its source is written as version 4 and the hub have it; version 5
+calls the tensors of some vision towers and the rotary settings of Qwen2-VL otherwise, and results are
+called as their source.
 
 vLLM's class of Qwen2 has hidden size / heads channels a head, whatever the config says, so a Qwen2
 that lost KV groups is written as `llama` with biases, that of `o_proj` being zeros. Where that
@@ -74,13 +85,16 @@ with fewer FFN channels is for transformers: vLLM's class has 4 x hidden of them
 180B, Falcon 2 and the RW models have one row; Falcon 3 is a `llama`.
 
 The last two columns are what `make serve` saw, on a CPU in float32, of random models with heads of 32
-channels that lost half of their KV groups and FFN channels: the layouts that vLLM {VLLM} loads, and
-those that `compressor export` writes for llama.cpp (xllamacpp {LLAMA_CPP}). In each of them the
-log-probabilities of all tokens after four prompts are within {WITHIN:.0e} of their standard deviation of
-what transformers computes, and 24 greedy tokens after each prompt are the same; llama.cpp makes the same
-ids of 200 strings (but for characters that a tokenizer composes first) and the same text of a chat. A
-model with two exchanged KV groups fails these checks. `nas` was also served over HTTP: by `vllm serve`
-with this package installed, without it by `--trust-remote-code`, and without either it is refused.
+channels that lost half of their KV groups and FFN channels, or of their experts: the layouts that vLLM
+{VLLM} loads, and those that `compressor export` writes for llama.cpp (xllamacpp {LLAMA_CPP}). In each
+of them the log-probabilities of all tokens after four prompts are within {WITHIN:.0e} of their standard
+deviation of what transformers computes, and 24 greedy tokens after each prompt are the same; llama.cpp
+makes the same ids of 200 strings (but for characters that a tokenizer composes first) and the same text
+of a chat. A model with two exchanged KV groups fails these checks. `nas` was also served over HTTP: by
+`vllm serve` with this package installed, without it by `--trust-remote-code`, and without either it is
+refused.
+
+{LARGER}
 
 Quantised folders, of a Llama (`make serve`): vLLM loads `fp8` (in float32; log-probabilities within
 {FP8} of their standard deviation of transformers', since an input near the middle of two FP8 numbers
@@ -123,6 +137,36 @@ def served_layouts(rows: list[dict], family: str, engine: str) -> str:
     return ", ".join(loaded) or "none"
 
 
+def larger(rows: list[dict]) -> str:
+    """What was seen of mixtures in the other form of their files, and of models of texts and images."""
+
+    def loaded(layout: str, kinds: Iterable[str], engine: str) -> list[str]:
+        names = {r["name"] for r in rows if r["loads"] and r["engine"].startswith(engine)}
+        return [kind for kind in kinds if f"{kind}-{layout}" in names]
+
+    mixtures = [name for name, family in FAMILIES.items() if family.experts]
+    stacked = loaded("stacked", mixtures, "vLLM")
+    wrapped = [
+        f"`{kind}` (a `{WRAPPED[WRAPPERS[kind].architecture][0]}`)"
+        for kind in loaded("uniform", WRAPPERS, "vLLM")
+    ]
+    exported = loaded("uniform", WRAPPERS, "llama.cpp")
+    narrow = [quoted(loaded("narrow", mixtures, engine)) for engine in ("vLLM", "llama.cpp")]
+    return (
+        "Mixtures whose files have experts one behind the other were served as well: vLLM loads "
+        f"{quoted(stacked)}, and exported are {quoted(loaded('stacked', mixtures, 'llama.cpp'))}. "
+        f"Of mixtures with half of the channels of every expert vLLM loads {narrow[0]}, and exported "
+        f"are {narrow[1]}. "
+        "Models of texts and images were tried on texts alone, each around one language model: vLLM "
+        f"loads {', '.join(wrapped)}; `compressor export` writes the language model of "
+        f"{quoted(exported)}."
+    )
+
+
+def quoted(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def head_of(rows: list[dict]) -> str:
     """The text above the table, with the versions and the largest difference of what was served."""
 
@@ -134,13 +178,15 @@ def head_of(rows: list[dict]) -> str:
     def near(scheme: str) -> float:
         return next(r["within"] for r in rows if r["name"] == f"llama-{scheme}" and r["loads"])
 
-    kinds = {f"{family}-{layout}" for family in FAMILIES for layout in LAYOUTS}
+    kinds = {f"{family}-{layout}" for family in (*FAMILIES, *WRAPPERS) for layout in LAYOUTS}
     found = [row.get("within") for row in rows if row["loads"] and row["name"] in kinds]
     within = max(filter(None, found))
     return (
         HEAD.replace("{VLLM}", version("vLLM"))
         .replace("{LLAMA_CPP}", version("llama.cpp"))
         .replace("{WITHIN:.0e}", f"{within:.0e}")
+        .replace("{WITHIN}", quoted([m.name for m in METHODS.values() if WITHIN in m.units]))
+        .replace("{LARGER}", fill(larger(rows), 105, break_on_hyphens=False))
         .replace("{CT}", version(OTHER))
         .replace("{FP8}", f"{near('fp8'):.0e}")
         .replace("{W4A16}", f"{near('w4a16'):.2f}")

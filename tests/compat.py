@@ -1,7 +1,8 @@
 """`make compat`: results written here, loaded by another version of transformers.
 
-compat.py write FOLDER      uniform, nas and per-layer results of every family that has them, their
-                            logits, the ids of strings, and what `inspect` answers for transformers 4.57
+compat.py write FOLDER      uniform, nas and per-layer results of every family that has them, of
+                            mixtures in both forms of their files, and of models of texts and images;
+                            their logits, the ids of strings, and what `inspect` answers for 4.57
 compat.py load FOLDER       load them; needs nothing but torch, safetensors and transformers
 """
 
@@ -23,8 +24,9 @@ VARIANTS = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     "qwen3": {"rope_theta": 5e5},
 }
+UNIFORM = "uniform"
 KEPT = {
-    "uniform": [{"attention": [0, 2, 3], "ffn": [*range(20)]}] * 3,
+    UNIFORM: [{"attention": [0, 2, 3], "ffn": [*range(20)]}] * 3,
     "nas": [{"attention": [0, 2, 3], "ffn": [*range(width)]} for width in (20, 32, 48)],
     "per-layer": [
         {"attention": [0, 2, 3], "ffn": [*range(20)]},
@@ -32,52 +34,100 @@ KEPT = {
         {"attention": [1], "ffn": [*range(48)]},
     ],
 }
+EXPERTS = [{"attention": [0, 1, 2, 3], "ffn": [0, 2, 5]}] * 3
 CODED = ("nas", "per-layer")  # loaded with the code of their folders
 # Caches with which a version's own class of a type does not generate, uncut models neither.
-BROKEN = {("5.19", "bloom"): "static"}
+BROKEN = {("5.19", "bloom"): "static", ("4.57", "olmoe"): "static"}
 
 
 def write_all(folder: Path) -> None:
-    """The logits are those of the padded layout, which is a stock model of the source's type."""
-    from conftest import make_family
-    from experts import HYBRIDS
-    from transformers import AutoModelForCausalLM
+    """The logits are those of the padded layout, which is a stock model of the source's type; or of what
+    the newest transformers makes of a mixture, of which no cut can be padded.
+    """
+    from conftest import make_family, make_tokenizer
+    from experts import SEVERAL_KINDS, fuse
+    from wrappers import KINDS, make_wrapper
 
+    from compressor.model.families import FAMILIES
+
+    shutil.rmtree(folder, ignore_errors=True)
+    stock = {name: f for name, f in FAMILIES.items() if f.stock and name not in SEVERAL_KINDS}
+    kinds = {name: (name, VARIANTS.get(name, {})) for name in stock}
+    kinds["qwen2-plain"] = ("qwen2", {})  # without windows its cut heads go out as llama
+    for name, (model_type, sizes) in kinds.items():
+        place = make_family(model_type, folder / "sources" / name, **sizes)
+        if not FAMILIES[model_type].experts:
+            write_one(folder, name, place, KEPT)
+            continue
+        write_one(folder, name, place, {UNIFORM: EXPERTS})
+        fused = fuse(place, folder / "sources" / f"{name}-stacked")
+        write_one(folder, fused.name, fused, {UNIFORM: EXPERTS})
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    for name in (kind for kind in KINDS if not kind.startswith("qwen3_5")):
+        place = make_wrapper(folder / "sources" / name, name, folder / "tokenizer")
+        write_one(folder, name, place, {UNIFORM: KEPT[UNIFORM]})
+        as_published(place)
+        write_one(folder, f"{name}-published", place, {UNIFORM: KEPT[UNIFORM]})
+
+
+def as_published(folder: Path) -> None:
+    """Have a model of texts and images be as version 4 wrote it, and the hub has it."""
+    from edits import edit_config, edit_tensors
+
+    def deepen(tensors: dict[str, torch.Tensor]) -> None:
+        old = "vision_tower."
+        for name in [n for n in tensors if n.startswith(old)]:
+            tensors[name.replace(old, f"{old}vision_model.", 1)] = tensors.pop(name)
+
+    written = json.loads((folder / "config.json").read_text())
+    if written["vision_config"]["model_type"] in ("clip_vision_model", "siglip_vision_model"):
+        edit_tensors(folder, deepen)
+    text = written["text_config"]
+    rope = text["rope_parameters"]
+    if "mrope_section" in rope:
+        scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+        text |= {"rope_scaling": scaling, "rope_theta": rope["rope_theta"]}
+        del text["rope_parameters"]
+        edit_config(folder, text_config=text)
+
+
+def write_one(folder: Path, name: str, place: Path, kept_of: dict[str, list]) -> None:
+    """The results of a source, one for each layout that it has."""
     from compressor.analysis.inspection import inspect
     from compressor.errors import InputError
     from compressor.model.checkpoint import Checkpoint
-    from compressor.model.families import FAMILIES
     from compressor.planning.plan import Plan
     from compressor.writing.cuts import write
 
-    shutil.rmtree(folder, ignore_errors=True)
-    stock = {name: f for name, f in FAMILIES.items() if f.stock and not f.experts}
-    stock = {name: f for name, f in stock.items() if name not in HYBRIDS}
-    kinds = {name: (name, VARIANTS.get(name, {})) for name, f in stock.items()}
-    kinds["qwen2-plain"] = ("qwen2", {})  # without windows its cut heads go out as llama
-    for name, (model_type, sizes) in kinds.items():
-        family, place = FAMILIES[model_type], folder / "sources" / name
-        source = Checkpoint(make_family(model_type, place, **sizes))
-        for layout, kept in KEPT.items():
-            fixed = family.heads_fixed and not family.own_widths
-            if fixed or family.couples_heads(source.config):
-                kept = [block | {"attention": [*range(source.kv_heads)]} for block in kept]
-            result = folder / "results" / f"{name}-{layout}"
-            padded = folder / "padded" / result.name
-            try:
-                write(source, Plan(kept), result, layout)
-            except InputError as sentence:
-                print(f"{result.name}: {sentence}")
-                continue
-            answer = next(a for a in inspect(result)["loads"] if OLDER in a["target"])
-            ids = [source.tokenizer()(text)["input_ids"] for text in TEXTS]
-            told = {"ids": ids, "loads": answer["loads"], "because": answer["because"]}
-            (folder / f"{result.name}.json").write_text(json.dumps(told))
-            write(source, Plan(kept), padded, "padded")
-            model = AutoModelForCausalLM.from_pretrained(padded).eval()
-            with torch.no_grad():
-                logits = model(IDS).logits.contiguous()
-            save_file({"logits": logits}, folder / f"{result.name}.safetensors")
+    source = Checkpoint(place)
+    family = source.family
+    for layout, kept in kept_of.items():
+        if (family.heads_fixed and not family.own_widths) or family.couples_heads(source.config):
+            kept = [block | {"attention": [*range(source.kv_heads)]} for block in kept]
+        result = folder / "results" / f"{name}-{layout}"
+        padded = folder / "padded" / result.name
+        try:
+            write(source, Plan(kept), result, layout)
+        except InputError as sentence:
+            print(f"{result.name}: {sentence}")
+            continue
+        answer = next(a for a in inspect(result)["loads"] if OLDER in a["target"])
+        ids = [source.tokenizer()(text)["input_ids"] for text in TEXTS]
+        told = {"ids": ids, "loads": answer["loads"], "because": answer["because"]}
+        (folder / f"{result.name}.json").write_text(json.dumps(told))
+        write(source, Plan(kept), padded, UNIFORM if family.experts else "padded")
+        model = class_of(padded).from_pretrained(padded).eval()
+        with torch.no_grad():
+            logits = model(input_ids=IDS).logits.contiguous()
+        save_file({"logits": logits}, folder / f"{result.name}.safetensors")
+
+
+def class_of(folder: Path):
+    """transformers' own choice of a model's class: those of texts and images have another one."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = json.loads((folder / "config.json").read_text())
+    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
 
 
 def load_all(folder: Path) -> None:
@@ -109,19 +159,18 @@ class Mismatch(Exception):
 def load_one(result: Path, expected: torch.Tensor) -> str:
     """What a result loads as, and how near its logits [1, tokens, vocabulary] are."""
     import transformers
-    from transformers import AutoModelForCausalLM
 
     own = result.name.endswith(CODED)
     if own:
         check_refused(result)
     # Eager: version 4's scaled_dot_product_attention leaves Gemma 2's soft caps out.
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = class_of(result).from_pretrained(
         result, trust_remote_code=own, output_loading_info=True, attn_implementation="eager"
     )
     if any(found.values()):
         raise Mismatch(f"tensors that do not match: {found}")
     with torch.no_grad():
-        logits = model.eval()(IDS).logits
+        logits = model.eval()(input_ids=IDS).logits
     difference = ((logits - expected).abs().max() / expected.std()).item()
     if not difference < 1e-4:
         raise Mismatch(f"the logits differ by {difference:.1e}")

@@ -29,6 +29,8 @@ MIXTURES: dict[str, dict] = {
     "qwen3_next": HYBRID | MIXTURE | SHARED,
     "olmoe": MIXTURE,
 }
+# Of several kinds of blocks: what engines and older versions know of them was not tried.
+SEVERAL_KINDS = (*HYBRIDS, "qwen3_5_moe_text", "qwen3_next")
 
 
 def fuse(folder: Path, fused: Path) -> Path:

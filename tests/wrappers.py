@@ -96,7 +96,7 @@ KINDS = {
 }
 
 
-def make_wrapper(folder: Path, kind: str, tokenizer: Path, **text) -> Path:
+def make_wrapper(folder: Path, kind: str, tokenizer: Path | None = None, **text) -> Path:
     """A random wrapper with the tokenizer of another folder; settings of its language model may be
     given.
     """
@@ -112,7 +112,7 @@ def make_wrapper(folder: Path, kind: str, tokenizer: Path, **text) -> Path:
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
     model.tie_weights()
     model.save_pretrained(folder)
-    for file in tokenizer.glob("tokenizer*"):
+    for file in tokenizer.glob("tokenizer*") if tokenizer else ():
         shutil.copyfile(file, folder / file.name)
     return folder
 

@@ -30,7 +30,7 @@ JOB = ("max_perplexity_ratio", "verify", "resume", "overwrite")
 PANELS: Panels = {
     flags.SIZE: {PlanConfig: ("drop_blocks",)},
     "What goes": {
-        ScoreConfig: ("method",),
+        ScoreConfig: ("method", "experts"),
         PlanConfig: ("allocate", "align"),
         WriteConfig: ("layout",),
     },

@@ -21,7 +21,7 @@ from compressor.job.asked import check_applying, check_planning, check_scoring
 
 WIDTHS = {PlanConfig: ("align", "protect", "tp"), WriteConfig: ("container",)}
 SCORE: Panels = {
-    "Scores": {ScoreConfig: ("method", "select", "kv_cost")},
+    "Scores": {ScoreConfig: ("method", "experts", "select", "kv_cost")},
     "For plans that measure": {
         PlanConfig: ("allocate", "align", "tp"),
         WriteConfig: ("container",),
@@ -86,7 +86,7 @@ def plan(
     from compressor.scoring.scores import Scores
 
     loaded = Scores.load(scores)
-    checkpoint = open_source(source or loaded.about["source"])
+    checkpoint = loaded.seen(open_source(source or loaded.about["source"]))
     made, alignment = plan_scores(loaded, checkpoint, config)
     made.save(out)
     named = unit_names(checkpoint.family)
@@ -120,7 +120,7 @@ def report(
     from compressor.scoring.scores import Scores
 
     loaded = Scores.load(scores)
-    checkpoint = open_source(source or loaded.about["source"])
+    checkpoint = loaded.seen(open_source(source or loaded.about["source"]))
     (target,), blocks = config.plan.targets, config.plan.protect
     made = run(loaded, checkpoint, target, Wanted(align), blocks, allocate)
     draw(out, loaded, made, checkpoint, lattice(checkpoint, made.about["align"]))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from compressor.config.options import option
+from compressor.config.options import one_of, option
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class ScoreConfig:
         "Which units stay. score: those with the best. obs: those that the others can replace least "
         "(the default where a repair refits the others).",
     )
+    experts: str = option(
+        "whole",
+        "--experts",
+        "What goes of a mixture of experts: whole ones, or channels, as many of each of them.",
+        one_of("whole", "channels"),
+    )
     kv_cost: str = option(
         "score",
         "--kv-cost",
@@ -41,6 +47,10 @@ class ScoreConfig:
     def grains(self) -> dict[str, str | None]:
         """What was said of how gradients are weighed (`scoring/methods/grains.py`)."""
         return {"coarse": self.coarse, "fine": self.fine, "reduce": self.reduce}
+
+    @property
+    def within_experts(self) -> bool:
+        return self.experts == "channels"
 
     @property
     def needs_text(self) -> bool:

@@ -24,18 +24,18 @@ def cut_block(
     The lists are checked on the host, where they are made: on a GPU nothing here waits for it.
     """
     sizes = checkpoint.channel_sizes
-    names, rows, columns = [], [], []
+    parts, sources, rows, columns = [], [], [], []
     for group, slices in checkpoint.family.groups().items():
         for part in slices:
             if part.tensor not in weights:
                 continue
-            source = weights[part.tensor]
+            source = part.matrix(weights[part.tensor])
             units = source.shape[part.axis] // part.size(sizes)
             channels = part.channels(kept[group], units, sizes)
-            names.append(part.tensor)
+            parts.append(part)
+            sources.append(source)
             rows.append(channels if part.axis == 0 else None)
             columns.append(channels if part.axis == 1 else None)
-    sources = [in_rows(weights[name]) for name in names]
     check_kept(sources, rows, columns)
     there = [
         [
@@ -46,12 +46,7 @@ def cut_block(
     ]
     small = compact_many(sources, *there, check=False)
     cut = {
-        name: kept.unflatten(1, weights[name].shape[1:]) if weights[name].ndim > 2 else kept
-        for name, kept in zip(names, small, strict=True)
+        part.tensor: part.unmatrix(left, weights[part.tensor])
+        for part, left in zip(parts, small, strict=True)
     }
     return weights | cut | (changed or {})
-
-
-def in_rows(weight: torch.Tensor) -> torch.Tensor:
-    """A stack of experts as a matrix that has each in a row; a matrix or a vector as it is."""
-    return weight.flatten(1) if weight.ndim > 2 else weight

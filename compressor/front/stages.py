@@ -31,6 +31,7 @@ from compressor.job.record import make_record
 from compressor.job.resolve import resolve
 from compressor.job.result import open_repair
 from compressor.job.run import partial_of
+from compressor.model.experts import in_channels
 from compressor.model.fewer_blocks import FewerBlocks, without
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -55,21 +56,26 @@ def score(
     *,
     select: str | None = None,
     kv_cost: str = "score",
+    experts: str = "whole",
     seed: int = 0,
     **more,
 ) -> Scores:
     """How much every unit matters: float32 `blocks[b]["ffn"]` [channels], `["attention"]` [KV groups].
 
     text: what to calibrate on (`tokens`); a method that looks at weights alone needs none. method:
-    METHOD or METHOD:MODE of `compressor.scoring`, by default llm-bip, of experts reap. select: `score`,
-    or `obs`, the default of methods that look at activations. kv_cost: `score`, or `measured`: KV groups
+    METHOD or METHOD:MODE of `compressor.scoring`, by default llm-bip, of whole experts reap. experts:
+    what goes of a mixture, `whole` ones or `channels` of each. select: `score`, or `obs`, the default of
+    methods that look at activations. kv_cost: `score`, or `measured`: KV groups
     by the loss without each. more: `samples` and `length` of a text; `device`, `dtype` (to compute in),
     `max_memory`.
     """
     source = open_source(model)
     options = {"method": method, "select": select, "kv_cost": kv_cost, "seed": seed}
+    options["experts"] = experts
     of_text = of_texts(more)
     mixture = source.family.experts is not None
+    if experts == "channels":
+        source = in_channels(source)
     config = resolve(asked_for("score", "runtime", **options, **more), mixture)
     # What goes with a repair and an allocation is decided; neither is at work here.
     config = replace(config, repair=RepairConfig("none"), plan=PlanConfig(allocate="uniform"))
@@ -103,14 +109,14 @@ def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None,
     plan` has them; with a text, too, `repair` (that will follow), `device`, `dtype`.
     """
     expect(scores, Scores)
-    source = scores.source if model is None else open_source(model)
+    source = scores.source if model is None else scores.seen(open_source(model))
     if source is None:
         place = Path(scores.about["source"])
         if not place.exists():
             raise InputError(
                 f"What was scored, {str(place)!r}, is no folder here; give it as `model`."
             )
-        source = open_source(place)
+        source = scores.seen(open_source(place))
     config = asked.check_planning(asked_for("plan", "repair", "write", "runtime", **options))
     if text is None:
         return plan_scores(scores, source, config)[0]
@@ -148,8 +154,9 @@ def repair(
     What dropped blocks did is folded into those before them if it was so where the plan was made.
     kind: `refine` (or `refine:EPOCHS`), `ridge` or `none`. options: as of `score`.
     """
-    record, source = record_of(small), open_source(dense)
+    record = record_of(small)
     plan = Plan(record["plan"]["blocks"], record["plan"]["about"])
+    source = plan.seen(open_source(dense))
     plan.check(left(source, plan))
     of_text = of_texts(options)
     config = asked_for("repair", "runtime", repair=kind, **options)
@@ -168,6 +175,7 @@ def repair(
 
 def left(source: Source, plan: Plan) -> Source:
     """What a plan leaves of the blocks of a source, which may have lost them already."""
+    source = plan.seen(source)
     return source if source.dropped == plan.dropped else without(source, plan.dropped)
 
 

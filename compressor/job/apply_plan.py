@@ -48,7 +48,7 @@ def apply_plan(
 
     Repaired blocks are kept in a folder beside DEST meanwhile.
     """
-    whole = open_source(source)
+    whole = plan.seen(open_source(source))
     checkpoint = without(whole, plan.dropped)
     plan.check(checkpoint)
     check_repair(repair.kind, repair.epochs, checkpoint)

@@ -92,6 +92,7 @@ def check_scoring(asked: JobConfig) -> JobConfig:
     check_values(config.text)
     check_values(config.plan)
     check_no_depth(config.plan)
+    check_values(config.score)
     check_method(config.score)
     check_allocation(config.plan.allocate)
     check_selection(config.score.select, config.score.kv_cost)
@@ -162,6 +163,7 @@ def check_cut(config: JobConfig) -> None:
     """What is asked of a cut of channels."""
     score, plan, layout = config.score, config.plan, config.write.layout
     check_values(plan)
+    check_values(score)
     check_targets(plan, config.quantization.wanted)
     check_statistics(score.statistics)
     check_selection(score.select, score.kv_cost)

@@ -16,7 +16,7 @@ from compressor.measuring.besa import check_activation
 from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family
-from compressor.model.groups import are_alike, counts
+from compressor.model.groups import are_alike, counts, unit_names
 from compressor.model.heads import check_differing, choose_container, why_refused
 from compressor.model.per_layer import has_uniform
 from compressor.model.source import Source
@@ -64,7 +64,7 @@ def check_method(score: ScoreConfig, checkpoint: Source) -> None:
     if family.experts and score.needs_text:
         raise InputError(
             "--select obs and --kv-cost measured are for channels and heads, and the units of "
-            f"{family.model_type} are experts, while its heads stay; leave them out."
+            f"{family.model_type} are {unit_names(family)['ffn']}, while its heads stay; leave them out."
         )
     activation = checkpoint.config.get("hidden_act", "silu")
     method.check_activation(method.check_mode(score.mode), activation, family)
@@ -137,7 +137,7 @@ def check_cut(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     if family.experts and config.write.layout not in (UNIFORM, NAS):  # nas refuses for itself
         raise InputError(
             f"--layout {config.write.layout} is for channels and heads; a cut of {family.model_type} "
-            "has as many experts in all blocks, so leave it out."
+            f"has as many {unit_names(family)['ffn']} in all blocks, so leave it out."
         )
     if config.write.layout in (PER_LAYER, ALL):
         check_built(family)

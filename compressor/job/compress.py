@@ -30,6 +30,7 @@ from compressor.job.result import Done, conclude, cut_one, publish_results
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.job.sparsify import zero_weights
+from compressor.model.experts import in_channels
 from compressor.quantization.dense import open_source
 from compressor.recovery.training import Training
 from compressor.report.card import write_card
@@ -47,6 +48,8 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
         )
     config = check_asked(asked)
     checkpoint = open_source(config.source)
+    if config.score.within_experts:
+        checkpoint = in_channels(checkpoint)
     wanted = check_before_starting(config, checkpoint)
     known = outlined(config.plan, checkpoint)
     for label, said in facts_of_widths(config, known) if config.cuts else ():

@@ -25,7 +25,8 @@ def resolve(config: JobConfig, mixture: bool | None = None) -> JobConfig:
         return config
     asked = config.score.method
     mixture = is_mixture(config.source) if mixture is None else mixture
-    method = asked or (DEFAULT_OF_EXPERTS if mixture else DEFAULT_METHOD)
+    whole = mixture and not config.score.within_experts
+    method = asked or (DEFAULT_OF_EXPERTS if whole else DEFAULT_METHOD)
     score = replace(
         config.score,
         method=method,

@@ -183,7 +183,7 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
         method=about["scores"]["method"],
         mode=about["scores"]["mode"],
         layout=writer.layout,
-        granularity="expert" if checkpoint.family.experts else "channel",
+        granularity="expert" if checkpoint.family.whole_experts else "channel",
         asked=asdict(target),
         keep_asked=f"{target.value:g}" if "keep" in target.kind else None,
         budget=target.budget,

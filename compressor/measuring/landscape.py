@@ -21,6 +21,7 @@ from compressor.errors import InputError
 from compressor.measuring.probes import Probes, refitted
 from compressor.model.activations import Activations, states_of
 from compressor.model.families import Family
+from compressor.model.groups import unit_names
 from compressor.model.layers import added, captured, norm_of
 from compressor.model.observing import observed
 from compressor.model.passes import Passing
@@ -116,7 +117,7 @@ def check_family(family: Family) -> None:
     if family.experts:
         raise InputError(
             "--allocate exact, measured and besa take the errors of all cuts of an FFN's channels, and "
-            f"the units of {family.model_type} are experts; use --allocate uniform."
+            f"the units of {family.model_type} are {unit_names(family)['ffn']}; use --allocate uniform."
         )
     if family.post_norms:
         raise InputError(

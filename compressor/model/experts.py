@@ -8,18 +8,23 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from compressor.errors import InputError
 from compressor.model.families import Family
-from compressor.model.families.experts import Experts
+from compressor.model.families.experts import Experts, split
 from compressor.model.modules import replaced_forward
 
+if TYPE_CHECKING:
+    from compressor.model.source import Source
+
 Entries = dict[str, SimpleNamespace]
+Kind = TypeVar("Kind", bound="Source")
 
 
 def are_stacked(tensors: Mapping[str, object], family: Family) -> bool:
@@ -144,6 +149,44 @@ def in_files(name: str, tensor: torch.Tensor, family: Family) -> Iterator[tuple[
     for expert, matrix in enumerate(tensor):
         for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
             yield prefix + part.format(expert), rows
+
+
+def in_channels(source: Kind) -> Kind:
+    """The same mixture with a channel of an expert as the unit of its FFNs."""
+    if source.family.experts is None:
+        raise InputError(
+            f"--experts channels cuts the experts of a mixture, and {source.label} is of the type "
+            f"{source.family.model_type}, which has none; leave it out."
+        )
+    if source.mixed:
+        raise InputError(
+            f"Blocks of {source.label} are of several kinds, and --experts channels cuts mixtures all of "
+            "whose blocks are alike; leave it out."
+        )
+    seen = copy(source)
+    seen.family = split(source.family)
+    for counted in ("block_units", "families"):  # of whole experts
+        seen.__dict__.pop(counted, None)
+    return seen
+
+
+@contextmanager
+def only_channels(layer: nn.Module, experts: Experts, kept: Sequence[int]) -> Iterator[None]:
+    """While open, the experts of `layer` compute with these of their channels alone."""
+
+    def run(module: Any, *args, **named):
+        whole = module.down_proj
+        left = torch.zeros(len(whole) * whole.shape[2], dtype=whole.dtype, device=whole.device)
+        left[torch.as_tensor(kept, dtype=torch.long, device=whole.device)] = 1
+        of_each = left.view(len(whole), 1, -1)
+        module.down_proj = nn.Parameter(whole.detach() * of_each, requires_grad=False)
+        try:
+            return type(module).forward(module, *args, **named)
+        finally:
+            module.down_proj = whole
+
+    with replaced_forward([layer.get_submodule(experts.stack)], run):
+        yield
 
 
 @contextmanager

@@ -77,6 +77,8 @@ class Geometry:
         family = self.family
         groups = in_every_block(self.config, family.kv_heads_key, self.blocks)
         channels = in_every_block(self.config, family.ffn_width_key, self.blocks)
+        if family.experts and family.experts.split:
+            channels = [count * self.config[family.experts.width_key] for count in channels]
         found = [
             {"attention": kv_groups or self.heads, "ffn": ffn}
             for kv_groups, ffn in zip(groups, channels, strict=True)
@@ -85,6 +87,12 @@ class Geometry:
             {group: 0 if group in table.whole else units[group] for group in GROUPS}
             for units, table in zip(found, self.families, strict=True)
         ]
+
+    @property
+    def ffn_parts(self) -> int:
+        """Equal parts of a block's FFN units, of which as many stay: experts, of their channels."""
+        experts = self.family.experts
+        return self.config[self.family.ffn_width_key] if experts and experts.split else 1
 
     @cached_property
     def heads_left(self) -> list[list[int]]:

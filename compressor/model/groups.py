@@ -21,4 +21,5 @@ def are_alike(widths: Sequence[Mapping[str, int]]) -> bool:
 
 def unit_names(family: "Family") -> dict[str, str]:
     """What a unit of each group is, in the plural."""
-    return {"ffn": "experts" if family.experts else "FFN channels", "attention": "KV groups"}
+    channels = "channels of experts" if family.experts else "FFN channels"
+    return {"ffn": "experts" if family.whole_experts else channels, "attention": "KV groups"}

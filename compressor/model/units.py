@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compressor.model.experts import only_experts
+from compressor.model.experts import only_channels, only_experts
 from compressor.model.families import Family
 from compressor.model.source import Source
 
@@ -60,8 +60,9 @@ def only_units(layer: nn.Module, geometry: BlockGeometry, kept: Mapping[str, Seq
         for group, units in kept.items():
             if not units and group not in geometry.units:
                 continue
-            if group == "ffn" and geometry.family.experts:
-                handles.enter_context(only_experts(layer, geometry.family.experts, units))
+            if group == "ffn" and (experts := geometry.family.experts):
+                only = only_channels if experts.split else only_experts
+                handles.enter_context(only(layer, experts, units))
                 continue
             width = geometry.channels(group)
             left = {*range(geometry.units[group])} - {*units}

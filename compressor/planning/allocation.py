@@ -112,7 +112,8 @@ def plan_of(
 ) -> Plan:
     """The best-scored units of every block, as many as `widths` says."""
     kept = [
-        {g: best(block[g], width[g]) for g in GROUPS}
+        {"attention": best(block["attention"], width["attention"])}
+        | {"ffn": best(block["ffn"], width["ffn"], checkpoint.ffn_parts)}
         for block, width in zip(scores.blocks, widths, strict=True)
     ]
     costs = Costs.of(checkpoint, target.budget)

@@ -42,9 +42,14 @@ class Costs:
         from compressor.planning.budget import flops_of, table_of
 
         if checkpoint.family.experts and budget != "params":
+            why = (
+                "An expert that goes saves no work, since every token passes as many as before"
+                if checkpoint.family.whole_experts
+                else "What goes of experts is counted in parameters"
+            )
             raise InputError(
-                "An expert that goes saves no work, since every token passes as many as before, so "
-                f"--budget is params for {checkpoint.family.model_type}, not {budget}; leave it out."
+                f"{why}, so --budget is params for {checkpoint.family.model_type}, not {budget}; leave "
+                "it out."
             )
         unit, prunable, source = {}, 0, checkpoint.whole
         for group, slices in checkpoint.family.groups().items():

@@ -15,6 +15,7 @@ from compressor.model.source import Source
 MULTIPLES = (256, 128, 64, 32, 16, 8)
 FINER = (4, 2, 1)  # which no kernel wants, where those come too far from a target
 SHARED = 128  # of the part that each of several devices has
+GROUPED = 16  # bytes of which torch's grouped products want rows of stacks to be multiples
 CHOICE = 16  # widths to choose from, where no target says how fine they must be
 
 
@@ -23,12 +24,14 @@ class Lattice:
     """The widths that may be written: FFN widths ascending, and numbers of KV groups ascending.
 
     step: what FFN widths are multiples of, where the first of them is not that. Of a mixture of experts
-    FFN widths are numbers of experts, from as many on as a token is routed to.
+    FFN widths are numbers of experts, from as many on as a token is routed to, or of the channels of all
+    experts together, which are so many `parts`, and `step` is that of one.
     """
 
     ffn: list[int]
     attention: list[int]
     step: int | None = None
+    parts: int = 1
 
     @property
     def align(self) -> int:
@@ -81,7 +84,9 @@ class Wanted:
 
     def multiples_of(self, checkpoint: Source, width: int) -> list[int]:
         """The same of a model: experts are counted one by one, whatever kernels want of channels."""
-        return [self.align or 1] if checkpoint.family.experts else self.multiples(width)
+        if checkpoint.family.whole_experts:
+            return [self.align or 1]
+        return self.multiples(width // checkpoint.ffn_parts)
 
     def lattice(self, checkpoint: Source, align: int) -> Lattice:
         widths = lattice(checkpoint, align, self.tp, self.container, self.columns, self.layout)
@@ -106,8 +111,10 @@ def lattice(
     align: what FFN widths are multiples of, by default `default_align`. columns: what the input
     channels of every projection are to be a multiple of.
     """
-    if checkpoint.family.experts:
+    if checkpoint.family.whole_experts:
         return lattice_of_experts(checkpoint, align or 1)
+    if checkpoint.family.experts:
+        return lattice_in_experts(checkpoint, align, tp)
     width = checkpoint.units["ffn"]
     if (align is not None and align < 1) or tp < 1:
         raise InputError(f"--align and --tp must be positive, not {align} and {tp}.")
@@ -146,6 +153,20 @@ def lattice_of_experts(checkpoint: Source, step: int) -> Lattice:
     counts = {*range(step, count + 1, step), count}
     left = sorted(n for n in counts if n >= routed)
     return Lattice(left, [checkpoint.units["attention"]], step)
+
+
+def lattice_in_experts(checkpoint: Source, align: int | None, tp: int) -> Lattice:
+    """Numbers of channels of all experts together, as many of each; the attention stays whole."""
+    count = checkpoint.ffn_parts
+    width = checkpoint.units["ffn"] // count
+    step = align or default_align(width)
+    if step < 1 or tp < 1:
+        raise InputError(f"--align and --tp must be positive, not {step} and {tp}.")
+    step = math.lcm(step, GROUPED // checkpoint.dtype.itemsize, SHARED * tp if tp > 1 else 1)
+    if step > width:
+        raise InputError(f"Widths of experts in steps of {step} do not exist: theirs is {width}.")
+    widths = {*range(step, width + 1, step), width}
+    return Lattice(sorted(n * count for n in widths), [checkpoint.units["attention"]], step, count)
 
 
 def routed_to(checkpoint: Source) -> int:

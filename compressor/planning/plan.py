@@ -3,13 +3,17 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from compressor.errors import NOT_JSON, InputError
 from compressor.model.groups import counts
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.model.source import Source
+
+Kind = TypeVar("Kind", bound="Source")
+
+CHANNELS = "channels"  # of experts, where scores are of these
 
 
 def dropped_of(source: "Source") -> dict:
@@ -36,6 +40,13 @@ class Plan:
     def dropped(self) -> list[int]:
         """The blocks of the source that are not there at all; `blocks` are the others, in order."""
         return list(self.about.get("dropped") or [])
+
+    def seen(self, source: Kind) -> Kind:
+        """The source with the units that the plan is of."""
+        from compressor.model.experts import in_channels
+
+        scores = self.about.get("scores") or {}
+        return in_channels(source) if scores.get("experts") == CHANNELS else source
 
     @property
     def folds(self) -> bool:
@@ -92,7 +103,7 @@ class Plan:
                         f"{checkpoint.label} has {units}; score it, and make a plan of its own."
                     )
         experts = checkpoint.family.experts
-        routed = checkpoint.config[experts.per_token] if experts else 0
+        routed = checkpoint.config[experts.per_token] if checkpoint.family.whole_experts else 0
         for index, block in enumerate(self.blocks):
             if 0 < len(block.get("ffn") or []) < routed:
                 raise InputError(
@@ -114,3 +125,22 @@ class Plan:
                         f"The plan's {group} list of block {index} is not a sorted, non-empty "
                         f"list of indices below {units}."
                     )
+            if experts and experts.split:
+                check_each_expert(block["ffn"], index, checkpoint)
+
+
+def check_each_expert(kept: list[int], index: int, checkpoint: "Source") -> None:
+    """Every expert of a block keeps as many channels."""
+    experts = checkpoint.family.experts
+    width, count = (
+        checkpoint.config[experts.width_key],
+        checkpoint.config[checkpoint.family.ffn_width_key],
+    )
+    each = [0] * count
+    for unit in kept:
+        each[unit // width] += 1
+    if len({*each}) > 1:
+        raise InputError(
+            f"The plan keeps {min(each)} channels of an expert of block {index} and {max(each)} of "
+            "another; all experts of a model have one width."
+        )

@@ -130,6 +130,8 @@ def heads_that_stay(checkpoint: Source, lattice: Lattice) -> str:
     """A sentence where FFN channels alone can go, with the reason."""
     if len(lattice.attention) > 1:
         return ""
+    if checkpoint.family.experts and checkpoint.family.experts.split:
+        return " The attention of a mixture of experts stays whole: keep more."
     if checkpoint.family.experts:
         routed = lattice.ffn[0]
         return (

@@ -42,9 +42,14 @@ def in_words(alignment: Alignment) -> str:
 
 
 def experts_in_words(alignment: Alignment) -> str:
-    """`2 to 8 experts of a block can stay (5 are 0.8011 of all parameters).`"""
-    taken, numbers = alignment.taken, alignment.lattice.ffn
-    said = f"{numbers[0]} to {numbers[-1]} experts of a block can stay"
+    """`2 to 8 experts of a block can stay (0.8011 of all parameters).`"""
+    taken, parts = alignment.taken, alignment.lattice.parts
+    least, most = (alignment.lattice.ffn[i] // parts for i in (0, -1))
+    said = f"{least} to {most} experts of a block can stay"
+    if parts > 1:
+        said = (
+            f"{least} to {most} channels of every expert can stay, multiples of {alignment.align}"
+        )
     if taken.reached is not None:
         said += f" ({alignment.target.in_words(taken.reached)})"
     return f"{said}."

@@ -179,6 +179,7 @@ class Repair:
     def warnings(self) -> list[str]:
         """Sentences about what could not be repaired."""
         geometry, widest = BlockGeometry.of(self.checkpoint), self.plan.widest()
+        widest["ffn"] //= self.checkpoint.ffn_parts
         channels = max(units * geometry.channels(group) for group, units in widest.items())
         warnings = []
         if self.tokens < channels:

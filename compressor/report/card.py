@@ -37,6 +37,8 @@ def experts(result: Result, record: dict) -> str:
     if not FAMILIES[result.container].experts:
         return ". A dense checkpoint"
     left, whole = len(plan["blocks"][0]["ffn"]), plan["about"]["units"][0]["ffn"]
+    if result.granularity == "channel":
+        return f", {left / whole:.0%} of the channels of every expert. A checkpoint"
     return f", in every block {left} of {whole} experts, as many a token as before. A checkpoint"
 
 

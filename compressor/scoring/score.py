@@ -6,6 +6,7 @@ from dataclasses import asdict
 import torch
 
 from compressor.config.seeding import of_block
+from compressor.model.families import Family
 from compressor.model.finite import check_block, check_finite, check_outer
 from compressor.model.gradients import backward
 from compressor.model.passes import Passing, on_cpu, pass_over
@@ -72,12 +73,18 @@ def score(
             "source": checkpoint.label,
             "fingerprint": checkpoint.fingerprint,
             "statistics": "pruned" if kept_units else "dense",
+            **about_experts(checkpoint.family),
             "calibration": tokens.protocol if tokens and wanted else None,
             "notes": combined.notes,
         },
         wholly_float32(combined.parts),
         wholly_float32(combined.rates),
     )
+
+
+def about_experts(family: Family) -> dict:
+    """What later stages are told of the units of a mixture."""
+    return {"experts": "channels"} if family.experts and family.experts.split else {}
 
 
 def wholly_float32(named: Mapping[str, list[Block]]) -> dict[str, list[Block]]:
@@ -127,7 +134,8 @@ def rate_forward(
         return rate(index, weights, statistics.means(len(tokens.sequences)))
 
     def go_on_pruned(index: int, layer, forward, scores: Block) -> None:
-        kept = {g: best(s, kept_units[index][g]) for g, s in scores.items()}
+        parts = {"attention": 1, "ffn": checkpoint.ffn_parts}
+        kept = {g: best(s, kept_units[index][g], parts[g]) for g, s in scores.items()}
         with only_units(layer, BlockGeometry.of(checkpoint, index), kept):
             for _ in forward():
                 pass

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compressor.errors import InputError
+from compressor.model.experts import in_channels
 from compressor.model.groups import GROUPS
 from compressor.model.source import Source
 
@@ -40,6 +41,10 @@ class Scores:
     rates: dict[str, Blocks] = field(default_factory=dict)
     measured: Measured | None = None
     source: Source | None = field(default=None, repr=False, compare=False)
+
+    def seen(self, source: Source) -> Source:
+        """The source with the units that were scored."""
+        return in_channels(source) if self.about.get("experts") == "channels" else source
 
     def save(self, path: str | Path) -> None:
         kinds = {"": self.blocks}
@@ -97,7 +102,11 @@ def of_every_group(block: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {group: block.get(group, torch.zeros(0)) for group in GROUPS}
 
 
-def best(values: torch.Tensor, count: int) -> list[int]:
-    """Indices of the `count` largest values, sorted; ties go to the lower index."""
-    order = (-values).argsort(stable=True)[:count]
-    return sorted(order.tolist())
+def best(values: torch.Tensor, count: int, parts: int = 1) -> list[int]:
+    """Indices of the `count` largest values, sorted, as many of each of so many equal parts; ties go to
+    the lower index.
+    """
+    each = (-values).view(parts, len(values) // parts)
+    order = each.argsort(stable=True)[:, : count // parts]
+    first = torch.arange(parts)[:, None] * each.shape[1]
+    return sorted((order.cpu() + first).flatten().tolist())

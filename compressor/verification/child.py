@@ -168,7 +168,7 @@ def masked_logits(
     try:
         planned = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
         Plan(planned.blocks, {"dropped": planned.dropped}).check(
-            without(checkpoint, planned.dropped)
+            without(planned.seen(checkpoint), planned.dropped)
         )
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise VerificationError(

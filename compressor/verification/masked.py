@@ -31,7 +31,7 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     places it was cut from, one block at a time. Blocks that were dropped pass the stream on.
     """
     plan = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
-    source = without(checkpoint, plan.dropped)
+    source = without(plan.seen(checkpoint), plan.dropped)
     changed = [entries for name in CHANGED if (entries := (record.get(name) or {}).get("blocks"))]
     stands = [{group: range(len(units)) for group, units in kept.items()} for kept in plan.blocks]
     if record.get("layout") == PADDED:
@@ -89,9 +89,10 @@ def repaired(
     }
     sizes = checkpoint.channel_sizes
     for name, (part, group) in owned.items():
-        units = tensors[name].shape[part.axis] // part.size(sizes)
+        whole, matrix = tensors[name], part.matrix(tensors[name])
+        units = matrix.shape[part.axis] // part.size(sizes)
         real = part.channels(stands[group], units, sizes)
-        tensors[name] = tensors[name].index_select(part.axis, real)
+        tensors[name] = part.unmatrix(matrix.index_select(part.axis, real), whole)
     if digest(tensors) != record["sha256"]:
         raise VerificationError(
             f"The repaired tensors of block {index} in {written.path} are not those that were made: "
@@ -100,5 +101,6 @@ def repaired(
     for name, (part, group) in owned.items():
         units = checkpoint.block_units[index][group]
         places = part.channels(kept[group], units, sizes)
-        tensors[name] = placed(tensors[name], part.axis, places, units * part.size(sizes))
+        wide = placed(part.matrix(tensors[name]), part.axis, places, units * part.size(sizes))
+        tensors[name] = part.unmatrix(wide, tensors[name])
     return tensors

@@ -59,8 +59,13 @@ def patched_config(checkpoint: Source, units: dict[str, int], container: str) ->
     family, config = checkpoint.family, dict(checkpoint.written_config)
     make_uniform(config, family)
     config.pop("auto_map", None)  # the class of a folder's code knows no cut widths
-    if not family.ffn_fixed:
+    if family.experts and family.experts.split:
+        config[family.experts.width_key] = units["ffn"] // checkpoint.config[family.ffn_width_key]
+    elif not family.ffn_fixed:
         config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
+    if family.experts:
+        count = config[family.spelled(config, family.ffn_width_key)]
+        config |= dict.fromkeys(family.experts.counted, count)
     if not family.heads_fixed:
         config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
         config[family.kv_heads_key] = units["attention"]

@@ -142,6 +142,11 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
+        if self.source.ffn_parts > 1:
+            raise InputError(
+                "All blocks and experts of a mixture are of one width, so there is nothing to pad; use "
+                "--layout uniform."
+            )
         if self.source.family.experts:
             raise InputError(
                 "An expert of zeros would be chosen all the same, so no cut of "
@@ -194,6 +199,8 @@ def layout_of(plan: Plan, layout: str, source: Source) -> str:
 def whole_widths(plan: Plan, source: Source) -> bool:
     """Whether all blocks that are left are as wide as those of the source's own class."""
     whole = {"attention": source.heads, "ffn": source.config[source.family.ffn_width_key]}
+    if source.family.experts:
+        whole["ffn"] = source.units["ffn"]
     if not source.family.alibi:
         whole["attention"] = source.kv_heads
     return all(n in (0, whole[group]) for width in plan.widths() for group, n in width.items())

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from jobs import compress, said
+from jobs import compress, said, stage
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import compressor
 from compressor.config.json_files import read_object
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
@@ -159,9 +161,49 @@ def test_a_job_of_fewer_blocks_and_experts(random_family, text_file, tmp_path):
     assert len({len(block["ffn"]) for block in record["plan"]["blocks"]} - {6}) == 1
 
 
+def test_a_job_of_channels_of_experts(mixture, text_file, tmp_path, capsys):
+    """In one command, in stages and from Python the same; verified against the source without them."""
+    text = ["--calibration", text_file, "--length", 32, "--samples", 6]
+    within = ["--experts", "channels"]
+    job = ["--keep-blocks", 0.6, "--no-verify", *within, *text]
+    assert compress(mixture, tmp_path / "out", *job) == 0
+    assert "4 to 16 channels of every expert can stay, multiples of 4" in said(capsys)
+    record = read_object(tmp_path / "out/compression.json")
+    assert record["plan"]["about"]["scores"]["method"] == "llm-bip"
+    assert {len(block["ffn"]) for block in record["plan"]["blocks"]} == {6 * 8}
+    assert {f"expert {i}" for i in range(6)} < record["repair"]["blocks"][0]["steps"].keys()
+    assert verify_here(tmp_path / "out", mixture)["logits_difference"] <= 1e-3
+    assert "50% of the channels of every expert" in (tmp_path / "out/README.md").read_text()
+
+    scores, plan = tmp_path / "scores.safetensors", tmp_path / "plan.json"
+    assert stage("score", mixture, "--out", scores, *within, *text) == 0
+    assert stage("plan", scores, "--out", plan, "--keep-blocks", 0.6) == 0
+    assert "48 channels of experts a block" in capsys.readouterr().out
+    cut = ["--plan", plan, "--no-verify", *text]
+    assert stage("cut", mixture, tmp_path / "again", *cut) == 0
+    first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    model = AutoModelForCausalLM.from_pretrained(mixture)
+    rated = compressor.score(model, method="magnitude", experts="channels")
+    small = compressor.cut(model, compressor.plan(rated, keep_blocks=0.6))
+    assert small.config.moe_intermediate_size == 8 and small.config.num_experts == 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--method", "llm-bip"), "or random, or --experts channels"),
+        (("--experts", "channels", "--method", "reap"), "is one of its channels of experts; use"),
+        (("--experts", "channels", "--layout", "padded"), "as many channels of experts in all"),
+        (("--experts", "channels", "--budget", "flops"), "What goes of experts is counted in"),
+        (
+            (
+                "--experts",
+                "half",
+            ),
+            "--experts must be whole or channels, not 'half'",
+        ),
         (("--method", "llm-bip"), "use --method reap, taylor, taylor-vector"),
         (("--select", "obs"), "--select obs and --kv-cost measured are for channels and heads"),
         (("--allocate", "exact"), "the units of qwen3_moe are experts; use --allocate uniform"),

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.modules import assign
+from compressor.model.experts import in_channels, inner_of
+from compressor.model.modules import assign, loaded
 from compressor.model.stream import BlockStream
 from compressor.scoring.methods import METHODS
 from compressor.scoring.score import score
@@ -150,3 +151,28 @@ def test_taylor_is_the_gradient_times_the_weights_of_an_expert(mixture):
     torch.testing.assert_close(
         scores / scores.mean(), expected / expected.mean(), rtol=1e-3, atol=0
     )
+
+
+def test_channels_of_experts_by_what_they_give(mixture):
+    """Of one expert by hand: the tokens that reach it, times the router's weights."""
+    source = in_channels(Checkpoint(mixture))
+    stream = BlockStream(source, dtype=torch.float32)
+    found = score(source, "llm-bip", None, TOKENS, stream).blocks[0]["ffn"].view(6, -1)
+    plain = score(source, "wanda-sp", None, TOKENS, stream).blocks[0]["ffn"].view(6, -1)
+    read: list = []
+    states, calls = stream.record([ids[None] for ids in TOKENS.sequences])
+    with loaded(stream.layers[0], stream.cast(source.read_block(0))) as layer:
+        stack = layer.mlp.experts
+        with torch.no_grad(), stack.register_forward_pre_hook(lambda _, args: read.append(args)):
+            for i in range(len(TOKENS.sequences)):
+                args, call = calls[i][0]
+                layer(states.get(i, stream.device), *args, **call)
+        hidden, chosen, weights = (torch.cat(each) for each in zip(*read, strict=True))
+        at, place = torch.where(chosen == 3)
+        inner = inner_of(stack, 3, hidden[at]).double()
+        weighed = inner * weights[at, place, None].double()
+        down = stack.down_proj[3].double()
+    energy = weighed.square().sum(0) / len(hidden) * down.square().sum(0)
+    torch.testing.assert_close(found[3].double(), energy.sqrt(), rtol=1e-4, atol=1e-6)
+    norm = (inner.square().sum(0) / len(TOKENS.sequences)).sqrt()
+    torch.testing.assert_close(plain[3].double(), down.abs().mean(0) * norm, rtol=1e-4, atol=1e-6)

@@ -10,21 +10,26 @@ of what follows each, the tokens that greedy decoding gives, and what `inspect` 
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import torch
-from edits import edit_tensors
-from experts import HYBRIDS
+from experts import SEVERAL_KINDS, fuse
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
+from serving.models import SIZES, TEXTS, source_of
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    logging,
+)
+from wrappers import KINDS
 
 from compressor.analysis.inspection import inspect
 from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.experts import in_channels
 from compressor.model.families import FAMILIES
 from compressor.model.tensors import SINGLE
 from compressor.planning.plan import Plan
@@ -35,32 +40,11 @@ from compressor.writing.packed import Packed
 from compressor.writing.tokenizer_class import strings
 from compressor.writing.writer import write_folder
 
-# Heads of 32 channels, the fewest that vLLM has on a CPU. Whole numbers of KV groups go.
-SIZES = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "vocab_size": 320}
-SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256}
-FIXED = {"num_attention_heads": 4}  # where hidden size / heads is the channels of a head
-VARIANTS = {
-    "cohere": {"tie_word_embeddings": True, "logit_scale": 0.5},
-    "falcon": {
-        "new_decoder_architecture": True,
-        "num_kv_heads": 2,
-        "tie_word_embeddings": True,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-    },
-    "gemma": {"tie_word_embeddings": True},
-    "granite": {"residual_multiplier": 0.6, "attention_multiplier": 0.2, "logits_scaling": 2.0},
-    "llama": {"tie_word_embeddings": True},
-    "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
-    "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
-    "mistral": {"sliding_window": None},
-    "bloom": {"tie_word_embeddings": True},
-    "qwen2": {"tie_word_embeddings": True},
-    "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
-    "starcoder2": {"tie_word_embeddings": True},
-}
 HEADS, OWN_HEADS = (0, 2), ((0, 2), (1,), (0, 1, 2, 3))  # those of a block, of each of its own
 CHANNELS, OWN = 256, (256, 512, 160)
+EXPERTS = [0, 2, 3, 7]
+NARROW = "narrow"  # a uniform cut of a mixture that keeps all experts, half of the channels of each
+STACKED = "stacked"  # a uniform cut of a mixture in whose files experts are one behind the other
 LAYOUTS = ("uniform", "nas", "per-layer")
 WITHIN = 1e-3  # of the log-probabilities' standard deviation
 # Schemes of quantised weights, of a Llama in this dtype (vLLM's 4-bit kernels for CPUs have bfloat16
@@ -71,12 +55,7 @@ QUANTISED = {
     NVFP4A16: (torch.bfloat16, 0.2),
 }
 GPU_ALONE = (NVFP4A16,)  # there is no kernel for CPUs
-TEXTS = ("Once upon a time", "def first(values):", "The house at the edge", "One, two, three and")
 NEW_TOKENS = 24
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 MESSAGES = [
     {"role": "user", "content": "Who are you?"},
     {"role": "assistant", "content": "A model."},
@@ -85,48 +64,18 @@ MESSAGES = [
 SWAPPED = "llama-uniform-swapped"  # a wrong model, which every check must find
 
 
-def byte_level(texts: Iterable[str], template: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 300 tokens at most, with a chat template."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
-    )
-
-
-def source_of(family: str, folder: Path, build: Callable) -> Checkpoint:
-    """A small random model; build: `build_checkpoint` of conftest.py."""
-    sizes = SIZES | VARIANTS.get(family, {})
-    if FAMILIES[family].heads_fixed:
-        sizes |= FIXED
-    build(folder, family, **sizes)
-    edit_tensors(folder, partial(varied, family))
-    byte_level(TEXTS * 8, TEMPLATE).save_pretrained(folder)
-    return Checkpoint(folder)
-
-
-def varied(family: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Have the model not say the same token all the time: biases of norms are around 0, not 1, and what
-    Gemma multiplies its embedding by, which is its head too, is taken back.
-    """
-    for name in tensors:
-        if name.endswith("embed_tokens.weight") and family.startswith("gemma"):
-            tensors[name] = tensors[name] / SIZES["hidden_size"] ** 0.5
-        if name.endswith(".bias") and ("norm" in name or "ln_" in name):
-            tensors[name] = tensors[name] - 1
-
-
 def plan_of(source: Checkpoint, layout: str) -> Plan:
-    """Two of four KV groups, and half of the FFN channels or another number in every block."""
+    """Two of four KV groups, and half of the FFN channels or another number in every block; of a mixture
+    half of the experts.
+    """
     family = source.family
+    if family.experts:
+        whole = {"attention": [*range(source.units["attention"])]}
+        kept = EXPERTS
+        if family.experts.split:  # another half of every second expert
+            width = source.units["ffn"] // source.ffn_parts
+            kept = [u for u in range(source.units["ffn"]) if (u // width + u) % 2]
+        return Plan([whole | {"ffn": kept}] * source.blocks)
     whole = not family.cuts_heads or family.alibi or family.couples_heads(source.config)
     heads = OWN_HEADS if layout == "per-layer" else [HEADS] * 3
     if whole:
@@ -149,7 +98,14 @@ def swap_groups(folder: Path) -> None:
 
 
 def cut(source: Checkpoint, kind: str, folder: Path) -> None:
-    """Write a cut as a layout, or as a uniform one that is quantised."""
+    """Write a cut as a layout, or as a uniform one that is quantised or has its experts in stacks."""
+    if kind == STACKED:
+        fused = fuse(source.path, folder.with_name(folder.name + ".fused"))
+        cut(Checkpoint(fused), "uniform", folder)
+        shutil.rmtree(fused)
+        return
+    if kind == NARROW:
+        source, kind = in_channels(source), "uniform"
     if kind not in QUANTISED:
         write(source, plan_of(source, kind), folder, kind)
         return
@@ -163,7 +119,9 @@ def cut(source: Checkpoint, kind: str, folder: Path) -> None:
 @torch.no_grad()
 def known_of(folder: Path, dtype: torch.dtype, within: float) -> dict:
     """What transformers makes of a folder."""
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+    wrapper = json.loads((folder / "config.json").read_text())["model_type"] in KINDS
+    kind = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
@@ -177,6 +135,7 @@ def known_of(folder: Path, dtype: torch.dtype, within: float) -> dict:
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "within": within,
+        "images": wrapper,
         "prompts": prompts,
         "following": following,
         "greedy": greedy,
@@ -193,8 +152,12 @@ def main(folder: Path) -> None:
 
     logging.set_verbosity_error()
     shutil.rmtree(folder, ignore_errors=True)
-    dense = [n for n, family in FAMILIES.items() if not (family.experts or n in HYBRIDS)]
-    kinds = [(f, x) for f in dense for x in LAYOUTS] + [("llama", x) for x in QUANTISED]
+    tried = {name: family for name, family in FAMILIES.items() if name not in SEVERAL_KINDS}
+    wrappers = [kind for kind in KINDS if not kind.startswith("qwen3_5")]
+    alike = [*wrappers, *(name for name, family in tried.items() if family.experts)]
+    kinds = [(f, x) for f in tried if f not in alike for x in LAYOUTS]
+    kinds += [(f, "uniform") for f in alike] + [("llama", x) for x in QUANTISED]
+    kinds += [(f, x) for f in alike if f in tried for x in (STACKED, NARROW)]
     for family, kind in kinds:
         name, (dtype, within) = f"{family}-{kind}", QUANTISED.get(kind, (torch.float32, WITHIN))
         build = partial(build_checkpoint, dtype=dtype)

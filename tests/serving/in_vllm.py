@@ -18,10 +18,29 @@ os.environ |= {
 }
 
 
+def with_images(torchvision: str) -> None:
+    """Have classes of images be imported, whose text alone is asked for.
+
+    They import torchvision, whose wheels are for another build of torch than vLLM's for CPUs: it is
+    found in a folder of its own, its two operators that have to be there are declared, and vLLM looks
+    at its classes in this process, not in one where nothing is declared.
+    """
+    import torch
+    from vllm.model_executor.models import registry
+
+    sys.path.append(torchvision)
+    for name in ("nms", "qnms"):
+        takes = "(Tensor boxes, Tensor scores, float least) -> Tensor"
+        torch.library.define(f"torchvision::{name}", takes)
+    registry._run_in_subprocess = lambda look: look()
+
+
 def main(known: Path, folder: Path, result: Path) -> None:
     import vllm
 
     told = json.loads(known.read_text())
+    if told["images"]:
+        with_images(str(Path(sys.executable).parents[1] / "torchvision"))
     vocabulary, length = len(told["following"][0]), len(told["greedy"][0])
     try:
         engine = vllm.LLM(
@@ -31,6 +50,7 @@ def main(known: Path, folder: Path, result: Path) -> None:
             enforce_eager=True,
             max_model_len=128,
             max_logprobs=vocabulary,
+            limit_mm_per_prompt={"image": 0, "video": 0} if told["images"] else None,
         )
         asked = vllm.SamplingParams(
             temperature=0,

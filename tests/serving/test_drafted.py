@@ -3,7 +3,8 @@
 import json
 
 import drafted
-from serving.folders import cut, source_of
+from serving.folders import cut
+from serving.models import source_of
 
 
 def test_drafts_are_counted(make_checkpoint, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import served
 from edits import edit_config
-from serving.folders import source_of
+from serving.models import source_of
 
 ENGINE = """#!{python}
 import json, pathlib, sys

@@ -1,6 +1,7 @@
 """GGUF files, read back by llama.cpp's own package. `make serve` has llama.cpp run such files."""
 
 import json
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from edits import edit_config
+from experts import MIXTURES as EXPERTS
 from jobs import said, stage
-from serving.folders import byte_level
+from serving.models import byte_level
 from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from unequal import plan_of, written
@@ -21,6 +23,7 @@ from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
 from compressor.planning.plan import Plan
 from compressor.writing.gguf import TYPES, export
+from compressor.writing.gguf.architectures import MIXTURES, architecture_of
 from compressor.writing.gguf.tensors import FACTORS, extra_tensors, rotated, written_names
 from compressor.writing.gguf.vocabulary import BYTE, CONTROL, UNUSED, before_of, vocabulary_of
 from compressor.writing.tokenizer_class import strings
@@ -72,8 +75,8 @@ def test_what_is_read_back(make, tmp_path, layout):
     assert field(reader, f"{arch}.rope.freq_base") == pytest.approx(10_000.0)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     names = written_names(source)
-    assert {*tensors} == {*names.values()}
-    for name, written_name in names.items():
+    assert {*tensors} == {name for (name,) in names.values()}
+    for name, (written_name,) in names.items():
         expected = rotated(written_name, source.read([name])[name], source.head_dim).numpy()
         assert np.array_equal(tensors[written_name].data, expected)
 
@@ -285,3 +288,49 @@ def test_a_name_that_llama_cpp_has_rules_for_is_left_out(make, tmp_path):
         export(Checkpoint(folder), tmp_path / f"{name}.gguf")
         field_of = gguf.GGUFReader(tmp_path / f"{name}.gguf").get_field("general.name")
         assert (field_of is not None) is told
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_is_read_back(make, tmp_path, family):
+    """Gates and ups are apart there, routers float32 in files of any type."""
+    source = Checkpoint(make(model_type=family, **EXPERTS[family]))
+    export(source, tmp_path / "out.gguf", "bf16")
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")
+    arch = field(reader, "general.architecture")
+    assert arch == ("llama" if family == "mixtral" else family.replace("_", ""))
+    assert field(reader, f"{arch}.expert_count") == 6
+    assert field(reader, f"{arch}.expert_used_count") == 2
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    assert {*found} == {name for names in written_names(source).values() for name in names}
+    block = source.read_block(1)
+    gate, up = block["mlp.experts.gate_up_proj"].chunk(2, 1)
+    for name, expected in {
+        "ffn_gate_exps": gate,
+        "ffn_up_exps": up,
+        "ffn_down_exps": block["mlp.experts.down_proj"],
+        "ffn_gate_inp": block["mlp.gate.weight"],
+        "attn_q": block["self_attn.q_proj.weight"],
+    }.items():
+        tensor = found[f"blk.1.{name}.weight"]
+        assert tensor.tensor_type.name == ("F32" if name == "ffn_gate_inp" else "BF16")
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        paired = name == "attn_q" and family == "mixtral"
+        if paired:
+            expected = rotated("blk.1.attn_q.weight", expected, source.head_dim)
+        torch.testing.assert_close(values, expected, rtol=1e-2, atol=0)
+    if family == "qwen2_moe":
+        assert field(reader, f"{arch}.expert_shared_feed_forward_length") == 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"norm_topk_prob": True}, "norm_topk_prob of .* is True"),
+        ({"clip_qkv": 3.0}, "clip_qkv of .* is 3.0, and llama.cpp's olmoe knows nothing of it"),
+    ],
+)
+def test_a_mixture_that_it_would_compute_otherwise(random_family, tmp_path, changes, words):
+    folder = shutil.copytree(random_family("olmoe"), tmp_path / "model")
+    edit_config(folder, **changes)
+    with pytest.raises(InputError, match=words):
+        architecture_of(Checkpoint(folder))

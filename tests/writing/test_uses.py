@@ -3,7 +3,8 @@
 import peft
 import pytest
 import torch
-from serving.folders import TEXTS, cut, source_of
+from serving.folders import cut
+from serving.models import TEXTS, source_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 KINDS = ("uniform", "nas", "per-layer")

@@ -213,9 +213,12 @@ def block_repair(
         each = [fed.get("ffn", hidden)] if ffn_alone else list(fed.values())
         if experts := load.checkpoint.family.experts:
             names = [name for name in load.checkpoint.tensors if name.endswith(experts.down)]
-            channels = load.checkpoint.tensors[names[0]].shape[2]
+            count, _, channels = load.checkpoint.tensors[names[0]].shape
+            left = fed.get("ffn", 0)
+            if experts.split:
+                left, channels = count, left // count
             each = [channels] * load.checkpoint.config[experts.per_token]  # that a token reaches
-            a_block += max(0, fed.get("ffn", 0) - len(each)) * bench.regressed(channels)
+            a_block += max(0, left - len(each)) * bench.regressed(channels)
         if kind.toward == "dense" and not ffn_alone:
             each += [hidden, hidden]
         a_token += sum(bench.summed(n, hidden, dtype) for n in each)

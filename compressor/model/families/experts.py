@@ -1,6 +1,7 @@
 """Mixtures of experts, as data: the FFN of a block is many, of which a router chooses a few a token.
 
-A unit of the group `ffn` is a whole expert. transformers' modules hold the experts of a block one behind
+A unit of the group `ffn` is a whole expert or, of a table that is `split`, one channel of one expert:
+number c of expert e is unit e * width + c. transformers' modules hold the experts of a block one behind
 the other in a tensor of three axes, and a row of the router's weight for each; most files hold every
 expert by itself, under names that `Experts` has.
 """
@@ -9,16 +10,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from compressor.model.families.table import GATED_FFN, Slice
+from compressor.model.families.table import GATED_FFN, Family, Slice
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+
+@dataclass(frozen=True)
+class Stack(Slice):
+    """A stack of experts as a matrix with rows for every channel of every expert. `owns` has a letter
+    for each of an expert's matrices that lie one below the other (gate, up), or that of the one whose
+    columns are the channels (down).
+    """
+
+    def matrix(self, tensor: torch.Tensor) -> torch.Tensor:
+        if len(self.owns) == 1:
+            return tensor.transpose(1, 2).flatten(0, 1)
+        return tensor.unflatten(1, (len(self.owns), -1)).transpose(1, 2).flatten(0, 2)
+
+    def unmatrix(self, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        each = matrix.unflatten(0, (len(like), -1))
+        if len(self.owns) == 1:
+            return each.transpose(1, 2).contiguous()
+        return each.unflatten(1, (-1, len(self.owns))).transpose(1, 2).flatten(1, 2)
+
+    @property
+    def key(self) -> str:
+        return self.tensor
+
+
 WHOLE_EXPERTS = (
     Slice(GATE_UP, 0, "c"),
     Slice(DOWN, 0, "c"),
     Slice("mlp.gate.weight", 0, "c"),
 )
+CHANNELS_OF_EXPERTS = (Stack(GATE_UP, 0, "cc"), Stack(DOWN, 0, "c"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +58,9 @@ class Experts:
     module that chooses, with a row for every expert. stack: the module that runs what it chose,
     with the output projections `down`. shared: the output projection of an expert that every token
     passes, where there is one. all: the module that gives the sum of what all give.
-    per_token: the setting that says how many are chosen.
+    per_token: the setting that says how many are chosen. counted: the settings that say how many there
+    are, to the versions of transformers that read a config. width_key: the one that says how many
+    channels an expert has. split: whether these are the units.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -41,13 +71,17 @@ class Experts:
     shared: str | None = None
     all: str = "mlp"
     per_token: str = "num_experts_per_tok"
+    counted: tuple[str, ...] = ("num_experts",)
+    width_key: str = "intermediate_size"
+    split: bool = False
 
 
 LIKE_QWEN = Experts(
     parts={
         GATE_UP: tuple(f"mlp.experts.{{}}.{name}_proj.weight" for name in ("gate", "up")),
         DOWN: ("mlp.experts.{}.down_proj.weight",),
-    }
+    },
+    width_key="moe_intermediate_size",
 )
 
 
@@ -80,6 +114,11 @@ def too_few(config: Mapping) -> str | None:
     if routed <= experts:
         return None
     return f"every token is routed to {routed} experts (num_experts_per_tok), and a block has {experts}"
+
+
+def split(family: Family) -> Family:
+    """The table with the channels of experts as the units of the FFN."""
+    return replace(family, ffn=CHANNELS_OF_EXPERTS, experts=replace(family.experts, split=True))
 
 
 def fit(layer: nn.Module, kept: Sequence[int]) -> None:

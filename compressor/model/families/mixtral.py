@@ -18,6 +18,7 @@ FAMILY = Family(
                 DOWN: (EXPERT + "w2.weight",),
             },
             renamed={"mlp.gate.weight": "block_sparse_moe.gate.weight"},
+            counted=("num_local_experts",),
         )
     },
 )

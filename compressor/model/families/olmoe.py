@@ -1,6 +1,8 @@
 """OLMoE. The norms of queries and keys span all heads of a block, so that all heads stay."""
 
-from compressor.model.families.experts import MIXTURE
+from dataclasses import replace
+
+from compressor.model.families.experts import LIKE_QWEN, MIXTURE
 from compressor.model.families.table import GROUPED_ATTENTION, Family
 
 FAMILY = Family(
@@ -9,5 +11,5 @@ FAMILY = Family(
     attention=GROUPED_ATTENTION,
     couples_heads=lambda config: "the norms of its queries and keys span all of them",
     served_by_division=True,
-    **MIXTURE,
+    **MIXTURE | {"experts": replace(LIKE_QWEN, width_key="intermediate_size")},
 )

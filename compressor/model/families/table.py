@@ -42,6 +42,19 @@ class Slice:
         """Channels that one unit owns; sizes: channels of each letter."""
         return sum(sizes[letter] for letter in self.owns if letter != " ")
 
+    def matrix(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor with what units own along `axis` of a matrix; of a stack a row each."""
+        return tensor.flatten(1) if tensor.ndim > 2 else tensor
+
+    def unmatrix(self, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """A matrix of some units, in the form of the whole tensor."""
+        return matrix.unflatten(1, like.shape[1:]) if like.ndim > 2 else matrix
+
+    @property
+    def key(self) -> str:
+        """What the tensors that units own together are summed up under: their module."""
+        return self.module
+
     def channels(self, kept: Sequence[int], units: int, sizes: Mapping[str, int]) -> torch.Tensor:
         """Positions along the axis of what the kept ones of so many units own, in order: int64."""
         positions, begin = [], 0
@@ -180,6 +193,11 @@ class Family:
     def serves_heads(self, hidden: int, counts: Sequence[int], head_dim: int) -> bool:
         """Whether vLLM's class has heads of so many channels, in each of these numbers."""
         return not self.served_by_division or all(hidden // n == head_dim for n in counts)
+
+    @property
+    def whole_experts(self) -> bool:
+        """Whether a unit of the FFN is an expert."""
+        return self.experts is not None and not self.experts.split
 
     def of(self, config: Mapping) -> "Family":
         """The table as it is for this config."""

@@ -60,7 +60,7 @@ class Combined:
     notes: list[str] = field(default_factory=list)
 
 
-CHANNELS, EXPERTS = "channels", "whole experts"
+CHANNELS, EXPERTS, WITHIN = "channels", "whole experts", "channels of experts"
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,15 @@ class Method:
 
     def check_units(self, family: "Family") -> None:
         """Refuse a model whose FFNs have units that the method knows nothing of."""
-        units = EXPERTS if family.experts else CHANNELS
+        units = units_of(family)
         if units not in self.units:
             names = [m.name for m in METHODS.values() if units in m.units]
             *others, last = sorted(names, key=lambda name: name not in DEFAULTS.values())
+            instead = ", or --experts channels" if WITHIN in self.units else ""
             raise InputError(
                 f"The method {self.name} scores {self.units[0]} of an FFN, and a unit of "
-                f"{family.model_type} is one of its {units}; use --method {', '.join(others)} or {last}."
+                f"{family.model_type} is one of its {units}; use --method {', '.join(others)} or "
+                f"{last}{instead}."
             )
 
     def check_activation(self, mode: str, activation: str, family: "Family") -> None:
@@ -149,6 +151,13 @@ def _later(name: str) -> Callable:
     return call
 
 
+def units_of(family: "Family") -> str:
+    """What a unit of a family's FFN is, in the plural."""
+    if family.whole_experts:
+        return EXPERTS
+    return WITHIN if family.experts else CHANNELS
+
+
 GRADIENTS = frozenset({"gradients"})
 ROUTED = frozenset({"moments", "gram", "routed"})
 BIP_MODES = {
@@ -164,14 +173,14 @@ def _preset(name: str, part: str, fine: str) -> Method:
     grains = Grains("vector", fine, gradient="mean")
     modes = {part: GRADIENTS}
     observe, combine = _later("hywia.GrainTokens"), _later("fusing.combine")
-    units = (CHANNELS, EXPERTS)
+    units = (CHANNELS, EXPERTS, WITHIN)
     return Method(name, None, modes, observe, combine, grains, ("reduce",), units=units)
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("llm-bip", _later("llm_bip.score"), BIP_MODES),
+        Method("llm-bip", _later("llm_bip.score"), BIP_MODES, units=(CHANNELS, WITHIN)),
         Method(
             "besa",
             _later("llm_bip.score"),
@@ -192,7 +201,12 @@ METHODS = {
         _preset("taylor-mix", "fine", "mix"),
         Method("kfac", None, {"trace": GRADIENTS}, _later("kfac.Kfac"), degree=2),
         Method("mask-fisher", None, {"tokens": GRADIENTS}, _later("kfac.MaskFisher"), degree=2),
-        Method("wanda-sp", _later("baselines.wanda_sp"), {"l2": frozenset({"moments"})}),
+        Method(
+            "wanda-sp",
+            _later("baselines.wanda_sp"),
+            {"l2": frozenset({"moments"})},
+            units=(CHANNELS, WITHIN),
+        ),
         Method(
             "reap", _later("routed.reap"), {"output": ROUTED, "total": ROUTED}, units=(EXPERTS,)
         ),
@@ -208,18 +222,18 @@ METHODS = {
             "magnitude",
             _later("baselines.magnitude"),
             {"l2": frozenset(), "l1": frozenset()},
-            units=(CHANNELS, EXPERTS),
+            units=(CHANNELS, EXPERTS, WITHIN),
         ),
         Method(
             "random",
             _later("baselines.random"),
             {"uniform": frozenset()},
-            units=(CHANNELS, EXPERTS),
+            units=(CHANNELS, EXPERTS, WITHIN),
         ),
     )
 }
-DEFAULTS = {CHANNELS: "llm-bip", EXPERTS: "reap"}
-DEFAULT_METHOD, DEFAULT_OF_EXPERTS = DEFAULTS.values()
+DEFAULTS = {CHANNELS: "llm-bip", EXPERTS: "reap", WITHIN: "llm-bip"}
+DEFAULT_METHOD, DEFAULT_OF_EXPERTS, _ = DEFAULTS.values()
 
 
 def default_allocation(method: str) -> str:

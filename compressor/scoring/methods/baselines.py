@@ -20,7 +20,7 @@ def magnitude(weights, statistics, geometry: BlockGeometry, mode: str, seed: int
         total = torch.zeros(geometry.units[group])
         for part in slices:
             if part.tensor in weights and weights[part.tensor].ndim > 1:
-                weight = weights[part.tensor].flatten(1)  # an expert is a row
+                weight = part.matrix(weights[part.tensor])
                 sums = colsum(weight if part.axis == 1 else weight.T, p=p)
                 for piece in part.pieces(sums, geometry.units[group], geometry.sizes):
                     total += piece.sum(1).cpu()
@@ -36,8 +36,18 @@ def wanda_sp(weights, statistics, geometry: BlockGeometry, mode: str, seed: int)
     scores = {}
     per_sequence = statistics["tokens"] / statistics["sequences"]
     for group, units in geometry.units.items():
+        if group == "ffn" and geometry.family.experts:
+            scores[group] = within_experts(weights, statistics, geometry, per_sequence)
+            continue
         weight = weights[geometry.family.output(group)]
         norm = (statistics[group][2] * per_sequence).sqrt()
         channel = colsum(weight).double() / weight.shape[0] * norm
         scores[group] = channel.view(units, -1).sum(1)
     return scores
+
+
+def within_experts(weights, statistics, geometry: BlockGeometry, per_sequence: float):
+    """The same of every expert's channels, of the tokens that reach it."""
+    down = weights[geometry.family.experts.down]
+    norm = (statistics["ffn"][2] * per_sequence).sqrt()
+    return down.double().abs().mean(1).flatten() * norm

@@ -44,6 +44,7 @@ class GradientStatistics:
         self.sequences = 0
         self.handles: list[RemovableHandle] = []
         self.parts: dict[str, tuple[Slice, int]] = {}  # of each module, and its units
+        self.slices: dict[str, Slice] = {}  # of each tensor
         self.sums: dict[str, torch.Tensor] = {}  # of this sequence, by module: [3, channels]
         self.kinds: dict[str, list[torch.Tensor]] = {}
         self.gradients: dict[str, torch.Tensor] = {}  # sums over the sequences, by parameter
@@ -57,7 +58,8 @@ class GradientStatistics:
                 parameter = getattr(self.layer.get_submodule(part.module), leaf)
                 if parameter is None:
                     continue
-                self.parts[part.module] = part, self.geometry.units[group]
+                self.parts[part.key] = part, self.geometry.units[group]
+                self.slices[part.tensor] = part
                 parameter.requires_grad_(True)
                 hook = self._hook(part.tensor)
                 self.handles.append(parameter.register_post_accumulate_grad_hook(hook))
@@ -128,9 +130,12 @@ class GradientStatistics:
 
     def _add(self, sums: dict[str, torch.Tensor], name: str, weight, gradient) -> None:
         """Add a parameter's signed, absolute and square sums [3, channels] to its module's."""
-        module = name.rpartition(".")[0]
-        if weight.ndim != 2:  # a bias is a column; an expert of a stack is a row
-            weight, gradient = (t.reshape(len(t), -1) for t in (weight, gradient))
+        part = self.slices[name]
+        module = part.key
+        if weight.ndim != 2:  # a bias is a column
+            weight, gradient = (
+                part.matrix(t) if t.ndim > 2 else t[:, None] for t in (weight, gradient)
+            )
         columns = self.parts[module][0].axis == 1
         reduced = taylor(weight, gradient, rows=not columns, columns=columns)
         self.nonfinite[name] = self.nonfinite.get(name, 0) + reduced.nonfinite
@@ -153,5 +158,5 @@ def names_of(part: Slice) -> list[str]:
     """What the projections in a module are called: as it, or `module.0q`, `module.1k`, ... if fused."""
     letters = part.owns.replace(" ", "")
     if len(letters) == 1:
-        return [part.module]
-    return [f"{part.module}.{i}{letter}" for i, letter in enumerate(letters)]
+        return [part.key]
+    return [f"{part.key}.{i}{letter}" for i, letter in enumerate(letters)]

@@ -15,6 +15,8 @@ down; the other modes have, with |w| mean(1/rms) or |w| mean(1/std) as the norm'
 m = mean |phi|^p and n = mean |up phi'|^p (at p = 1 bounded by the largest slope); without a gate
 m = mean |phi'|^p and no second sum.
 
+Of a mixture of experts X[:, j] are the tokens that the router sends to the expert, times its weights.
+
 Where a block adds a multiple of what they give (Granite), W_down and W_o are that multiple. Where a norm
 follows the output projections (Gemma), all of this is of what that norm reads: its gain
 and its rate, which a cut changes, are left out, and s_j is no longer the error of the block's output.
@@ -38,6 +40,8 @@ from compressor.model.units import BlockGeometry
 def score(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) -> dict:
     """Scores of one block's KV groups and FFN channels, float64; p = 2 modes are roots of energies."""
     family, groups = geometry.family, geometry.units.get("attention")
+    if family.experts:
+        return of_experts(weights, statistics, geometry, mode)
     down, o = weights[family.output("ffn")], weights[family.output("attention")]
     p = 1 if mode in ("bip", "bip-gated") else 2
     size = {1: 0, 2: 2}[p]  # the row of the moments: sum |x| or sum x^2
@@ -55,6 +59,22 @@ def score(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) ->
         channel = times * statistics["attention"][size] * colsum(o, through.float(), p=p).double()
         attention = channel.view(groups, -1).sum(1) ** (1 / p)
     return {"attention": attention, "ffn": ffn}
+
+
+def of_experts(weights, statistics, geometry: BlockGeometry, mode: str) -> dict:
+    """The same of every channel of an expert: what the block adds of it, the router's weights in it. The
+    KV groups, which stay, are scored as if nothing came after them.
+    """
+    p = 1 if mode in ("bip", "bip-gated") else 2
+    size, times = {1: 0, 2: 2}[p], geometry.times**p
+    down = weights[geometry.family.experts.down].double()  # [experts, hidden, channels]
+    output = times * down.abs().pow(p).sum(1).flatten()
+    o = weights[geometry.family.output("attention")]
+    channel = times * statistics["attention"][size] * colsum(o, p=p).double()
+    return {
+        "attention": channel.view(geometry.units["attention"], -1).sum(1) ** (1 / p),
+        "ffn": (statistics["weighed"][size] * output) ** (1 / p),
+    }
 
 
 def amplification(weights, statistics, geometry: BlockGeometry, mode: str, output) -> torch.Tensor:

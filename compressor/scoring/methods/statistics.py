@@ -5,6 +5,7 @@ Statistics a method can ask for:
     gated       the factors of the gated FFN, or of one without a gate the mean of |phi'| and phi'^2
                 (`slopes`); and the mean of 1/rms before its norm, of 1/std if that is a LayerNorm
     gram        X_u^T X_u of every KV group's input to o_proj
+                of the channels of experts also times the router's weights (`weighed`)
     routed      of every expert how many tokens are sent to it, and the sum over them of the weight times
                 the size of its output, which is computed once more
 Sums are kept in float64 on the device; padding is masked out, so neither the order nor the split of
@@ -13,13 +14,14 @@ the batches matters beyond rounding.
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from compressor.kernels.moments import moments, parts
 from compressor.kernels.swiglu_moments import gated_moments
-from compressor.model.experts import norms_of
+from compressor.model.experts import inner_of, norms_of
 from compressor.model.layers import norm_of
 from compressor.model.observing import Entering, Passed, observed
 from compressor.model.units import BlockGeometry
@@ -48,7 +50,7 @@ class BlockStatistics:
             if g == "attention" or not family.experts
         }
         passed: dict[str, Passed] = {}
-        if "gated" in self.wanted:
+        if "gated" in self.wanted and not family.experts:
             entering[family.entered("ffn")] = self._before_norm
             if family.gate not in (None, family.up):
                 passed[family.gate] = self._gate
@@ -87,6 +89,8 @@ class BlockStatistics:
     def _routed(self, stack: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         hidden, chosen, weights = (self.batch.real(x) for x in args)
         self.tokens += self.batch.tokens
+        if self.geometry.family.experts.split and "moments" in self.wanted:
+            self._inside(stack, hidden, chosen, weights)
         if "routed" not in self.wanted:
             return
         sums = torch.zeros(2, self.geometry.units["ffn"], dtype=torch.float64, device=hidden.device)
@@ -96,6 +100,18 @@ class BlockStatistics:
             sizes = norms_of(stack, expert, hidden[tokens])
             sums[1, expert] = (weights[tokens, places].double() * sizes).sum()
         self._add("routed", sums)
+
+    def _inside(self, stack: Any, hidden, chosen, weights) -> None:
+        """The moments of what every expert's output projection reads, as it is and as it is weighed."""
+        sums: dict[str, list[torch.Tensor]] = {"ffn": [], "weighed": []}
+        for expert in range(len(stack.down_proj)):
+            tokens, places = torch.where(chosen == expert)
+            inner = inner_of(stack, expert, hidden[tokens]).double()
+            weighed = inner * weights[tokens, places, None].double()
+            for name, x in (("ffn", inner), ("weighed", weighed)):
+                sums[name].append(torch.stack((x.abs().sum(0), x.sum(0), x.square().sum(0))))
+        for name, each in sums.items():
+            self._add(name, torch.cat(each, 1))
 
     def _in_sequences(self, x: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens, channels] of what a block may have flattened (OPT does)."""

@@ -1,8 +1,8 @@
 """A checkpoint as one GGUF file, which llama.cpp runs (`compressor export`).
 
 Models that compute what Llama does go out as the architecture `llama` or, with blocks of their own
-widths, as `deci`, where query heads, KV heads and FFN channels are lists. One tensor is in memory at a
-time; the file gets its name when it is complete.
+widths, as `deci`, where query heads, KV heads and FFN channels are lists; mixtures of experts as the
+one of their type. One tensor is in memory at a time; the file gets its name when it is complete.
 """
 
 import math
@@ -14,8 +14,15 @@ import torch
 
 from compressor.errors import InputError, MachineError
 from compressor.model.source import Source
-from compressor.writing.gguf.metadata import architecture_of, put_metadata
-from compressor.writing.gguf.tensors import extra_tensors, rotated, written_names
+from compressor.writing.gguf.architectures import architecture_of
+from compressor.writing.gguf.metadata import put_metadata
+from compressor.writing.gguf.tensors import (
+    extra_tensors,
+    is_router,
+    parts_of,
+    rotated,
+    written_names,
+)
 from compressor.writing.gguf.vocabulary import put_vocabulary, vocabulary_of
 from compressor.writing.shards import check_space
 
@@ -45,17 +52,17 @@ def export(
     vocabulary = vocabulary_of(source.tokenizer(), source.vocabulary)
     names, extra = written_names(source), extra_tensors(source)
     tensor_type, file_type = TYPES[kind]
-    shapes = {written: tuple(source.tensors[name].shape) for name, written in names.items()}
+    shapes = dict(shapes_of(source, names))
     shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
-    types = {name: type_of(gguf, shape, tensor_type) for name, shape in shapes.items()}
+    types = {name: type_of(gguf, name, shape, tensor_type) for name, shape in shapes.items()}
     bytes_of = {
         name: math.prod(gguf.quant_shape_to_byte_shape(shape, types[name]))
         for name, shape in shapes.items()
     }
     check_space(out.parent, sum(bytes_of.values()))
     partial = out.with_name(out.name + ".partial")
-    writer = gguf.GGUFWriter(partial, architecture)
-    put_metadata(writer, source)
+    writer = gguf.GGUFWriter(partial, architecture.name)
+    put_metadata(writer, source, architecture)
     writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     put_vocabulary(writer, vocabulary)
@@ -65,7 +72,7 @@ def export(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, (name, tensor) in enumerate(read(source, names, extra), 1):
+        for done, (name, tensor) in enumerate(read(source, names, extra, architecture.paired), 1):
             values = tensor.float().contiguous().numpy()
             writer.write_tensor_data(gguf.quantize(values, types[name]))
             progress(done, len(shapes))
@@ -74,7 +81,7 @@ def export(
     finally:
         writer.close()
         partial.unlink(missing_ok=True)
-    what = f"{out}: {architecture}, {kind}, {sum(bytes_of.values()):,} bytes of tensors"
+    what = f"{out}: {architecture.name}, {kind}, {sum(bytes_of.values()):,} bytes of tensors"
     return [what, *vocabulary.notes]
 
 
@@ -98,9 +105,20 @@ def library() -> Any:
     return gguf
 
 
-def type_of(gguf: Any, shape: tuple[int, ...], kind: str) -> Any:
-    """The type of one tensor: vectors are float32, rows that do not fill their groups f16."""
-    if len(shape) == 1:
+def shapes_of(
+    source: Source, names: dict[str, tuple[str, ...]]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The shape of everything that is written of the source's tensors."""
+    for name, written in names.items():
+        first, *others = source.tensors[name].shape
+        if len(written) > 1:
+            others[0] //= len(written)
+        yield from ((part, (first, *others)) for part in written)
+
+
+def type_of(gguf: Any, name: str, shape: tuple[int, ...], kind: str) -> Any:
+    """The type of one tensor: of vectors and routers float32, of rows that fill no groups f16."""
+    if len(shape) == 1 or is_router(name):
         return gguf.GGMLQuantizationType.F32
     chosen = gguf.GGMLQuantizationType[kind]
     whole = shape[-1] % gguf.GGML_QUANT_SIZES[chosen][0] == 0
@@ -108,9 +126,13 @@ def type_of(gguf: Any, shape: tuple[int, ...], kind: str) -> Any:
 
 
 def read(
-    source: Source, names: dict[str, str], extra: dict[str, torch.Tensor]
+    source: Source, names: dict[str, tuple[str, ...]], extra: dict[str, torch.Tensor], paired: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors by the names and in the order of the file."""
+    """The tensors by the names and in the order of the file. paired: whether it has channels side by
+    side that are turned together.
+    """
     for name, written in names.items():
-        yield written, rotated(written, source.read([name])[name], source.head_dim)
+        whole = source.read([name])[name]
+        for part, tensor in zip(written, parts_of(whole, len(written)), strict=True):
+            yield part, rotated(part, tensor, source.head_dim) if paired else tensor
     yield from extra.items()

@@ -2,53 +2,23 @@
 
 from typing import Any
 
-from compressor.errors import InputError
 from compressor.model.source import Source
+from compressor.model.widths import model_widths
+from compressor.writing.gguf.architectures import DECI, SCALED, Architecture, rope_of
 
-SCALED = {"linear": "LINEAR", "yarn": "YARN"}  # kinds of rotary scaling, by gguf's names
-UNSCALED = ("default", "llama3")  # the latter is a tensor of factors (`tensors.py`)
 # In a model's name they have llama.cpp treat some tokens otherwise, whatever tokenizer it has.
 NAMES_OF_RULES = ("phi-3", "phi3", "jina", "modern-bert")
-CONVERTER = "llama.cpp's own convert_hf_to_gguf.py may take it"
 
 
-def architecture_of(source: Source) -> str:
-    """`llama`, or `deci` where blocks differ; InputError for a model that neither of them computes."""
-    family = source.family
-    if not family.llama_like or family.joined:
-        raise InputError(
-            "Models that compute what Llama does (llama, mistral, nemotron-nas) are exported, and "
-            f"{source.label} is of the type {family.model_type}; {CONVERTER}."
-        )
-    if (act := source.config.get("hidden_act", "silu")) != "silu":
-        raise InputError(f"The FFNs of these architectures have silu, not {act}; {CONVERTER}.")
-    if source.window:
-        raise InputError(
-            f"The blocks of {source.label} attend to {source.window} tokens (sliding_window), and "
-            f"those of these architectures to all; {CONVERTER}."
-        )
-    rope = rope_of(source)
-    kind = rope.get("rope_type", "default")
-    if kind not in (*SCALED, *UNSCALED):
-        raise InputError(
-            f"The rotary scaling {kind!r} of {source.label} is not exported; {CONVERTER}."
-        )
-    alike = all(units == source.units for units in source.block_units)
-    return "llama" if alike else "deci"
-
-
-def rope_of(source: Source) -> dict:
-    return source.model_config().to_dict().get("rope_parameters") or {}
-
-
-def put_metadata(writer: Any, source: Source) -> None:
+def put_metadata(writer: Any, source: Source, architecture: Architecture) -> None:
     """Everything that llama.cpp asks a model of these architectures for."""
     import gguf
 
     config, rope, units = source.config, rope_of(source), source.block_units
-    groups, channels = [u["attention"] for u in units], [u["ffn"] for u in units]
+    groups = [u["attention"] for u in units]
+    channels = [block.ffn for block in model_widths(source).blocks]
     heads = [count * source.queries_per_group for count in groups]
-    alike = writer.arch == "llama"
+    alike = architecture is not DECI
     name = source.path.resolve().name if source.path is not None else ""
     if name and not any(word in name.lower() for word in NAMES_OF_RULES):
         writer.add_name(name)
@@ -56,6 +26,8 @@ def put_metadata(writer: Any, source: Source) -> None:
     writer.add_embedding_length(source.hidden_size)
     writer.add_block_count(source.blocks)
     writer.add_feed_forward_length(channels[0] if alike else channels)
+    if source.family.experts:
+        put_experts(writer, source, architecture, channels[0])
     writer.add_head_count(heads[0] if alike else heads)
     writer.add_head_count_kv(groups[0] if alike else groups)
     writer.add_key_length(source.head_dim)
@@ -71,3 +43,15 @@ def put_metadata(writer: Any, source: Source) -> None:
         if kind == "yarn":
             known = rope.get("original_max_position_embeddings") or source.positions
             writer.add_rope_scaling_orig_ctx_len(known)
+
+
+def put_experts(writer: Any, source: Source, architecture: Architecture, channels: int) -> None:
+    """Of a mixture: how many experts there are, how many a token is sent to, and their widths."""
+    experts = source.family.experts
+    writer.add_expert_count(source.units["ffn"])
+    writer.add_expert_used_count(source.config[experts.per_token])
+    if architecture.per_expert:
+        writer.add_expert_feed_forward_length(channels)
+    if experts.shared:
+        _, shared = source.tensors[source.block_name(0, experts.shared)].shape
+        writer.add_expert_shared_feed_forward_length(shared)

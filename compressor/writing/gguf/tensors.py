@@ -1,11 +1,12 @@
-"""What tensors are called in a GGUF file of the architectures `llama` and `deci`, and their rotation."""
+"""What tensors are called in a GGUF file, and the rotation of queries and keys in it."""
 
 import math
 
 import torch
 
+from compressor.model.families.experts import DOWN, GATE_UP
 from compressor.model.source import Source
-from compressor.writing.gguf.metadata import rope_of
+from compressor.writing.gguf.architectures import rope_of
 
 OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -22,19 +23,41 @@ BLOCK = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
+# Experts one behind the other: of every expert its gate's rows and then up's, which files have apart.
+STACKS = {GATE_UP: ("ffn_gate_exps", "ffn_up_exps"), DOWN: ("ffn_down_exps",)}
+ROUTERS = ("ffn_gate_inp", "ffn_gate_inp_shexp")  # float32 in files of any type
 ROTATED = ("attn_q", "attn_k")
 FACTORS = "rope_freqs.weight"
 
 
-def written_names(source: Source) -> dict[str, str]:
-    """Of every tensor's whole name the one in the file, in its order."""
-    names = {name: OUTER[name] for name in source.outer_tensors()}
+def written_names(source: Source) -> dict[str, tuple[str, ...]]:
+    """Of every tensor's whole name those of its parts in the file, in its order; most are one part."""
+    names: dict[str, tuple[str, ...]]
+    names = {name: (OUTER[name],) for name in source.outer_tensors()}
     for index in range(source.blocks):
         for inner in source.block_tensors(index):
             module, _, kind = inner.rpartition(".")
-            names[source.block_name(index, inner)] = f"blk.{index}.{BLOCK[module]}.{kind}"
+            parts, kind = (STACKS[inner], "weight") if inner in STACKS else ((BLOCK[module],), kind)
+            written = tuple(f"blk.{index}.{part}.{kind}" for part in parts)
+            names[source.block_name(index, inner)] = written
     return names
+
+
+def parts_of(tensor: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """The parts of a tensor that the file has apart."""
+    return tensor.chunk(count, 1) if count > 1 else (tensor,)
+
+
+def is_router(written: str) -> bool:
+    return written.split(".")[2:3] in ([name] for name in ROUTERS)
 
 
 def rotated(written: str, tensor: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from edits import edit_config, edit_json, edit_tensors
+from experts import fuse
 from transformers import AutoModelForCausalLM
+from wrappers import make_wrapper
 
 from compressor.analysis.inspection import inspect
 from compressor.analysis.inspection.folder import Folder
@@ -16,7 +19,7 @@ from compressor.analysis.inspection.loaders.gguf import k_quants
 from compressor.analysis.inspection.loaders.kernels import four_bits
 from compressor.analysis.inspection.loaders.older import rotation
 from compressor.analysis.inspection.loaders.vllm import tensor_parallel
-from compressor.model.widths import BlockWidths
+from compressor.model.widths import BlockWidths, Mixture
 
 HERE, OLDER, VLLM, GGUF = "(installed)", "4.57", "parallel 1", "k-quants"
 ALL = (HERE, OLDER, VLLM, GGUF)
@@ -164,6 +167,64 @@ def test_the_space_in_front_is_as_the_config_says_in_4_57(copy):
     assert answer is False and "strings get other ids" in because
     edit_json(copy / "tokenizer_config.json", add_prefix_space=True)
     assert said(copy)[OLDER][0] is True
+
+
+# -- mixtures of experts, and models of texts and images ------------------------------------------
+
+
+def test_experts_are_read_one_by_one(random_family, tmp_path):
+    single = random_family("mixtral")
+    found = said(fuse(single, tmp_path / "stacked"))
+    for loader in (OLDER, VLLM):
+        assert found[loader][0] is False and "one behind the other" in found[loader][1]
+        assert "one behind the other" not in said(single)[loader][1]
+    assert found[HERE][0] is True
+    named = said(random_family("qwen3_moe"))  # as transformers 5 writes it
+    assert named[OLDER] == (False, "it reads num_experts, which the config does not say")
+    assert named[VLLM][0] is True and "6 experts, 8 heads" in named[VLLM][1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "because"),
+    [
+        ({"norm_topk_prob": True}, 1, "norm_topk_prob is True, and its OlmoeForCausalLM"),
+        ({}, 8, "8 devices for 6 experts"),
+        ({"shared_expert_intermediate_size": 7}, 2, "7 channels of the shared expert mod 2 is 1"),
+    ],
+)
+def test_mixtures_in_vllm(settings, devices, because):
+    mixture = replace(block(hidden=4096), experts=Mixture(6, 2, 0))
+    of = facts([mixture], architecture="OlmoeForCausalLM", **{"model_type": "olmoe"} | settings)
+    found = tensor_parallel(of, devices)
+    assert found.loads is False and because in found.because
+
+
+SCALING = {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "because"),
+    [
+        ("llava", {}, "has vision_tower.vision_model, and the files have vision_tower.embeddings"),
+        ("qwen2_vl", {}, "mrope_section in rope_scaling, where the config does not have it"),
+        ("qwen2_vl", SCALING, "it would read rope_theta 1e+06, the model's is 10000"),
+    ],
+)
+def test_4_57_has_older_names_of_what_is_beside_texts(llama, tmp_path, kind, text, because):
+    folder = make_wrapper(tmp_path / "model", kind, llama, num_hidden_layers=1)
+    inside = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_config(folder, text_config=inside | text)
+    found = said(folder)
+    assert found[OLDER][0] is False and because in found[OLDER][1]
+    assert found[VLLM][0] is True and found[VLLM][1].endswith("tried on texts alone")
+
+
+def test_other_models_around_a_language_model_were_not_tried(llama, tmp_path):
+    folder = make_wrapper(tmp_path / "model", "llava", llama, model_type="mistral")
+    assert said(folder)[VLLM] == (
+        None,
+        "LlavaForConditionalGeneration around a mistral was not tried with it",
+    )
 
 
 # -- rules on numbers -----------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import torch
 from serving.folders import (
     GPU_ALONE,
     LAYOUTS,
+    NARROW,
     QUANTISED,
+    STACKED,
     SWAPPED,
     WITHIN,
     cut,
-    source_of,
 )
+from serving.models import source_of
 
 from compressor.analysis.inspection import inspect
 
@@ -46,8 +48,10 @@ def loaded_by(engine: str) -> dict[str, float]:
 
 def test_all_kinds_that_engines_know_were_run():
     seen = {engine: loaded_by(engine) for engine in ("vLLM", "llama.cpp", "transformers")}
-    assert {*seen["vLLM"]} == {"uniform", "nas", *QUANTISED} - {*GPU_ALONE}
-    assert {*seen["llama.cpp"]} == {*LAYOUTS} and {*seen["transformers"]} == {*QUANTISED}
+    assert {*seen["vLLM"]} == {"uniform", "nas", NARROW, STACKED, *QUANTISED} - {*GPU_ALONE}
+    assert {*seen["llama.cpp"]} == {*LAYOUTS, NARROW, STACKED} and {*seen["transformers"]} == {
+        *QUANTISED
+    }
     bounds = {kind: within for kind, (_, within) in QUANTISED.items()}
     for loaded in seen.values():
         assert all(within <= bounds.get(kind, WITHIN) for kind, within in loaded.items())

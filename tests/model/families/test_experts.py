@@ -50,6 +50,8 @@ def test_both_forms_are_read_and_written_as_they_were(any_mixture, form, tmp_pat
     assert not any(told.values())
     assert smaller.model.layers[0].mlp.experts.down_proj.shape[0] == len(KEPT)
     assert smaller.config.num_experts_per_tok == 2
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert all(config[name] == len(KEPT) for name in source.family.experts.counted)
     kept = names_of(tmp_path / "cut")
     assert {*kept} <= {*names_of(folder)}
     assert any("experts.3." in name for name in kept) is (form != FUSED)

@@ -4,7 +4,7 @@ from compressor.analysis.inspection.loaders.answer import UNKNOWN, Answer, Facts
 from compressor.analysis.inspection.loaders.gguf import SEEN
 from compressor.errors import CompressorError
 from compressor.model.checkpoint import Checkpoint
-from compressor.writing.gguf.metadata import architecture_of
+from compressor.writing.gguf.architectures import architecture_of
 from compressor.writing.gguf.vocabulary import vocabulary_of
 
 TARGET = "llama.cpp, by compressor export"
@@ -22,4 +22,4 @@ def exported(facts: Facts) -> Answer:
     except CompressorError as reason:
         return Answer(TARGET, False, str(reason), SEEN)
     alone = ", the language model alone" if facts.folder.wrapper else ""
-    return Answer(TARGET, True, " ".join([f"as {architecture}{alone}.", *notes]), SEEN)
+    return Answer(TARGET, True, " ".join([f"as {architecture.name}{alone}.", *notes]), SEEN)

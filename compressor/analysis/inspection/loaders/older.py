@@ -3,9 +3,9 @@
 `make compat` gives it the results of every family and broken folders, and compares what it did.
 """
 
+import re
 from dataclasses import replace
 
-from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import (
     RULES,
     UNKNOWN,
@@ -35,6 +35,8 @@ OLDER = "transformers 4.57"
 SEEN = f"{RULES}, seen in 4.57.6"
 DEFAULT_THETA, DEFAULT_LOCAL_THETA = 10_000.0, 10_000.0  # of the rotary embedding
 DEFAULT_SHARES = {"gpt_neox": 0.25}  # of a head's channels that are turned; all of them elsewhere
+MANY_POSITIONS_THETA = 1_000_000.0
+DEEPER_TOWERS = ("clip_vision_model", "siglip_vision_model")
 # The class of the tokenizer where neither the tokenizer's config nor the model's names one.
 TOKENIZERS = {
     "bloom": "BloomTokenizer",
@@ -42,19 +44,25 @@ TOKENIZERS = {
     "falcon": "PreTrainedTokenizerFast",
     "gemma": "GemmaTokenizer",
     "gemma2": "GemmaTokenizer",
+    "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
     "gpt_neox": "GPTNeoXTokenizer",
     "granite": "GPT2Tokenizer",
     "llama": "LlamaTokenizer",
+    "llava": "LlamaTokenizer",
+    "llava_next": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
+    "mistral3": "LlamaTokenizer",
     "mixtral": "LlamaTokenizer",
     "olmo2": "GPTNeoXTokenizer",
     "olmoe": "GPTNeoXTokenizer",
     "opt": "GPT2Tokenizer",
     "phi3": "LlamaTokenizer",
     "qwen2": "Qwen2Tokenizer",
+    "qwen2_5_vl": "Qwen2Tokenizer",
     "qwen2_moe": "Qwen2Tokenizer",
+    "qwen2_vl": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "qwen3_moe": "Qwen2Tokenizer",
     "qwen3_next": "Qwen2Tokenizer",
@@ -70,18 +78,15 @@ def older(facts: Facts) -> Answer:
     folder, widths = facts.folder, facts.widths
     if not widths:
         return Answer(OLDER, None, UNKNOWN)
-    if folder.wrapper:
-        return Answer(OLDER, None, "models of texts and images were not tried with it")
     if folder.family.model_type in NO_CLASS:
         return Answer(OLDER, False, f"it has no class for {folder.family.model_type}", SEEN)
     if folder.packing:
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
-    if folder.family.experts:
-        return mixture(folder)
     shipped = facts.coded is not None
     target = f"{OLDER}, trust_remote_code" if shipped else OLDER
     facts = replace(facts, here=facts.coded or facts.here)
-    checks = (files, disagreement, tensors, padding, rotation, head, no_tokenizer, tokenizer)
+    own = (experts, vision, rotation, positions)
+    checks = (files, disagreement, tensors, *own, padding, head, no_tokenizer, tokenizer)
     if reason := first_of(checks, facts):
         return Answer(OLDER, False, reason, SEEN)
     reason = different(widths)
@@ -96,11 +101,25 @@ def older(facts: Facts) -> Answer:
     return Answer(target, True, f"{by}, and it reads the config and the tokenizer alike", SEEN)
 
 
-def mixture(folder: Folder) -> Answer:
+def experts(facts: Facts) -> str | None:
+    """It has experts one by one, and calls their number by one name."""
+    folder = facts.folder
+    if not folder.family.experts:
+        return None
     if are_stacked(folder.stored, folder.family):
-        reason = "its class has experts one by one, and the files hold them one behind the other"
-        return Answer(OLDER, False, reason, RULES)
-    return Answer(OLDER, None, "mixtures of experts were not tried with it")
+        return "its class has experts one by one, and the files hold them one behind the other"
+    name = folder.family.experts.counted[0]
+    return None if name in folder.written else f"it reads {name}, which the config does not say"
+
+
+def vision(facts: Facts) -> str | None:
+    """It has what some vision towers hold under one name more."""
+    folder = facts.folder
+    kind = (folder.written.get("vision_config") or {}).get("model_type") if folder.wrapper else None
+    for name in folder.stored if kind in DEEPER_TOWERS else ():
+        if re.match(r"(model\.)?vision_tower\.(?!vision_model\.)", name):
+            return f"its vision tower has vision_tower.vision_model, and the files have {name}"
+    return None
 
 
 def disagreement(facts: Facts) -> str | None:
@@ -120,8 +139,27 @@ def padding(facts: Facts) -> str | None:
 
 def rotation(facts: Facts) -> str | None:
     """It reads the rotary embedding's settings at the top of the config and nowhere else."""
-    family = facts.folder.family
-    return None if family.alibi else misread(facts.folder.written, family)
+    folder = facts.folder
+    if folder.family.alibi or many_positions(facts):
+        return None
+    read = folder.wrapper.text_of(folder.written) if folder.wrapper else folder.written
+    return misread(read, folder.family)
+
+
+def many_positions(facts: Facts) -> bool:
+    return facts.folder.wrapper is not None and "rope_parameters" in facts.folder.wrapper.stays
+
+
+def positions(facts: Facts) -> str | None:
+    """Those that are three at once stand in settings of its own."""
+    if not many_positions(facts):
+        return None
+    folder = facts.folder
+    text = folder.wrapper.text_of(folder.written)
+    if "mrope_section" not in (text.get("rope_scaling") or {}):
+        return "it reads mrope_section in rope_scaling, where the config does not have it"
+    read, theta = text.get("rope_theta", MANY_POSITIONS_THETA), folder.config.get("rope_theta")
+    return None if read == theta else f"it would read rope_theta {read:g}, the model's is {theta:g}"
 
 
 def misread(config: dict, family: Family) -> str | None:
@@ -161,7 +199,7 @@ def head(facts: Facts) -> str | None:
 def tokenizer(facts: Facts) -> str | None:
     folder, loaded = facts.folder, facts.here.tokenizer
     config = config_of(folder.path)
-    by_type = TOKENIZERS.get(folder.family.model_type, "")
+    by_type = TOKENIZERS.get((folder.wrapper or folder.family).model_type, "")
     name = config.get("tokenizer_class") or folder.written.get("tokenizer_class") or by_type
     if name and not known_to_older(name):
         return f"tokenizer: it has no class {name}"
