@@ -10,7 +10,7 @@ import torch
 
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
-from compressor.config.target import DEPTH
+from compressor.config.target import WITHOUT_WIDTHS
 from compressor.errors import MachineError
 from compressor.job.depth.notes import depth_note
 from compressor.job.job import Job
@@ -32,6 +32,7 @@ from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import width_notes
+from compressor.repairing.hidden import HiddenRepair
 from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
@@ -79,7 +80,8 @@ def open_repair(
     """The repair that was asked for; `saved` keeps its finished blocks."""
     if config.kind == "none":
         return None
-    return Repair(stream, plan, tokens, config.kind, config.epochs, saved)
+    kind = HiddenRepair if stream.checkpoint.channels else Repair
+    return kind(stream, plan, tokens, config.kind, config.epochs, saved)
 
 
 def cut_one(
@@ -157,6 +159,7 @@ def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:
         parameters_before=checkpoint.whole.parameters,
         bytes_before=checkpoint.whole.bytes,
         dropped_blocks=checkpoint.dropped or None,
+        hidden_size=len(checkpoint.channels) or None,
         seed=seed,
         **known,
     )
@@ -168,7 +171,7 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
     plan, about = writer.plan, writer.plan.about
     reach = open_reach(config, checkpoint)
     widths = []
-    if target.kind != DEPTH:
+    if target.kind not in WITHOUT_WIDTHS:
         alignment = open_alignment(config, checkpoint, target, wanted.layout)
         widths = [
             *outside_note(reach, Costs.of(checkpoint), [target]),
@@ -185,7 +188,7 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
         layout=writer.layout,
         granularity="expert" if checkpoint.family.experts else "channel",
         asked=asdict(target),
-        keep_asked=f"{target.value:g}" if "keep" in target.kind else None,
+        keep_asked=f"{target.value:g}" if target.kind in ("keep", "keep-blocks") else None,
         budget=target.budget,
         budget_reached=about["budget_reached"],
         keep_reached=about["keep_reached"],

@@ -12,8 +12,11 @@ if TYPE_CHECKING:  # targets are judged before torch is imported, which takes se
 
 
 def dropped_of(source: "Source") -> dict:
-    """For a plan's `about`: the blocks that the source has lost, where it has."""
-    return {"dropped": source.dropped} if source.dropped else {}
+    """For a plan's `about`: the blocks, or channels of the stream, that the source has lost, if any."""
+    about: dict = {"dropped": source.dropped} if source.dropped else {}
+    if source.channels:
+        about["hidden"] = {"of": source.whole.hidden_size, "channels": source.channels}
+    return about
 
 
 @dataclass
@@ -35,6 +38,11 @@ class Plan:
     def dropped(self) -> list[int]:
         """The blocks of the source that are not there at all; `blocks` are the others, in order."""
         return list(self.about.get("dropped") or [])
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of the source's residual stream that stay, where not all do."""
+        return list((self.about.get("hidden") or {}).get("channels") or [])
 
     @property
     def folds(self) -> bool:
@@ -76,6 +84,12 @@ class Plan:
             raise InputError(
                 f"The plan drops the blocks {self.dropped}, and of {checkpoint.label} are dropped "
                 f"{checkpoint.dropped}."
+            )
+        if self.channels != checkpoint.channels:
+            raise InputError(
+                f"The plan keeps {len(self.channels) or 'all'} channels of the residual stream, and of "
+                f"{checkpoint.label} {len(checkpoint.channels) or 'all'} are kept; `compressor cut` takes "
+                "such a plan."
             )
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(

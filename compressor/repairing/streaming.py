@@ -53,6 +53,7 @@ from compressor.repairing.refine import STEP_TOKENS
 from compressor.text.tokens import Batch, TokenSet
 
 HELD_BACK = 16
+OF_CHANNELS = ("refine", "ridge", "none")  # kinds of a model with a cut hidden size
 
 
 def check_text(repair: str, tokens: TokenSet) -> None:
@@ -67,6 +68,11 @@ def check_text(repair: str, tokens: TokenSet) -> None:
 def check_repair(repair: str, epochs: int | None, checkpoint: Source) -> None:
     """Refuse a kind that there is not, and biases to move where there are none."""
     check_kind(repair, epochs)
+    if checkpoint.channels and repair not in OF_CHANNELS:
+        raise InputError(
+            f"--repair {repair} is for units; where the hidden size is cut, use "
+            f"{', '.join(OF_CHANNELS[:-1])} or {OF_CHANNELS[-1]}."
+        )
     if repair != "bias":
         return
     if checkpoint.family.experts:
