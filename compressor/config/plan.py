@@ -44,8 +44,8 @@ class PlanConfig:
     keep_hidden: float | None = option(
         None,
         "--keep-hidden",
-        "Share of the hidden size that stays, such as 0.9, or a number of channels: the same ones of the "
-        "residual stream in the whole model. Multiples of 8, or of --align.",
+        "Share of the hidden size that stays, such as 0.9, or a number of channels: the same channels "
+        "of the residual stream in the whole model. Multiples of 8, or of --align.",
         (
             "a share between 0 and 1, or a number of channels above 1",
             lambda x: 0 < x < 1 or (x > 1 and x == int(x)),

@@ -1,4 +1,4 @@
-"""A source with some channels of its residual stream alone, read through: what the hidden size is cut by.
+"""A source with some channels of its residual stream alone, read through: how the hidden size is cut.
 
 The same channels are left everywhere: in the embedding, the head and the norms, in what projections read
 of the stream and in what they add to it. Which axes of which tensors these are, the model's class says
@@ -62,7 +62,8 @@ class FewerChannels(Part):
         """InputError where the class makes something else of the hidden size, too."""
         many, label = len(self.channels), self.label
         had, has = (
-            empty_model(source.model_config(), self.family, label).known for source in (self.whole, self)
+            empty_model(source.model_config(), self.family, label).known
+            for source in (self.whole, self)
         )
         axes, sizes = {}, (self.whole.hidden_size, many)
         for name in self.whole.tensors:

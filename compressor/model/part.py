@@ -7,7 +7,7 @@ from compressor.model.source import Source
 
 
 class Part(Source):
-    """`whole` without something, read through: of which shares are counted, and toward which is repaired.
+    """`whole` without something, read through; of it shares are counted, toward it is repaired.
 
     written: what config.json says of the part; `tensors` is for its kind to set.
     """

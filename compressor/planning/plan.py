@@ -87,9 +87,9 @@ class Plan:
             )
         if self.channels != checkpoint.channels:
             raise InputError(
-                f"The plan keeps {len(self.channels) or 'all'} channels of the residual stream, and of "
-                f"{checkpoint.label} {len(checkpoint.channels) or 'all'} are kept; `compressor cut` takes "
-                "such a plan."
+                f"The plan keeps {len(self.channels) or 'all'} channels of the residual stream, and "
+                f"{checkpoint.label} is read with {len(checkpoint.channels) or 'all'}; give such a plan to "
+                "`compressor cut`."
             )
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(

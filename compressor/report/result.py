@@ -11,7 +11,8 @@ class Result:
 
     Of a cut: asked (the target), budget, *_reached (shares), align and align_wider, allocate and
     held_back (what was compared), dropped_blocks (by the source's numbers), hidden_size (where it was
-    cut), repair, outside_blocks. Of zeros (granularity weight): update, sparsity_*, zeros, projections. perplexity_*: of the source, of
+    cut), repair, outside_blocks. Of
+    zeros (granularity weight): update, sparsity_*, zeros, projections. perplexity_*: of the source, of
     the cut before a training, before 4 bits, and in the end. kl, agreement: how far predictions are from
     the source's. seconds: by stage.
     """

@@ -21,7 +21,7 @@ from compressor.text.tokens import Batch, TokenSet
 
 
 def energies(stream: BlockStream, tokens: TokenSet, passing: Passing = Passing()) -> torch.Tensor:
-    """Of every channel, float64, that sum up to 1; finished blocks are kept in the folder of `passing`."""
+    """Of every channel, float64, all together 1; finished blocks are kept in the folder of `passing`."""
     batches, source = tokens.batches(stream.batch_tokens), stream.checkpoint
     family = source.family
     through = {

@@ -1,5 +1,5 @@
-"""A source in some channels of its residual stream alone, in its own width: what a narrower model is held
-against.
+"""A source in some channels of its residual stream alone, in its own width: what a model that has no
+others is held against.
 
 The embedding gives zeros in the other channels, and every norm that the stream, or what is added to it,
 goes through computes over the kept channels alone, by its class's own forward, and gives zeros in the

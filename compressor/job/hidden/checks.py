@@ -1,4 +1,4 @@
-"""What of a cut of the hidden size can be refused once the source is known, and how many channels stay."""
+"""What of a cut of the hidden size can be refused once the source is known; how many channels stay."""
 
 from compressor.config.job import JobConfig
 from compressor.errors import InputError
@@ -22,7 +22,7 @@ def kept_channels(config: JobConfig, checkpoint: Source) -> int:
     channels = round((asked * size if asked < 1 else asked) / step) * step
     if not 0 < channels < size:
         raise InputError(
-            f"--keep-hidden {asked:g} comes to {channels} of the {size} channels of {checkpoint.label}, in "
-            f"multiples of {step}; give another share, or a finer --align."
+            f"--keep-hidden {asked:g} comes to {channels} of the {size} channels of {checkpoint.label}, "
+            f"in multiples of {step}; give another share, or a finer --align."
         )
     return channels
