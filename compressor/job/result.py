@@ -32,7 +32,6 @@ from compressor.planning.costs import Costs
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import width_notes
-from compressor.repairing.hidden import HiddenRepair
 from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
@@ -80,8 +79,7 @@ def open_repair(
     """The repair that was asked for; `saved` keeps its finished blocks."""
     if config.kind == "none":
         return None
-    kind = HiddenRepair if stream.checkpoint.channels else Repair
-    return kind(stream, plan, tokens, config.kind, config.epochs, saved)
+    return Repair(stream, plan, tokens, config.kind, config.epochs, saved)
 
 
 def cut_one(
