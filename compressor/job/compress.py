@@ -31,6 +31,7 @@ from compressor.job.result import Done, conclude, cut_one, publish_results
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.job.sparsify import zero_weights
+from compressor.model.fewer_channels import FewerChannels
 from compressor.quantization.dense import open_source
 from compressor.recovery.training import Training
 from compressor.report.card import write_card
@@ -121,7 +122,7 @@ def make_result(
 ) -> Result:
     """One result, cut, recovered and quantised; what an interrupted job had done of it is kept."""
     config, run = job.config, job.run
-    if job.checkpoint.channels:
+    if isinstance(job.checkpoint, FewerChannels):
         plan = plan_of_hidden(job.checkpoint, wanted.target, config.runtime.seed)
     elif scores is None:
         plan = plan_of_depth(job.checkpoint, wanted.target, config.runtime.seed)

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import torch
 
-from compressor.errors import InputError
+from compressor.errors import InputError, in_a_line
 from compressor.model.configs import config_of, other_type
 from compressor.model.empty_model import empty_model
 from compressor.model.part import Part
@@ -54,9 +54,13 @@ class FewerChannels(Part):
         """By another type of the same arithmetic, where the family's refuses the hidden size."""
         try:
             return super().model_config()
-        except Exception:  # whatever the class raises
-            other = other_type(self.whole.written_config, self.family)
-            return config_of(self.written_config | other, self.family)
+        except Exception as error:  # whatever the class raises
+            if other := other_type(self.whole.written_config, self.family):
+                return config_of(self.written_config | other, self.family)
+            raise InputError(
+                f"The config class of {self.family.model_type} refuses a hidden size of "
+                f"{len(self.channels)}: {in_a_line(error)}"
+            ) from error
 
     def of_the_stream(self) -> dict[str, list[int]]:
         """InputError where the class makes something else of the hidden size, too."""

@@ -88,8 +88,8 @@ class Plan:
         if self.channels != checkpoint.channels:
             raise InputError(
                 f"The plan keeps {len(self.channels) or 'all'} channels of the residual stream, and "
-                f"{checkpoint.label} is read with {len(checkpoint.channels) or 'all'}; give such a plan to "
-                "`compressor cut`."
+                f"{checkpoint.label} is read with {len(checkpoint.channels) or 'all'}; `compressor cut` "
+                "takes such a plan."
             )
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(

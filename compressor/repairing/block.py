@@ -17,7 +17,6 @@ from compressor.repairing.losses import Loss, looked_at, predictions, relative_d
 from compressor.repairing.refine import FFN_ALONE, WHOLE, Example, refine
 from compressor.solvers.ridge import Pairs
 
-
 # Of a batch the hidden states and the other arguments that a block is called with.
 Called = Callable[[int], tuple[torch.Tensor, tuple, dict]]
 

@@ -18,6 +18,7 @@ before that, so that it learns to predict with it.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -31,14 +32,15 @@ from compressor.repairing.outer import fitted_outer, selection
 from compressor.solvers.ridge import Pairs, rates, wide
 
 
-class Kept:
-    """What stays of the dense stream, read as `Activations` are."""
+class Kept(Activations):
+    """What stays of a dense stream."""
 
-    def __init__(self, states: Activations, source: FewerChannels):
-        self.states, self.source = states, source
+    def __init__(self, dense: Activations, source: FewerChannels):
+        super().__init__()
+        self.dense, self.source = dense, source
 
     def get(self, batch: int, device: torch.device) -> torch.Tensor:
-        return kept(self.states.get(batch, device), self.source)
+        return kept(self.dense.get(batch, device), self.source)
 
 
 def kept(states: torch.Tensor, source: FewerChannels) -> torch.Tensor:
@@ -52,7 +54,7 @@ class ChannelRepair(BlockRepair):
 
     def __init__(self, *block):
         super().__init__(*block)
-        self.source: FewerChannels = self.task.stream.checkpoint
+        self.source = cast(FewerChannels, self.task.stream.checkpoint)
         self.whole = self.source.whole.read_block(self.index)
         self.shrunk: dict[str, list[torch.Tensor]] = {group: [] for group in self.family.groups()}
 

@@ -1,8 +1,8 @@
 """What lies behind the last block, fitted for a model with fewer channels in its residual stream.
 
-With x and z what the last norm gives in the narrower and in the dense model, a head of its own is refitted
-as what reads the stream in blocks is (`channels.py`). One that is the embedding cannot be, and there the
-norm takes a factor a channel, by which the logits come nearest to the dense ones:
+With x and z what the last norm gives in the narrower and in the dense model, a head of its own is
+refitted as what reads the stream in blocks is (`channels.py`). One that is the embedding cannot be, and
+there the norm takes a factor a channel, by which the logits come nearest to the dense ones:
 
     d = argmin sum over tokens of |E (d x) - F z|^2,   drawn toward 1,
 
@@ -10,6 +10,7 @@ E and F the embedding's kept channels and all of them. Lambdas are chosen on seq
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
@@ -28,7 +29,7 @@ def fitted_outer(
 
     dense, cut: the streams after the last block, of every batch.
     """
-    stream, source = task.stream, task.stream.checkpoint
+    stream, source = task.stream, cast(FewerChannels, task.stream.checkpoint)
     module, device = source.last_norm.removesuffix(".weight"), stream.device
 
     def pairs() -> Pairs:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from compressor.model.activations import states_of
-from compressor.model.observing import observed
+from compressor.model.observing import Passed, observed
 from compressor.model.passes import Passing, pass_over
 from compressor.model.stream import BlockStream
 from compressor.solvers.ridge import rates
@@ -31,7 +31,9 @@ def energies(stream: BlockStream, tokens: TokenSet, passing: Passing = Passing()
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
         sums = {name: Energy(batches) for name in through}
-        normed = {n: partial(after, sums[n]) for n, norm in through.items() if norm}
+        normed: dict[str, Passed] = {
+            n: partial(after, sums[n]) for n, norm in through.items() if norm
+        }
         raw = {n: partial(before, sums[n]) for n, norm in through.items() if not norm}
         last = index == source.blocks - 1
         with stream.outer(head=False) if last else nullcontext() as model:

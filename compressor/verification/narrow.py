@@ -9,6 +9,7 @@ reads the stream itself, but adds to it by norms.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def only_channels(
     """
     places = source.places
 
-    def over_kept(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def over_kept(norm: Any, x: torch.Tensor) -> torch.Tensor:
         there, former = places.to(x.device), dict(norm.named_parameters(recurse=False))
         assign(norm, {name: p.detach()[there] for name, p in former.items()})
         shape = getattr(norm, "normalized_shape", None)
@@ -64,9 +65,8 @@ def only_channels(
 def outer_lent(
     model: nn.Module, source: FewerChannels, written: Source, record: dict
 ) -> Iterator[None]:
-    """While open, the model has the changed tensors outside the blocks, as wide as its own.
-
-    The embedding is without what it was multiplied by for a class that multiplies it by less.
+    """While open, the model has the changed tensors outside the blocks, as wide as its own, and
+    multiplies its embedding by as little as the narrower class does, if it does at all.
     """
     family = source.family
     tensors = written.read(record.get("tensors", []))
@@ -75,21 +75,24 @@ def outer_lent(
             f"The changed tensors outside the blocks in {written.path} are not those that were made: "
             f"{', '.join(tensors)}."
         )
-    wide = {}
-    for name, tensor in tensors.items():
-        if name == family.embedding:
-            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-            tensor = tensor / source.embedding_times
-        wide[name] = widened(tensor, name, source)
+    wide = {name: widened(tensor, name, source) for name, tensor in tensors.items()}
     if source.whole.tied and family.embedding in wide:
-        wide[family.head] = widened(tensors[family.embedding], family.embedding, source)
+        wide[family.head] = wide[family.embedding]
+    embedding: Any = model.get_input_embeddings()
+    scale = embedding.embed_scale if family.embedded_by_width else None
+    if scale is not None:
+        embedding.embed_scale = torch.full_like(scale, source.hidden_size**0.5)
     renamed = {family.head: head_name(model)}
     wide = {renamed.get(name, name): tensor for name, tensor in wide.items()}
     former = {name: model.get_parameter(name) for name in wide}
-    assign(model, {name: tensor.to(former[name].device) for name, tensor in wide.items()})
+    for name, parameter in former.items():
+        dtype = torch.promote_types(wide[name].dtype, parameter.dtype)
+        assign(model, {name: wide[name].to(parameter.device, dtype)})
     try:
         yield
     finally:
+        if scale is not None:
+            embedding.embed_scale = scale
         for name, parameter in former.items():
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, parameter)
