@@ -66,7 +66,7 @@ def check_asked(asked: JobConfig) -> JobConfig:
     if config.cuts:
         config.recovery.check()
         check_depth(asked)
-        check_hidden(asked)
+        check_hidden(asked.plan, asked.score, asked.write.layout)
         check_cut(config)
     elif config.sparse is None:
         check_nothing_cut(asked)

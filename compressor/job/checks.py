@@ -50,7 +50,7 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
     if not config.cuts:
         check_uncut(config, checkpoint)
         return []
-    outline = outlined(config, checkpoint)
+    outline = outlined(config.plan, checkpoint, config.quantization.columns)
     if config.plan.targets:
         check_method(config.score, checkpoint)
     return check_cut(config, outline)

@@ -50,7 +50,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
     config = check_asked(asked)
     checkpoint = open_source(config.source)
     wanted = check_before_starting(config, checkpoint)
-    known = outlined(config, checkpoint)
+    known = outlined(config.plan, checkpoint, config.quantization.columns)
     for label, said in facts_of_widths(config, known) if config.cuts else ():
         lines.fact(label, said)
     config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))

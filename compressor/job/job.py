@@ -79,7 +79,9 @@ def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[Want
     tell_texts(run.lines, config.text, checkpoint, calibration=used[0], evaluation=used[1])
     if data is not None:
         run.lines.fact("recovery", describe_data(data.protocol))
-    load = Load(config, outlined(config, checkpoint), *used, data, wanted)
+    load = Load(
+        config, outlined(config.plan, checkpoint, config.quantization.columns), *used, data, wanted
+    )
     foreseen = forecast(load, stream)
     run.lines.forecast(foreseen)
     judge = Judge(run, config.runtime, stream, texts.evaluation)

@@ -12,6 +12,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,8 +102,7 @@ def write_folder(
             beside.do(put, piece)
             progress(index + 1, source.blocks)
         for name in source.outer_tensors():  # a repair may have changed them, after all blocks
-            stored = source.stored_name(name)
-            files[stored].put(stored, source.read([name])[name])
+            beside.do(put, partial(source.read, [name]))
     write_index(folder, shards)
     copy_side_files(source, folder)
     for file in writer.code:

@@ -1,17 +1,16 @@
 """Options of a cut of the hidden size judged by themselves, before torch is imported."""
 
-from compressor.config.job import JobConfig
 from compressor.config.layouts import UNIFORM
 from compressor.config.options import given_options
 from compressor.config.plan import PlanConfig
+from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
 
 OWN = ("--keep-hidden", "--align")
 
 
-def check_hidden(asked: JobConfig) -> None:
+def check_hidden(plan: PlanConfig, score: ScoreConfig, layout: str) -> None:
     """That nothing is asked beside a cut of the hidden size that it does not go with."""
-    plan = asked.plan
     if plan.keep_hidden is None:
         return
     if plan.targets or plan.drop_blocks is not None:
@@ -20,14 +19,14 @@ def check_hidden(asked: JobConfig) -> None:
             "and --drop-blocks leave is repaired toward the same; give it alone, and compress the "
             "result again."
         )
-    idle = [flag for flag in given_options(plan) if flag not in OWN] + given_options(asked.score)
+    idle = [flag for flag in given_options(plan) if flag not in OWN] + given_options(score)
     if idle:
         raise InputError(
             f"{idle[0]} is for units of blocks, and --keep-hidden leaves them as they are; leave it out."
         )
-    if asked.write.layout != UNIFORM:
+    if layout != UNIFORM:
         raise InputError(
-            f"--layout {asked.write.layout} is for blocks that differ, and --keep-hidden is one number "
+            f"--layout {layout} is for blocks that differ, and --keep-hidden is one number "
             "for all of them; leave it out."
         )
 

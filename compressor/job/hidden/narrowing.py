@@ -34,7 +34,8 @@ def chosen(job: Job) -> dict:
             return energies(job.stream, job.calibration, Passing(progress, saved))
 
     energy = fitting(job.run, job.stream, job.calibration, saved, measure)
-    channels = most(energy, kept_channels(job.config, job.checkpoint))
+    columns = job.config.quantization.columns
+    channels = most(energy, kept_channels(job.config.plan, job.checkpoint, columns))
     found = {"channels": channels, "energy": energy[channels].sum().item()}
     job.run.journal.put(KEPT, found)
     return found
