@@ -25,6 +25,13 @@ written as `llama`; the row `baichuan` is the 13B.
 
 Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's widths
 staying as their classes have them; what a config says of every block stays with it.
+
+The hidden size (`--keep-hidden`) of all of them is cut in the uniform layout, heads staying as they are
+(`head_dim` is written), but for those whose class makes heads, or norms of all heads, of it: Baichuan
+13B, Bloom, Falcon, GPT-2, GPT-NeoX, OLMoE and OPT, and models of texts and images, whose projector gives
+as many channels. Gemma's classes multiply the embedding by the root of the hidden size; what a smaller
+one takes away is put into the embedding and, where this is the head, out of the last norm.
+
 Models of texts and images are read as the language models inside of them, whose config is
 `text_config`: `gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl` and `qwen2_5_vl`, around a
 `gemma3_text`, `llama`, `mistral`, `phi3`, `qwen2` or `qwen3`. That model is scored, cut, repaired and

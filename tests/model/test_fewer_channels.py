@@ -1,5 +1,7 @@
 """A source with fewer channels in its residual stream, against models cut by hand in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -84,6 +86,20 @@ def test_norms_of_all_heads_that_are_made_of_the_hidden_size(random_family):
         InputError, match=r"makes model.layers.0.self_attn.k_norm.weight .12. of a hid"
     ):
         FewerChannels(source, range(24))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("inside", "llava", "what else is in a llava gives as many channels to the text"),
+        ("stock", False, "no class of transformers builds it"),
+    ],
+)
+def test_models_whose_hidden_size_stays(llama, field, value, why):
+    source = Checkpoint(llama)
+    source.family = replace(source.family, **{field: value})
+    with pytest.raises(InputError, match=why):
+        FewerChannels(source, range(16))
 
 
 @pytest.mark.parametrize("channels", [[], [3, 2], [1, 1], [-1, 2], [0, 32], [0, 1.0], range(32)])

@@ -15,7 +15,7 @@ def outlined(plan: PlanConfig, checkpoint: Source, columns: int) -> Source:
 
 
 def kept_channels(plan: PlanConfig, checkpoint: Source, columns: int) -> int:
-    """How many channels stay: the multiple nearest to what is asked; InputError for none of them, or all.
+    """How many channels stay: the multiple nearest to what is asked; InputError for none, or for all.
 
     columns: what 4 bits need a multiple of.
     """
