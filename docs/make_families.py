@@ -31,17 +31,24 @@ A Baichuan 7B is read and written as `llama`; the row `baichuan` is the 13B.
 [How a family is added](adding-a-family.md).
 
 Whole blocks (`--drop-blocks`) go from all of them in the uniform layout, Bloom's and Baichuan's
-widths staying as their classes have them; what a config says of every block stays with it. Models of
-texts and images are read as the language models inside of them, whose config is `text_config`:
-`gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_5` and `qwen3_5_moe`,
-around a `gemma3_text`, `llama`, `mistral`, `phi3`, `qwen2`, `qwen3` or hybrid. That model is scored,
-cut, repaired and trained; vision tower and projector are copied byte for byte, under the names and in
-the form that the source has, and the result loads in the source's own class
+widths staying as their classes have them; what a config says of every block stays with it.
+
+The hidden size (`--keep-hidden`) of all of them is cut in the uniform layout, heads staying as they are
+(`head_dim` is written), but for those whose class makes heads, or norms of all heads, of it: Baichuan
+13B, Bloom, Falcon, GPT-2, GPT-NeoX, OLMoE and OPT, models of texts and images, whose projector gives as
+many channels, and hybrids. Gemma's classes multiply the embedding by the root of the hidden size; what
+a smaller one takes away is put into the embedding and, where this is the head, out of the last norm.
+
+Models of texts and images are read as the language models inside of them, whose config is
+`text_config`: `gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_5` and
+`qwen3_5_moe`, around a `gemma3_text`, `llama`, `mistral`, `phi3`, `qwen2`, `qwen3` or hybrid. That
+model is scored, cut, repaired and trained; vision tower and projector are copied byte for byte, under
+the names and in the form that the source has, and the result loads in the source's own class
 (`AutoModelForImageTextToText`). The verification loads the source in it, too, and compares logits on
-text. `--keep` and `--target` in parameters are of the language model, a bound in bytes is of the
-whole folder. Layouts are `uniform` and `padded`; such models are not packed by `--quantize`.
-Qwen2-VL's language model turns queries and keys by three positions, which on text are equal, so that
-it is a `qwen2` there; its class has hidden size / heads channels a head, so its heads stay.
+text. `--keep` and `--target` in parameters are of the language model, a bound in bytes is of the whole
+folder. Layouts are `uniform` and `padded`; such models are not packed by `--quantize`. Qwen2-VL's
+language model turns queries and keys by three positions, which on text are equal, so that it is a
+`qwen2` there; its class has hidden size / heads channels a head, so its heads stay.
 
 Hybrids (`qwen3_5_text`, and with experts `qwen3_next` and `qwen3_5_moe_text`) have blocks of two
 kinds, by `layer_types`. FFN channels, or whole experts, go from all of them, and without experts KV

@@ -28,7 +28,7 @@ TEXTS = ("calibration", "evaluation", "samples", "length")
 MACHINE = ("device", "dtype", "max_memory", "work_dir", "seed")
 JOB = ("max_perplexity_ratio", "verify", "resume", "overwrite")
 PANELS: Panels = {
-    flags.SIZE: {PlanConfig: ("drop_blocks",)},
+    flags.SIZE: {PlanConfig: ("drop_blocks", "keep_hidden")},
     "What goes": {
         ScoreConfig: ("method", "experts"),
         PlanConfig: ("allocate", "align"),

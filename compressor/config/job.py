@@ -58,7 +58,7 @@ class JobConfig:
         """Whether units are removed; what keeps everything is quantised as it is."""
         if self.sparse is not None:
             return False
-        if self.plan.drop_blocks is not None:
+        if self.plan.drop_blocks is not None or self.plan.keep_hidden is not None:
             return True
         absolute = any(t.hard or t.value != 1 for t in self.plan.targets)
         return absolute or not self.quantization.wanted

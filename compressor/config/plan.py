@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from compressor.config.amounts import AUTO, parse_blocks, parse_drop
 from compressor.config.options import at_least, one_of, option
-from compressor.config.target import DEPTH, Target
+from compressor.config.target import DEPTH, HIDDEN, Target
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,16 @@ class PlanConfig:
         (f"a number from 1 up, or {AUTO}", lambda x: x == AUTO or x >= 1),
         parse_drop,
     )
+    keep_hidden: float | None = option(
+        None,
+        "--keep-hidden",
+        "Share of the hidden size that stays, such as 0.9, or a number of channels: the same channels "
+        "of the residual stream in the whole model. Multiples of 8, or of --align.",
+        (
+            "a share between 0 and 1, or a number of channels above 1",
+            lambda x: 0 < x < 1 or (x > 1 and x == int(x)),
+        ),
+    )
     fold: bool = option(
         True, "fold", "Whether what dropped blocks did is folded into the blocks before them."
     )
@@ -56,7 +66,11 @@ class PlanConfig:
 
     @property
     def results(self) -> tuple[Target, ...]:
-        """What each result is to reach: the targets, or what is left without the dropped blocks."""
+        """What each result is to reach: the targets, or what is left without the dropped blocks, or
+        channels.
+        """
+        if self.keep_hidden is not None:
+            return (Target(HIDDEN, self.keep_hidden),)
         if self.targets or not isinstance(self.drop_blocks, int):
             return self.targets
         return (Target(DEPTH, self.drop_blocks),)

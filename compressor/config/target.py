@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from compressor.config.amounts import COUNTS, SIZES, parse_amount, parse_bound
 from compressor.errors import InputError
 
-DEPTH = "drop-blocks"
+DEPTH, HIDDEN = "drop-blocks", "keep-hidden"
+WITHOUT_WIDTHS = (DEPTH, HIDDEN)  # kinds for which no widths of blocks are to be found
 
 
 @dataclass(frozen=True)
 class Target:
     """What to reach: `kind` is keep, keep-blocks, params or bytes; `value` in that unit. A cut by depth
-    alone has `DEPTH` and the number of blocks that go: there are no widths to find.
+    alone has `DEPTH` and the number of blocks that go, one of the hidden size `HIDDEN` and the share or
+    the number of channels that stay: there are no widths to find.
 
     budget: what keep and keep-blocks are shares of: params, flops, or the path of a table of costs.
     A share is come near to, from below or above; params and bytes are bounds, never exceeded.

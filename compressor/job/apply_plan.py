@@ -23,6 +23,7 @@ from compressor.job.result import open_repair, write_cut
 from compressor.job.run import open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.fewer_blocks import without
+from compressor.model.fewer_channels import narrower
 from compressor.planning.plan import Plan
 from compressor.quantization.dense import open_source
 from compressor.repairing.streaming import check_repair, check_text
@@ -49,7 +50,7 @@ def apply_plan(
     Repaired blocks are kept in a folder beside DEST meanwhile.
     """
     whole = plan.seen(open_source(source))
-    checkpoint = without(whole, plan.dropped)
+    checkpoint = narrower(without(whole, plan.dropped), plan.channels)
     plan.check(checkpoint)
     check_repair(repair.kind, repair.epochs, checkpoint)
     check_dest(source, dest, runtime)
@@ -70,6 +71,8 @@ def apply_plan(
         if plan.dropped:
             fitted = calibration if plan.folds else None
             checkpoint = folded_source(run, stream, plan.dropped, fitted)
+            stream = stream.without(checkpoint)
+        if plan.channels:
             stream = stream.without(checkpoint)
         repairing = open_repair(repair, stream, plan, calibration, run.work / "repair")
         writer = write_cut(run, checkpoint, plan, repairing, writing, run.partial)

@@ -30,6 +30,7 @@ from compressor.config.text import TextConfig
 from compressor.errors import InputError
 from compressor.job.depth.asked import check_depth, check_no_depth
 from compressor.job.destination import check_dest, check_outside
+from compressor.job.hidden.asked import check_hidden, check_no_hidden
 from compressor.job.needs import chosen_method
 from compressor.job.resolve import resolve
 from compressor.scoring.methods import DEFAULT_METHOD, METHODS
@@ -43,11 +44,12 @@ def check_asked(asked: JobConfig) -> JobConfig:
     could make right.
     """
     config = resolve(asked)
-    sized = asked.plan.targets or asked.plan.drop_blocks is not None
+    plan = asked.plan
+    sized = plan.targets or plan.drop_blocks is not None or plan.keep_hidden is not None
     if not (sized or asked.sparse or asked.quantization.wanted):
         raise InputError(
-            "Say how small: --keep, --keep-blocks, --target or --drop-blocks; or, to quantise alone, "
-            "--quantize "
+            "Say how small: --keep, --keep-blocks, --target, --drop-blocks or --keep-hidden; or, to "
+            "quantise alone, --quantize "
             f"{' or '.join(SCHEMES)}. (`compressor sparsify` makes zeros.)"
         )
     if config.sparse is not None:
@@ -64,6 +66,7 @@ def check_asked(asked: JobConfig) -> JobConfig:
     if config.cuts:
         config.recovery.check()
         check_depth(asked)
+        check_hidden(asked.plan, asked.score, asked.write.layout)
         check_cut(config)
     elif config.sparse is None:
         check_nothing_cut(asked)
@@ -93,6 +96,7 @@ def check_scoring(asked: JobConfig) -> JobConfig:
     check_values(config.plan)
     check_no_depth(config.plan)
     check_values(config.score)
+    check_no_hidden(config.plan)
     check_method(config.score)
     check_allocation(config.plan.allocate)
     check_selection(config.score.select, config.score.kv_cost)
@@ -106,6 +110,7 @@ def check_scoring(asked: JobConfig) -> JobConfig:
 def check_planning(asked: JobConfig) -> JobConfig:
     """What is asked of the stage `plan`; decided."""
     check_no_depth(asked.plan)
+    check_no_hidden(asked.plan)
     plan = replace(asked.plan, allocate=asked.plan.allocate or "uniform")
     layout = asked.write.layout
     if len(plan.targets) != 1:

@@ -4,10 +4,11 @@ from compressor.config.choices import ALLOCATIONS
 from compressor.config.job import JobConfig
 from compressor.config.layouts import ALL, LAYOUTS, NAS, PER_LAYER, UNIFORM
 from compressor.config.score import ScoreConfig
-from compressor.config.target import DEPTH
+from compressor.config.target import WITHOUT_WIDTHS
 from compressor.errors import InputError
-from compressor.job.depth.checks import check_room, outlined
+from compressor.job.depth.checks import check_room
 from compressor.job.forecast.room import disk
+from compressor.job.hidden.checks import outlined
 from compressor.job.needs import WantedResult, results_of
 from compressor.job.opening import chosen_device
 from compressor.job.widths import open_alignment
@@ -52,7 +53,7 @@ def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[Wan
     if not config.cuts:
         check_uncut(config, checkpoint)
         return []
-    outline = outlined(config.plan, checkpoint)
+    outline = outlined(config.plan, checkpoint, config.quantization.columns)
     if config.plan.targets:
         check_method(config.score, checkpoint)
     return check_cut(config, outline)
@@ -153,7 +154,7 @@ def solved_results(config: JobConfig, checkpoint: Source) -> list[WantedResult]:
     protect = protected(plan.protect, checkpoint)
     wanted = []
     for name, target, layout in results_of(config, layouts_of(checkpoint)):
-        if target.kind == DEPTH:
+        if target.kind in WITHOUT_WIDTHS:
             # Refuses what cannot be written.
             writer_of(checkpoint, Plan.whole(checkpoint), layout, config.write.container)
             wanted.append(WantedResult(name, target, layout, checkpoint.block_units))

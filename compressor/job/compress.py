@@ -17,10 +17,11 @@ from compressor.errors import InputError, QualityError
 from compressor.job import quantize
 from compressor.job.asked import check_asked
 from compressor.job.checks import check_before_starting
-from compressor.job.depth.checks import outlined
 from compressor.job.depth.deciding import decided
 from compressor.job.depth.dropping import chosen_blocks, shortened
 from compressor.job.depth.planning import plan_of_depth
+from compressor.job.hidden.checks import outlined
+from compressor.job.hidden.narrowing import narrowed, plan_of_hidden
 from compressor.job.job import Job, begin
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
@@ -31,6 +32,7 @@ from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.job.sparsify import zero_weights
 from compressor.model.experts import in_channels
+from compressor.model.fewer_channels import FewerChannels
 from compressor.quantization.dense import open_source
 from compressor.recovery.training import Training
 from compressor.report.card import write_card
@@ -51,7 +53,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
     if config.score.within_experts:
         checkpoint = in_channels(checkpoint)
     wanted = check_before_starting(config, checkpoint)
-    known = outlined(config.plan, checkpoint)
+    known = outlined(config.plan, checkpoint, config.quantization.columns)
     for label, said in facts_of_widths(config, known) if config.cuts else ():
         lines.fact(label, said)
     config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
@@ -105,10 +107,12 @@ def cut(job: Job) -> list[Result]:
 
 
 def shallower(job: Job) -> tuple[Job, Scores | None]:
-    """The job on what is left of its source when blocks are dropped, and the scores of that; where whole
-    blocks alone go, there are none.
+    """The job on what is left of its source when blocks are dropped, or channels of the stream, and the
+    scores of that; where these alone go, there are none.
     """
     plan = job.config.plan
+    if plan.keep_hidden is not None:
+        return narrowed(job), None
     if plan.drop_blocks == AUTO:
         return decided(job, score_units(job))
     if plan.drop_blocks is not None:
@@ -121,7 +125,9 @@ def make_result(
 ) -> Result:
     """One result, cut, recovered and quantised; what an interrupted job had done of it is kept."""
     config, run = job.config, job.run
-    if scores is None:
+    if isinstance(job.checkpoint, FewerChannels):
+        plan = plan_of_hidden(job.checkpoint, wanted.target, config.runtime.seed)
+    elif scores is None:
         plan = plan_of_depth(job.checkpoint, wanted.target, config.runtime.seed)
     else:
         plan = plan_result(job, wanted, scores)

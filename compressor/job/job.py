@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from compressor.config.job import JobConfig
-from compressor.job.depth.checks import outlined
 from compressor.job.forecast import Forecast, forecast
 from compressor.job.forecast.stages import Load
+from compressor.job.hidden.checks import outlined
 from compressor.job.judging import Judge
 from compressor.job.micro_batches import remember
 from compressor.job.needs import WantedResult, calibrates, decisive, judged, kept_states
@@ -79,7 +79,9 @@ def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[Want
     tell_texts(run.lines, config.text, checkpoint, calibration=used[0], evaluation=used[1])
     if data is not None:
         run.lines.fact("recovery", describe_data(data.protocol))
-    load = Load(config, outlined(config.plan, checkpoint), *used, data, wanted)
+    load = Load(
+        config, outlined(config.plan, checkpoint, config.quantization.columns), *used, data, wanted
+    )
     foreseen = forecast(load, stream)
     run.lines.forecast(foreseen)
     judge = Judge(run, config.runtime, stream, texts.evaluation)

@@ -25,6 +25,7 @@ WORDS = {
     "scored": "scores",
     "rated": "scores",
     "dropped blocks": "which blocks go",
+    "kept channels": "which channels stay",
     "own": "the model's own text",
     "before": "the source's perplexity",
 }

@@ -76,7 +76,7 @@ def calibrates(config: JobConfig) -> bool:
         return config.sparse.method != "magnitude"
     if not config.cuts:
         return False
-    if config.plan.drop_blocks is not None:
+    if config.plan.drop_blocks is not None or config.plan.keep_hidden is not None:
         return True
     chooses = config.score.needs_text or judged(config)
     return looks(config.score) or chooses or config.repair.kind != "none"

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from compressor import __version__
+from compressor.model.digest import digest
+from compressor.model.fewer_channels import FewerChannels
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
 from compressor.repairing.folding import fold_record
@@ -16,13 +18,21 @@ def make_record(
     """What compression.json holds of every cut."""
     repaired = repair.about if repair else None
     folded = {"folded": fold_record(source, plan, repaired)} if source.dropped else {}
+    hidden = {"hidden": hidden_record(source)} if isinstance(source, FewerChannels) else {}
     return base_record(source) | {
         "plan": {"blocks": plan.blocks, "about": plan.about},
         "repair": repaired,
         **folded,
+        **hidden,
         "layout": layout,
         "container": container,
     }
+
+
+def hidden_record(source: FewerChannels) -> dict:
+    """What of the tensors outside the blocks is no longer the source's, and their digest."""
+    names = sorted({*source.outer, *source.rescaled})
+    return {"tensors": names, "sha256": digest(source.read(names))}
 
 
 def base_record(source: Source) -> dict:

@@ -10,7 +10,7 @@ import torch
 
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
-from compressor.config.target import DEPTH
+from compressor.config.target import WITHOUT_WIDTHS
 from compressor.errors import MachineError
 from compressor.job.depth.notes import depth_note
 from compressor.job.job import Job
@@ -157,6 +157,7 @@ def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:
         parameters_before=checkpoint.whole.parameters,
         bytes_before=checkpoint.whole.bytes,
         dropped_blocks=checkpoint.dropped or None,
+        hidden_size=len(checkpoint.channels) or None,
         seed=seed,
         **known,
     )
@@ -168,7 +169,7 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
     plan, about = writer.plan, writer.plan.about
     reach = open_reach(config, checkpoint)
     widths = []
-    if target.kind != DEPTH:
+    if target.kind not in WITHOUT_WIDTHS:
         alignment = open_alignment(config, checkpoint, target, wanted.layout)
         widths = [
             *outside_note(reach, Costs.of(checkpoint), [target]),
@@ -185,7 +186,7 @@ def described(job: Job, wanted: WantedResult, writer: Cut) -> Result:
         layout=writer.layout,
         granularity="expert" if checkpoint.family.whole_experts else "channel",
         asked=asdict(target),
-        keep_asked=f"{target.value:g}" if "keep" in target.kind else None,
+        keep_asked=f"{target.value:g}" if target.kind in ("keep", "keep-blocks") else None,
         budget=target.budget,
         budget_reached=about["budget_reached"],
         keep_reached=about["keep_reached"],

@@ -160,8 +160,8 @@ def in_channels(source: Kind) -> Kind:
         )
     if source.mixed:
         raise InputError(
-            f"Blocks of {source.label} are of several kinds, and --experts channels cuts mixtures all of "
-            "whose blocks are alike; leave it out."
+            f"Blocks of {source.label} are of several kinds, and --experts channels cuts mixtures whose "
+            "blocks are alike; leave it out."
         )
     seen = copy(source)
     seen.family = split(source.family)

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from compressor.errors import InputError
-from compressor.model.configs import OF_EVERY_BLOCK, config_of, settings
+from compressor.model.configs import OF_EVERY_BLOCK, config_of
 from compressor.model.families import Family
 from compressor.model.families.experts import ONLY, STEP
 from compressor.model.groups import GROUPS, counts
+from compressor.model.part import Part
 from compressor.model.per_layer import KEY, entries_of
 from compressor.model.source import Source
 
@@ -27,7 +28,7 @@ BEFORE_WINDOWS = "max_window_layers"
 BY_NUMBER = "scale_attn_by_inverse_layer_idx"
 
 
-class FewerBlocks(Source):
+class FewerBlocks(Part):
     """`whole` without the blocks `dropped`, numbers of its own. `numbers`: of the others, in it.
 
     folded: tensors in the place of the source's, by the names that they have here, as `read` has them;
@@ -44,26 +45,15 @@ class FewerBlocks(Source):
         record: Sequence[dict] = (),
     ):
         check_dropped(dropped, whole)
-        self._whole, self._dropped, self.folded = whole, sorted(dropped), dict(folded or {})
+        self._dropped, self.folded = sorted(dropped), dict(folded or {})
         self.record = [*record]
         self._numbers = [b for b in range(whole.blocks) if b not in {*dropped}]
-        self.family, self.dtype, self.packing = whole.family, whole.dtype, whole.packing
-        self.label, self.path, self.coded = whole.label, whole.path, whole.coded
-        self.notes, self.fingerprint = whole.notes, whole.fingerprint
-        self.header_bytes, self.side = whole.header_bytes, whole.side
-        self.dequantised, self.stacks = whole.dequantised, whole.stacks
-        self.written_config = fewer(whole, self._numbers)
-        loaded = config_of(self.written_config, self.family)
-        self.config = settings(self.family, self.written_config, loaded.to_dict())
+        super().__init__(whole, fewer(whole, self._numbers))
         self.origin = {name: name for name in whole.outer_tensors()}
         for block, number in enumerate(self._numbers):
             for name in whole.block_tensors(number):
                 self.origin[self.block_name(block, name)] = whole.block_name(number, name)
         self.tensors = {name: whole.tensors[origin] for name, origin in self.origin.items()}
-
-    @property
-    def whole(self) -> Source:
-        return self._whole
 
     @property
     def dropped(self) -> list[int]:
@@ -83,24 +73,6 @@ class FewerBlocks(Source):
 
     def file_of(self, name: str) -> Path | None:
         return None if name in self.folded else self.whole.file_of(self.origin[name])
-
-    def stored_name(self, name: str) -> str:
-        return self.whole.stored_name(name)
-
-    def read_side(self, name: str) -> torch.Tensor:
-        return self.whole.read_side(name)
-
-    def whole_config(self, config: dict) -> dict:
-        return self.whole.whole_config(config)
-
-    def will_need_block(self, block: int) -> None:
-        self.whole.will_need_block(self.numbers[block])
-
-    def model_config(self):
-        return config_of(self.written_config, self.family)
-
-    def tokenizer(self):
-        return self.whole.tokenizer()
 
 
 def without(source: Source, dropped: Sequence[int]) -> Source:

@@ -75,7 +75,7 @@ class Source(Geometry, ABC):
 
     @property
     def whole(self) -> "Source":
-        """The source that this is all of, or a part of the blocks of (`fewer_blocks.py`)."""
+        """The source that this is all of, or a part of (`fewer_blocks.py`, `fewer_channels.py`)."""
         return self
 
     @property
@@ -89,8 +89,20 @@ class Source(Geometry, ABC):
         return [*range(self.blocks)]
 
     @property
+    def channels(self) -> list[int]:
+        """The channels of `whole`'s residual stream that are here, where not all are; else none."""
+        return []
+
+    @property
     def tied(self) -> bool:
         return self.family.head not in self.tensors
+
+    @property
+    def last_norm(self) -> str:
+        """The weight of the norm that the head reads."""
+        outer = {name: self.tensors[name].shape for name in self.outer_tensors()}
+        (name,) = (n for n, shape in outer.items() if len(shape) == 1 and n.endswith(".weight"))
+        return name
 
     @property
     def ties(self) -> bool:

@@ -17,8 +17,11 @@ CHANNELS = "channels"  # of experts, where scores are of these
 
 
 def dropped_of(source: "Source") -> dict:
-    """For a plan's `about`: the blocks that the source has lost, where it has."""
-    return {"dropped": source.dropped} if source.dropped else {}
+    """For a plan's `about`: the blocks, or channels of the stream, that the source has lost, if any."""
+    about: dict = {"dropped": source.dropped} if source.dropped else {}
+    if source.channels:
+        about["hidden"] = {"of": source.whole.hidden_size, "channels": source.channels}
+    return about
 
 
 @dataclass
@@ -47,6 +50,11 @@ class Plan:
 
         scores = self.about.get("scores") or {}
         return in_channels(source) if scores.get("experts") == CHANNELS else source
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of the source's residual stream that stay, where not all do."""
+        return list((self.about.get("hidden") or {}).get("channels") or [])
 
     @property
     def folds(self) -> bool:
@@ -88,6 +96,12 @@ class Plan:
             raise InputError(
                 f"The plan drops the blocks {self.dropped}, and of {checkpoint.label} are dropped "
                 f"{checkpoint.dropped}."
+            )
+        if self.channels != checkpoint.channels:
+            raise InputError(
+                f"The plan keeps {len(self.channels) or 'all'} channels of the residual stream, and "
+                f"{checkpoint.label} is read with {len(checkpoint.channels) or 'all'}; `compressor cut` "
+                "takes such a plan."
             )
         if len(self.blocks) != checkpoint.blocks:
             raise InputError(

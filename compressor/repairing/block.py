@@ -1,7 +1,7 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -13,9 +13,12 @@ from compressor.model.memory import drop_pages, trim_heap
 from compressor.model.modules import assign
 from compressor.repairing.experts import ExpertFit
 from compressor.repairing.fitting import BlockFit
-from compressor.repairing.losses import looked_at, predictions, relative_distance
+from compressor.repairing.losses import Loss, looked_at, predictions, relative_distance
 from compressor.repairing.refine import FFN_ALONE, WHOLE, Example, refine
 from compressor.solvers.ridge import Pairs
+
+# Of a batch the hidden states and the other arguments that a block is called with.
+Called = Callable[[int], tuple[torch.Tensor, tuple, dict]]
 
 
 class BlockRepair(BlockFit):
@@ -33,6 +36,15 @@ class BlockRepair(BlockFit):
         )
         return alone or self.family.experts is not None or bool(self.family.whole)
 
+    @property
+    def trained(self) -> list[str]:
+        """What a training moves."""
+        return trained_of_ffn(self.family) if self.ffn_alone else self.family.projections()
+
+    @property
+    def last(self) -> bool:
+        return self.index == self.task.stream.checkpoint.blocks - 1
+
     def run(self, dense: Activations, cut: Activations) -> tuple[Activations, Activations]:
         """Repair the block; both paths' streams before it become those after it."""
         return (self.mend_ffn if self.ffn_alone else self.mend_all)(dense, cut)
@@ -49,10 +61,7 @@ class BlockRepair(BlockFit):
                 if states is not cut_read:
                     states.drop(i)
         dense_out = self.beyond(dense_out)
-        if self.family.experts:
-            ExpertFit(self, cut_after, cut_read, dense_out).run()
-        else:
-            self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
+        self.refit_ffn(cut_after, cut_read, dense_out, dense_ffn)
         dense_ffn.discard()
 
         def called(i: int) -> tuple[torch.Tensor, tuple, dict]:
@@ -108,7 +117,7 @@ class BlockRepair(BlockFit):
         self.correct("ffn", dense_read, cut_read)
         dense_after.discard()
         dense_out = self.beyond(dense_out)
-        self.refit("ffn", self.ffn_pairs(cut_after, cut_read, dense_out, dense_ffn))
+        self.refit_ffn(cut_after, cut_read, dense_out, dense_ffn)
         dense_ffn.discard()
         cut_after.discard()
         if self.task.kind.refined:
@@ -125,6 +134,15 @@ class BlockRepair(BlockFit):
         out.put(i, outputs["out"])
         if "ffn" in self.family.post_norms:
             ffn.put(i, outputs["ffn"])
+
+    def refit_ffn(
+        self, after: Activations, read: Activations, dense_out: Activations, dense_ffn: Activations
+    ) -> None:
+        """Refit `down_proj`, of every expert where there are any."""
+        if self.family.experts:
+            ExpertFit(self, after, read, dense_out).run()
+        else:
+            self.refit("ffn", self.ffn_pairs(after, read, dense_out, dense_ffn))
 
     def ffn_pairs(
         self, after: Activations, read: Activations, dense_out: Activations, dense_ffn: Activations
@@ -164,13 +182,11 @@ class BlockRepair(BlockFit):
         cut.discard()
         return dense_out, cut_out
 
-    def refine(
-        self, called: Callable[[int], tuple[torch.Tensor, tuple, dict]], dense_out: Activations
-    ) -> None:
+    def refine(self, called: Called, dense_out: Activations) -> None:
         """Train toward the dense block's output.
 
-        called: of every batch the hidden states and the other arguments of `narrow`, which is the whole
-        block, or its second half where the FFN alone is trained.
+        called: how `narrow` is, which is the whole block, or its second half where the FFN alone is
+        trained.
         """
         for parameter in self.layer.parameters():  # the dense block itself is not read again
             drop_pages(parameter)
@@ -179,23 +195,31 @@ class BlockRepair(BlockFit):
         def example(i: int) -> Example:
             return Example(*called(i), dense_out.get(i, self.device), self.task.batches[i])
 
-        stream = self.task.stream
-        last = self.index == stream.checkpoint.blocks - 1
+        stream, last = self.task.stream, self.last
         schedule = FFN_ALONE if self.ffn_alone and not last else WHOLE
-        names = trained_of_ffn(self.family) if self.ffn_alone else self.family.projections()
         every = looked_at(stream, self.narrow) if last else 1
         steps, epochs = self.task.steps, self.task.epochs or schedule.epochs
         schedule = replace(schedule, epochs=epochs, every=every, parts=steps.__getitem__)
-        with stream.outer(head=True) if last else nullcontext() as model:
+        with self.loss() as measure:
             weights, outcome = refine(
                 self.narrow,
-                {n: self.stored[n].to(self.device) for n in names},
+                {n: self.stored[n].to(self.device) for n in self.trained},
                 example,
                 range(len(steps)),
                 range(self.task.fitted, len(self.calls)),
-                predictions(stream, model) if last else relative_distance,
+                measure,
                 schedule,
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
             self.replace("refine", weights)
+
+    @contextmanager
+    def loss(self) -> Iterator[Loss]:
+        """What the training lowers: in the last block how far predictions are from the dense model's."""
+        if not self.last:
+            yield relative_distance
+            return
+        stream = self.task.stream
+        with stream.outer(head=True) as model:
+            yield predictions(stream, model)

@@ -59,15 +59,20 @@ def looked_at(stream: BlockStream, layer: nn.Module) -> int:
     return 2 if size > sum(p.numel() for p in layer.parameters()) else 1
 
 
-def predictions(stream: BlockStream, model: nn.Module) -> Loss:
+def predictions(
+    stream: BlockStream, model: nn.Module, dense: tuple[BlockStream, nn.Module] | None = None
+) -> Loss:
     """The divergence of what the head makes of two streams, its logits in memory for some rows alone.
 
-    model: what `stream.outer(head=True)` yields.
+    model: what `stream.outer(head=True)` yields. dense: the stream and model that make predictions of
+    the targets, where they are others.
     """
     many = logits_rows(stream.checkpoint.vocabulary)
+    heads = (stream, model), dense or (stream, model)
 
     def measured(*rows: torch.Tensor) -> torch.Tensor:
-        return divergence(*(stream.head(model, x.to(stream.dtype)) for x in rows))
+        pairs = zip(heads, rows, strict=True)
+        return divergence(*(whose.head(outer, x.to(whose.dtype)) for (whose, outer), x in pairs))
 
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return InParts.apply(output, target, measured, many)

@@ -16,7 +16,8 @@ reads the stream divides by its root. Every regression has a lambda of its own, 
 in `HELD_BACK` of the calibration text, and is left out where it makes those worse.
 
 Of a source without some of its blocks (`fewer_blocks.py`) the dense path is that of the whole model: the
-block before blocks that were dropped is fitted to the stream after them.
+block before blocks that were dropped is fitted to the stream after them. Of one with fewer channels
+(`fewer_channels.py`) it is the whole model's, too, and the blocks are repaired as `channels.py` says.
 
 Where the cut has left a block's attention whole and a training follows, 1 to 3 are left out: they take
 two thirds of the closed form's time, and gain 0.1 to 0.4 % of the perplexity (`docs/quality.md`).
@@ -48,11 +49,13 @@ from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.planning.plan import Plan
 from compressor.repairing.block import BlockRepair
+from compressor.repairing.channels import ChannelRepair
 from compressor.repairing.fitting import Task
 from compressor.repairing.refine import STEP_TOKENS
 from compressor.text.tokens import Batch, TokenSet
 
 HELD_BACK = 16
+OF_CHANNELS = ("refine", "ridge", "none")  # kinds of a model with a cut hidden size
 
 
 def check_text(repair: str, tokens: TokenSet) -> None:
@@ -67,6 +70,11 @@ def check_text(repair: str, tokens: TokenSet) -> None:
 def check_repair(repair: str, epochs: int | None, checkpoint: Source) -> None:
     """Refuse a kind that there is not, and biases to move where there are none."""
     check_kind(repair, epochs)
+    if checkpoint.channels and repair not in OF_CHANNELS:
+        raise InputError(
+            f"--repair {repair} is for units; where the hidden size is cut, use "
+            f"{', '.join(OF_CHANNELS[:-1])} or {OF_CHANNELS[-1]}."
+        )
     if repair != "bias":
         return
     if checkpoint.family.experts:
@@ -212,8 +220,9 @@ class Repair:
         stream, checkpoint, whole = self.stream, self.checkpoint, self.stream.whole
         self.task = self.divided()
         self.record.clear()
-        dense, calls = whole.record([b.ids for b in self.task.batches])
-        cut = dense
+        batches, narrower = [b.ids for b in self.task.batches], bool(checkpoint.channels)
+        dense, calls = whole.record(batches)
+        cut = stream.record(batches)[0] if narrower else dense
         for index, (number, weights) in enumerate(whole.weights(checkpoint.numbers)):
             kept = self.plan.blocks[index]
             source = weights if self.exact(index, weights) else checkpoint.read_block(index)
@@ -228,7 +237,10 @@ class Repair:
                 del weights
                 called = [call[number] for call in calls]
                 beyond = partial(through, whole, gone, calls)
-                block = BlockRepair(self.task, index, layer, narrow, small, called, beyond)
+                kind = ChannelRepair if narrower else BlockRepair
+                block = kind(self.task, index, layer, narrow, small, called, beyond)
+                if isinstance(block, ChannelRepair):
+                    block.saved = self.saved and self.saved / "outer"
                 units = all(len(kept[g]) == n for g, n in checkpoint.block_units[index].items())
                 saved = None
                 if dense is cut and units and not gone:

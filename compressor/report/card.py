@@ -5,7 +5,7 @@ from pathlib import Path
 from compressor.config.amounts import in_runs
 from compressor.config.json_files import object_in
 from compressor.config.layouts import NAS, PER_LAYER
-from compressor.config.target import DEPTH
+from compressor.config.target import WITHOUT_WIDTHS
 from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.families.wrappers import wrapper_of
 from compressor.model.per_layer import code_of, has_uniform, needs_code
@@ -71,7 +71,7 @@ def how_made(folder: Path, result: Result, record: dict) -> str:
         if result.perplexity_pruned is not None:
             training += f"; before this training the perplexity was {result.perplexity_pruned:.3f}"
     about = record["plan"]["about"]
-    went = [which_blocks(about), which_units(about)]
+    went = [which_blocks(about), which_channels(about), which_units(about)]
     chosen = "; ".join(filter(None, went))
     return f"""{chosen}; {how_repaired(record.get("repair"))}; {training}.
 `compression.json` holds the plan and all settings.
@@ -79,8 +79,8 @@ def how_made(folder: Path, result: Result, record: dict) -> str:
 
 
 def which_units(about: dict) -> str:
-    """How units were chosen; nothing where whole blocks alone went."""
-    if (about.get("asked") or {}).get("kind") == DEPTH:
+    """How units were chosen; nothing where whole blocks alone went, or channels of the stream."""
+    if (about.get("asked") or {}).get("kind") in WITHOUT_WIDTHS:
         return ""
     scored = about["scores"]
     units = f"Units were chosen by `{scored['method']}` ({scored['mode']}), seed {scored['seed']}"
@@ -96,6 +96,16 @@ def which_blocks(about: dict) -> str:
     folded = [run["into"] for run in depth.get("folded", []) if run["lambda"] is not None]
     kept = f"what they did is folded into the blocks {in_runs(folded)}" if folded else "unfolded"
     return f"{many} were dropped ({in_runs(dropped)}, counted from 0), {kept}"
+
+
+def which_channels(about: dict) -> str:
+    """What stays of the residual stream; nothing where all of it does."""
+    if (hidden := about.get("hidden")) is None:
+        return ""
+    return (
+        f"{len(hidden['channels'])} of {hidden['of']} channels of the residual stream stay, the same in "
+        f"the whole model: those with the most energy behind the norms ({hidden['energy']:.1%} of it)"
+    )
 
 
 def how_repaired(repair: dict | None) -> str:

@@ -10,7 +10,8 @@ class Result:
     """None is what was not asked for, or not measured.
 
     Of a cut: asked (the target), budget, *_reached (shares), align and align_wider, allocate and
-    held_back (what was compared), dropped_blocks (by the source's numbers), repair, outside_blocks. Of
+    held_back (what was compared), dropped_blocks (by the source's numbers), hidden_size (where it was
+    cut), repair, outside_blocks. Of
     zeros (granularity weight): update, sparsity_*, zeros, projections. perplexity_*: of the source, of
     the cut before a training, before 4 bits, and in the end. kl, agreement: how far predictions are from
     the source's. seconds: by stage.
@@ -40,6 +41,7 @@ class Result:
     allocate: str = "none"
     held_back: dict | None = None
     dropped_blocks: list[int] | None = None
+    hidden_size: int | None = None
     repair: str = "none"
     outside_blocks: dict | None = None
     update: str | None = None
@@ -87,6 +89,7 @@ KEPT = (
     *("keep_asked", "parameters_before", "parameters_after", "bytes_before", "bytes_after"),
     *(
         "dropped_blocks",
+        "hidden_size",
         "align",
         "align_wider",
         "outside_blocks",

@@ -71,6 +71,8 @@ def table(results: Sequence[Result]) -> Table:
     row("keep, blocks only", "", lambda r: f"{getattr(r, kept):.4f}{asked(r, 'keep-blocks')}")
     if any(r.dropped_blocks for r in results):
         row("dropped blocks", "", lambda r: in_runs(r.dropped_blocks or []) or "none")
+    if first.hidden_size:
+        row("hidden size", "", lambda r: f"{r.hidden_size:,}")
     for name in dict.fromkeys(share_of(r.asked) for r in results):
         if name is not None:
             row(name, "", partial(share_reached, name=name))

@@ -31,6 +31,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
 from compressor.model.fewer_blocks import without
+from compressor.model.fewer_channels import narrower
 from compressor.model.loading import (
     blocks_of,
     built,
@@ -167,9 +168,9 @@ def masked_logits(
     record = read_record(folder)
     try:
         planned = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
-        Plan(planned.blocks, {"dropped": planned.dropped}).check(
-            without(planned.seen(checkpoint), planned.dropped)
-        )
+        lost = {name: planned.about.get(name) for name in ("dropped", "hidden")}
+        seen = without(planned.seen(checkpoint), planned.dropped)
+        Plan(planned.blocks, lost).check(narrower(seen, planned.channels))
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise VerificationError(
             f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "

@@ -13,11 +13,13 @@ from compressor.errors import VerificationError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.digest import digest
 from compressor.model.fewer_blocks import without
+from compressor.model.fewer_channels import FewerChannels, narrower
 from compressor.model.loading import blocks_of
 from compressor.model.modules import assign, replaced_forward
 from compressor.model.source import Source
 from compressor.model.units import BlockGeometry, only_units
 from compressor.planning.plan import Plan
+from compressor.verification.narrow import only_channels, widened
 from compressor.writing.padding import padded_places, placed
 
 CHANGED = ("repair", "folded")  # entries of a record that name tensors of blocks
@@ -28,10 +30,11 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
     """While open, the model of a source computes what a checkpoint cut from it has to compute.
 
     record: the compression.json of what was written. What a repair or a fold changed is of that, in the
-    places it was cut from, one block at a time. Blocks that were dropped pass the stream on.
+    places it was cut from, one block at a time. Blocks that were dropped pass the stream on. Channels of
+    the stream that were cut carry nothing (`narrow.py`).
     """
     plan = Plan(record["plan"]["blocks"], record["plan"].get("about", {}))
-    source = without(plan.seen(checkpoint), plan.dropped)
+    source = narrower(without(plan.seen(checkpoint), plan.dropped), plan.channels)
     changed = [entries for name in CHANGED if (entries := (record.get(name) or {}).get("blocks"))]
     stands = [{group: range(len(units)) for group, units in kept.items()} for kept in plan.blocks]
     if record.get("layout") == PADDED:
@@ -43,6 +46,9 @@ def masked_plan(model: nn.Module, checkpoint: Checkpoint, written: Checkpoint, r
         return (hidden,) if family.in_a_tuple else hidden
 
     with ExitStack() as changes:
+        if isinstance(source, FewerChannels):
+            told = record.get("hidden") or {}
+            changes.enter_context(only_channels(model, source, written, told))
         changes.enter_context(replaced_forward([layers[b] for b in source.dropped], pass_on))
         for index, kept in enumerate(plan.blocks):
             layer = layers[source.numbers[index]]
@@ -103,4 +109,7 @@ def repaired(
         places = part.channels(kept[group], units, sizes)
         wide = placed(part.matrix(tensors[name]), part.axis, places, units * part.size(sizes))
         tensors[name] = part.unmatrix(wide, tensors[name])
+    if isinstance(checkpoint, FewerChannels):
+        whole = partial(checkpoint.block_name, index)
+        tensors = {name: widened(t, whole(name), checkpoint) for name, t in tensors.items()}
     return tensors

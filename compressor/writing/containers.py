@@ -32,6 +32,7 @@ def container_notes(checkpoint: Source, written: Source, layout: str) -> list[st
             why = f"{family.model_type}'s config class refuses numbers of heads that differ"
         elif family.heads_divide_hidden:
             why = f"{family.model_type}'s config class refuses this number of heads"
+            why += f" at hidden size {written.hidden_size}" * bool(checkpoint.channels)
         else:
             why = f"vLLM's class of {family.model_type} does not load this number of heads"
         zeros = "; the biases that this type has besides are zeros" * bool(family.container.zeros)

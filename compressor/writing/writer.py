@@ -12,6 +12,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,12 +98,11 @@ def write_folder(
 
         for name in source.side:
             files[name].put(name, source.read_side(name))
-        for name in source.outer_tensors():
-            stored = source.stored_name(name)
-            files[stored].put(stored, source.read([name])[name])
         for index, piece in enumerate(writer.pieces()):
             beside.do(put, piece)
             progress(index + 1, source.blocks)
+        for name in source.outer_tensors():  # a repair may have changed them, after all blocks
+            beside.do(put, partial(source.read, [name]))
     write_index(folder, shards)
     copy_side_files(source, folder)
     for file in writer.code:

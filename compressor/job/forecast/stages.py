@@ -64,6 +64,8 @@ def stages(load: Load, bench: Bench) -> Iterator[Part]:
     measured = load.measuring * (blocks * forward + predicted)
     if load.config.plan.drop_blocks != AUTO:
         yield from dropping(load, forward)
+    if load.config.plan.keep_hidden is not None:
+        yield Part("energy", load.calibrating * blocks * forward)
     if load.config.plan.targets:
         yield from choosing(load, bench, forward, predicted)
     if load.config.plan.drop_blocks == AUTO:
@@ -184,6 +186,7 @@ def repair(load: Load, bench: Bench, forward: float, widths: Widths) -> Part:
     kind, before = KINDS[load.config.repair.kind], load.checkpoint.block_units
     pairs = zip(widths, before, strict=True)
     trained = kind.refined or load.checkpoint.family.experts is not None
+    trained = trained and not load.checkpoint.channels
     alone = [
         (trained and now["attention"] == was["attention"]) or 0 in was.values()
         for now, was in pairs

@@ -8,5 +8,6 @@ FAMILY = Family(
     ffn=GATED_FFN,
     attention=GROUPED_ATTENTION,
     norm_offset=1.0,
+    embedded_by_width=True,
     constants={"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256},
 )

@@ -14,6 +14,7 @@ FAMILY = Family(
     ffn_norm="pre_feedforward_layernorm",
     post_norms={"attention": "post_attention_layernorm", "ffn": "post_feedforward_layernorm"},
     norm_offset=1.0,
+    embedded_by_width=True,
     spellings={"hidden_act": "hidden_activation"},
     constants={"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256},
     heads_divide_hidden=True,

@@ -127,6 +127,7 @@ class Family:
     attention_norm: str | None = "input_layernorm"
     ffn_norm: str | None = "post_attention_layernorm"
     norm_offset: float = 0.0  # what norms add to their weights
+    embedded_by_width: bool = False  # whether the embedding is times the root of the hidden size
     # Norms that what a group's output projection gives goes through before it is added.
     post_norms: Mapping[str, str] = field(default_factory=dict)
     # The setting, and the attribute of a block, by which it multiplies what it adds to the stream.
