@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from experts import FUSED, fuse
+from experts import FUSED, MIXTURES, SEVERAL_KINDS, fuse
 from transformers import AutoModelForCausalLM
 
 from compressor.config.target import Target
@@ -50,8 +50,10 @@ def test_a_stack_is_a_matrix_and_back():
 
 
 @pytest.mark.parametrize("form", ["single", FUSED])
-def test_the_cut_is_the_source_without_these_channels(any_mixture, form, tmp_path):
-    folder = fuse(any_mixture, tmp_path / "fused") if form == FUSED else any_mixture
+@pytest.mark.parametrize("family", sorted({*MIXTURES} - {*SEVERAL_KINDS}))
+def test_the_cut_is_the_source_without_these_channels(random_family, family, form, tmp_path):
+    folder = random_family(family)
+    folder = fuse(folder, tmp_path / "fused") if form == FUSED else folder
     source = in_channels(Checkpoint(folder))
     width = source.config[source.family.experts.width_key]
     assert source.units == {"attention": 4, "ffn": 6 * width}
@@ -68,6 +70,11 @@ def test_the_cut_is_the_source_without_these_channels(any_mixture, form, tmp_pat
         with torch.no_grad(), only_units(layer, geometry, kept):
             x = torch.randn(1, 9, source.hidden_size)
             torch.testing.assert_close(layer.mlp(x), small.model.layers[block].mlp(x))
+
+
+def test_blocks_of_several_kinds_are_refused(random_family):
+    with pytest.raises(InputError, match="are of several kinds"):
+        in_channels(Checkpoint(random_family("qwen3_next")))
 
 
 def test_every_expert_keeps_its_best(mixture):
