@@ -1,9 +1,10 @@
 """Which channels of the residual stream stay, and what is left of a job's source: the stage `energy`."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from compressor.config.target import Target
 from compressor.job.checks import solved_results
+from compressor.job.depth.planning import plan_of_part
 from compressor.job.hidden.checks import kept_channels
 from compressor.job.job import Job
 from compressor.job.micro_batches import fitting
@@ -43,23 +44,9 @@ def chosen(job: Job) -> dict:
 
 def plan_of_hidden(source: FewerChannels, target: Target, seed: int) -> Plan:
     """All units of the blocks, in fewer channels."""
-    plan = Plan.whole(source)
+    blocks = weights_of(source) / weights_of(source.whole)
+    plan = plan_of_part(source, target, seed, source.parameters, source.bytes, blocks)
     plan.about["hidden"] |= source.record
-    share = source.parameters / source.whole.parameters
-    plan.about |= {
-        "asked": asdict(target),
-        "keep_reached": share,
-        "keep_blocks_reached": weights_of(source) / weights_of(source.whole),
-        "budget_reached": share,
-        "parameters": source.parameters,
-        "bytes": source.bytes,
-        "allocate": "none",
-        "protect": [],
-        "units": source.block_units,
-        "scores": {"method": "none", "mode": None, "seed": seed},
-        "align": None,
-        "align_wider": None,
-    }
     return plan
 
 
