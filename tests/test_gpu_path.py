@@ -14,7 +14,8 @@ from compressor.planning.plan import Plan
 from compressor.text.tokens import TokenSet
 
 DEVICE = "cuda:1"
-BLOCKS, FEW, MANY = 2, 3, 9
+# Sequences: so many that as many refits help on either number of them.
+BLOCKS, FEW, MANY = 2, 5, 11
 JOBS = (
     "--keep 0.7",
     "--keep-blocks 0.7 --allocate measured --layout per-layer",

@@ -15,7 +15,7 @@ from compressor.model.per_layer import CODE
 from compressor.model.stream import BlockStream
 from compressor.model.tensors import SINGLE
 from compressor.planning.costs import Costs
-from compressor.scoring.methods import METHODS
+from compressor.scoring.methods import CHANNELS, METHODS
 from compressor.scoring.score import score
 from compressor.text.texts import read_text
 from compressor.text.tokens import tokenize
@@ -143,7 +143,7 @@ def test_more_than_equal_widths_leave_is_refused(unequal, quick, tmp_path, capsy
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m.name for m in METHODS.values() if CHANNELS in m.units])
 def test_every_method_scores_blocks_of_their_own_widths(unequal, text_file, method):
     checkpoint = Checkpoint(unequal)
     tokens = tokenize(read_text(str(text_file)), checkpoint.tokenizer(), 24, 3)
