@@ -57,7 +57,8 @@ class Calibration:
 
     @property
     def fitted(self) -> list[int]:
-        return [i for i in range(len(self.sequences)) if i not in self.held]
+        held = self.held
+        return [i for i in range(len(self.sequences)) if i not in held]
 
 
 class Quantizing:

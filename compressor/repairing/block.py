@@ -1,7 +1,7 @@
 """The repair of one block on two paths; `streaming.py` says what is done and why."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -214,12 +214,13 @@ class BlockRepair(BlockFit):
         if outcome.after < outcome.losses[0]:
             self.replace("refine", weights)
 
-    @contextmanager
-    def loss(self) -> Iterator[Loss]:
+    def loss(self) -> AbstractContextManager[Loss]:
         """What the training lowers: in the last block how far predictions are from the dense model's."""
-        if not self.last:
-            yield relative_distance
-            return
+        return self.predicting() if self.last else nullcontext(relative_distance)
+
+    @contextmanager
+    def predicting(self) -> Iterator[Loss]:
+        """How far the predictions of a stream after the last block are from the dense model's."""
         stream = self.task.stream
         with stream.outer(head=True) as model:
             yield predictions(stream, model)

@@ -27,7 +27,7 @@ from compressor.model.fewer_channels import FewerChannels
 from compressor.model.layers import added, norm_of
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.repairing.block import BlockRepair, Called
-from compressor.repairing.losses import Loss, predictions, relative_distance
+from compressor.repairing.losses import Loss, predictions
 from compressor.repairing.outer import fitted_outer, selection
 from compressor.solvers.ridge import Pairs, rates, wide
 
@@ -139,11 +139,8 @@ class ChannelRepair(BlockRepair):
         return super().refine(called, dense_out)
 
     @contextmanager
-    def loss(self) -> Iterator[Loss]:
-        """In the last block between the predictions of both models, each of its own stream."""
-        if not self.last:
-            yield relative_distance
-            return
+    def predicting(self) -> Iterator[Loss]:
+        """Between the predictions of both models, each of its own stream."""
         stream = self.task.stream
         with stream.outer(head=True) as ours, stream.whole.outer(head=True) as theirs:
             yield predictions(stream, ours, (stream.whole, theirs))
