@@ -31,7 +31,7 @@ from compressor.job.record import make_record
 from compressor.job.resolve import resolve
 from compressor.job.result import open_repair
 from compressor.job.run import partial_of
-from compressor.model.experts import in_channels
+from compressor.model.experts import with_units
 from compressor.model.fewer_blocks import FewerBlocks, without
 from compressor.model.source import Source
 from compressor.planning.plan import Plan
@@ -74,8 +74,7 @@ def score(
     options["experts"] = experts
     of_text = of_texts(more)
     mixture = source.family.experts is not None
-    if experts == "channels":
-        source = in_channels(source)
+    source = with_units(source, experts)
     config = resolve(asked_for("score", "runtime", **options, **more), mixture)
     # What goes with a repair and an allocation is decided; neither is at work here.
     config = replace(config, repair=RepairConfig("none"), plan=PlanConfig(allocate="uniform"))

@@ -31,7 +31,7 @@ from compressor.job.result import Done, conclude, cut_one, publish_results
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.job.sparsify import zero_weights
-from compressor.model.experts import in_channels
+from compressor.model.experts import with_units
 from compressor.model.fewer_channels import FewerChannels
 from compressor.quantization.dense import open_source
 from compressor.recovery.training import Training
@@ -49,9 +49,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
             "`torchrun -m compressor recover` on the result."
         )
     config = check_asked(asked)
-    checkpoint = open_source(config.source)
-    if config.score.within_experts:
-        checkpoint = in_channels(checkpoint)
+    checkpoint = with_units(open_source(config.source), config.score.experts)
     wanted = check_before_starting(config, checkpoint)
     known = outlined(config.plan, checkpoint, config.quantization.columns)
     for label, said in facts_of_widths(config, known) if config.cuts else ():

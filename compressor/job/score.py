@@ -10,7 +10,7 @@ from compressor.job.planning import measure_cuts
 from compressor.job.progress import Lines
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
-from compressor.model.experts import in_channels
+from compressor.model.experts import with_units
 from compressor.quantization.dense import open_source
 from compressor.repairing.streaming import check_repair
 
@@ -20,9 +20,7 @@ def score_file(config: JobConfig, lines: Lines) -> list[str]:
 
     What is done meanwhile is kept in a folder beside it, DEST.work.
     """
-    checkpoint = open_source(config.source)
-    if config.score.within_experts:
-        checkpoint = in_channels(checkpoint)
+    checkpoint = with_units(open_source(config.source), config.score.experts)
     check_method(config.score, checkpoint)
     check_repair(config.repair.kind, None, checkpoint)
     if not ALLOCATIONS[config.plan.allocate].measured:  # nothing is refitted to measure it

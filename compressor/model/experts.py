@@ -151,6 +151,11 @@ def in_files(name: str, tensor: torch.Tensor, family: Family) -> Iterator[tuple[
             yield prefix + part.format(expert), rows
 
 
+def with_units(source: Kind, experts: str | None) -> Kind:
+    """The source with the units of the option `experts`: `channels`, or else as it is."""
+    return in_channels(source) if experts == "channels" else source
+
+
 def in_channels(source: Kind) -> Kind:
     """The same mixture with a channel of an expert as the unit of its FFNs."""
     if source.family.experts is None:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:  # targets are judged before torch is imported, which takes se
 
 Kind = TypeVar("Kind", bound="Source")
 
-CHANNELS = "channels"  # of experts, where scores are of these
-
 
 def dropped_of(source: "Source") -> dict:
     """For a plan's `about`: the blocks, or channels of the stream, that the source has lost, if any."""
@@ -46,10 +44,9 @@ class Plan:
 
     def seen(self, source: Kind) -> Kind:
         """The source with the units that the plan is of."""
-        from compressor.model.experts import in_channels
+        from compressor.model.experts import with_units
 
-        scores = self.about.get("scores") or {}
-        return in_channels(source) if scores.get("experts") == CHANNELS else source
+        return with_units(source, (self.about.get("scores") or {}).get("experts"))
 
     @property
     def channels(self) -> list[int]:

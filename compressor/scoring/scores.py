@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compressor.errors import InputError
-from compressor.model.experts import in_channels
+from compressor.model.experts import with_units
 from compressor.model.groups import GROUPS
 from compressor.model.source import Source
 
@@ -44,7 +44,7 @@ class Scores:
 
     def seen(self, source: Source) -> Source:
         """The source with the units that were scored."""
-        return in_channels(source) if self.about.get("experts") == "channels" else source
+        return with_units(source, self.about.get("experts"))
 
     def save(self, path: str | Path) -> None:
         kinds = {"": self.blocks}
