@@ -1,6 +1,7 @@
 # make compress   set up, then compress the bundled model and show what it cost
 # make test       set up, then run the tests
 # make counts     write tests/counts.json, below which `make test` fails: after tests were taken away
+# make docs       the pages of docs/ as a site in build/docs
 # make families   write docs/families.md from what the tests of the model families see
 # make test-all   every test: the slow ones, and every model family in every test
 # make compat     load results in three versions of transformers
@@ -20,7 +21,7 @@ export PYTHONSAFEPATH = 1
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
-.PHONY: bench-whole real serve clean
+.PHONY: docs bench-whole real serve clean
 .PHONY: gpu
 
 install: $(VENV)/.installed
@@ -93,6 +94,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES) tests/ops/emulator/*
+
+docs: install
+	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_picture.py
+	$(BIN)/python docs/make_troubleshooting.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # Figures are printed only where the tests of what they measure pass.
 bench: install

@@ -78,7 +78,7 @@ GRID = (
     Run("repair none", "--repair none"),
     Run("repair ridge", "--repair ridge"),
     Run("repair ridge-local", "--repair ridge-local"),
-    # Of LLM-Pruner's three the best: docs/quality.md has `taylor-mix`, which is the same to the third
+    # Of LLM-Pruner's three the best: docs/lab-book.md has `taylor-mix`, which is the same to the third
     # digit, and `taylor-vector`, which is behind both.
     *map(method, ("random", "magnitude", "wanda-sp", "taylor", "mask-fisher", "kfac", "hywia")),
     recover("lora", "lora:200"),

@@ -20,7 +20,7 @@ block before blocks that were dropped is fitted to the stream after them. Of one
 (`fewer_channels.py`) it is the whole model's, too, and the blocks are repaired as `channels.py` says.
 
 Where the cut has left a block's attention whole and a training follows, 1 to 3 are left out: they take
-two thirds of the closed form's time, and gain 0.1 to 0.4 % of the perplexity (`docs/quality.md`).
+two thirds of the closed form's time, and gain 0.1 to 0.4 % of the perplexity (`docs/lab-book.md`).
 
 Ours. That the target is the dense stream, not the sub-layer's former output, and that weights shrink
 toward the kept ones, are what sets it apart from refits such as those of SlimGPT or ZipLM.
