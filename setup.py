@@ -172,7 +172,7 @@ setup(
         *(f"compressor.{name}" for name in find_packages("compressor")),
         "compressor.kernels",
     ],
-    package_data={"compressor": ["py.typed", "held_out_modules.txt"]},
+    package_data={"compressor": ["py.typed", "held_out_modules.txt", "report/page.css"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": Ninja},
 )

@@ -33,6 +33,7 @@ def test_wheel_holds_every_module_and_data_file(wheel):
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "compressor").rglob("*.py")}
     expected |= {f"compressor/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
     expected |= {"compressor/py.typed", "compressor/held_out_modules.txt"}
+    expected |= {"compressor/report/page.css"}
     assert expected <= set(wheel.namelist())
 
 

@@ -62,7 +62,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
             results = [zero_weights(job)]
         else:
             results = cut(job) if config.cuts else [quantize.quantize_source(job)]
-        publish_results(job, results)
+        publish_results(job, results, asked)
     check_quality(results, config.runtime.max_perplexity_ratio)
     return results
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from compressor.analysis.inspection import inspect
+from compressor.config.command import command_of, settings_of
+from compressor.config.job import JobConfig
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.target import WITHOUT_WIDTHS
@@ -35,12 +38,13 @@ from compressor.planning.told import width_notes
 from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
+from compressor.report.page import write_page
 from compressor.report.result import Result, kept_in_record
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
-from compressor.writing.record import write_record
+from compressor.writing.record import read_record, write_record
 from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
@@ -238,19 +242,30 @@ def conclude(
     card(folder, result, done.record)
 
 
-def publish_results(job: Job, results: Sequence[Result]) -> None:
+def publish_results(job: Job, results: Sequence[Result], asked: JobConfig) -> None:
     """Give the complete folder its name, and say in the results what the job took, and was to."""
     final = job.config.dest
+    folders = [job.run.partial / Path(r.dest).name for r in results if len(results) > 1]
     if len(results) == 1 and results[0].rejected:
         final = final.with_name(final.name + ".rejected")
         results[0].dest = str(final)
-    publish(job.run.partial, final)
     device = chosen_device(job.config.runtime.device)
-    for result in results:
+    for result, folder in zip(results, folders or [job.run.partial], strict=True):
         result.seconds = dict(job.run.meter.seconds)
         result.peak_rss_bytes = job.run.meter.peak_rss
         result.forecast = job.foreseen.told
         result.peak_gpu_bytes = gpu_peak(device)
+        report(folder, result, asked)
+    publish(job.run.partial, final)
+
+
+def report(folder: Path, result: Result, asked: JobConfig) -> None:
+    """What the job was asked for and took, in a result's record, and all of that as a page."""
+    took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings")
+    run = {"command": command_of(asked), **{name: getattr(result, name) for name in took}}
+    record = read_record(folder) | {"settings": settings_of(asked), "run": run}
+    write_record(folder, record)
+    write_page(folder, record, inspect(folder)["loads"])
 
 
 def gpu_peak(device: str) -> int:
