@@ -104,7 +104,8 @@ def test_written_in_every_layout(prepared, layout, keep, tmp_path, record_proper
     family = checkpoint.family.model_type
     record_property("family", family)
     record_property("layout", layout)
-    protect = () if layout == "uniform" else (0,)
+    first = next(b for b, units in enumerate(checkpoint.block_units) if units["ffn"])
+    protect = () if layout == "uniform" else (first,)
     out, target = tmp_path / "out", Target("keep-blocks", keep)
     refused = REFUSED.get((family, layout))
     try:
