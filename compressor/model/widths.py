@@ -31,8 +31,8 @@ class BlockWidths:
     `experts`, made by `ffn_inputs` matrices [ffn, hidden] (two in a gated FFN); `query_inputs` are those
     of queries (two where heads are gated). vectors: parameters of biases and norms. window: positions
     that a token attends to, itself included; None is all before it. whole: parameters of the matrices
-    of a group that is of another kind in this block; state: numbers that it keeps of a sequence; latent:
-    those that it keeps of a token, beside keys and values; pairs: products of a token with every position
+    of a group that is of another kind in this block; state: numbers that it keeps of a sequence. latent:
+    those that it keeps of a token, beside keys and values; pairs: products of a token with each position
     that it attends to, beside those of `query`.
     """
 

@@ -172,6 +172,6 @@ def lattice_in_experts(checkpoint: Source, align: int | None, tp: int) -> Lattic
     step = math.lcm(step, GROUPED // checkpoint.dtype.itemsize, SHARED * tp if tp > 1 else 1)
     if step > width:
         raise InputError(f"Widths of experts in steps of {step} do not exist: theirs is {width}.")
-    shared = checkpoint.family.experts.of_all(checkpoint.config) or 0
+    shared = checkpoint.family.experts.of_shared(checkpoint.config) or 0
     widths = {n for n in (*range(step, width + 1, step), width) if not shared % n}
     return Lattice(sorted(n * count for n in widths), [checkpoint.units["attention"]], step, count)

@@ -155,10 +155,10 @@ def check_each_part(kept: list[int], index: int, checkpoint: "Source") -> None:
         )
     if least < most:
         raise InputError(
-            f"The plan keeps {least} experts of a group of block {index} and {most} of another; a router "
-            "that chooses among groups has as many in each."
+            f"The plan keeps {least} experts of a group of block {index} and {most} of another; a "
+            "router that chooses among groups has as many in each."
         )
-    shared = experts.split and experts.of_all(checkpoint.config)
+    shared = experts.split and experts.of_shared(checkpoint.config)
     if shared and most and shared % most:
         raise InputError(
             f"The plan keeps {most} channels of every expert, which do not divide the {shared} of the "

@@ -132,7 +132,9 @@ def heads_that_stay(checkpoint: Source, lattice: Lattice) -> str:
         return ""
     if checkpoint.family.experts and checkpoint.family.experts.split:
         shared = checkpoint.family.experts.shared_count
-        divides = f", and experts have widths that divide the shared one's ({shared})" if shared else ""
+        divides = (
+            f", and experts have widths that divide the shared one's ({shared})" if shared else ""
+        )
         return f" The attention of a mixture of experts stays whole{divides}: keep more."
     if checkpoint.family.experts:
         routed = checkpoint.config[checkpoint.family.experts.per_token]

@@ -169,9 +169,7 @@ def pieces(
         yield from zip(matrix.split([part.shape[0] for part in parts]), parts, strict=True)
 
 
-def multiplied(
-    numbers: torch.Tensor, scales: torch.Tensor, entry: SimpleNamespace
-) -> torch.Tensor:
+def multiplied(numbers: torch.Tensor, scales: torch.Tensor, entry: SimpleNamespace) -> torch.Tensor:
     """The dense weight of these numbers, by the scales of their blocks."""
     factors = scales.float()
     if factors.numel() > 1:

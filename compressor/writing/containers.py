@@ -63,7 +63,7 @@ def patched_config(checkpoint: Source, units: dict[str, int], container: str) ->
     if family.experts and family.experts.split:
         width = units["ffn"] // checkpoint.config[family.ffn_width_key]
         config[family.experts.width_key] = width
-        if shared := family.experts.of_all(checkpoint.config):
+        if shared := family.experts.of_shared(checkpoint.config):
             config[family.experts.shared_count] = shared // width
     elif not family.ffn_fixed:
         config[family.spelled(config, family.ffn_width_key)] = units["ffn"]

@@ -92,9 +92,10 @@ class Experts:
         count, least = self.groups(config) if self.groups else (1, 0)
         return max(count * least, config[self.per_token])
 
-    def of_all(self, config: Mapping) -> int | None:
+    def of_shared(self, config: Mapping) -> int | None:
         """The channels of a shared expert that is so many experts wide."""
-        return self.shared_count and config[self.width_key] * config[self.shared_count]
+        count = self.shared_count and config[self.shared_count]
+        return config[self.width_key] * count if count else None
 
 
 LIKE_QWEN = Experts(

@@ -57,11 +57,12 @@ def unlike(grouped: Callable[[Mapping], tuple[int, int]]) -> Callable[[Mapping],
         if experts % count:
             return f"its {experts} experts ({COUNT}) do not make {count} equal groups ({GROUPS})"
         if (config.get(CHOSEN) or count) > count:
-            return f"a token chooses {config[CHOSEN]} groups ({CHOSEN}), and there are {count} ({GROUPS})"
+            chosen = f"a token chooses {config[CHOSEN]} groups ({CHOSEN})"
+            return f"{chosen}, and there are {count} ({GROUPS})"
         if experts // count < least:
             return (
-                f"a group of experts has {experts // count} ({COUNT}, {GROUPS}), and its router asks for "
-                f"{least} of each ({PER_TOKEN}, {CHOSEN})"
+                f"a group of experts has {experts // count} ({COUNT}, {GROUPS}), and its router asks "
+                f"for {least} of each ({PER_TOKEN}, {CHOSEN})"
             )
         return None
 

@@ -165,7 +165,7 @@ class Family:
     constants: Mapping[str, object] = field(default_factory=dict)
     ffn_per_hidden: int | None = None  # the FFN's width where the config does not say
     not_read: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of buffers in old files
-    in_float32: tuple[str, ...] = ()  # ends of names of tensors that the class computes with in float32
+    in_float32: tuple[str, ...] = ()  # ends of names of what the class computes with in float32
     heads_divide_hidden: bool = False
     # Why a config of this kind is refused with any other number of heads; and why no block of such a
     # model computes the same without some of its heads.

@@ -1,4 +1,4 @@
-"""Mixtures as DeepSeek makes them: routers that choose groups of experts first, beside latent attention."""
+"""Mixtures as DeepSeek makes them: routers that choose groups of experts first, latent attention."""
 
 import json
 import shutil
@@ -154,7 +154,10 @@ def test_blocks_that_foresee_are_left_out(copied, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_group": 4, "topk_group": 1}, r"its 6 experts \(n_routed_experts\) do not make 4 equal"),
+        (
+            {"n_group": 4, "topk_group": 1},
+            r"its 6 experts \(n_routed_experts\) do not make 4 equal",
+        ),
         ({"n_group": 2, "topk_group": 3}, r"chooses 3 groups \(topk_group\), and there are 2"),
         ({"n_group": 3, "num_experts_per_tok": 3}, r"group of experts has 2 .*asks for 3 of each"),
         ({"n_group": 6, "topk_group": 2}, r"group of experts has 1 .*asks for 2 of each"),
@@ -175,7 +178,9 @@ def test_configs_of_other_routers_are_named(copied, settings, message):
 def test_a_bias_that_is_missing_or_of_others_is_named(copied):
     name = f"model.layers.2.{BIAS}"
     edit_tensors(copied, lambda tensors: tensors.update({name: tensors[name][:5].clone()}))
-    with pytest.raises(InputError, match=r"e_score_correction_bias in .* shape \[5\].*implies \[6\]"):
+    with pytest.raises(
+        InputError, match=r"e_score_correction_bias in .* shape \[5\].*implies \[6\]"
+    ):
         Checkpoint(copied)
     edit_tensors(copied, lambda tensors: tensors.pop(name))
     with pytest.raises(InputError, match=rf"lacks the tensor {name} \[6\]"):
