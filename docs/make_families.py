@@ -36,8 +36,9 @@ widths staying as their classes have them; what a config says of every block sta
 The hidden size (`--keep-hidden`) of all of them is cut in the uniform layout, heads staying as they are
 (`head_dim` is written), but for those whose class makes heads, or norms of all heads, of it: Baichuan
 13B, Bloom, Falcon, GPT-2, GPT-NeoX, OLMoE and OPT, models of texts and images, whose projector gives as
-many channels, and hybrids. Gemma's classes multiply the embedding by the root of the hidden size; what
-a smaller one takes away is put into the embedding and, where this is the head, out of the last norm.
+many channels, hybrids and DeepSeek's mixtures. Gemma's classes multiply the embedding by the root of the
+hidden size; what a smaller one takes away is put into the embedding and, where this is the head, out of
+the last norm.
 
 Models of texts and images are read as the language models inside of them, whose config is
 `text_config`: `gemma3`, `llava`, `llava_next`, `mistral3`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_5` and
@@ -63,6 +64,15 @@ note, and the setting that counts its blocks becomes 0. Layouts are `uniform` an
 several kinds. The KV cache of an `estimate` has the state of linear attention in it, in float32, as
 transformers keeps it. transformers 4.57 has no class of Qwen3.5. Llama 4 is refused: its experts read
 what the router has multiplied.
+
+Of `deepseek_v2` and `deepseek_v3` (R1, Moonlight, Kimi K2) latent attention stays whole, and of these
+and `glm4_moe` the FFN of the first blocks (`first_k_dense_replace`) and the shared expert. Where a
+router chooses groups of experts first (`n_group`, `topk_group`), as many experts stay in each, and in
+all as many as its choice takes; its bias (`e_score_correction_bias`) goes with the experts, and is
+computed with in float32. A shared expert is so many experts wide (`n_shared_experts`), so that channels
+(`--experts channels`) go down to widths that divide its own, which are few. Blocks behind the last one
+predict further tokens (MTP) and are left out with a note. Their hidden size is not cut, and they are
+not exported for llama.cpp.
 
 Quantised sources are dequantised while they are read: FP8 with scales of blocks (`quant_method` `fp8`,
 as DeepSeek and Qwen publish it) and the compressed-tensors formats that `--quantize` writes. What is
@@ -223,7 +233,11 @@ def row(family: str, cells: list[dict[str, str]], notes: list[str], served: list
         ", but " + ", ".join(refused) if refused else ""
     )
     counts = {g: [c[g] for c in cells if g in c] for g in ("ffn", "attention")}
-    fewest = {g: min(seen, key=lambda text: int(text.split()[0])) for g, seen in counts.items()}
+    # What has no units is whole in every cut.
+    fewest = {
+        g: "whole" if "whole" in seen else min(seen, key=lambda text: int(text.split()[0]))
+        for g, seen in counts.items()
+    }
     layouts = [outcome([c for c in cells if c.get("layout") == layout]) for layout in LAYOUTS]
     engines = [served_layouts(served, family, engine) for engine in ("vLLM", "llama.cpp")]
     shown = [f"`{family}`", scored, fewest["ffn"], fewest["attention"], *layouts, *engines]

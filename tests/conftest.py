@@ -115,6 +115,9 @@ def build_checkpoint(folder: Path, model_type: str = "llama", dtype=torch.float3
         scales = "norm" in name or "ln_" in name
         centre = 1.0 - FAMILIES[model_type].norm_offset if scales else 0.0
         parameter.data = centre + 0.15 * torch.randn_like(parameter)
+    for name, buffer in model.named_buffers():
+        if name.endswith(family.in_float32):
+            buffer.normal_(std=0.15)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     if not family.stock:  # the hub's folders have what their own code reads

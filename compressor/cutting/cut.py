@@ -26,7 +26,7 @@ def cut_block(
     sizes = checkpoint.channel_sizes
     parts, sources, rows, columns = [], [], [], []
     for group, slices in checkpoint.family.groups().items():
-        for part in slices:
+        for part in slices if kept[group] else ():  # none of a group that is of another kind
             if part.tensor not in weights:
                 continue
             source = part.matrix(weights[part.tensor])

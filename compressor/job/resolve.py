@@ -13,7 +13,7 @@ from compressor.scoring.methods import (
     default_allocation,
 )
 
-COUNTS = ("num_experts", "num_local_experts")  # settings of mixtures of experts
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # settings of mixtures of experts
 
 
 def resolve(config: JobConfig, mixture: bool | None = None) -> JobConfig:

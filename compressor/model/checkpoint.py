@@ -36,6 +36,7 @@ from compressor.model.tensors import (
     PACKED_DTYPES,
     check_dtypes,
     completed,
+    foreseeing,
     read_header,
     read_tensors,
     stored,
@@ -204,8 +205,7 @@ class Checkpoint(Wrapped):
 
     def _leave_out(self) -> None:
         """Heads that predict further tokens are of the uncut model, and transformers runs none."""
-        begin, _ = self.family.foresees or ("", "")
-        names = [name for name in self.tensors if begin and name.startswith(begin)]
+        names = foreseeing(self.tensors, self.family)
         for name in names:
             del self.tensors[name]
         if names:

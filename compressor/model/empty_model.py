@@ -22,8 +22,8 @@ from compressor.model.per_layer import model_of
 class EmptyModel:
     """A class and the shapes of its tensors, by the names that files have for them.
 
-    `needed` are its parameters, `known` also buffers that may be stored; names that match `ignored` are
-    left out by transformers without a word.
+    `needed` are its parameters and what else a table names, `known` also buffers that may be stored;
+    names that match `ignored` are left out by transformers without a word.
     """
 
     name: str
@@ -49,10 +49,13 @@ def empty_model(config, family: Family, path: str) -> EmptyModel:
         renamed = {head: family.head}
         return {renamed.get(name, name): list(tensor.shape) for name, tensor in tensors}
 
+    needed = shapes(model.named_parameters(remove_duplicate=False))
+    known = shapes(model.state_dict().items())
+    needed |= {name: shape for name, shape in known.items() if name.endswith(family.in_float32)}
     return EmptyModel(
         type(model).__name__,
-        shapes(model.named_parameters(remove_duplicate=False)),
-        shapes(model.state_dict().items()),
+        needed,
+        known,
         tuple(model._keys_to_ignore_on_load_unexpected or ()),
     )
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -163,11 +164,6 @@ def in_channels(source: Kind) -> Kind:
             f"--experts channels cuts the experts of a mixture, and {source.label} is of the type "
             f"{source.family.model_type}, which has none; leave it out."
         )
-    if source.mixed:
-        raise InputError(
-            f"Blocks of {source.label} are of several kinds, and --experts channels cuts mixtures whose "
-            "blocks are alike; leave it out."
-        )
     seen = copy(source)
     seen.family = split(source.family)
     for counted in ("block_units", "families"):  # of whole experts
@@ -199,9 +195,13 @@ def only_experts(layer: nn.Module, experts: Experts, kept: Sequence[int]) -> Ite
     """While open, the router of `layer` chooses among the kept experts as if there were no others.
 
     It computes with their rows alone, by its own forward, and what it chooses is told by the numbers
-    that the experts have among all.
+    that the experts have among all. (A router that counts experts by groups computes with all rows.)
     """
     router = layer.get_submodule(experts.router)
+    if experts.groups:
+        with replaced_forward([router], partial(choose_others, experts, kept)):
+            yield
+        return
     places = torch.as_tensor(kept, dtype=torch.long)
 
     def choose(module: nn.Module, hidden: torch.Tensor):
@@ -215,6 +215,30 @@ def only_experts(layer: nn.Module, experts: Experts, kept: Sequence[int]) -> Ite
 
     with replaced_forward([router], choose):
         yield
+
+
+def choose_others(experts: Experts, kept: Sequence[int], router: Any, hidden: torch.Tensor):
+    """What a router gives that never chooses another than the kept experts: the bias by which it
+    chooses or, without one, a channel more of what it reads, says so.
+    """
+    whole, width = router.weight, router.hidden_dim
+    rows = len(whole)
+    closed = torch.full((rows,), -torch.inf, dtype=torch.float32, device=hidden.device)
+    closed[torch.as_tensor(kept, dtype=torch.long, device=hidden.device)] = 0
+    bias = experts.bias and getattr(router, experts.bias)
+    try:
+        if experts.bias:
+            setattr(router, experts.bias, bias + closed)
+        else:
+            wider = torch.cat((whole.detach(), closed.to(whole.dtype)[:, None]), 1)
+            router.weight = nn.Parameter(wider, requires_grad=False)
+            router.hidden_dim = width + 1
+            hidden = torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)
+        return type(router).forward(router, hidden)
+    finally:
+        router.weight, router.hidden_dim = whole, width
+        if experts.bias:
+            setattr(router, experts.bias, bias)
 
 
 def inner_of(stack: Any, expert: int, x: torch.Tensor) -> torch.Tensor:

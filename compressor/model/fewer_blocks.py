@@ -16,7 +16,7 @@ import torch
 from compressor.errors import InputError
 from compressor.model.configs import OF_EVERY_BLOCK, config_of
 from compressor.model.families import Family
-from compressor.model.families.experts import ONLY, STEP
+from compressor.model.families.experts import FIRST, ONLY, STEP
 from compressor.model.groups import GROUPS, counts
 from compressor.model.part import Part
 from compressor.model.per_layer import KEY, entries_of
@@ -121,6 +121,8 @@ def fewer(source: Source, numbers: Sequence[int]) -> dict:
     if family.experts and (written.get(ONLY) or (written.get(STEP) or 1) != 1):
         written[ONLY] = [at for at, b in enumerate(numbers) if not source.families[b].experts]
         written[STEP] = 1
+    if source.config.get(FIRST):
+        written[FIRST] = sum(not source.families[b].experts for b in numbers)
     if entries := written.get(KEY):
         written[KEY] = entries_of(entries, numbers)
     return with_patterns(written, source, numbers, family)

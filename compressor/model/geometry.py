@@ -90,9 +90,11 @@ class Geometry:
 
     @property
     def ffn_parts(self) -> int:
-        """Equal parts of a block's FFN units, of which as many stay: experts, of their channels."""
+        """Equal parts of a block's FFN units, of which as many stay: experts, of their channels, or
+        groups that a router sorts experts into.
+        """
         experts = self.family.experts
-        return self.config[self.family.ffn_width_key] if experts and experts.split else 1
+        return experts.equal_parts(self.config) if experts else 1
 
     @cached_property
     def heads_left(self) -> list[list[int]]:

@@ -34,7 +34,7 @@ def added(layer: nn.Module, family: Family, group: str, projected: torch.Tensor)
 def trained_of_ffn(family: Family) -> list[str]:
     """What a training moves of an FFN alone: of experts their stacks, and the router that chooses."""
     if family.experts:
-        return [s.tensor for s in family.ffn]
+        return [s.tensor for s in family.ffn if not s.tensor.endswith("bias")]
     return [s.tensor for s in family.ffn if s.tensor.endswith(".weight")]
 
 

@@ -56,7 +56,8 @@ def built(checkpoint: Checkpoint, dtype: torch.dtype | None = None):
     config, dtype = checkpoint.model_config(), dtype or checkpoint.dtype
     with init_empty_weights(include_buffers=False):
         model = model_of(config, checkpoint.family, dtype)
-    tensors = {name: t.to(dtype) for name, t in checkpoint.read(checkpoint.tensors).items()}
+    of, read = checkpoint.family.dtype_of, checkpoint.read(checkpoint.tensors)
+    tensors = {name: t.to(of(name, dtype)) for name, t in read.items()}
     if checkpoint.tied:
         tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
     model.load_state_dict(tensors, assign=True)

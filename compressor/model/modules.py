@@ -49,10 +49,12 @@ def head_name(model: nn.Module) -> str:
 
 
 def assign(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Make these tensors, of whatever shape, the parameters of `module`."""
+    """Make these tensors, of whatever shape, the parameters of `module`, or buffers that it reads."""
     for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        read = leaf in owner._buffers
+        setattr(owner, leaf, tensor if read else nn.Parameter(tensor, requires_grad=False))
 
 
 @contextmanager
@@ -72,7 +74,10 @@ def replaced_forward(layers: Iterable[nn.Module], forward):
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Buffers (rotary frequencies) are computed, not read: they alone live on the device."""
+    """Buffers (rotary frequencies) are computed, not read: they alone live on the device. Those that
+    files hold (a router's bias) are read like parameters.
+    """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=False)
+            if name in module._non_persistent_buffers_set:
+                module.register_buffer(name, buffer.to(device), persistent=False)

@@ -57,7 +57,8 @@ def pass_over(
         pauses = Pauses(saved)
         stream.run(batches, visit, pauses=pauses).discard()
         pauses.over()
-    return [results.get(i) or finished_block(saved, i) for i in range(blocks)]
+    # A block all of which stays has no tensors.
+    return [results[i] if i in results else finished_block(saved, i) for i in range(blocks)]
 
 
 def on_cpu(block: Block) -> Block:

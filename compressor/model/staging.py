@@ -63,7 +63,8 @@ def staged(
             buffer.copied = copying.record_event()
             whole = views(source, places, arrived)
             block = {n.removeprefix(source.block_name(index, "")): t for n, t in whole.items()}
-            block = {name: tensor.to(dtype) for name, tensor in block.items()}
+            of = source.family.dtype_of
+            block = {name: tensor.to(of(name, dtype)) for name, tensor in block.items()}
             return block, arrived, copying.record_event()
 
     for index, (block, arrived, done) in fetched_ahead(blocks, fetch):

@@ -94,7 +94,8 @@ class BlockStream:
     # -- weights ----------------------------------------------------------------------------------
 
     def cast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {n: t.to(device=self.device, dtype=self.dtype) for n, t in tensors.items()}
+        of = self.checkpoint.family.dtype_of
+        return {n: t.to(device=self.device, dtype=of(n, self.dtype)) for n, t in tensors.items()}
 
     @contextmanager
     def outer(self, head: bool):

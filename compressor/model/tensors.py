@@ -34,6 +34,12 @@ def completed(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, 
     return {name if name == family.head else f"{base}.{name}": t for name, t in tensors.items()}
 
 
+def foreseeing(tensors: Iterable[str], family: Family) -> list[str]:
+    """The names of the tensors of heads that predict further tokens."""
+    begin, _ = family.foresees or ("", "")
+    return [name for name in tensors if begin and name.startswith(begin)]
+
+
 def turned(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, SimpleNamespace]:
     """Every matrix of the family's table as [out, in], whichever way files hold it."""
     return {

@@ -31,7 +31,9 @@ class BlockWidths:
     `experts`, made by `ffn_inputs` matrices [ffn, hidden] (two in a gated FFN); `query_inputs` are those
     of queries (two where heads are gated). vectors: parameters of biases and norms. window: positions
     that a token attends to, itself included; None is all before it. whole: parameters of the matrices
-    of a group that is of another kind in this block; state: numbers that it keeps of a sequence.
+    of a group that is of another kind in this block; state: numbers that it keeps of a sequence. latent:
+    those that it keeps of a token, beside keys and values; pairs: products of a token with each position
+    that it attends to, beside those of `query`.
     """
 
     hidden: int
@@ -46,6 +48,8 @@ class BlockWidths:
     query_inputs: int = 1
     whole: int = 0
     state: int = 0
+    latent: int = 0
+    pairs: int = 0
 
     @property
     def heads(self) -> int:
@@ -183,6 +187,7 @@ def block_widths(
     else:
         ffn, ffn_inputs = channels["ffn"]
     sizes = [(len(t.shape), t.numel) for t in tensors.values()]
+    latent, pairs = family.latent(config) if family.latent else (0, 0)
     query_inputs = 2 if any("g" in part.owns for part in family.attention) else 1
     widths = BlockWidths(
         hidden=hidden,
@@ -197,6 +202,8 @@ def block_widths(
         query_inputs=query_inputs,
         whole=sum(tensors[name].numel for name in kept_whole),
         state=family.state(config) if "attention" in family.whole else 0,
+        latent=latent,
+        pairs=pairs,
     )
     matrices = sum(numel for axes, numel in sizes if axes > 1)
     if matrices != widths.weights:

@@ -28,6 +28,10 @@ Linear attention has no cache that grows, but a `state`, in float32; a token ask
 reads it: three products with it, as in the recurrent form (a prefill in chunks takes others). What lies
 between its projections is left out of the bytes, and so are the last tokens that its convolution keeps.
 
+Latent attention keeps a vector of a token in the place of its keys and values, whose `latent` numbers
+count as those do, and multiplies a token with every position in `pairs` products. That it makes keys and
+values of what it has kept again in every step is left out, as kernels fold that into the queries.
+
 A weight takes e bytes; of quantised matrices the bytes are those of the format
 (`Packing.weight_bytes`), read as they are stored: fused kernels do so, transformers, which unpacks all
 weights before its first step, does not.
@@ -105,7 +109,8 @@ def parts(model: ModelWidths, batch: int, context: int) -> list[Part]:
 
 def flops(block: BlockWidths, step: Step) -> int:
     products = 2 * step.tokens * (block.active + 3 * block.state)
-    return step.batch * (products + 4 * block.query * attended(step, block.window))
+    each = 4 * block.query + 2 * block.pairs
+    return step.batch * (products + each * attended(step, block.window))
 
 
 def attended(step: Step, window: int | None) -> int:
@@ -125,7 +130,7 @@ def seen(block: BlockWidths, step: Step) -> int:
 
 def moved(block: BlockWidths, step: Step, size: int, packing: Packing | None = None) -> int:
     """Bytes between memory and processor, `size` bytes an element; weights perhaps packed."""
-    cache = 2 * block.key_value * (seen(block, step) + step.tokens)
+    cache = (2 * block.key_value + block.latent) * (seen(block, step) + step.tokens)
     ends = 4 * block.hidden + 4 * block.query + 2 * block.key_value
     ends += (block.ffn_inputs + 1) * block.ffn * (block.experts.per_token if block.experts else 1)
     others = size * (block.vectors + step.batch * (cache + step.tokens * ends))
@@ -154,4 +159,4 @@ def kept_bytes(block: BlockWidths, step: Step, size: int) -> int:
 
 
 def kv_bytes_per_token(block: BlockWidths, size: int) -> int:
-    return 2 * block.key_value * size
+    return (2 * block.key_value + block.latent) * size

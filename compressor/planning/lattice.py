@@ -146,17 +146,24 @@ def lattice(
 
 
 def lattice_of_experts(checkpoint: Source, step: int) -> Lattice:
-    """Numbers of experts in such steps; the attention, a small part of such a model, stays whole."""
-    count, routed = checkpoint.units["ffn"], routed_to(checkpoint)
+    """Numbers of experts in such steps; the attention, a small part of such a model, stays whole.
+
+    Of groups that a router chooses first all have as many.
+    """
+    count, fewest = checkpoint.units["ffn"], checkpoint.family.experts.fewest(checkpoint.config)
     if step < 1:
         raise InputError(f"--align must be positive, not {step}.")
+    step = math.lcm(step, checkpoint.ffn_parts)
     counts = {*range(step, count + 1, step), count}
-    left = sorted(n for n in counts if n >= routed)
+    left = sorted(n for n in counts if n >= fewest)
     return Lattice(left, [checkpoint.units["attention"]], step)
 
 
 def lattice_in_experts(checkpoint: Source, align: int | None, tp: int) -> Lattice:
-    """Numbers of channels of all experts together, as many of each; the attention stays whole."""
+    """Numbers of channels of all experts together, as many of each; the attention stays whole.
+
+    A shared expert that is so many experts wide stays as wide as it is.
+    """
     count = checkpoint.ffn_parts
     width = checkpoint.units["ffn"] // count
     step = align or default_align(width)
@@ -165,10 +172,6 @@ def lattice_in_experts(checkpoint: Source, align: int | None, tp: int) -> Lattic
     step = math.lcm(step, GROUPED // checkpoint.dtype.itemsize, SHARED * tp if tp > 1 else 1)
     if step > width:
         raise InputError(f"Widths of experts in steps of {step} do not exist: theirs is {width}.")
-    widths = {*range(step, width + 1, step), width}
+    shared = checkpoint.family.experts.of_shared(checkpoint.config) or 0
+    widths = {n for n in (*range(step, width + 1, step), width) if not shared % n}
     return Lattice(sorted(n * count for n in widths), [checkpoint.units["attention"]], step, count)
-
-
-def routed_to(checkpoint: Source) -> int:
-    """How many experts every token passes: no block can have fewer."""
-    return checkpoint.config[checkpoint.family.experts.per_token]

@@ -113,13 +113,13 @@ class Plan:
                         f"The plan was made for {block[group]} units of {group} in block {index}, and "
                         f"{checkpoint.label} has {units}; score it, and make a plan of its own."
                     )
-        experts = checkpoint.family.experts
-        routed = checkpoint.config[experts.per_token] if checkpoint.family.whole_experts else 0
+        experts, config = checkpoint.family.experts, checkpoint.config
+        fewest = experts.fewest(config) if checkpoint.family.whole_experts else 0
         for index, block in enumerate(self.blocks):
-            if 0 < len(block.get("ffn") or []) < routed:
+            if 0 < len(block.get("ffn") or []) < fewest:
                 raise InputError(
-                    f"Every token is sent to {routed} experts ({experts.per_token}), and the plan keeps "
-                    f"{len(block['ffn'])} in block {index}; keep as many at least."
+                    f"Every token is sent to {config[experts.per_token]} experts ({experts.per_token}), "
+                    f"and the plan keeps {len(block['ffn'])} in block {index}; keep {fewest} at least."
                 )
             for group, units in checkpoint.block_units[index].items():
                 kept = block.get(group) or []
@@ -136,22 +136,31 @@ class Plan:
                         f"The plan's {group} list of block {index} is not a sorted, non-empty "
                         f"list of indices below {units}."
                     )
-            if experts and experts.split:
-                check_each_expert(block["ffn"], index, checkpoint)
+            if checkpoint.ffn_parts > 1:
+                check_each_part(block["ffn"], index, checkpoint)
 
 
-def check_each_expert(kept: list[int], index: int, checkpoint: "Source") -> None:
-    """Every expert of a block keeps as many channels."""
-    experts = checkpoint.family.experts
-    width, count = (
-        checkpoint.config[experts.width_key],
-        checkpoint.config[checkpoint.family.ffn_width_key],
-    )
-    each = [0] * count
+def check_each_part(kept: list[int], index: int, checkpoint: "Source") -> None:
+    """Every expert of a block keeps as many channels, every group of experts as many of these."""
+    experts, parts = checkpoint.family.experts, checkpoint.ffn_parts
+    width = checkpoint.units["ffn"] // parts
+    each = [0] * parts
     for unit in kept:
         each[unit // width] += 1
-    if len({*each}) > 1:
+    least, most = min(each), max(each)
+    if least < most and experts.split:
         raise InputError(
-            f"The plan keeps {min(each)} channels of an expert of block {index} and {max(each)} of "
-            "another; all experts of a model have one width."
+            f"The plan keeps {least} channels of an expert of block {index} and {most} of another; all "
+            "experts of a model have one width."
+        )
+    if least < most:
+        raise InputError(
+            f"The plan keeps {least} experts of a group of block {index} and {most} of another; a "
+            "router that chooses among groups has as many in each."
+        )
+    shared = experts.split and experts.of_shared(checkpoint.config)
+    if shared and most and shared % most:
+        raise InputError(
+            f"The plan keeps {most} channels of every expert, which do not divide the {shared} of the "
+            f"shared one; that is so many experts wide ({experts.shared_count}), and stays."
         )

@@ -131,12 +131,18 @@ def heads_that_stay(checkpoint: Source, lattice: Lattice) -> str:
     if len(lattice.attention) > 1:
         return ""
     if checkpoint.family.experts and checkpoint.family.experts.split:
-        return " The attention of a mixture of experts stays whole: keep more."
+        shared = checkpoint.family.experts.shared_count
+        divides = (
+            f", and experts have widths that divide the shared one's ({shared})" if shared else ""
+        )
+        return f" The attention of a mixture of experts stays whole{divides}: keep more."
     if checkpoint.family.experts:
-        routed = lattice.ffn[0]
+        routed = checkpoint.config[checkpoint.family.experts.per_token]
+        groups, fewest = checkpoint.ffn_parts, lattice.ffn[0]
+        each = f" (here {fewest}, as many in each of {groups} groups)" if groups > 1 else ""
         return (
-            f" Every token is routed to {routed} experts (num_experts_per_tok), so no fewer can stay, "
-            "and the attention stays whole: keep more."
+            f" Every token is routed to {routed} experts (num_experts_per_tok), so no fewer can stay"
+            f"{each}, and the attention stays whole: keep more."
         )
     alone = "so FFN channels alone go: keep more."
     if checkpoint.units["attention"] == 1:

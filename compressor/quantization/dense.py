@@ -4,7 +4,7 @@ What is cut, repaired and written is the dense model that the numbers and their 
 loaders do besides, rounding what a projection reads, is not part of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,15 +141,41 @@ def read_scaled(
 ) -> dict[str, torch.Tensor]:
     """The named tensors, those with scales multiplied by them in float32."""
     tensors = read_tensors(entries, names)
-    scaled = {name: entries[name] for name in names if hasattr(entries[name], "scales")}
-    scales = read_tensors({name: entry.scales for name, entry in scaled.items()}, scaled)
-    for name, entry in scaled.items():
-        factors = scales[name].float()
-        if factors.numel() > 1:
-            for axis, size in enumerate(entry.block):
-                factors = factors.repeat_interleave(size, axis).narrow(axis, 0, entry.shape[axis])
-        tensors[name] = (tensors[name].float() * factors).to(entry.dtype)
+    stored = [
+        (name, numbers, entry)
+        for name in names
+        for numbers, entry in pieces(tensors[name], entries[name])
+        if hasattr(entry, "scales")
+    ]
+    of_each = {entry.key: entry.scales for _, _, entry in stored}
+    scales = read_tensors(of_each, of_each)
+    for name, numbers, entry in stored:
+        product = multiplied(numbers, scales[entry.key], entry)
+        if entries[name].parts:
+            numbers.copy_(product)
+        else:
+            tensors[name] = product
     return tensors
+
+
+def pieces(
+    tensor: torch.Tensor, entry: SimpleNamespace
+) -> Iterator[tuple[torch.Tensor, SimpleNamespace]]:
+    """A tensor with its entry; of a stack those of single experts, as views."""
+    if not entry.parts:
+        yield tensor, entry
+        return
+    for matrix, parts in zip(tensor, entry.parts, strict=True):
+        yield from zip(matrix.split([part.shape[0] for part in parts]), parts, strict=True)
+
+
+def multiplied(numbers: torch.Tensor, scales: torch.Tensor, entry: SimpleNamespace) -> torch.Tensor:
+    """The dense weight of these numbers, by the scales of their blocks."""
+    factors = scales.float()
+    if factors.numel() > 1:
+        for axis, size in enumerate(entry.block):
+            factors = factors.repeat_interleave(size, axis).narrow(axis, 0, entry.shape[axis])
+    return (numbers.float() * factors).to(entry.dtype)
 
 
 def open_source(path: str | Path) -> Checkpoint:

@@ -128,16 +128,19 @@ def draw(path: Path, scores: Scores, plan: Plan, checkpoint: Source, lattice: La
 
 
 def figure_of(scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice):
-    """The figure: a row a subject, FFN on the left and attention on the right, blocks along x."""
+    """The figure: a row a subject, FFN on the left and attention on the right, blocks along x; the FFN
+    alone where no block has KV groups.
+    """
     from matplotlib.figure import Figure
 
     rates = varying_rates(scores)
-    rows: list = [list(NAMES)]
-    rows += [[f"{part} rate {g}" for g in NAMES] for part in rates]
-    rows += [[f"scores {g}" for g in NAMES]]
-    curves = {g: loss_curves(scores, g) for g in NAMES}
-    rows += [[f"curves {g}" for g in NAMES]] if all(curves.values()) else []
-    rows += [["sparsity"] * 2] if scores.parts else []
+    groups = [g for g in NAMES if checkpoint.units[g]]
+    rows: list = [groups]
+    rows += [[f"{part} rate {g}" for g in groups] for part in rates]
+    rows += [[f"scores {g}" for g in groups]]
+    curves = {g: loss_curves(scores, g) for g in groups}
+    rows += [[f"curves {g}" for g in groups]] if all(curves.values()) else []
+    rows += [["sparsity"] * len(groups)] if scores.parts else []
     height = ROW * len(rows) + MARGIN
     grid = {"left": 0.08, "right": 0.99, "wspace": 0.19, "hspace": 0.55}
     grid |= {"bottom": MARGIN / height, "top": 1 - 1.5 * MARGIN / height}
@@ -145,7 +148,7 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice):
     panels = figure.subplot_mosaic(rows, gridspec_kw=grid)
     figure.suptitle(title_of(scores, plan, checkpoint), y=1 - 0.25 * MARGIN / height, va="top")
     shares = kept_shares(plan, checkpoint.block_units)
-    for group in NAMES:
+    for group in groups:
         counts = [units[group] for units in checkpoint.block_units]
         draw_widths(panels[group], group, shares[group], counts)
         for part, blocks in rates.items():

@@ -61,13 +61,16 @@ def patched_config(checkpoint: Source, units: dict[str, int], container: str) ->
     make_uniform(config, family)
     config.pop("auto_map", None)  # the class of a folder's code knows no cut widths
     if family.experts and family.experts.split:
-        config[family.experts.width_key] = units["ffn"] // checkpoint.config[family.ffn_width_key]
+        width = units["ffn"] // checkpoint.config[family.ffn_width_key]
+        config[family.experts.width_key] = width
+        if shared := family.experts.of_shared(checkpoint.config):
+            config[family.experts.shared_count] = shared // width
     elif not family.ffn_fixed:
         config[family.spelled(config, family.ffn_width_key)] = units["ffn"]
     if family.experts:
         count = config[family.spelled(config, family.ffn_width_key)]
         config |= dict.fromkeys(family.experts.counted, count)
-    if not family.heads_fixed:
+    if not family.heads_fixed and units["attention"]:
         config[family.heads_key] = units["attention"] * checkpoint.queries_per_group
         config[family.kv_heads_key] = units["attention"]
         config["head_dim"] = checkpoint.head_dim

@@ -142,7 +142,7 @@ class Padded(Cut):
     layout = PADDED
 
     def settle(self) -> None:
-        if self.source.ffn_parts > 1:
+        if self.source.family.experts and not self.source.family.whole_experts:
             raise InputError(
                 "All blocks and experts of a mixture are of one width, so there is nothing to pad; use "
                 "--layout uniform."

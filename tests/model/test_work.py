@@ -28,7 +28,9 @@ def loaded(checkpoint: Checkpoint):
 
 def check_sizes(checkpoint: Checkpoint) -> None:
     found = parts(model_widths(checkpoint), batch=1, context=8)
-    assert sum(p.parameters for p in found) == loaded(checkpoint).num_parameters()
+    model, read = loaded(checkpoint), checkpoint.family.in_float32
+    buffers = sum(b.numel() for name, b in model.named_buffers() if name.endswith(read))
+    assert sum(p.parameters for p in found) == model.num_parameters() + buffers
     assert sum(p.bytes for p in found) == checkpoint.bytes
 
 
@@ -50,7 +52,8 @@ def test_flops_of_a_mixture_are_those_counted(any_mixture):
     for part in parts(model_widths(checkpoint), 1, tokens)[1:-1]:
         if part.widths.state:  # its chunks are padded to 64 tokens
             continue
-        masked = 4 * part.widths.query * (tokens**2 - attended(Step(1, tokens, tokens), None))
+        each = 4 * part.widths.query + 2 * part.widths.pairs
+        masked = each * (tokens**2 - attended(Step(1, tokens, tokens), None))
         assert part.prefill.flops + masked == found[part.name]
 
 

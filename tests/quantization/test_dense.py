@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from edits import edit_config, edit_tensors
+from experts import MIXTURES
 from jobs import compress
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -64,6 +65,25 @@ def test_weights_are_multiplied_by_their_scales(make_checkpoint, tmp_path, block
     assert all(torch.equal(read[name], dense[name]) for name in dense)
     assert source.bytes == 2 * source.parameters == Costs.of(source).total["bytes"]
     assert source.dtype == torch.bfloat16 and "dequantised" in " ".join(source.notes)
+
+
+def test_single_experts_are_multiplied_by_their_scales(make_checkpoint, tmp_path):
+    """As DeepSeek V3 is published: each expert's matrices have scales, the router and its bias none."""
+    sizes = MIXTURES["deepseek_v3"] | {"num_hidden_layers": 2}
+    folder = make_checkpoint(tmp_path / "model", "deepseek_v3", **sizes)
+    dense = in_float8(folder)
+    source = open_source(folder)
+    experts = "model.layers.1.mlp.experts."
+    read = source.read_block(1)
+    for expert in range(6):
+        gate, up, down = (
+            dense[f"{experts}{expert}.{part}_proj.weight"] for part in ("gate", "up", "down")
+        )
+        assert torch.equal(read["mlp.experts.gate_up_proj"][expert], torch.cat((gate, up)))
+        assert torch.equal(read["mlp.experts.down_proj"][expert], down)
+    write(source, Plan.whole(source), tmp_path / "out")
+    written = load_file(tmp_path / "out" / FILE)
+    assert all(torch.equal(written[name], tensor) for name, tensor in dense.items())
 
 
 @torch.no_grad()

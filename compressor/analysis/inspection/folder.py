@@ -19,7 +19,7 @@ from compressor.model.experts import stacked
 from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.families.wrappers import Wrapper, wrapper_of
 from compressor.model.per_layer import KEY, check
-from compressor.model.tensors import INDEX, SINGLE, completed, read_entries, turned
+from compressor.model.tensors import INDEX, SINGLE, completed, foreseeing, read_entries, turned
 from compressor.model.widths import BlockWidths, block_widths
 from compressor.quantization.reading import dense_entries, packing_of
 
@@ -177,7 +177,9 @@ def open_folder(path: Path) -> Folder:
         )
     if folder.family is not None:
         folder.config = folder.family.standard(folder.config)
-        read = {n: t for n, t in folder.stored.items() if not n.endswith(folder.family.not_read)}
+        ends = folder.family.not_read
+        ahead = {*foreseeing(folder.stored, folder.family)}  # noted where it is read
+        read = {n: t for n, t in folder.stored.items() if n not in ahead and not n.endswith(ends)}
         folder.stored = turned(completed(read, folder.family), folder.family)
         try:
             check(folder.config, folder.family)

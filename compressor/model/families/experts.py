@@ -6,7 +6,7 @@ the other in a tensor of three axes, and a row of the router's weight for each; 
 expert by itself, under names that `Experts` has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,6 +61,9 @@ class Experts:
     per_token: the setting that says how many are chosen. counted: the settings that say how many there
     are, to the versions of transformers that read a config. width_key: the one that says how many
     channels an expert has. split: whether these are the units.
+    shared_count: the setting that says how many experts wide the shared one is. groups: of a config,
+    into how many equal groups the router sorts experts, to choose among some groups alone, and how many
+    experts of each have to stay. bias: what it adds to scores where it chooses, and not where it weighs.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -74,6 +77,25 @@ class Experts:
     counted: tuple[str, ...] = ("num_experts",)
     width_key: str = "intermediate_size"
     split: bool = False
+    shared_count: str | None = None
+    groups: Callable[[Mapping], tuple[int, int]] | None = None
+    bias: str | None = None
+
+    def equal_parts(self, config: Mapping) -> int:
+        """Parts of a block's units of which as many stay: experts, of channels, or groups of experts."""
+        if self.split:
+            return config[self.counted[0]]
+        return self.groups(config)[0] if self.groups else 1
+
+    def fewest(self, config: Mapping) -> int:
+        """The fewest experts that a block can have."""
+        count, least = self.groups(config) if self.groups else (1, 0)
+        return max(count * least, config[self.per_token])
+
+    def of_shared(self, config: Mapping) -> int | None:
+        """The channels of a shared expert that is so many experts wide."""
+        count = self.shared_count and config[self.shared_count]
+        return config[self.width_key] * count if count else None
 
 
 LIKE_QWEN = Experts(
@@ -88,12 +110,13 @@ LIKE_QWEN = Experts(
 LIKE_QWEN_SHARED = replace(LIKE_QWEN, shared="mlp.shared_expert.down_proj.weight")
 
 # The settings that say which blocks have one FFN and no experts: their numbers, and every how many-th
-# block has experts, counted from 1.
-ONLY, STEP = "mlp_only_layers", "decoder_sparse_step"
+# block has experts, counted from 1; or how many are before those that have any.
+ONLY, STEP, FIRST = "mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace"
 
 
 def is_dense(config: Mapping, block: int) -> bool:
-    return block in (config.get(ONLY) or ()) or (block + 1) % (config.get(STEP) or 1) > 0
+    listed = block in (config.get(ONLY) or ()) or (block + 1) % (config.get(STEP) or 1) > 0
+    return listed or block < (config.get(FIRST) or 0)
 
 
 def kind(config: Mapping, block: int) -> Mapping[str, Any]:
@@ -108,9 +131,9 @@ def unlike(config: Mapping) -> str | None:
     return too_few(config)
 
 
-def too_few(config: Mapping) -> str | None:
+def too_few(config: Mapping, counted: str = "num_experts") -> str | None:
     """Of a config that routes tokens to more experts than there are, a sentence that says so."""
-    experts, routed = config.get("num_experts") or 0, config.get("num_experts_per_tok") or 0
+    experts, routed = config.get(counted) or 0, config.get("num_experts_per_tok") or 0
     if routed <= experts:
         return None
     return f"every token is routed to {routed} experts (num_experts_per_tok), and a block has {experts}"

@@ -2,8 +2,9 @@
 
 from compressor.model.families import experts, linear
 from compressor.model.families.experts import LIKE_QWEN_SHARED, WITH_DENSE
+from compressor.model.families.kinds import together
 from compressor.model.families.linear import GATED_ATTENTION
-from compressor.model.families.table import Family, together
+from compressor.model.families.table import Family
 
 FAMILY = Family(
     model_type="qwen3_next",

@@ -147,9 +147,12 @@ class Family:
     whole: tuple[str, ...] = ()
     # Of a config, how many numbers a block that has no keys and values keeps of a sequence.
     state: Callable[[Mapping], int] = lambda config: 0
+    # And of one whose keys and values are latent, how many it keeps of a token, and by how many products
+    # a token attends to a position.
+    latent: Callable[[Mapping], tuple[int, int]] | None = None
     # What the names of heads that predict further tokens (MTP) begin with, and the setting that counts
     # their blocks. They are of the uncut model, so they are left out.
-    foresees: tuple[str, str] | None = None
+    foresees: tuple[str | tuple[str, ...], str] | None = None
     # Of the config of a model that is of the type, but not of this table, a sentence that says why.
     unlike: Callable[[Mapping], str | None] = lambda config: None
     # The setting that has the FFN read the stream that the attention reads, if there is one.
@@ -162,6 +165,7 @@ class Family:
     constants: Mapping[str, object] = field(default_factory=dict)
     ffn_per_hidden: int | None = None  # the FFN's width where the config does not say
     not_read: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of buffers in old files
+    in_float32: tuple[str, ...] = ()  # ends of names of what the class computes with in float32
     heads_divide_hidden: bool = False
     # Why a config of this kind is refused with any other number of heads; and why no block of such a
     # model computes the same without some of its heads.
@@ -207,6 +211,11 @@ class Family:
     def in_block(self, config: Mapping, block: int) -> "Family":
         """The table as it is for this block of a model with this config."""
         return replace(self, **self.kind(config, block))
+
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """What a tensor is computed with in a model that is computed in `dtype`."""
+        exact = name.endswith(self.in_float32)
+        return torch.promote_types(dtype, torch.float32) if exact else dtype
 
     def groups(self) -> dict[str, tuple[Slice, ...]]:
         """What units own, by group; without the groups that are whole."""
@@ -266,17 +275,6 @@ class Family:
     def parallel(self, config: Mapping) -> bool:
         """Whether the FFN reads the stream before the attention has added to it."""
         return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
-
-
-def together(*kinds: Callable[[Mapping, int], Mapping[str, Any]]) -> Callable:
-    """A block of several kinds at once, as `Family.kind`."""
-
-    def kind(config: Mapping, block: int) -> dict[str, Any]:
-        changes = [of(config, block) for of in kinds]
-        whole = tuple(group for each in changes for group in each.get("whole", ()))
-        return {name: value for each in changes for name, value in each.items()} | {"whole": whole}
-
-    return kind
 
 
 def inward(module: str, owns: str) -> tuple[Slice, Slice]:

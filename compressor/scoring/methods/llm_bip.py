@@ -42,6 +42,8 @@ def score(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) ->
     family, groups = geometry.family, geometry.units.get("attention")
     if family.experts:
         return of_experts(weights, statistics, geometry, mode)
+    if "ffn" not in geometry.units:  # of a mixture, in a block with one FFN
+        return of_groups_alone(weights, statistics, geometry, mode)
     down, o = weights[family.output("ffn")], weights[family.output("attention")]
     p = 1 if mode in ("bip", "bip-gated") else 2
     size = {1: 0, 2: 2}[p]  # the row of the moments: sum |x| or sum x^2
@@ -62,19 +64,24 @@ def score(weights, statistics, geometry: BlockGeometry, mode: str, seed: int) ->
 
 
 def of_experts(weights, statistics, geometry: BlockGeometry, mode: str) -> dict:
-    """The same of every channel of an expert: what the block adds of it, the router's weights in it. The
-    KV groups, which stay, are scored as if nothing came after them.
-    """
+    """The same of every channel of an expert: what the block adds of it, the router's weights in it."""
     p = 1 if mode in ("bip", "bip-gated") else 2
     size, times = {1: 0, 2: 2}[p], geometry.times**p
     down = weights[geometry.family.experts.down].double()  # [experts, hidden, channels]
     output = times * down.abs().pow(p).sum(1).flatten()
+    ffn = (statistics["weighed"][size] * output) ** (1 / p)
+    return of_groups_alone(weights, statistics, geometry, mode) | {"ffn": ffn}
+
+
+def of_groups_alone(weights, statistics, geometry: BlockGeometry, mode: str) -> dict:
+    """The KV groups of a mixture, which stay: scored as if nothing came after them."""
+    if "attention" not in geometry.units:
+        return {}
+    p = 1 if mode in ("bip", "bip-gated") else 2
+    size, times = {1: 0, 2: 2}[p], geometry.times**p
     o = weights[geometry.family.output("attention")]
     channel = times * statistics["attention"][size] * colsum(o, p=p).double()
-    return {
-        "attention": channel.view(geometry.units["attention"], -1).sum(1) ** (1 / p),
-        "ffn": (statistics["weighed"][size] * output) ** (1 / p),
-    }
+    return {"attention": channel.view(geometry.units["attention"], -1).sum(1) ** (1 / p)}
 
 
 def amplification(weights, statistics, geometry: BlockGeometry, mode: str, output) -> torch.Tensor:

@@ -72,6 +72,7 @@ TOKENIZERS = {
 
 
 NO_CLASS = ("qwen3_5_moe_text", "qwen3_5_text")
+UNTRIED = ("deepseek_v2", "deepseek_v3", "glm4_moe")
 
 
 def older(facts: Facts) -> Answer:
@@ -80,6 +81,8 @@ def older(facts: Facts) -> Answer:
         return Answer(OLDER, None, UNKNOWN)
     if folder.family.model_type in NO_CLASS:
         return Answer(OLDER, False, f"it has no class for {folder.family.model_type}", SEEN)
+    if folder.family.model_type in UNTRIED:
+        return Answer(OLDER, None, f"{folder.family.model_type} was not tried with it")
     if folder.packing:
         return Answer(OLDER, None, "it has compressed-tensors' loader, which was not tried")
     shipped = facts.coded is not None
