@@ -76,7 +76,7 @@ def test_few_files_lie_flat():
 
 
 MOST_PARAMETERS = 8  # of a function outside the command line
-MOST_READERS = 12  # modules that a job's whole config is handed to
+MOST_READERS = 13  # modules that a job's whole config is handed to
 
 
 def functions(file: Path) -> Iterator[tuple[str, list[ast.arg]]]:

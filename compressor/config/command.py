@@ -20,8 +20,13 @@ SAME = {"calibration_also": "calibration"}  # given as the option's second value
 # Options that the stages have on the command line, and the whole job in Python alone.
 OF_STAGES = ("select", "kv_cost", "protect", "tp", "container")
 TEXTS = ("calibration", "calibration_also", "evaluation")
-# Where a job runs decides nothing of what it makes.
-PLACES = ("work_dir", "resume", "overwrite")
+# Where a job runs, and with how much memory, decides nothing of what it makes.
+PLACES = ("work_dir", "max_memory", "resume", "overwrite")
+
+
+def told_of(config: JobConfig) -> dict:
+    """What a result says it was asked for."""
+    return {"settings": settings_of(config), "command": command_of(config)}
 
 
 def settings_of(config: JobConfig) -> dict:

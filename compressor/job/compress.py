@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.config.amounts import AUTO
+from compressor.config.command import told_of
 from compressor.config.job import JobConfig
 from compressor.errors import InputError, QualityError
 from compressor.job import quantize
@@ -62,7 +63,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
             results = [zero_weights(job)]
         else:
             results = cut(job) if config.cuts else [quantize.quantize_source(job)]
-        publish_results(job, results, asked)
+        publish_results(job, results, told_of(asked))
     check_quality(results, config.runtime.max_perplexity_ratio)
     return results
 

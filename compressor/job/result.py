@@ -9,8 +9,6 @@ from typing import Any
 import torch
 
 from compressor.analysis.inspection import inspect
-from compressor.config.command import command_of, settings_of
-from compressor.config.job import JobConfig
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.target import WITHOUT_WIDTHS
@@ -242,8 +240,11 @@ def conclude(
     card(folder, result, done.record)
 
 
-def publish_results(job: Job, results: Sequence[Result], asked: JobConfig) -> None:
-    """Give the complete folder its name, and say in the results what the job took, and was to."""
+def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
+    """Give the complete folder its name, and say in the results what the job took, and was to.
+
+    asked: what `told_of` says of its config.
+    """
     final = job.config.dest
     folders = [job.run.partial / Path(r.dest).name for r in results if len(results) > 1]
     if len(results) == 1 and results[0].rejected:
@@ -259,11 +260,11 @@ def publish_results(job: Job, results: Sequence[Result], asked: JobConfig) -> No
     publish(job.run.partial, final)
 
 
-def report(folder: Path, result: Result, asked: JobConfig) -> None:
+def report(folder: Path, result: Result, asked: dict) -> None:
     """What the job was asked for and took, in a result's record, and all of that as a page."""
     took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings")
-    run = {"command": command_of(asked), **{name: getattr(result, name) for name in took}}
-    record = read_record(folder) | {"settings": settings_of(asked), "run": run}
+    run = {"command": asked["command"], **{name: getattr(result, name) for name in took}}
+    record = read_record(folder) | {"settings": asked["settings"], "run": run}
     write_record(folder, record)
     write_page(folder, record, inspect(folder)["loads"])
 

@@ -137,7 +137,7 @@ def allocations(record: dict) -> Iterator[str]:
 
 def repair(record: dict) -> Iterator[str]:
     """What the closed form and the training left of the error on held-back sequences."""
-    blocks = [block["steps"] for block in record.get("repair", {}).get("blocks", [])]
+    blocks = [block["steps"] for block in (record.get("repair") or {}).get("blocks", [])]
     if not blocks:
         return
     for step in ("attention", "ffn"):

@@ -19,7 +19,7 @@ JOBS = {
     "no repair": {"keep": [0.5], "repair": "none", "method": "hywia:fixed:0.5", "verify": False},
     "texts": {"keep": [0.9], "calibration": ["a.jsonl[0:4]", "own"], "evaluation": "none"},
     "no limit": {"keep": [0.9], "max_perplexity_ratio": "off", "budget": "flops"},
-    "depth": {"keep": [0.8], "drop_blocks": "auto", "max_memory": "8GB"},
+    "depth": {"keep": [0.8], "drop_blocks": "auto"},
     "hidden": {"keep_hidden": 0.9, "length": 128, "samples": 4},
 }
 
