@@ -1,7 +1,14 @@
 """The failures a user can act on. Each is one sentence and carries the exit code of `compress`."""
 
+import re
 from collections.abc import Sequence
 
+# How safetensors, which raises errors of its own, says what the system did: a full disk, a device that
+# fails.
+OF_THE_SYSTEM = re.compile(r"\(os error \d+\)")
+NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|can't start new thread"
+)
 # What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
 NOT_JSON = (ValueError, RecursionError)
 
@@ -57,6 +64,22 @@ class VerificationError(CompressorError):
     """The written checkpoint does not load, or does not compute what it should."""
 
     exit_code = 5
+
+
+def as_error(error: BaseException) -> CompressorError | None:
+    """A failure of the machine in our words; None for what is a bug."""
+    said = str(error)
+    if isinstance(error, CompressorError):
+        return error
+    if isinstance(error, MemoryError) or NO_MEMORY.search(said):
+        said = said.partition(". If ")[0] or "no more could be had"  # more is for programmers
+        return MachineError(f"Memory ran out: {said}. Use fewer --samples or a shorter --length.")
+    if isinstance(error, OSError) or OF_THE_SYSTEM.search(said):
+        return MachineError(f"The system refused: {said}.")
+    if "CUDA error" in said:
+        said = said.partition("\n")[0]
+        return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
+    return None
 
 
 def in_a_line(error: BaseException) -> str:

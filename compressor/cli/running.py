@@ -7,7 +7,7 @@ import sys
 import typer
 
 from compressor.cli.arguments import spread_ratios
-from compressor.errors import CompressorError, MachineError
+from compressor.errors import as_error
 from compressor.job.console import console
 from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
 
@@ -46,21 +46,6 @@ def say(app: typer.Typer, *sentences: str) -> None:
     """Why the command ends, on stderr."""
     text = " ".join(filter(None, sentences))
     console(stderr=True).print(f"{app.info.name}: {text}", style="red")
-
-
-def as_error(error: BaseException) -> CompressorError | None:
-    """A failure of the machine in our words; None for what is a bug."""
-    if isinstance(error, CompressorError):
-        return error
-    if isinstance(error, OSError) or "os error 28" in str(error):  # safetensors on a full disk
-        return MachineError(f"The system refused: {error}.")
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        said = str(error).partition(". If ")[0]  # torch's advice after that is for programmers
-        return MachineError(f"Memory ran out: {said}. Use fewer --samples or a shorter --length.")
-    if "CUDA error" in str(error):
-        said = str(error).partition("\n")[0]
-        return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
-    return None
 
 
 def main(app: typer.Typer) -> None:

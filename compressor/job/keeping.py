@@ -14,12 +14,12 @@ from compressor.config.runtime import Runtime
 from compressor.errors import DamagedError, InputError
 from compressor.job.destination import work_folder
 from compressor.job.interruption import ending
-from compressor.job.journal import Journal, OtherSettings
+from compressor.job.journal import VERSION, Journal, OtherSettings, OtherVersion
 from compressor.model.pauses import STREAM
 from compressor.model.saved_blocks import count_blocks
 
 SCORES = "scores.safetensors"
-AGREED = {"settings", "recovery"}  # journaled to be compared with, not because it was work
+AGREED = {VERSION, "settings", "recovery"}  # journaled to be compared with, not because it was work
 # What entries of the journal are called.
 WORDS = {
     "scored": "scores",
@@ -57,8 +57,12 @@ def open_work(dest: Path, runtime: Runtime) -> tuple[Path, Journal]:
 
 def described(work: Path) -> str:
     """What of a work folder is worth going on from, in words; nothing where nothing is."""
+    if not Journal.left_in(work):
+        return ""  # nothing can go on from the rest, which was being removed when it was left
     try:
-        entries = Journal.resume(work).entries if Journal.left_in(work) else {}
+        entries = Journal.resume(work).entries
+    except OtherVersion:
+        entries = {"a journal of another version": True}
     except InputError:
         entries = {"a journal that is damaged": True}
     done = [WORDS.get(n, n) for n, value in entries.items() if n not in AGREED and value]

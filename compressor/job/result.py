@@ -19,6 +19,7 @@ from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
 from compressor.job.proving import proved
+from compressor.job.publishing import publish_result
 from compressor.job.record import make_record
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
@@ -41,7 +42,6 @@ from compressor.text.tokens import TokenSet
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.record import write_record
-from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
 from compressor.writing.writer import write_folder
@@ -244,9 +244,10 @@ def publish_results(job: Job, results: Sequence[Result]) -> None:
     if len(results) == 1 and results[0].rejected:
         final = final.with_name(final.name + ".rejected")
         results[0].dest = str(final)
-    publish(job.run.partial, final)
+    changed = publish_result(job.run.partial, final, job.config.runtime, job.checkpoint)
     device = chosen_device(job.config.runtime.device)
     for result in results:
+        result.warnings += changed
         result.seconds = dict(job.run.meter.seconds)
         result.peak_rss_bytes = job.run.meter.peak_rss
         result.forecast = job.foreseen.told

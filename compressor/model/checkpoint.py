@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 
 from compressor.config.json_files import read_object
-from compressor.errors import InputError, MendableError
+from compressor.errors import DamagedError, InputError, MendableError
 from compressor.model.configs import (
     check_patterns,
     check_task,
@@ -90,6 +90,7 @@ class Checkpoint(Wrapped):
         self.check_tensors()
         self._check_units()
         self._compare_dtypes()
+        self.states = self._states()
 
     # -- what the files hold ----------------------------------------------------------------------
 
@@ -150,9 +151,39 @@ class Checkpoint(Wrapped):
 
     @cached_property
     def fingerprint(self) -> str:
+        return self._fingerprint()
+
+    def change(self) -> str | None:
+        try:
+            same, now = self._fingerprint() == self.fingerprint, self._states()
+        except OSError as error:
+            raise DamagedError(f"{self.path} can no longer be read: {error}.") from error
+        if not same:
+            raise DamagedError(
+                f"{self.path} was changed while it was read, so nothing is made of it; run again."
+            )
+        names = [file.name for file, state in self.states.items() if now[file] != state]
+        if not names:
+            return None
+        return (
+            f"{', '.join(names)} in {self.path} was written to while it was read. Its beginning and its "
+            "end are what they were; if anything between is not, run again."
+        )
+
+    def _files(self) -> list[Path]:
+        return sorted({t.file for t in stored(self.all_entries)})
+
+    def _states(self) -> dict[Path, tuple[int, int]]:
+        """By what it is seen that a file was written to: its size, and when that was last, whatever
+        clock that is of.
+        """
+        states = {file: file.stat() for file in self._files()}
+        return {file: (state.st_size, state.st_mtime_ns) for file, state in states.items()}
+
+    def _fingerprint(self) -> str:
         """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in stored(self.all_entries)}):
+        for file in self._files():
             with file.open("rb") as stream:
                 begin = 8 + int.from_bytes(stream.read(8), "little")
                 stream.seek(0)
