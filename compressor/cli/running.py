@@ -7,6 +7,7 @@ import sys
 import typer
 
 from compressor.cli.arguments import spread_ratios
+from compressor.cli.lost_pages import end_with_a_sentence
 from compressor.errors import as_error
 from compressor.job.console import console
 from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
@@ -50,6 +51,7 @@ def say(app: typer.Typer, *sentences: str) -> None:
 
 def main(app: typer.Typer) -> None:
     """An app, to the end of the process."""
+    end_with_a_sentence()
     code = run(app, sys.argv[1:])
     for number in SIGNALS:  # what comes now would only tear what ends anyway
         signal.signal(number, signal.SIG_IGN)

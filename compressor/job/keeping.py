@@ -96,11 +96,12 @@ def keeping(
     except BaseException as error:
         ending()
         error.where = lines.where  # type: ignore[attr-defined]
-        if not finished():
+        vain = isinstance(error, DamagedError)
+        if vain or not finished():
             shutil.rmtree(partial, ignore_errors=True)
         for stale in work.glob(ACTIVATIONS):
             shutil.rmtree(stale, ignore_errors=True)
-        if described(work) and not isinstance(error, DamagedError):
+        if described(work) and not vain:
             how = "" if isinstance(error, OtherSettings) else "; add --resume to go on"
             error.kept = f"What is done is kept in {work}{how}."  # type: ignore[attr-defined]
         else:

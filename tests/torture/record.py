@@ -49,9 +49,9 @@ def entries(file: Path) -> list[dict]:
     return [json.loads(each) for each in file.read_text(encoding="utf-8").splitlines()]
 
 
-def runs_of(found: list[dict], case: str) -> int:
+def runs_of(found: list[dict], kind: str, case: str) -> int:
     """How often a case is on record: a later run draws other moments."""
-    return sum(entry["case"] == case for entry in found)
+    return sum((entry["kind"], entry["case"]) == (kind, case) for entry in found)
 
 
 def totals(found: list[dict]) -> str:
