@@ -10,6 +10,7 @@ from compressor.scoring.methods import METHODS
 
 TEXT = "The quick brown fox jumps over the lazy dog; 12 boxes, 3 jugs.\n" * 30
 DETAILS = "batch: 4\naccumulate: 2\nsave_every: 2\nlearning_rate: 0.01\n"  # of a training
+ENDS = {"plan": ".json", "text": ".txt", "details": ".yaml"}
 SOURCE, DEST = "{source}", "{dest}"
 ALONE = ["--repair", "none"]  # nothing but the method
 
@@ -28,6 +29,11 @@ class Case:
     former: bool = False
     drawn: bool = False
     jobs: int = 4
+
+    @property
+    def uses(self) -> set[str]:
+        """The names of what it reads."""
+        return {self.source, *(a[1:-1] for a in self.arguments if a.startswith("{"))}
 
     def filled(self, places: dict[str, Path], dest: Path) -> list[str]:
         """The arguments with the folders of a run in them."""
@@ -107,19 +113,20 @@ def cases() -> list[Case]:
     ]  # fmt: skip
 
 
-def make_places(root: Path, finish: Callable[[list[str]], None]) -> dict[str, Path]:
-    """The folders and files that the cases read, made in `root`; finish: runs a command to its end."""
-    places = {name: root / name for name in ("llama", "even", "mixture")}
+def make_places(root: Path, used: set[str], finish: Callable[[list[str]], None]) -> dict[str, Path]:
+    """The folders and files of these names, made in `root`; finish: runs a command to its end."""
+    places = {name: root / name for name in ("llama", "even", "mixture", "plan", "text", "details")}
+    places = {name: path.with_suffix(ENDS.get(name, "")) for name, path in places.items()}
+    places["text"].write_text(TEXT)
+    places["details"].write_text(DETAILS)
     build_checkpoint(places["llama"])
-    build_checkpoint(places["even"], intermediate_size=64)
-    make_family("qwen3_moe", places["mixture"])
-    for name, text in (("text", TEXT), ("details", DETAILS)):
-        places[name] = root / f"{name}.{'txt' if name == 'text' else 'yaml'}"
-        places[name].write_text(text)
-    places["scores"], places["plan"] = root / "scores.safetensors", root / "plan.json"
-    finish(
-        ["score", str(places["llama"]), "--out", str(places["scores"]), "--calibration",
-         str(places["text"]), "--length", "32", "--samples", "6"]
-    )  # fmt: skip
-    finish(["plan", str(places["scores"]), "--keep", "0.7", "--out", str(places["plan"])])
+    if "even" in used:
+        build_checkpoint(places["even"], intermediate_size=64)
+    if "mixture" in used:
+        make_family("qwen3_moe", places["mixture"])
+    if "plan" in used:
+        scores, text = str(root / "scores.safetensors"), ["--calibration", str(places["text"])]
+        text += ["--length", "32", "--samples", "6"]
+        finish(["score", str(places["llama"]), "--out", scores, *text])
+        finish(["plan", scores, "--keep", "0.7", "--out", str(places["plan"])])
     return places

@@ -11,19 +11,17 @@ import os
 import random
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torture.forked import Ended, run, tell
-from torture.kills import Broken, Tally, Torture, refused
+from torture.kills import Broken, Torture, refused
+from torture.loading import LIBRARY
+from torture.record import Tally
 from torture.trees import beside, bytes_lost, tree, whole
 
 REFUSED_BY_THE_MACHINE = 4  # the exit code
-SOURCE = Path(__file__).with_name("faults.c")
-LIBRARY = "TORTURE_FAULTS"  # the environment's name for the file that was loaded first
 ROOM, BYTES = 0, 1  # kinds of calls, as faults.c has them
 MIB = 1 << 20
 
@@ -43,19 +41,6 @@ FAULTS = (
     Fault("EIO", errno.EIO, BYTES, False),
     Fault("EROFS", errno.EROFS, ROOM, True),
 )
-
-
-def load_first(build: Path) -> None:
-    """Start this program anew with the failing calls in it, unless it has them."""
-    if LIBRARY in os.environ:
-        return
-    library = build / "faults.so"
-    build.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True
-    )  # fmt: skip
-    both = {"LD_PRELOAD": str(library), LIBRARY: str(library)}
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | both)
 
 
 def failing(root: Path, fault: Fault, at: int, before: Callable[[], None]) -> Callable[[], None]:
@@ -138,8 +123,9 @@ class Faults:
     def sweep(self, seed: int, most: int, tally: Tally) -> None:
         """Every fault at calls that are drawn, at most so many of each."""
         draw, torture = random.Random(f"{self.torture.case.name} {seed}"), self.torture
+        counts = {fault.kind: self.count(fault) for fault in FAULTS}
         for fault in FAULTS:
-            count = self.count(fault)
+            count = counts[fault.kind]
             for at in draw.sample(range(count), min(most, count)):
                 self.one(
                     fault.name, at,

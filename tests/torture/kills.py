@@ -5,13 +5,13 @@ import random
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torture.cases import Case
 from torture.forked import Ended, counting, orphans, run, start, wait
+from torture.record import Tally
 from torture.trees import Tree, beside, bytes_lost, tree, whole
 
 from compressor.job import result
@@ -27,18 +27,6 @@ RESUME, ANEW, NOTHING = "add --resume", "leave out --resume", "Nothing was kept"
 
 class Broken(Exception):
     """Something that must never be."""
-
-
-@dataclass
-class Tally:
-    """What happened to a case: kills by signal and by stage, jobs that were brought to their end."""
-
-    kills: Counter = field(default_factory=Counter)
-    stages: Counter = field(default_factory=Counter)
-    too_late: int = 0  # moments that came after the end of the job
-    finished: int = 0
-    bytes_lost: int = 0
-    failures: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,6 +52,7 @@ class Torture:
         ended = run(arguments, root / "said", counting(folder, before=draws))
         if ended.code or beside(dest) or orphans():
             raise Broken(f"uninterrupted, it ends with {ended.code}: {ended.in_a_line[-500:]}")
+        places = {name: path for name, path in places.items() if name in case.uses}
         sources = {name: tree(path) for name, path in places.items()}
         return cls(case, places, root, sources, ended, dest, draws)
 

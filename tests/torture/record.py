@@ -4,11 +4,10 @@ import json
 import platform
 import subprocess
 from collections import Counter
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from pathlib import Path
-
-from torture.kills import Tally
 
 from compressor.writing.record import versions
 
@@ -19,6 +18,18 @@ ROOT = Path(__file__).parent.parent.parent
 def commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+@dataclass
+class Tally:
+    """What happened to a case: kills by signal and by stage, jobs that were brought to their end."""
+
+    kills: Counter = field(default_factory=Counter)
+    stages: Counter = field(default_factory=Counter)
+    too_late: int = 0  # moments that came after the end of the job
+    finished: int = 0
+    bytes_lost: int = 0
+    failures: list[str] = field(default_factory=list)
 
 
 def line(case: str, tally: Tally, kind: str = "kills") -> dict:
