@@ -2,8 +2,9 @@
 
     PYTHONPATH=tests python bench/max_memory.py [8GB 3GB 1GB 600MB]
 
-A random Llama of two blocks, 1,024 wide, and 131,072 tokens: scored, cut and written, a process each. What
-a job may have is said beside what it had, with what it foresaw, of which 330 MB are Python's and torch's.
+A random Llama of two blocks, 1,024 wide, and 131,072 tokens: scored, cut and written, a process each.
+What a job may have is said beside what it had, with what it foresaw, of which about 330 MB are Python's
+and torch's.
 """
 
 import json
