@@ -33,7 +33,7 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
                 getattr(stop, "kept", "Nothing was kept."),
             )
             return INTERRUPTED
-        except Exception as error:
+        except BaseException as error:  # what Rust calls a panic is no Exception
             known, kept = as_error(error), getattr(error, "kept", "")
             if known is None or os.environ.get(DEBUG) == "1":
                 if kept:

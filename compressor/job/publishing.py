@@ -5,7 +5,7 @@ from pathlib import Path
 from compressor.config.runtime import Runtime
 from compressor.job.interruption import ending
 from compressor.model.source import Source
-from compressor.writing.shards import flush, publish
+from compressor.writing.shards import flush, flush_one, publish
 
 
 def publish_result(
@@ -20,4 +20,13 @@ def publish_result(
     flush(folder)
     ending()
     publish(folder, final, runtime.overwrite)
+    return [change] if change else []
+
+
+def publish_file(unfinished: Path, final: Path, source: Source) -> list[str]:
+    """The same of a file, which replaces one of its name."""
+    change = source.whole.change()
+    flush_one(unfinished)
+    ending()
+    unfinished.replace(final)
     return [change] if change else []

@@ -225,7 +225,7 @@ def main(arguments: list[str]) -> None:
             )
         else:
             report = verify_on(asked.device, asked.folder, against, generates=asked.generates)
-    except Exception as error:
+    except BaseException as error:  # what Rust calls a panic is no Exception
         if (known := as_error(error)) is None:
             raise
         report = {"error": str(known), "of_the_machine": isinstance(known, MachineError)}

@@ -148,4 +148,5 @@ def publish(folder: Path, final: Path, replace: bool = False) -> None:
         final.rename(former)
     folder.rename(final)
     flush_one(final.absolute().parent)
-    shutil.rmtree(former, ignore_errors=True)
+    if replace:  # else what has that name is of a job that was killed while it replaced it
+        shutil.rmtree(former, ignore_errors=True)

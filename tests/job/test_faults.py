@@ -2,6 +2,7 @@
 to be, work that another version left. `make torture` has the calls of the system that fail.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -259,6 +260,33 @@ def test_a_block_that_is_damaged_is_named(tmp_path):
 def test_what_the_system_refuses_is_of_the_machine(error, begin):
     known = as_error(error)
     assert isinstance(known, MachineError) and str(known).startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EIO, 4), (errno.ENOSPC, 4), (errno.ENOENT, 2), (None, 2)]
+)
+def test_what_the_machine_did_not_read_is_no_fault_of_what_was_to_be_read(number, code):
+    """transformers raises an OSError without a number where a file does not suit it."""
+    try:
+        try:
+            raise OSError(number, "so it is") if number else OSError("so it is")
+        except OSError as error:
+            raise InputError("The tokenizer does not load.") from error
+    except InputError as error:
+        known = as_error(error)
+    assert known.exit_code == code and str(known) == "The tokenizer does not load."
+
+
+def test_a_panic_of_rust_is_a_sentence(llama, asked, tmp_path, monkeypatch, capsys):
+    class PanicException(BaseException):
+        pass
+
+    def without(*_):
+        raise PanicException("ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }")
+
+    monkeypatch.setattr(Checkpoint, "tokenizer", without)
+    assert compress(llama, tmp_path / "out", *asked) == 4
+    assert "Memory ran out: ThreadPoolBuildError" in said(capsys)
 
 
 def test_what_is_wrong_with_a_file_is_not():
