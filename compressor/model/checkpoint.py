@@ -5,7 +5,6 @@ the folder is opened, from JSON and headers alone: no tensor is read (but a head
 beside the embedding that the config ties it to), nothing is executed, no pickle is touched.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 import torch
 
 from compressor.config.json_files import read_object
-from compressor.errors import DamagedError, InputError, MendableError
+from compressor.errors import InputError, MendableError
 from compressor.model.configs import (
     check_patterns,
     check_task,
@@ -29,6 +28,7 @@ from compressor.model.empty_model import EmptyModel, UnfitError
 from compressor.model.experts import are_stacked, stacked
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
+from compressor.model.fingerprint import change, fingerprint, states
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
 from compressor.model.tensors import (
@@ -44,8 +44,6 @@ from compressor.model.tensors import (
 from compressor.model.weight_files import check_adapters, check_index, weight_files
 from compressor.model.wrapped import Wrapped
 from compressor.text.tokenizer import open_tokenizer
-
-FINGERPRINT_BYTES = 1 << 20
 
 
 class Checkpoint(Wrapped):
@@ -90,7 +88,7 @@ class Checkpoint(Wrapped):
         self.check_tensors()
         self._check_units()
         self._compare_dtypes()
-        self.states = self._states()
+        self.states = states(self._files())
 
     # -- what the files hold ----------------------------------------------------------------------
 
@@ -151,46 +149,13 @@ class Checkpoint(Wrapped):
 
     @cached_property
     def fingerprint(self) -> str:
-        return self._fingerprint()
+        return fingerprint(self.path, self._files())
 
     def change(self) -> str | None:
-        try:
-            same, now = self._fingerprint() == self.fingerprint, self._states()
-        except OSError as error:
-            raise DamagedError(f"{self.path} can no longer be read: {error}.") from error
-        if not same:
-            raise DamagedError(
-                f"{self.path} was changed while it was read, so nothing is made of it; run again."
-            )
-        names = [file.name for file, state in self.states.items() if now[file] != state]
-        if not names:
-            return None
-        return (
-            f"{', '.join(names)} in {self.path} was written to while it was read. Its beginning and its "
-            "end are what they were; if anything between is not, run again."
-        )
+        return change(self.path, self.fingerprint, self.states)
 
     def _files(self) -> list[Path]:
         return sorted({t.file for t in stored(self.all_entries)})
-
-    def _states(self) -> dict[Path, tuple[int, int]]:
-        """By what it is seen that a file was written to: its size, and when that was last, whatever
-        clock that is of.
-        """
-        states = {file: file.stat() for file in self._files()}
-        return {file: (state.st_size, state.st_mtime_ns) for file, state in states.items()}
-
-    def _fingerprint(self) -> str:
-        """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in self._files():
-            with file.open("rb") as stream:
-                begin = 8 + int.from_bytes(stream.read(8), "little")
-                stream.seek(0)
-                digest.update(stream.read(begin + FINGERPRINT_BYTES))
-                stream.seek(max(begin, file.stat().st_size - FINGERPRINT_BYTES))
-                digest.update(stream.read())
-        return digest.hexdigest()
 
     # -- opening ----------------------------------------------------------------------------------
 
