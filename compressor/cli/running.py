@@ -10,7 +10,7 @@ from compressor.cli.arguments import spread_ratios
 from compressor.cli.lost_pages import end_with_a_sentence
 from compressor.errors import as_error
 from compressor.job.console import console
-from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
+from compressor.job.interruption import SIGNALS, Interrupted, asked, ending, interruptible
 
 HELP = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # the exit code
@@ -24,16 +24,13 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             return app(args=spread_ratios(arguments), standalone_mode=True) or 0
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else 2
-        except Interrupted as stop:
-            ending()
-            where = getattr(stop, "where", "")
-            say(
-                app,
-                f"interrupted{where and f' in {where}'}.",
-                getattr(stop, "kept", "Nothing was kept."),
-            )
-            return INTERRUPTED
         except BaseException as error:  # what Rust calls a panic is no Exception
+            if isinstance(error, Interrupted) or asked():
+                ending()
+                where = getattr(error, "where", "")
+                kept = getattr(error, "kept", "Nothing was kept.")
+                say(app, f"interrupted{where and f' in {where}'}.", kept)
+                return INTERRUPTED
             known, kept = as_error(error), getattr(error, "kept", "")
             if known is None or os.environ.get(DEBUG) == "1":
                 if kept:

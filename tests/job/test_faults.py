@@ -194,6 +194,24 @@ def test_a_signal_comes_too_late_for_a_published_result(
     assert "interrupted" not in said(capsys) and left_over(tmp_path / "out") == ["out"]
 
 
+def test_a_signal_that_a_library_makes_another_error_of(
+    llama, asked, tmp_path, capsys, after_block
+):
+    """As torch does that is in the middle of making a tensor."""
+
+    def lost():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException:
+            raise ValueError("could not determine the shape") from None
+
+    after_block(lost)
+    assert compress(llama, tmp_path / "out", *asked) == 130
+    told = said(capsys)
+    assert "compress: interrupted in score" in told and "could not" not in told
+
+
 # -- the work folder ----------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
-/* Calls of the system that fail, for those of files under one folder: loaded before all else (LD_PRELOAD).
+/* Calls of the system that fail, for those of files under one folder: loaded before all else
+   (LD_PRELOAD).
 
-   faults_arm(root, kind, at, error, on): call number `at` fails with `error`, and all behind it if `on`.
-   kind 0: calls that need room; kind 1: calls that move bytes. faults_seen(): how many there were. */
+   faults_arm(root, kind, at, error, on): call number `at` fails with `error`, and all behind it if
+   `on`. kind 0: calls that need room; kind 1: calls that move bytes. faults_seen(): how many there
+   were. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,7 +23,7 @@ static int armed, wanted, on, error;
 static long at;
 static atomic_long seen;
 
-void faults_arm(const char *folder, int kind, long number, int code, int stays) {
+void faults_arm(const char* folder, int kind, long number, int code, int stays) {
   strncpy(root, folder, sizeof root - 1);
   wanted = kind, at = number, error = code, on = stays;
   seen = 0;
@@ -33,7 +35,7 @@ long faults_seen(void) {
   return seen;
 }
 
-static int fails(const char *path) {
+static int fails(const char* path) {
   if (strncmp(path, root, strlen(root))) return 0;
   long number = atomic_fetch_add(&seen, 1);
   if (at < 0 || (on ? number < at : number != at)) return 0;
@@ -41,7 +43,7 @@ static int fails(const char *path) {
   return 1;
 }
 
-static int at_path(const char *path) { return armed && wanted == ROOM && fails(path); }
+static int at_path(const char* path) { return armed && wanted == ROOM && fails(path); }
 
 static int at_handle(int handle) {
   char link[64], path[4096];
@@ -55,11 +57,11 @@ static int at_handle(int handle) {
 
 #define REAL(name) ((typeof(&name))dlsym(RTLD_NEXT, #name))
 
-ssize_t write(int handle, const void *data, size_t size) {
+ssize_t write(int handle, const void* data, size_t size) {
   return at_handle(handle) ? -1 : REAL(write)(handle, data, size);
 }
 
-ssize_t read(int handle, void *data, size_t size) {
+ssize_t read(int handle, void* data, size_t size) {
   return wanted == BYTES && at_handle(handle) ? -1 : REAL(read)(handle, data, size);
 }
 
@@ -69,16 +71,16 @@ int ftruncate64(int handle, off64_t size) {
   return wanted == ROOM && at_handle(handle) ? -1 : REAL(ftruncate64)(handle, size);
 }
 
-int mkdir(const char *path, mode_t mode) { return at_path(path) ? -1 : REAL(mkdir)(path, mode); }
+int mkdir(const char* path, mode_t mode) { return at_path(path) ? -1 : REAL(mkdir)(path, mode); }
 
-int rename(const char *from, const char *to) { return at_path(to) ? -1 : REAL(rename)(from, to); }
+int rename(const char* from, const char* to) { return at_path(to) ? -1 : REAL(rename)(from, to); }
 
-static int opened(int (*real)(const char *, int, ...), const char *path, int flags, va_list rest) {
+static int opened(int (*real)(const char*, int, ...), const char* path, int flags, va_list rest) {
   mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;
   return flags & O_CREAT && at_path(path) ? -1 : real(path, flags, mode);
 }
 
-int open64(const char *path, int flags, ...) {
+int open64(const char* path, int flags, ...) {
   va_list rest;
   va_start(rest, flags);
   int handle = opened(REAL(open64), path, flags, rest);
@@ -86,7 +88,7 @@ int open64(const char *path, int flags, ...) {
   return handle;
 }
 
-int open(const char *path, int flags, ...) {
+int open(const char* path, int flags, ...) {
   va_list rest;
   va_start(rest, flags);
   int handle = opened(REAL(open), path, flags, rest);
