@@ -8,6 +8,7 @@
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
 # make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 10 minutes, 3 GB)
+# make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 VENV ?= .venv
@@ -21,7 +22,7 @@ export PYTHONSAFEPATH = 1
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
-.PHONY: docs bench-whole real serve clean
+.PHONY: docs bench-whole real serve torture clean
 .PHONY: gpu
 
 install: $(VENV)/.installed
@@ -132,6 +133,12 @@ $(ENGINES)/.installed: $(VENV)/.installed
 	$(ENGINES)/bin/python -m pip install --quiet --no-deps --target $(ENGINES)/torchvision torchvision==0.28.0
 	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
 	touch $@
+
+# Adds to $(RESULTS)/torture.jsonl, draws other moments than are on record, and prints the totals of all.
+MINUTES ?= 60
+torture: install
+	OMP_NUM_THREADS=1 PYTHONPATH=tests \
+	    $(BIN)/python tests/torture/main.py --minutes $(MINUTES) --record $(RESULTS)/torture.jsonl
 
 # On a machine whose own python has torch with CUDA; nothing is downloaded. The second call also runs where
 # the first one failed, and OUT=FOLDER puts the results elsewhere (docs/gpu.md).

@@ -1,7 +1,20 @@
 """The failures a user can act on. Each is one sentence and carries the exit code of `compress`."""
 
-from collections.abc import Sequence
+import errno
+import re
+from collections.abc import Iterator, Sequence
 
+# How safetensors, which raises errors of its own, says what the system did: a full disk, a device that
+# fails.
+OF_THE_SYSTEM = re.compile(r"\(os error \d+\)")
+NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|can't start new thread"
+    "|ThreadPoolBuildError"
+)
+# How the system says that it is not the file's fault, nor the user's.
+FAILURES = {
+    getattr(errno, name) for name in ("EIO", "ENOSPC", "ENOMEM", "EMFILE", "ENFILE", "EROFS")
+}
 # What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
 NOT_JSON = (ValueError, RecursionError)
 
@@ -57,6 +70,37 @@ class VerificationError(CompressorError):
     """The written checkpoint does not load, or does not compute what it should."""
 
     exit_code = 5
+
+
+def failed(error: BaseException) -> bool:
+    """Whether it was the machine that failed."""
+    by_number = isinstance(error, OSError) and error.errno in FAILURES
+    said = str(error)
+    no_words = isinstance(error, MemoryError | MachineError)
+    return bool(by_number or no_words or OF_THE_SYSTEM.search(said) or NO_MEMORY.search(said))
+
+
+def behind(error: BaseException) -> Iterator[BaseException]:
+    """What an error was raised from, and that from, down to the first one."""
+    while error := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        yield error
+
+
+def as_error(error: BaseException) -> CompressorError | None:
+    """A failure of the machine in our words; None for what is a bug."""
+    said = str(error)
+    if isinstance(error, CompressorError):
+        # What could not be read, because a disk failed, is not wrong in itself.
+        return MachineError(said) if any(map(failed, behind(error))) else error
+    if isinstance(error, MemoryError) or NO_MEMORY.search(said):
+        said = said.partition(". If ")[0] or "no more could be had"  # more is for programmers
+        return MachineError(f"Memory ran out: {said}. Use fewer --samples or a shorter --length.")
+    if isinstance(error, OSError) or OF_THE_SYSTEM.search(said):
+        return MachineError(f"The system refused: {said}.")
+    if "CUDA error" in said:
+        said = said.partition("\n")[0]
+        return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
+    return None
 
 
 def in_a_line(error: BaseException) -> str:

@@ -20,9 +20,10 @@ def export(
     from compressor.model.checkpoint import Checkpoint
     from compressor.writing.gguf import check_asked
     from compressor.writing.gguf import export as write
+    from compressor.writing.locking import locked
 
     check_asked(out, kind)
-    with Lines(quiet).stage("export") as progress:
+    with locked(out), Lines(quiet).stage("export") as progress:
         said = write(Checkpoint(folder), out, kind, progress)
     if not quiet:
         print("\n".join(said))

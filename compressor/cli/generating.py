@@ -40,9 +40,10 @@ def generate(
     from compressor.job.own_text import write_own
     from compressor.job.progress import Lines
     from compressor.model.checkpoint import Checkpoint
+    from compressor.writing.locking import locked
 
     checkpoint = Checkpoint(source)
-    with Lines(quiet).stage("generate") as progress:
+    with locked(out), Lines(quiet).stage("generate") as progress:
         made = write_own(checkpoint, runtime, out, tokens, length, progress)
     if not quiet:
         print(

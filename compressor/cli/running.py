@@ -7,9 +7,10 @@ import sys
 import typer
 
 from compressor.cli.arguments import spread_ratios
-from compressor.errors import CompressorError, MachineError
+from compressor.cli.lost_pages import end_with_a_sentence
+from compressor.errors import as_error
 from compressor.job.console import console
-from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
+from compressor.job.interruption import SIGNALS, Interrupted, asked, ending, interruptible
 
 HELP = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # the exit code
@@ -23,16 +24,13 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             return app(args=spread_ratios(arguments), standalone_mode=True) or 0
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else 2
-        except Interrupted as stop:
-            ending()
-            where = getattr(stop, "where", "")
-            say(
-                app,
-                f"interrupted{where and f' in {where}'}.",
-                getattr(stop, "kept", "Nothing was kept."),
-            )
-            return INTERRUPTED
-        except Exception as error:
+        except BaseException as error:  # what Rust calls a panic is no Exception
+            if isinstance(error, Interrupted) or asked():
+                ending()
+                where = getattr(error, "where", "")
+                kept = getattr(error, "kept", "Nothing was kept.")
+                say(app, f"interrupted{where and f' in {where}'}.", kept)
+                return INTERRUPTED
             known, kept = as_error(error), getattr(error, "kept", "")
             if known is None or os.environ.get(DEBUG) == "1":
                 if kept:
@@ -48,23 +46,9 @@ def say(app: typer.Typer, *sentences: str) -> None:
     console(stderr=True).print(f"{app.info.name}: {text}", style="red")
 
 
-def as_error(error: BaseException) -> CompressorError | None:
-    """A failure of the machine in our words; None for what is a bug."""
-    if isinstance(error, CompressorError):
-        return error
-    if isinstance(error, OSError) or "os error 28" in str(error):  # safetensors on a full disk
-        return MachineError(f"The system refused: {error}.")
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        said = str(error).partition(". If ")[0]  # torch's advice after that is for programmers
-        return MachineError(f"Memory ran out: {said}. Use fewer --samples or a shorter --length.")
-    if "CUDA error" in str(error):
-        said = str(error).partition("\n")[0]
-        return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
-    return None
-
-
 def main(app: typer.Typer) -> None:
     """An app, to the end of the process."""
+    end_with_a_sentence()
     code = run(app, sys.argv[1:])
     for number in SIGNALS:  # what comes now would only tear what ends anyway
         signal.signal(number, signal.SIG_IGN)

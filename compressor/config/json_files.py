@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from compressor.errors import NOT_JSON, InputError
+from compressor.errors import NOT_JSON, InputError, failed
 
 # How what no UTF-8 holds (lone surrogates) is written: as JSON escapes it.
 ESCAPED = "backslashreplace"
@@ -24,8 +24,12 @@ def read_object(file: Path, hint: str = "") -> dict:
 
 
 def object_in(file: Path) -> dict:
-    """The object that a JSON file holds; nothing where there is none, or it cannot be read."""
+    """The object that a JSON file holds; nothing where there is none, or it cannot be read, unless it is
+    the machine that fails.
+    """
     try:
         return read_object(file)
-    except (OSError, InputError):
+    except (OSError, InputError) as error:
+        if failed(error):
+            raise
         return {}

@@ -42,8 +42,9 @@ from compressor.scoring.scores import Scores
 from compressor.scoring.selection import looked_at, refined
 from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.in_memory import build
+from compressor.writing.locking import locked
 from compressor.writing.record import read_record, write_record
-from compressor.writing.shards import publish
+from compressor.writing.shards import flush, publish
 from compressor.writing.writer import write_folder
 
 CUT = "compressor_record"  # of a model in memory: what compression.json would say
@@ -226,12 +227,14 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     if out.exists():
         raise InputError(f"{out} exists; name a new folder.")
     partial = partial_of(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        publish(partial, out)
-    finally:
+    with locked(out):
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            yield partial
+            flush(partial)
+            publish(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def record_of(small: Model) -> dict:

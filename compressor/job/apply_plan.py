@@ -17,6 +17,7 @@ from compressor.job.opening import open_stream
 from compressor.job.own_text import choose_text, own_text
 from compressor.job.progress import Lines
 from compressor.job.proving import proved
+from compressor.job.publishing import publish_result
 from compressor.job.reading import read_texts, reading_notes
 from compressor.job.record import make_record
 from compressor.job.result import open_repair, write_cut
@@ -30,7 +31,6 @@ from compressor.repairing.streaming import check_repair, check_text
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import writer_of
 from compressor.writing.record import write_record
-from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
 
@@ -83,11 +83,11 @@ def apply_plan(
             report = proved(run, runtime, run.partial, source=source)
             proof = f"verified, logits within {report['logits_difference']:.1e}"
         written = Checkpoint(run.partial)
-        publish(run.partial, dest)
+        changed = publish_result(run.partial, dest, runtime, whole)
     said = f"{dest}: {written.parameters:,} of {whole.parameters:,} parameters, {proof}"
     notes = [*reading_notes(text, checkpoint, calibration), *chosen, *left_behind(checkpoint)]
     notes += container_notes(checkpoint, written, writer.layout) + class_notes(
         checkpoint.path, dest
     )
-    notes += repairing.warnings if repairing else []
+    notes += [*(repairing.warnings if repairing else []), *changed]
     return "\n".join([said, *notes])

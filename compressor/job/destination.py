@@ -6,10 +6,11 @@ from pathlib import Path
 
 from compressor.config.runtime import Runtime
 from compressor.errors import InputError
+from compressor.writing.locking import END as LOCKED
 from compressor.writing.record import RECORD
 
 # DEST with these ends is what a job makes or removes, apart from DEST itself and the work folder.
-BESIDE = (".partial", ".old", ".rejected", ".rejected.old")
+BESIDE = (".partial", ".old", ".rejected", ".rejected.old", LOCKED)
 
 
 def check_dest(source: Path, dest: Path, runtime: Runtime) -> None:

@@ -18,13 +18,13 @@ from compressor.errors import InputError, MendableError
 from compressor.job.destination import check_dest
 from compressor.job.progress import Lines
 from compressor.job.proving import proved
+from compressor.job.publishing import publish_result
 from compressor.job.run import Run, open_run
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.weight_files import ADAPTERS
 from compressor.writing.containers import container_notes
 from compressor.writing.record import read_record, versions, write_record
-from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
 from compressor.writing.writer import write_folder
@@ -58,7 +58,7 @@ def mend(folder: Path, out: Path, asked: Asked, runtime: Runtime, lines: Lines) 
         except MendableError as error:  # not by this
             raise InputError(f"{folder} cannot be mended: {error.said}") from error
         report = verified(source, prompts, run, runtime) if runtime.verify else None
-        publish(run.partial, out)
+        publish_result(run.partial, out, runtime)
     notes = [*source.notes, *container_notes(source, written, form.layout), *left_behind(source)]
     return result | {
         "out": str(out),

@@ -50,6 +50,13 @@ def check() -> None:
         raise Interrupted
 
 
+def asked() -> bool:
+    """Whether a signal has come: what breaks off then does so because of it, whatever a library that it
+    came in has made of the exception.
+    """
+    return _State.asked
+
+
 def ending() -> None:
     """From here on signals change nothing: what is left to do takes a moment and must not be torn."""
     _State.ending = True

@@ -4,13 +4,19 @@ import json
 import os
 from pathlib import Path
 
-from compressor.errors import InputError
+from compressor import __version__
+from compressor.errors import NOT_JSON, InputError
 
 NAME = "journal.json"
+VERSION = "compressor"  # the entry of the version that made the others
 
 
 class OtherSettings(InputError):
     """A resumed job is asked for something else than it was begun with."""
+
+
+class OtherVersion(OtherSettings):
+    """It was begun by another version of this package."""
 
 
 class Journal:
@@ -23,15 +29,25 @@ class Journal:
     def resume(cls, folder: Path) -> "Journal":
         """The journal that an interrupted job left in `folder`; `InputError` if there is none."""
         try:
-            return cls(folder, json.loads((folder / NAME).read_text(encoding="utf-8")))
+            entries = json.loads((folder / NAME).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
                 f"There is nothing to resume: {folder / NAME} does not exist; leave out --resume."
             ) from None
-        except ValueError as error:
+        except NOT_JSON as error:
             raise InputError(
-                f"{folder / NAME} is damaged: {error}; remove it to begin anew."
+                f"{folder / NAME} is damaged: {error}; remove {folder} to begin anew."
             ) from error
+        if not isinstance(entries, dict):
+            raise InputError(
+                f"{folder / NAME} is damaged: it is no JSON object; remove {folder} to begin anew."
+            )
+        if (version := entries.get(VERSION)) != __version__:
+            raise OtherVersion(
+                f"{folder} was begun by {version or 'an older version'} of compressor, and this is "
+                f"{__version__}: go on with that one, or remove the folder and leave out --resume."
+            )
+        return cls(folder, entries)
 
     @staticmethod
     def left_in(folder: Path) -> bool:
@@ -41,7 +57,7 @@ class Journal:
         return self.entries.get(name)
 
     def put(self, name: str, value) -> None:
-        self.entries[name] = value
+        self.entries |= {VERSION: __version__, name: value}
         unfinished = self.path.with_suffix(".unfinished")
         with unfinished.open("w", encoding="utf-8") as file:
             json.dump(self.entries, file, indent=1)

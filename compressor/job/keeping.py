@@ -14,12 +14,12 @@ from compressor.config.runtime import Runtime
 from compressor.errors import DamagedError, InputError
 from compressor.job.destination import work_folder
 from compressor.job.interruption import ending
-from compressor.job.journal import Journal, OtherSettings
+from compressor.job.journal import VERSION, Journal, OtherSettings, OtherVersion
 from compressor.model.pauses import STREAM
 from compressor.model.saved_blocks import count_blocks
 
 SCORES = "scores.safetensors"
-AGREED = {"settings", "recovery"}  # journaled to be compared with, not because it was work
+AGREED = {VERSION, "settings", "recovery"}  # journaled to be compared with, not because it was work
 # What entries of the journal are called.
 WORDS = {
     "scored": "scores",
@@ -57,8 +57,12 @@ def open_work(dest: Path, runtime: Runtime) -> tuple[Path, Journal]:
 
 def described(work: Path) -> str:
     """What of a work folder is worth going on from, in words; nothing where nothing is."""
+    if not Journal.left_in(work):
+        return ""  # nothing can go on from the rest, which was being removed when it was left
     try:
-        entries = Journal.resume(work).entries if Journal.left_in(work) else {}
+        entries = Journal.resume(work).entries
+    except OtherVersion:
+        entries = {"a journal of another version": True}
     except InputError:
         entries = {"a journal that is damaged": True}
     done = [WORDS.get(n, n) for n, value in entries.items() if n not in AGREED and value]
@@ -92,11 +96,12 @@ def keeping(
     except BaseException as error:
         ending()
         error.where = lines.where  # type: ignore[attr-defined]
-        if not finished():
+        vain = isinstance(error, DamagedError)
+        if vain or not finished():
             shutil.rmtree(partial, ignore_errors=True)
         for stale in work.glob(ACTIVATIONS):
             shutil.rmtree(stale, ignore_errors=True)
-        if described(work) and not isinstance(error, DamagedError):
+        if described(work) and not vain:
             how = "" if isinstance(error, OtherSettings) else "; add --resume to go on"
             error.kept = f"What is done is kept in {work}{how}."  # type: ignore[attr-defined]
         else:

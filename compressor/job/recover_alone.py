@@ -5,6 +5,8 @@
 Every process trains; the first one alone keeps the journal, writes, verifies, measures and publishes.
 """
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
@@ -20,6 +22,7 @@ from compressor.job.keeping import keeping, open_work
 from compressor.job.needs import decisive
 from compressor.job.opening import chosen_device, open_stream
 from compressor.job.progress import Lines, Meter
+from compressor.job.publishing import publish_result
 from compressor.job.reading import read_texts, reading_notes
 from compressor.job.recover import Recovering, recover_one
 from compressor.job.recovery_data import STATE, agree_on_recovery, read_recovery
@@ -31,8 +34,8 @@ from compressor.recovery.precision import check_memory
 from compressor.recovery.stage import recover
 from compressor.recovery.training import Training
 from compressor.report.result import Result
+from compressor.writing.locking import locked
 from compressor.writing.record import read_record, write_record
-from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 
 NAME = "recovery"
@@ -53,6 +56,21 @@ def recover_folder(
     made it no better; then nothing is written.
     """
     check_recovery(source, dest, recovery, text, runtime)
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
+    with locked(dest) if first else nullcontext():
+        return recovered(source, dest, uncut, recovery, text, runtime, lines)
+
+
+def recovered(
+    source: Path,
+    dest: Path,
+    uncut: Path | None,
+    recovery: RecoveryConfig,
+    text: TextConfig,
+    runtime: Runtime,
+    lines: Lines,
+) -> Result | None:
+    """The same, in the only job that makes `dest`."""
     checkpoint = Checkpoint(source)
     recovery = recovery.of_width(checkpoint.hidden_size)
     teacher = teacher_of(checkpoint, uncut, recovery)
@@ -98,7 +116,7 @@ def recover_folder(
             known = ("perplexity_pruned", "perplexity_after")
             measured = {name: getattr(result, name) for name in known}
             write_record(partial, read_record(partial) | done.record | measured)
-            publish(partial, dest)
+            result.warnings += publish_result(partial, dest, runtime, checkpoint)
     if not better:
         raise QualityError(f"{result.warnings[-1]} Nothing was written to {dest}.")
     result.seconds = dict(meter.seconds)

@@ -20,6 +20,7 @@ from compressor.job.needs import WantedResult
 from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
 from compressor.job.proving import proved
+from compressor.job.publishing import publish_result
 from compressor.job.record import make_record
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
@@ -43,7 +44,6 @@ from compressor.text.tokens import TokenSet
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
 from compressor.writing.record import read_record, write_record
-from compressor.writing.shards import publish
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
 from compressor.writing.writer import write_folder
@@ -257,7 +257,9 @@ def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
         result.forecast = job.foreseen.told
         result.peak_gpu_bytes = gpu_peak(device)
         report(folder, result, asked)
-    publish(job.run.partial, final)
+    changed = publish_result(job.run.partial, final, job.config.runtime, job.checkpoint)
+    for result in results:
+        result.warnings += changed
 
 
 def report(folder: Path, result: Result, asked: dict) -> None:

@@ -10,6 +10,7 @@ from compressor.config.runtime import Runtime
 from compressor.job.journal import Journal
 from compressor.job.keeping import keeping, open_work
 from compressor.job.progress import Lines, Meter
+from compressor.writing.locking import locked
 
 Progress = Callable[[int, int], None]
 
@@ -41,18 +42,19 @@ def partial_of(dest: Path) -> Path:
 def open_run(
     dest: Path, runtime: Runtime, lines: Lines, results: Sequence[str] = ()
 ) -> Iterator[Run]:
-    """A run that makes `dest`, or goes on with an interrupted one.
+    """A run that makes `dest`, or goes on with an interrupted one; the only one that does.
 
     When it breaks off, its exception says what is kept; `partial` is among that if one of the `results`
     is in the journal.
     """
-    work, journal = open_work(dest, runtime)
-    partial = partial_of(dest)
-    if not runtime.resume:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(dest):
+        work, journal = open_work(dest, runtime)
+        partial = partial_of(dest)
+        if not runtime.resume:
+            shutil.rmtree(partial, ignore_errors=True)
 
-    def finished() -> bool:
-        return any(journal.get(name) for name in results)
+        def finished() -> bool:
+            return any(journal.get(name) for name in results)
 
-    with Meter() as meter, keeping(work, lines, partial, finished):
-        yield Run(partial, work, journal, meter, lines)
+        with Meter() as meter, keeping(work, lines, partial, finished):
+            yield Run(partial, work, journal, meter, lines)

@@ -8,6 +8,7 @@ from compressor.job.checks import check_method
 from compressor.job.job import begin_scoring
 from compressor.job.planning import measure_cuts
 from compressor.job.progress import Lines
+from compressor.job.publishing import publish_file
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.model.experts import with_units
@@ -30,5 +31,5 @@ def score_file(config: JobConfig, lines: Lines) -> list[str]:
         scores = score_units(job)
         measure_cuts(job, scores)
         scores.save(run.partial)
-        run.partial.replace(config.dest)
-    return [*job.notes, *scores.about["notes"]]
+        changed = publish_file(run.partial, config.dest, checkpoint)
+    return [*job.notes, *scores.about["notes"], *changed]

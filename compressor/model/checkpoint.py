@@ -5,7 +5,6 @@ the folder is opened, from JSON and headers alone: no tensor is read (but a head
 beside the embedding that the config ties it to), nothing is executed, no pickle is touched.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from compressor.model.empty_model import EmptyModel, UnfitError
 from compressor.model.experts import are_stacked, stacked
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
+from compressor.model.fingerprint import change, fingerprint, states
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
 from compressor.model.tensors import (
@@ -45,8 +45,6 @@ from compressor.model.tensors import (
 from compressor.model.weight_files import check_adapters, check_index, weight_files
 from compressor.model.wrapped import Wrapped
 from compressor.text.tokenizer import open_tokenizer
-
-FINGERPRINT_BYTES = 1 << 20
 
 
 class Checkpoint(Wrapped):
@@ -91,6 +89,7 @@ class Checkpoint(Wrapped):
         self.check_tensors()
         self._check_units()
         self._compare_dtypes()
+        self.states = states(self._files())
 
     # -- what the files hold ----------------------------------------------------------------------
 
@@ -151,16 +150,13 @@ class Checkpoint(Wrapped):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the config, all headers and the first and last MiB of every file's data."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({t.file for t in stored(self.all_entries)}):
-            with file.open("rb") as stream:
-                begin = 8 + int.from_bytes(stream.read(8), "little")
-                stream.seek(0)
-                digest.update(stream.read(begin + FINGERPRINT_BYTES))
-                stream.seek(max(begin, file.stat().st_size - FINGERPRINT_BYTES))
-                digest.update(stream.read())
-        return digest.hexdigest()
+        return fingerprint(self.path, self._files())
+
+    def change(self) -> str | None:
+        return change(self.path, self.fingerprint, self.states)
+
+    def _files(self) -> list[Path]:
+        return sorted({t.file for t in stored(self.all_entries)})
 
     # -- opening ----------------------------------------------------------------------------------
 

@@ -73,6 +73,12 @@ class Source(Geometry, ABC):
     def will_need_block(self, block: int) -> None:
         """Have a block's tensors ready soon."""
 
+    def change(self) -> str | None:
+        """What has happened to the files since they were opened, in a sentence; None where nothing has.
+        `DamagedError` where they are no longer of the same model.
+        """
+        return None
+
     @property
     def whole(self) -> "Source":
         """The source that this is all of, or a part of (`fewer_blocks.py`, `fewer_channels.py`)."""

@@ -4,14 +4,15 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from compressor.errors import NOT_JSON, InputError
+from compressor.errors import NOT_JSON, InputError, as_error
 from compressor.model.families import Family
 
 INDEX = "model.safetensors.index.json"
@@ -61,9 +62,23 @@ def read_tensors(
         else:
             by_file[entries[name].file].append(name)
     for file, members in by_file.items():
-        with safe_open(file, framework="pt") as handle:
+        with opened(file) as handle:
             tensors.update({name: read_tensor(handle, entries[name]) for name in members})
     return tensors
+
+
+@contextmanager
+def opened(file: Path) -> Iterator:
+    """A safetensors file whose header was read before; InputError where it is another file by now."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        if as_error(error) is not None:
+            raise
+        raise InputError(
+            f"{file} was changed while it was read: {error}. Restore it, and run again with --resume."
+        ) from error
 
 
 def read_stack(entry: SimpleNamespace) -> torch.Tensor:
@@ -75,7 +90,7 @@ def read_stack(entry: SimpleNamespace) -> torch.Tensor:
         for part, rows in zip(parts, place.split(heights), strict=True):
             by_file[part.file].append((part, rows))
     for file, members in by_file.items():
-        with safe_open(file, framework="pt") as handle:
+        with opened(file) as handle:
             for part, rows in members:
                 rows.copy_(read_tensor(handle, part))
     return stack

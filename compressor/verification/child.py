@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from compressor.errors import CompressorError, InputError, MachineError, VerificationError
+from compressor.errors import InputError, MachineError, VerificationError, as_error
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.exact_logits import logits, stored_rows
 from compressor.model.families import FAMILIES
@@ -225,8 +225,10 @@ def main(arguments: list[str]) -> None:
             )
         else:
             report = verify_on(asked.device, asked.folder, against, generates=asked.generates)
-    except CompressorError as error:
-        report = {"error": str(error)}
+    except BaseException as error:  # what Rust calls a panic is no Exception
+        if (known := as_error(error)) is None:
+            raise
+        report = {"error": str(known), "of_the_machine": isinstance(known, MachineError)}
     print(json.dumps(report))
 
 

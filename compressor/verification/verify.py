@@ -1,6 +1,7 @@
 """Verification by a fresh process (`child.py`), which this one starts and listens to."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import FAMILIES
 from compressor.model.families.wrappers import WRAPPERS
 from compressor.model.weight_files import weight_files
+from compressor.verification import bound, child
 from compressor.verification.child import GENERATES, TOLD, Progress
 from compressor.writing.record import RECORD, read_record
 
@@ -39,7 +41,15 @@ def verify(
     if source is not None:
         check_is_a_cut(folder)
     check_opens(folder)
-    command = [sys.executable, "-P", "-m", "compressor.verification.child", str(folder)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        bound.__name__,
+        str(os.getpid()),
+        child.__name__,
+        str(folder),
+    ]
     command += [str(against)] if (against := source or expected) else []
     command += [GENERATES] * generates
     command += ["--device", device] if device.startswith("cuda") else []
@@ -55,7 +65,8 @@ def verify(
             f"The verification of {folder} broke off:\n{errors.strip()[-2000:]}"
         ) from None
     if report["error"]:
-        raise VerificationError(report["error"])
+        failure = MachineError if report.get("of_the_machine") else VerificationError
+        raise failure(report["error"])
     return report
 
 
@@ -98,17 +109,17 @@ def listened(command: list[str], progress: Progress) -> tuple[int, str, str]:
     """Run a command; its exit code, what it printed, and the lines on its stderr but those of `tell`."""
     errors = []
     with tempfile.TemporaryFile("w+") as out:
-        with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process:
             try:
-                for line in child.stderr:
+                for line in process.stderr:
                     word, *numbers = line.split() or [""]
                     if word == TOLD and len(numbers) == 2:
                         progress(*map(int, numbers))
                     else:
                         errors.append(line)
-                code = child.wait()
+                code = process.wait()
             except BaseException:
-                child.kill()
+                process.kill()
                 raise
         out.seek(0)
         return code, out.read(), "".join(errors)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from compressor.config.amounts import size
-from compressor.errors import MachineError
+from compressor.errors import InputError, MachineError
 from compressor.model.tensors import DTYPES, INDEX, PACKED_DTYPES, SINGLE
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -118,20 +118,35 @@ def move_into(folder: Path, other: Path) -> None:
     folder.rmdir()
 
 
-def publish(folder: Path, final: Path) -> None:
-    """Make a complete folder appear under its name: flush all to disk, then rename.
-
-    A folder of that name is moved aside first and removed when the new one stands.
-    """
+def flush(folder: Path) -> None:
+    """Have all of a folder on the disk."""
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush_one(path)
+
+
+def flush_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(folder: Path, final: Path, replace: bool = False) -> None:
+    """Make a complete folder, which is on the disk, appear under its name.
+
+    To `replace` a folder of that name, it is moved aside first and removed when the new one stands.
+    Without that nothing is replaced, though it came while the new one was made.
+    """
     former = final.with_name(final.name + ".old")
     if final.exists():
+        if not replace:
+            raise InputError(
+                f"{final} has come to be while this was made, and is not replaced; move it away."
+            )
         shutil.rmtree(former, ignore_errors=True)
         final.rename(former)
     folder.rename(final)
-    shutil.rmtree(former, ignore_errors=True)
+    flush_one(final.absolute().parent)
+    if replace:  # else what has that name is of a job that was killed while it replaced it
+        shutil.rmtree(former, ignore_errors=True)

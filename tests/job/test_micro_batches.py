@@ -7,7 +7,7 @@ import torch
 from jobs import compress, said
 from safetensors.torch import load_file
 
-from compressor.cli.running import as_error
+from compressor.errors import as_error
 from compressor.evaluation import reference
 from compressor.job import evaluate
 from compressor.measuring import guard
