@@ -1,15 +1,21 @@
 """The failures a user can act on. Each is one sentence and carries the exit code of `compress`."""
 
+import re
 from collections.abc import Sequence
 
 # What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
 NOT_JSON = (ValueError, RecursionError)
+LONGEST = 4000  # characters of a message: names and values of a stranger's files may be endless
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # terminals may obey, or not print
 
 
 class CompressorError(Exception):
     """Base of every error this package raises on purpose."""
 
     exit_code = 2
+
+    def __init__(self, message: str = ""):
+        super().__init__(fit_to_show(message))
 
 
 class InputError(CompressorError):
@@ -57,6 +63,15 @@ class VerificationError(CompressorError):
     """The written checkpoint does not load, or does not compute what it should."""
 
     exit_code = 5
+
+
+def fit_to_show(message: str) -> str:
+    """A message whose parts may come from a stranger's files: no control characters, and no endless ones."""
+    text = UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], str(message))
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]} ... {text[3 - half :]}"[:LONGEST]
 
 
 def in_a_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from compressor.config.json_files import MOST_BYTES_OF_UNITS, read_object
 from compressor.errors import InputError
 
 NAME = "journal.json"
@@ -22,16 +23,15 @@ class Journal:
     @classmethod
     def resume(cls, folder: Path) -> "Journal":
         """The journal that an interrupted job left in `folder`; `InputError` if there is none."""
-        try:
-            return cls(folder, json.loads((folder / NAME).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        if not (folder / NAME).exists():
             raise InputError(
                 f"There is nothing to resume: {folder / NAME} does not exist; leave out --resume."
-            ) from None
-        except ValueError as error:
-            raise InputError(
-                f"{folder / NAME} is damaged: {error}; remove it to begin anew."
-            ) from error
+            )
+        try:
+            entries = read_object(folder / NAME, most=MOST_BYTES_OF_UNITS)
+        except InputError as error:
+            raise InputError(f"{error} The journal is damaged; remove it to begin anew.") from error
+        return cls(folder, entries)
 
     @staticmethod
     def left_in(folder: Path) -> bool:
@@ -55,6 +55,10 @@ class Journal:
         if begun is None:
             self.put(name, settings)
             return
+        if not isinstance(begun, dict):
+            raise InputError(
+                f"{self.path} is damaged: its {name} are no object; remove it to begin anew."
+            )
         for option in sorted(begun.keys() | settings.keys()):
             if begun.get(option) != settings.get(option):
                 raise OtherSettings(
