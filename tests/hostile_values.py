@@ -51,12 +51,12 @@ def spoiled(data: bytes, random: Random, header: bool = False) -> bytes:
 def spoiled_header(data: bytes, random: Random) -> bytes:
     """The JSON of a safetensors file, how long it is said to be, or what lies behind it."""
     length = int.from_bytes(data[:8], "little")
-    if length > len(data):
+    if len(data) < 8 or length > len(data):
         return spoiled_bytes(data, random)
     head, rest = data[8 : 8 + length], data[8 + length :]
     kind = random.randrange(6)
     if kind == 0:
-        said = random.choice((0, 1, 2**63, 2**64 - 1, 10**8 + 1, 10**10, len(data) - 8, length + 1))
+        said = random.choice((0, 1, 2**63, 2**64 - 1, 10**8 + 1, 10**10, max(0, len(data) - 8), length + 1))
         return struct.pack("<Q", said) + data[8:]
     if kind == 1:
         rest = random.choice((b"", rest[:-1], rest + b"\0", rest * 3))
