@@ -32,7 +32,7 @@ from compressor.writing.record import versions  # noqa: E402
 
 RECORD = "fuzz.json"
 SHARE_OF_WHOLE = 0.1  # of the time, for the targets that take milliseconds
-STARTS = 120.0  # seconds that a process may take to start, and to answer
+STARTS = 600.0  # seconds that a process may take to start, and to answer
 SUMMED = ("executions", "taken", "refused", "broken", "seconds")
 HIGHEST = ("slowest_s", "peak_mb")
 
@@ -53,7 +53,7 @@ def once(name: str, folder: Path, seconds: float) -> dict:
             time.sleep(0.5)
             if told.exists():
                 heard = max(heard, time.monotonic() - (time.time() - told.stat().st_mtime))
-            if time.monotonic() - heard > STARTS + 60:
+            if time.monotonic() - heard > STARTS:
                 child.kill()
     counts = dict.fromkeys((*SUMMED, *HIGHEST), 0)
     counts |= json.loads(told.read_text()) if told.exists() else {}
