@@ -45,9 +45,12 @@ def once(name: str, folder: Path, seconds: float) -> dict:
     command = [sys.executable, str(ROOT / "bench/fuzz_once.py"), name, str(folder), str(seconds)]
     log = folder / "log.txt"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with log.open("w") as stream, subprocess.Popen(
-        command, stdout=stream, stderr=subprocess.STDOUT, env=environment
-    ) as child:
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment
+        ) as child,
+    ):
         heard = time.monotonic()
         while child.poll() is None:
             time.sleep(0.5)
@@ -84,7 +87,9 @@ def added(record: dict, found: dict[str, dict], about: dict) -> dict:
 
 
 def shown(record: dict) -> Table:
-    table = Table("target", "file", "executions", "taken", "refused", "broken", "slowest, s", "peak, MB")
+    table = Table(
+        "target", "file", "executions", "taken", "refused", "broken", "slowest, s", "peak, MB"
+    )
     for name, row in record["targets"].items():
         cells = (f"{row[key]:,}" for key in (*SUMMED[:-1], *HIGHEST))
         table.add_row(name, TARGETS[name].file if name in TARGETS else "", *cells)

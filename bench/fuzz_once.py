@@ -1,5 +1,6 @@
-"""One target of `make fuzz` in a process of its own: it is read again and again, and what is counted lies
-in a file, so that a process that dies takes little of it along.
+"""One target of `make fuzz` in a process of its own, which reads files again and again.
+
+What is counted lies in a file, so that a process that dies takes little of it along.
 
     python bench/fuzz_once.py TARGET FOLDER SECONDS
 
@@ -122,7 +123,9 @@ def main(name: str, folder: str, seconds: str) -> None:
     fuzzed = Fuzzed(hostile_targets.TARGETS[name], place, float(seconds))
     for i, data in enumerate(fuzzed.seeds()):
         (corpus / f"seed-{i}").write_bytes(data)
-        fuzzed.target.read(fuzzed.place) if (fuzzed.place / fuzzed.target.file).write_bytes(data) else 0
+        fuzzed.target.read(fuzzed.place) if (fuzzed.place / fuzzed.target.file).write_bytes(
+            data
+        ) else 0
     fuzzed.before = peak()  # with all imported that a reader imports
     options = ["-timeout=0", "-rss_limit_mb=0", "-detect_leaks=0", "-verbosity=0"]
     options += [f"-max_len={MOST_BYTES}", f"-artifact_prefix={place}/died-"]

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 # What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
 NOT_JSON = (ValueError, RecursionError)
 LONGEST = 4000  # characters of a message: names and values of a stranger's files may be endless
-UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # terminals may obey, or not print
+LEFT_OUT = " ... "
+UNSHOWN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+)  # terminals may obey, or not print
 
 
 class CompressorError(Exception):
@@ -66,12 +69,12 @@ class VerificationError(CompressorError):
 
 
 def fit_to_show(message: str) -> str:
-    """A message whose parts may come from a stranger's files: no control characters, and no endless ones."""
+    """A message of which parts may be a stranger's: no control characters, and not endless."""
     text = UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], str(message))
     if len(text) <= LONGEST:
         return text
-    half = LONGEST // 2
-    return f"{text[:half]} ... {text[3 - half :]}"[:LONGEST]
+    kept = (LONGEST - len(LEFT_OUT)) // 2
+    return text[:kept] + LEFT_OUT + text[-kept:]
 
 
 def in_a_line(error: BaseException) -> str:

@@ -141,6 +141,7 @@ def details(folder: Path) -> None:
 def text(name: str) -> Read:
     def read(folder: Path) -> None:
         read_text(str(folder / name)).sha256  # noqa: B018  # it encodes the strings
+
     return read
 
 
@@ -180,7 +181,7 @@ def pickled(value) -> bytes:
 def of_scores() -> bytes:
     """A file of scores of the sound model."""
     blocks = [{"attention": torch.rand(4), "ffn": torch.rand(48)} for _ in range(BLOCKS)]
-    tensors = {f"{b}.{group}": values for b, block in enumerate(blocks) for group, values in block.items()}
+    tensors = {f"{b}.{group}": block[group] for b, block in enumerate(blocks) for group in block}
     about = {"method": "llm_bip", "source": "sound", "experts": None}
     return save(tensors, {"scores": json.dumps({"about": about, "parts": [], "rates": []})})
 

@@ -10,22 +10,48 @@ from random import Random
 
 DEEP = "[" * 100_000 + "]" * 100_000
 NUMBERS = (
-    *(0, 1, -1, 2, 3, 0.5, -0.0, 1e-320, 1e308, 255, 2**31, 2**32 - 1, 2**53 + 1, 2**63 - 1, 2**63),
-    *(2**64, -(2**63), 10**12, 10**30, float("nan"), float("inf"), float("-inf"), True, False),
+    *(0, 1, -1, 2, 3, 0.5, -0.0, 1e-320, 1e308, 255, 2**31, 2**32 - 1, 2**53 + 1, 2**63 - 1),
+    *(
+        2**63,
+        2**64,
+        -(2**63),
+        10**12,
+        10**30,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        True,
+        False,
+    ),
 )
 STRINGS = (
-    *("", "a", "A", "0", "-1", "1e9", "NaN", "None", "auto", "true", "\x00", "\x1b[2J", "\n", "a\r\nb"),
-    *("\ud800", "\U0001f600", "\u202e", "x" * 5000, ".", "..", "../a.safetensors", "/etc/passwd"),
-    *("a/../../b", "file:///etc/passwd", "a.bin", "model.safetensors", "modeling.py--A.B", "{0.__class__}"),
-    *("F32", "BF16", "F16", "U8", "I64", "F8_E4M3", "F4", "BOOL", "C64", "float32", "[/red]", "{{ 1/0 }}"),
+    *("", "a", "A", "0", "-1", "1e9", "NaN", "None", "auto", "true", "\x00", "\x1b[2J", "\n"),
+    *("a\r\nb", "\ud800", "\U0001f600", "\u202e", "x" * 5000, ".", "..", "../a.safetensors"),
+    *("/etc/passwd", "a/../../b", "file:///etc/passwd", "a.bin", "model.safetensors"),
+    *("modeling.py--A.B", "{0.__class__}", "F32", "BF16", "F16", "U8", "I64", "F8_E4M3", "F4"),
+    *("BOOL", "C64", "float32", "[/red]", "{{ 1/0 }}"),
 )
-RAW = (DEEP, "1" * 5000, "-" + "9" * 4000, "1e99999", "-0", "[1,]", "'a'", "nul", "\x00", "", "{}{}")
+RAW = (
+    DEEP,
+    "1" * 5000,
+    "-" + "9" * 4000,
+    "1e99999",
+    "-0",
+    "[1,]",
+    "'a'",
+    "nul",
+    "\x00",
+    "",
+    "{}{}",
+)
 WORDS = (
-    *(b"[", b"]", b"{", b"}", b'"', b":", b",", b"\\", b"\n", b"\x00", b"\xff", b"\xed\xa0\x80", b"-"),
-    *(b"\xef\xbb\xbf", b"\xff\xfe", b"\xc0\x80", b"\\ud800", b"NaN", b"Infinity", b"1e999", b"null"),
-    *(b"true", b"__metadata__", b"data_offsets", b"!!python/object:os.system", b"&a [*a]", b"*a", b"<<: "),
-    *(b"? ", b"- ", b"%YAML 9.9\n", b"---\n", b"2020-99-99", b"0x", b"0b", b"1:60", b"=", b"~", b"!!binary"),
+    *(b"[", b"]", b"{", b"}", b'"', b":", b",", b"\\", b"\n", b"\x00", b"\xff", b"\xed\xa0\x80"),
+    *(b"-", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc0\x80", b"\\ud800", b"NaN", b"Infinity", b"1e999"),
+    *(b"null", b"true", b"__metadata__", b"data_offsets", b"!!python/object:os.system", b"*a"),
+    *(b"&a [*a]", b"<<: ", b"? ", b"- ", b"%YAML 9.9\n", b"---\n", b"2020-99-99", b"0x", b"0b"),
+    *(b"1:60", b"=", b"~", b"!!binary"),
 )
+LENGTHS = (0, 1, 2**63, 2**64 - 1, 10**8 + 1, 10**10)  # that a header may be said to have
 
 
 class Pairs(list):
@@ -56,7 +82,7 @@ def spoiled_header(data: bytes, random: Random) -> bytes:
     head, rest = data[8 : 8 + length], data[8 + length :]
     kind = random.randrange(6)
     if kind == 0:
-        said = random.choice((0, 1, 2**63, 2**64 - 1, 10**8 + 1, 10**10, max(0, len(data) - 8), length + 1))
+        said = random.choice((*LENGTHS, max(0, len(data) - 8), length + 1))
         return struct.pack("<Q", said) + data[8:]
     if kind == 1:
         rest = random.choice((b"", rest[:-1], rest + b"\0", rest * 3))

@@ -1,4 +1,4 @@
-"""JSON files, read in one place: what is none, or too much, is a sentence and no memory is spent on it."""
+"""JSON files, read in one place: what is none, or too much, is a sentence and takes no memory."""
 
 import json
 from pathlib import Path
@@ -51,4 +51,6 @@ def check_file(file: Path, most: int | None = None) -> None:
     if not file.is_file():
         raise InputError(f"{file} is no file.")
     if most is not None and size > most:
-        raise InputError(f"{file} has {size:,} bytes, and at most {most:,} of such a file are read.")
+        raise InputError(
+            f"{file} has {size:,} bytes, and at most {most:,} of such a file are read."
+        )

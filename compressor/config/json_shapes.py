@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 
-WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def misfit(value, shape, where: str = "it") -> str:

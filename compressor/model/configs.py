@@ -25,7 +25,7 @@ OTHER_TASKS = {
 YES = ("true", "1")
 # Settings that are lists with an entry a block, whether a file has them or a class makes them of others.
 OF_EVERY_BLOCK = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_types")
-# Settings that a class builds so many blocks by, of a language model and of what else may be in a folder.
+# Settings that a class builds so many blocks by, of a language model or of what is beside it.
 COUNTED = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth"),
     *("encoder_layers", "decoder_layers", "mtp_num_hidden_layers", "num_nextn_predict_layers"),

@@ -60,7 +60,9 @@ def placed(entry: object) -> bool:
     shape, place = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(place, list):
         return False
-    return len(place) == 2 and len(shape) <= MOST_AXES and all(type(n) is int for n in shape + place)
+    return (
+        len(place) == 2 and len(shape) <= MOST_AXES and all(type(n) is int for n in shape + place)
+    )
 
 
 def checked_length(file: Path, header: Mapping[str, dict]) -> int:

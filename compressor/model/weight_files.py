@@ -123,7 +123,7 @@ def check_kinds(path: Path) -> None:
 
 
 def placed_by(index: Path) -> dict[str, str]:
-    """The file of every tensor by an index that may be wrong; nothing where it says no names of files."""
+    """The file of every tensor by an index that may be wrong; nothing where it names no files."""
     places = object_in(index).get("weight_map")
     return {} if not isinstance(places, dict) or misfit([*places.values()], [str]) else places
 

@@ -127,8 +127,8 @@ class Plan:
             for group, units in widths.items():
                 if block.get(group) != units:
                     raise InputError(
-                        f"The plan was made for {block.get(group)} units of {group} in block {index}, and "
-                        f"{checkpoint.label} has {units}; score it, and make a plan of its own."
+                        f"The plan was made for {block.get(group)} units of {group} in block {index}, "
+                        f"and {checkpoint.label} has {units}; score it, and make a plan of its own."
                     )
         experts = checkpoint.family.experts
         routed = checkpoint.config[experts.per_token] if checkpoint.family.whole_experts else 0

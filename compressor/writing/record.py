@@ -13,7 +13,7 @@ RECORD = "compression.json"  # what every result has
 # Of what is read of it. Its plan has a shape of its own (`planning/plan.py`).
 SHAPE = {
     "plan": {"blocks": [dict], "about": dict},
-    **dict.fromkeys(("repair", "folded"), {"blocks": [{"tensors": [str], "sha256": str}]}),
+    **{key: {"blocks": [{"tensors": [str], "sha256": str}]} for key in ("repair", "folded")},
     **dict.fromkeys(("recovery", "hidden", "quantization", "doctor"), dict),
     "layout": str,
     "dropped_blocks": [int],

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 RANDOM = st.randoms(use_true_random=False)
 NOT_TOO_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-FEW = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=NOT_TOO_SLOW
-)
+FEW = settings(derandomize=True, database=None, deadline=None, suppress_health_check=NOT_TOO_SLOW)
 
 
 @pytest.fixture(scope="session")
