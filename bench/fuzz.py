@@ -3,16 +3,17 @@
     python bench/fuzz.py --seconds 900
     python bench/fuzz.py --seconds 0        prints what is on record
 
-Every target (`tests/hostile_targets.py`) runs in a process of its own (`fuzz_once.py`), guided by
+Every target (`tests/hostile_targets.py`) runs in a fork of its own (`fuzz_once.py`), guided by
 coverage, for its part of the time, and goes on from the inputs that former runs have kept in
 build/fuzz. Exits with 1 where anything broke: the input and its traceback lie there.
 """
 
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
+import traceback
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -25,49 +26,50 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
 
-from hostile_targets import QUICK, TARGETS  # noqa: E402
-from measure import printed  # noqa: E402
-
-from compressor.writing.record import versions  # noqa: E402
 
 RECORD = "fuzz.json"
 SHARE_OF_WHOLE = 0.1  # of the time, for the targets that take milliseconds
-STARTS = 600.0  # seconds that a process may take to start, and to answer
+SILENCE = 600.0  # seconds without a count, after which a process hangs
 SUMMED = ("executions", "taken", "refused", "broken", "seconds")
 HIGHEST = ("slowest_s", "peak_mb")
 
 
 def once(name: str, folder: Path, seconds: float) -> dict:
-    """What one process counted; one that died, or no longer counts, is something that broke."""
+    """What a process of its own counted; one that died, or stopped counting, is something that broke."""
+    from fuzz_once import fuzz
+
     folder.mkdir(parents=True, exist_ok=True)
-    told = folder / "counts.json"
+    told, log = folder / "counts.json", folder / "log.txt"
     told.unlink(missing_ok=True)
-    command = [sys.executable, str(ROOT / "bench/fuzz_once.py"), name, str(folder), str(seconds)]
-    log = folder / "log.txt"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (
-        log.open("w") as stream,
-        subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=environment
-        ) as child,
-    ):
-        heard = time.monotonic()
-        while child.poll() is None:
-            time.sleep(0.5)
-            if told.exists():
-                heard = max(heard, time.monotonic() - (time.time() - told.stat().st_mtime))
-            if time.monotonic() - heard > STARTS:
-                child.kill()
+    if (child := os.fork()) == 0:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        try:
+            fuzz(name, folder, seconds)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    heard = time.time()
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        time.sleep(0.5)
+        heard = max(heard, told.stat().st_mtime) if told.exists() else heard
+        if time.time() - heard > SILENCE:
+            os.kill(child, signal.SIGKILL)
     counts = dict.fromkeys((*SUMMED, *HIGHEST), 0)
     counts |= json.loads(told.read_text()) if told.exists() else {}
-    if child.returncode:
+    if ended[1]:
         counts["broken"] += 1
-        print(f"{name} ended with {child.returncode}; see {log}")
+        print(f"{name} ended with {ended[1]}; see {log}")
     return counts
 
 
 def about() -> dict:
     """When, on what, and with what."""
+    from measure import printed
+
+    from compressor.writing.record import versions
+
     commit = printed(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]) or "unknown"
     used = versions() | {"atheris": version("atheris")}
     return {"date": date.today().isoformat(), "commit": commit, "versions": used}
@@ -91,11 +93,10 @@ def shown(record: dict) -> Table:
         "target", "file", "executions", "taken", "refused", "broken", "slowest, s", "peak, MB"
     )
     for name, row in record["targets"].items():
-        cells = (f"{row[key]:,}" for key in (*SUMMED[:-1], *HIGHEST))
-        table.add_row(name, TARGETS[name].file if name in TARGETS else "", *cells)
+        table.add_row(name, *(f"{row[key]:,}" for key in (*SUMMED[:-1], *HIGHEST)))
     rows = record["targets"].values()
     totals = [f"{sum(row[key] for row in rows):,}" for key in SUMMED[:-1]]
-    table.add_row("all", "", *totals, *(f"{max(row[key] for row in rows):,}" for key in HIGHEST))
+    table.add_row("all", *totals, *(f"{max(row[key] for row in rows):,}" for key in HIGHEST))
     return table
 
 
@@ -105,6 +106,10 @@ def main(
     place: Annotated[Path, typer.Option(help="Where inputs are kept.")] = ROOT / "build/fuzz",
     results: Annotated[Path, typer.Option(help="Folder of the record.")] = ROOT / "bench/results",
 ) -> None:
+    if seconds:
+        import fuzz_once  # noqa: F401  # before anything else imports what it instruments
+    from hostile_targets import QUICK, TARGETS
+
     file = results / RECORD
     former = file.read_text() if file.exists() else json.dumps({"targets": {}, "runs": []})
     record = json.loads(former)

@@ -1,11 +1,7 @@
-"""One target of `make fuzz` in a process of its own, which reads files again and again.
+"""One target of `make fuzz`, which is read again and again.
 
-What is counted lies in a file, so that a process that dies takes little of it along.
-
-    python bench/fuzz_once.py TARGET FOLDER SECONDS
-
-FOLDER keeps, for later runs, the inputs that reached code no other did (`corpus`), those that broke
-something (`broken`), and the counts of this run (`counts.json`). Coverage is that of this package.
+Importing this has atheris instrument the package, whose coverage guides the search; `fuzz` then never
+comes back. What is counted lies in a file, so that a process that dies takes little of it along.
 """
 
 import json
@@ -47,8 +43,7 @@ class Fuzzed:
     """A target, what was counted of it, and when to stop."""
 
     def __init__(self, target, folder: Path, seconds: float):
-        self.target, self.folder, self.end = target, folder, time.monotonic() + seconds
-        self.begun, self.before = time.monotonic(), peak()
+        self.target, self.folder, self.seconds = target, folder, seconds
         self.counts = {"executions": 0, "taken": 0, "refused": 0, "broken": 0, "slowest_s": 0.0}
         self.known: set[str] = set()
         self.work = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
@@ -57,6 +52,10 @@ class Fuzzed:
         if target.model:
             shutil.copytree(self.work / "sound", self.place)
         self.place.mkdir(exist_ok=True)
+
+    def begin(self) -> None:
+        self.begun, self.before = time.monotonic(), peak()
+        self.end = self.begun + self.seconds
 
     def seeds(self) -> list[bytes]:
         return [*self.target.seeds] or [(self.place / self.target.file).read_bytes()]
@@ -113,27 +112,25 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def main(name: str, folder: str, seconds: str) -> None:
+def fuzz(name: str, folder: Path, seconds: float) -> None:
+    """Read a target for so long, and end the process.
+
+    The folder keeps, for later runs, the inputs that reached code no other did (`corpus`), those that
+    broke something (`broken`), and the counts of this run (`counts.json`).
+    """
     logging.disable(logging.CRITICAL)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    place = Path(folder)
-    corpus = place / "corpus"
+    corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    fuzzed = Fuzzed(hostile_targets.TARGETS[name], place, float(seconds))
-    for i, data in enumerate(fuzzed.seeds()):
+    fuzzed = Fuzzed(hostile_targets.TARGETS[name], folder, seconds)
+    for i, data in enumerate(fuzzed.seeds()):  # what a reader imports is imported here
         (corpus / f"seed-{i}").write_bytes(data)
-        fuzzed.target.read(fuzzed.place) if (fuzzed.place / fuzzed.target.file).write_bytes(
-            data
-        ) else 0
-    fuzzed.before = peak()  # with all imported that a reader imports
+        (fuzzed.place / fuzzed.target.file).write_bytes(data)
+        fuzzed.target.read(fuzzed.place)
+    fuzzed.begin()
     options = ["-timeout=0", "-rss_limit_mb=0", "-detect_leaks=0", "-verbosity=0"]
-    options += [f"-max_len={MOST_BYTES}", f"-artifact_prefix={place}/died-"]
-    atheris.Setup(
-        [sys.argv[0], str(corpus), *options], fuzzed.execute, custom_mutator=fuzzed.mutate
-    )
+    options += [f"-max_len={MOST_BYTES}", f"-artifact_prefix={folder}/died-"]
+    given = [sys.argv[0], str(corpus), *options]
+    atheris.Setup(given, fuzzed.execute, custom_mutator=fuzzed.mutate)
     atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -14,15 +14,17 @@ import sys
 from pathlib import Path
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# The events that change files, and which of their arguments are paths.
+# The events that change files: where among their arguments a path is, and the folder that it is of.
 CHANGING = {
-    "os.rename": (0, 1),
-    "os.link": (1,),
-    "os.symlink": (1,),
-    **dict.fromkeys(
-        ("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown"), (0,)
-    ),
-    **dict.fromkeys(("os.utime", "os.setxattr", "os.removexattr", "tempfile.mkstemp"), (0,)),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.mkdir": ((0, 2),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+    **dict.fromkeys(("os.remove", "os.rmdir"), ((0, 1),)),
+    **dict.fromkeys(("os.truncate", "os.setxattr", "os.removexattr"), ((0, None),)),
 }
 STARTING = (
     "subprocess.Popen",
@@ -50,8 +52,8 @@ class Watch:
             if isinstance(path, str | bytes | os.PathLike) and flags and flags & WRITING:
                 self.note(path)
         elif event in CHANGING:
-            for place in CHANGING[event]:
-                self.note(arguments[place])
+            for place, folder in CHANGING[event]:
+                self.note(arguments[place], -1 if folder is None else arguments[folder])
         elif event in (*STARTING, *REACHING):
             self.executed.add(f"{event} {arguments[:2]}"[:300])
         elif event == "compile" and isinstance(file := arguments[1], str | bytes):
@@ -61,9 +63,12 @@ class Watch:
         elif event == "import" and str(arguments[0]).endswith("evil"):
             self.executed.add(f"import {arguments[0]}")
 
-    def note(self, path) -> None:
-        if not isinstance(path, int) and os.fsdecode(path) not in NO_FILES:
-            self.changed.add(os.path.realpath(os.fsdecode(path)))
+    def note(self, path, folder: int = -1) -> None:
+        """folder: an open one that the path is relative to, if not negative."""
+        if isinstance(path, int) or os.fsdecode(path) in NO_FILES:
+            return
+        top = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""
+        self.changed.add(os.path.realpath(os.path.join(top, os.fsdecode(path))))
 
 
 def main(folder: str) -> None:

@@ -18,6 +18,7 @@ from edits import edit_config
 from compressor.model.tensors import SINGLE
 
 TESTS = Path(__file__).parent.parent
+FONTS = "fc-list"  # by which the library that draws asks for fonts, once
 CODE = "from pathlib import Path\nPath({file!r}).write_text('this ran')\nclass Evil: pass\n"
 
 
@@ -111,7 +112,7 @@ def test_nothing_else_is_changed(watched):
 
 
 def test_nothing_is_executed(watched):
-    assert watched["executed"] == []
+    assert [what for what in watched["executed"] if FONTS not in what] == []
     assert not (watched["top"] / "ran").exists()
 
 
@@ -135,8 +136,11 @@ def test_the_watch_sees(tmp_path):
     watch("open", (str(tmp_path / "a"), "w", os.O_WRONLY | os.O_CREAT))
     watch("open", (str(tmp_path / "b"), "r", os.O_RDONLY))
     watch("os.rename", (str(tmp_path / "c"), str(tmp_path / "d"), -1, -1))
+    place = os.open(tmp_path, os.O_RDONLY)
+    watch("os.remove", ("e", place))
+    os.close(place)
     watch("subprocess.Popen", ("/bin/sh", ["sh", "-c", "true"], None, None))
     watch("compile", (None, str(tmp_path / "evil.py")))
     here = tmp_path.resolve()
-    assert sorted(watch.changed) == [str(here / name) for name in "acd"]
+    assert sorted(watch.changed) == [str(here / name) for name in "acde"]
     assert len(watch.executed) == 2
