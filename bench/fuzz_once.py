@@ -14,7 +14,9 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import redirect_stderr
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from random import Random
 
@@ -27,8 +29,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 import hostile_values  # noqa: E402
 import transformers  # noqa: E402  # not instrumented
 
-with atheris.instrument_imports(
-    include=["compressor"], exclude=["compressor.kernels"], enable_loader_override=False
+with (
+    redirect_stderr(StringIO()),  # a line for every module
+    atheris.instrument_imports(
+        include=["compressor"], exclude=["compressor.kernels"], enable_loader_override=False
+    ),
 ):
     import hostile_guard
     import hostile_targets

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from compressor.analysis.doctor import pickles
+from compressor.analysis.doctor import examine, pickles
 from compressor.analysis.doctor.fault import Patient
 from compressor.analysis.doctor.files import gathered, unindexed
 from compressor.analysis.inspection.disagreements import disagreements, ids_outside
@@ -219,6 +219,7 @@ QUICK = (  # a fraction of a millisecond each
 )
 WHOLE = (  # milliseconds: all that a command reads of a folder before it works
     Target("config", "config.json", lambda folder: Checkpoint(folder), (), True),
+    Target("doctor", "config.json", lambda folder: examine(folder), (), True),
     Target("inspect", "config.json", looked_at, (), True),
     Target("tokenizer", FAST, tokenizer, (), True),
     Target("tokenizer settings", "tokenizer_config.json", tokenizer, (), True),

@@ -51,7 +51,7 @@ def test_any_file(place, name, random):
 
 
 @pytest.mark.parametrize("name", [target.name for target in WHOLE])
-@settings(FEW, max_examples=20)
+@settings(FEW, max_examples=12)
 @given(random=RANDOM)
 def test_any_file_of_a_model(place, name, random):
     check(TARGETS[name], place(TARGETS[name]), random)
