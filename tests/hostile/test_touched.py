@@ -103,7 +103,7 @@ def test_codes(watched):
 
 def test_nothing_else_is_changed(watched):
     top = watched["top"].resolve()
-    theirs = (f"{top}/out", f"{top}/temporary/")
+    theirs = (f"{top}/out", f"{top}/temporary")
     assert [path for path in watched["changed"] if not path.startswith(theirs)] == []
     assert any(path.startswith(f"{top}/out.work/") for path in watched["changed"])  # it was watched
     after = digests(watched["top"])
