@@ -4,6 +4,7 @@ none, links that lead out, code that is not run.
 
 import json
 import os
+import re
 import struct
 
 import pytest
@@ -18,6 +19,7 @@ from compressor.analysis.inspection import inspect
 from compressor.analysis.inspection.folder import open_folder
 from compressor.config.json_files import MOST_BYTES, read_object
 from compressor.config.json_shapes import misfit
+from compressor.config.recovery import read_details
 from compressor.errors import LONGEST, InputError
 from compressor.job.doctor import tidy
 from compressor.model.checkpoint import Checkpoint
@@ -208,3 +210,30 @@ def test_a_library_that_panics(copy):
         raise panic("index out of bounds")
     with pytest.raises(KeyboardInterrupt), of_the_tokenizer(copy):
         raise KeyboardInterrupt
+
+
+# Nine of the line before in every line.
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 8000, "nested too deeply"),
+        ("[" * 9000, "at most 8,192"),
+        ("- " * 4000, "cannot be read"),
+        ("2020-99-99", "month must be in"),
+        ("rank: " + "9" * 600, "rank in .* is int, and must be a number"),
+        ("learning_rate: " + "9" * 5000, "cannot be read"),
+        (ALIASES, "but has .'a', 'b', 'c'"),
+        ("rank: &a [*a]", "rank in .* is list, and must be a number"),
+        ("!!set {rank}", "but is a set"),
+        ("? [1, 2]\n: 3", "cannot be read"),
+    ],
+)
+def test_recovery_settings(tmp_path, text, message):
+    """YAML, whose aliases stand for more than any memory has, and whose numbers raise what they like."""
+    (tmp_path / "recovery.yaml").write_text(text)
+    assert re.search(message, refused(read_details, tmp_path / "recovery.yaml"))
