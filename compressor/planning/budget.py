@@ -94,7 +94,9 @@ def read_table(path: Path) -> tuple[dict[str, list[tuple[int, float]]], float]:
     except OSError as error:
         raise refuse(f"cannot be read ({error.strerror})") from error
     except InputError as error:
-        raise refuse("is not JSON") from error
+        raise refuse(
+            "cannot be read (Is a directory)" if path.is_dir() else "is not JSON"
+        ) from error
     if table is None:
         raise refuse("does not exist")
     wanted = (*GROUPS, "other")
