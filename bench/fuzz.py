@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -89,9 +90,8 @@ def added(record: dict, found: dict[str, dict], about: dict) -> dict:
 
 
 def shown(record: dict) -> Table:
-    table = Table(
-        "target", "file", "executions", "taken", "refused", "broken", "slowest, s", "peak, MB"
-    )
+    columns = ("target", "executions", "taken", "refused", "broken", "slowest, s", "peak, MB")
+    table = Table(*columns, box=box.MARKDOWN)
     for name, row in record["targets"].items():
         table.add_row(name, *(f"{row[key]:,}" for key in (*SUMMED[:-1], *HIGHEST)))
     rows = record["targets"].values()
