@@ -11,17 +11,19 @@
 # make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
+# make fuzz       read hostile files for FUZZ_SECONDS (15 minutes), guided by coverage; adds to its record
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 OUT ?= build/tiny-llama-85
 RESULTS ?= bench/results
 DATA ?= ../shared/data
+FUZZ_SECONDS ?= 900
 export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-all test-slow compat counts families oldest asan lint bench
+.PHONY: install compress test test-all test-slow compat counts families oldest asan fuzz lint bench
 .PHONY: docs bench-whole real serve torture clean
 .PHONY: gpu
 
@@ -58,9 +60,18 @@ test-slow: install
 asan: install
 	COMPRESSOR_SANITIZE=1 COMPRESSOR_NO_CUDA=1 \
 	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/asan .
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	EXAMPLES=300 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan \
 	    $(BIN)/python -m pytest -q --capture=sys tests/ops --ignore=tests/ops/test_cuda_sources.py
+
+# Goes on from the inputs that former runs kept in build/fuzz. atheris has wheels for Linux, Python 3.11 to
+# 3.13 (docs/reliability.md).
+fuzz: $(VENV)/.fuzz-installed
+	$(BIN)/python bench/fuzz.py --seconds $(FUZZ_SECONDS) --results $(RESULTS)
+
+$(VENV)/.fuzz-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet atheris==3.0.0
+	touch $@
 
 # Our outputs in the oldest transformers we know of, in the one that servers want and in the newest, each
 # installed first on the path.

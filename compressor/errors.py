@@ -17,12 +17,19 @@ FAILURES = {
 }
 # What `json` raises for what is no JSON, is nested too deeply, or has too long a number.
 NOT_JSON = (ValueError, RecursionError)
+LONGEST = 4000  # characters of a message: names and values of a stranger's files may be endless
+LEFT_OUT = " ... "
+# What terminals may obey, or not print.
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class CompressorError(Exception):
     """Base of every error this package raises on purpose."""
 
     exit_code = 2
+
+    def __init__(self, message: str = ""):
+        super().__init__(fit_to_show(message))
 
 
 class InputError(CompressorError):
@@ -101,6 +108,15 @@ def as_error(error: BaseException) -> CompressorError | None:
         said = said.partition("\n")[0]
         return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
     return None
+
+
+def fit_to_show(message: str) -> str:
+    """A message of which parts may be a stranger's: no control characters, and not endless."""
+    text = UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], str(message))
+    if len(text) <= LONGEST:
+        return text
+    kept = (LONGEST - len(LEFT_OUT)) // 2
+    return text[:kept] + LEFT_OUT + text[-kept:]
 
 
 def in_a_line(error: BaseException) -> str:

@@ -55,7 +55,9 @@ class Op:
         cuda: str = "ref",
         wide: bool = False,
     ):
-        self.name = schema.partition("(")[0]
+        self.name, _, parameters = schema.partition("(")
+        # The places of the arguments that it writes to.
+        self.written = [i for i, each in enumerate(parameters.split(",")) if "!" in each]
         self.check, self.wide = check, wide
         self.implementations = {"ref": ref, "triton": triton, "ext": ext}
         self.defaults = {"cpu": cpu, "cuda": cuda}
@@ -94,6 +96,18 @@ class Op:
                 f"{self.name}: backend {backend!r} cannot run on {device}: {reason}. "
                 f"Available: {', '.join(available)}."
             )
+        return self.run(backend, arguments)
+
+    def run(self, backend: str, arguments):
+        """Run an implementation; native code gets tensors as `native.aligned` has them."""
+        if backend == "ext":
+            for i in self.written:
+                if arguments[i] is not None and native.astray(arguments[i]):
+                    raise ValueError(
+                        f"{self.name}: a tensor to write to does not begin at a multiple of its "
+                        "elements' size."
+                    )
+            arguments = [native.aligned(argument) for argument in arguments]
         return self.implementations[backend](*arguments)
 
     def missing(self, backend: str, device: str) -> str | None:
@@ -121,7 +135,7 @@ class Op:
         elif (reason := self.missing(backend, device)) is not None:
             explain(device, reason)
             backend = "ref"
-        return self.implementations[backend](*arguments)
+        return self.run(backend, arguments)
 
 
 def unobserved(tensors: list[torch.Tensor]) -> bool:

@@ -50,6 +50,20 @@ def in_rows(matrix: torch.Tensor) -> torch.Tensor:
     return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
 
 
+def aligned(argument):
+    """The argument, where tensors that do not begin at a multiple of their elements' size are copied.
+
+    Native code relies on it, and a file whose header has an odd length is mapped to other places.
+    """
+    if isinstance(argument, torch.Tensor):
+        return argument.clone() if astray(argument) else argument
+    return [aligned(each) for each in argument] if isinstance(argument, list | tuple) else argument
+
+
+def astray(tensor: torch.Tensor) -> bool:
+    return tensor.data_ptr() % tensor.element_size() != 0
+
+
 def _plain(argument):
     if argument is None:
         return 0

@@ -4,6 +4,7 @@ from dataclasses import Field, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compressor.config.json_files import check_file
 from compressor.config.options import (
     Fits,
     at_least,
@@ -21,6 +22,8 @@ POSITIVE: Fits = ("positive", lambda x: 0 < x < float("inf"))
 SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
+MOST_BYTES = 8 << 10  # of a file with a line for each of a dozen numbers
+MOST_BRACKETS = 100
 COMPACT = ("method", "steps")  # what --recover METHOD:STEPS says
 
 
@@ -96,19 +99,27 @@ def read_details(file: Path) -> dict[str, object]:
     import yaml
 
     try:
-        details = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        check_file(file, MOST_BYTES)
+        text = file.read_text(encoding="utf-8")
+        if (
+            text.count("[") + text.count("{") > MOST_BRACKETS
+        ):  # YAML takes the square of their number
+            raise ValueError("it is nested too deeply")
+        details = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--recover-config {file} cannot be read: {reason}.") from error
     known = {n.name: n for n in options_of(RecoveryConfig) if n.name not in COMPACT}
     details = {} if details is None else details
     if not isinstance(details, dict) or not {*details} <= {*known}:
-        wrong = (
-            details if not isinstance(details, dict) else sorted({*map(str, details)} - {*known})
-        )
+        # Not as it stands there: aliases and numbers without end can be longer than any memory.
+        wrong = f"is a {type(details).__name__}"
+        if isinstance(details, dict):
+            names = [key for key in details if key not in known]
+            wrong = f"has {sorted(n if isinstance(n, str) else type(n).__name__ for n in names)}"
         raise InputError(
             f"--recover-config {file} is not a list of {', '.join(known)}, a line each, such as "
-            f"rank: 16, but has {wrong!r}."
+            f"rank: 16, but {wrong}."
         )
     return {name_of(known[n]): typed(known[n], value, file) for n, value in details.items()}
 
@@ -116,13 +127,16 @@ def read_details(file: Path) -> dict[str, object]:
 def typed(described: Field, value: Any, file: Path) -> object:
     """A value as the option has it: YAML reads 1e-4 as a text, and 1 as a whole number."""
     kind = kind_of(described)
+    shown = repr(value) if isinstance(value, str | float | bool) else type(value).__name__
     try:
-        if isinstance(value, bool) or (kind is int and int(value) != float(value)):
+        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
+            raise ValueError
+        if value is not None and kind is int and int(value) != float(value):
             raise ValueError
         return None if value is None else kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
-            f"{described.name} in --recover-config {file} is {value!r}, and must be a number."
+            f"{described.name} in --recover-config {file} is {shown}, and must be a number."
         ) from None
 
 

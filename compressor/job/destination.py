@@ -37,6 +37,12 @@ def check_dest(source: Path, dest: Path, runtime: Runtime) -> None:
                 f"{path} holds no {RECORD}, nor is it a folder of such results alone: it is not the "
                 "result of a former run and is not replaced; choose another DEST, or remove it."
             )
+    for path in (*touched[1:], work_folder(dest, runtime.work_dir)):
+        if path.is_symlink():
+            raise InputError(
+                f"{path} is a link, and the job would write to where it leads; remove it, or choose "
+                "another DEST."
+            )
     check_place(dest, dest.parent, source, "DEST")
     if (work_dir := runtime.work_dir) is not None:
         for path in touched:

@@ -25,7 +25,7 @@ from compressor.model.loading import prompt_ids
 from compressor.model.weight_files import ADAPTERS
 from compressor.writing.containers import container_notes
 from compressor.writing.record import read_record, versions, write_record
-from compressor.writing.side_files import left_behind
+from compressor.writing.side_files import left_behind, reason
 from compressor.writing.tokenizer_class import class_notes
 from compressor.writing.writer import write_folder
 
@@ -80,7 +80,8 @@ def check_asked(asked: Asked) -> None:
 
 def tidy(source: Mended, folder: Path) -> None:
     """The card goes along, and no adapter's settings."""
-    if (card := source.patient.path / CARD).is_file():
+    card = source.patient.path / CARD
+    if card.is_file() and not reason(card):  # such as a link out of the folder
         shutil.copyfile(card, folder / CARD)
     for name in ADAPTERS:
         (folder / name).unlink(missing_ok=True)

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from compressor import __version__
-from compressor.errors import NOT_JSON, InputError
+from compressor.config.json_files import MOST_BYTES_OF_UNITS, read_object
+from compressor.errors import InputError
 
 NAME = "journal.json"
 VERSION = "compressor"  # the entry of the version that made the others
@@ -28,20 +29,16 @@ class Journal:
     @classmethod
     def resume(cls, folder: Path) -> "Journal":
         """The journal that an interrupted job left in `folder`; `InputError` if there is none."""
-        try:
-            entries = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (folder / NAME).exists():
             raise InputError(
                 f"There is nothing to resume: {folder / NAME} does not exist; leave out --resume."
-            ) from None
-        except NOT_JSON as error:
-            raise InputError(
-                f"{folder / NAME} is damaged: {error}; remove {folder} to begin anew."
-            ) from error
-        if not isinstance(entries, dict):
-            raise InputError(
-                f"{folder / NAME} is damaged: it is no JSON object; remove {folder} to begin anew."
             )
+        try:
+            entries = read_object(folder / NAME, most=MOST_BYTES_OF_UNITS)
+        except InputError as error:
+            raise InputError(
+                f"{error} The journal is damaged; remove {folder} to begin anew."
+            ) from error
         if (version := entries.get(VERSION)) != __version__:
             raise OtherVersion(
                 f"{folder} was begun by {version or 'an older version'} of compressor, and this is "
@@ -71,6 +68,10 @@ class Journal:
         if begun is None:
             self.put(name, settings)
             return
+        if not isinstance(begun, dict):
+            raise InputError(
+                f"{self.path} is damaged: its {name} are no object; remove it to begin anew."
+            )
         for option in sorted(begun.keys() | settings.keys()):
             if begun.get(option) != settings.get(option):
                 raise OtherSettings(

@@ -12,7 +12,7 @@ from compressor.analysis.inspection import inspect
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.target import WITHOUT_WIDTHS
-from compressor.errors import MachineError
+from compressor.errors import InputError, MachineError
 from compressor.job.depth.notes import depth_note
 from compressor.job.job import Job
 from compressor.job.micro_batches import PASSED, TRAINED, fitting
@@ -68,7 +68,13 @@ class Done:
 
     @classmethod
     def of(cls, told: dict | None) -> "Done | None":
-        return cls(**told | {"result": Result(**told["result"])}) if told else None
+        try:
+            return cls(**told | {"result": Result(**told["result"])}) if told else None
+        except (TypeError, KeyError) as error:
+            raise InputError(
+                f"The journal is damaged: what it says of a result is none ({error}); begin anew "
+                "without --resume."
+            ) from error
 
 
 def open_repair(

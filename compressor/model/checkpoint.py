@@ -6,6 +6,7 @@ beside the embedding that the config ties it to), nothing is executed, no pickle
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 from compressor.config.json_files import read_object
 from compressor.errors import InputError, MendableError
 from compressor.model.configs import (
+    check_blocks,
     check_patterns,
     check_task,
     load_config,
@@ -42,9 +44,11 @@ from compressor.model.tensors import (
     stored,
     turned,
 )
-from compressor.model.weight_files import check_adapters, check_index, weight_files
+from compressor.model.weight_files import check_adapters, check_index, check_kinds, weight_files
 from compressor.model.wrapped import Wrapped
 from compressor.text.tokenizer import open_tokenizer
+
+NUMBER = re.compile(r"[0-9]{1,18}")  # of a block; more digits than Python takes are none
 
 
 class Checkpoint(Wrapped):
@@ -66,9 +70,13 @@ class Checkpoint(Wrapped):
         self.notes: list[str] = []  # what a user should know of how the folder is read
         if not self.path.is_dir():
             raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
+        check_kinds(self.path)
         check_adapters(self.path)
         with read_as_given():
-            self._open_config()
+            self._open()
+
+    def _open(self) -> None:
+        self._open_config()
         self.tensors: dict[str, SimpleNamespace] = {}
         held = {}
         # What goes along with a language model may be of other dtypes.
@@ -165,6 +173,7 @@ class Checkpoint(Wrapped):
         hint = "a Hugging Face checkpoint has one"
         self.written_config = read_object(self.path / "config.json", hint)
         original = self.written_config
+        check_blocks(self.path, original)
         self.translation = translation_of(original)
         if self.translation:
             self.written_config = self.translation.config(original)
@@ -225,6 +234,8 @@ class Checkpoint(Wrapped):
     def _compare_dtypes(self) -> None:
         """Say where transformers would load the weights in another dtype than they are read in here."""
         said, held = self.model_config().dtype, {t.dtype for t in self.tensors.values()}
+        if said is not None and not isinstance(said, torch.dtype):
+            raise InputError(f"The config of {self.path} says dtype {said!r:.60}, which is none.")
         if said in held or (said is None and len(held) == 1):
             return
         names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, said)]
@@ -244,15 +255,19 @@ class Checkpoint(Wrapped):
         """No block is there beyond those that the config counts."""
         if self.blocks < 1:
             raise InputError(f"The config of {self.path} counts {self.blocks} blocks.")
-        prefix = self.family.layers + "."
+        prefix, held = self.family.layers + ".", set()
         for name in self.tensors:
             number = name.removeprefix(prefix).partition(".")[0]
-            if name.startswith(prefix) and number.isdecimal() and int(number) >= self.blocks:
+            if not name.startswith(prefix) or not NUMBER.fullmatch(number):
+                continue
+            held.add(int(number))
+            if int(number) >= self.blocks:
                 raise MendableError(
                     f"{self.path} holds {name}, but its config counts {self.blocks} blocks, the last "
                     f"of which is {self.blocks - 1}; give a folder whose config is of these weights.",
                     self.path,
                 )
+        check_blocks(self.path, self.config, len(held))
 
     def _check_units(self) -> None:
         """Every tensor that a cut touches is as wide as the units that it is cut by."""

@@ -25,6 +25,13 @@ OTHER_TASKS = {
 YES = ("true", "1")
 # Settings that are lists with an entry a block, whether a file has them or a class makes them of others.
 OF_EVERY_BLOCK = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_types")
+# Settings that a class builds so many blocks by, of a language model or of what is beside it.
+COUNTED = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth"),
+    *("encoder_layers", "decoder_layers", "mtp_num_hidden_layers", "num_nextn_predict_layers"),
+)
+MOST_BLOCKS = 2000  # several times those of the deepest
+LACKING = 64  # blocks that may be missing in the files, so that the first of their tensors is named
 EMBEDDER = "modules.json"  # of sentence-transformers
 
 
@@ -80,6 +87,23 @@ def check_patterns(path: Path, config: Mapping) -> None:
                 "(num_hidden_layers); which entry is of which block is not known. Give a folder whose "
                 "config has one for each."
             )
+
+
+def check_blocks(path: Path, config: Mapping, held: int | None = None) -> None:
+    """Refuse a number of blocks that no model has, or that is not nearly those that the files hold
+    (held): a class would build them one by one, and never come to the end.
+    """
+    for name in COUNTED:
+        most = MOST_BLOCKS if held is None or name != COUNTED[0] else held + LACKING
+        if isinstance(config.get(name), int) and config[name] > most:
+            there = "" if most == MOST_BLOCKS else f", and its files hold {held}"
+            raise InputError(
+                f"The config of {path} counts {config[name]} blocks ({name}){there}; give a folder "
+                "whose config is of its weights."
+            )
+    for inner in config.values():
+        if isinstance(inner, dict):
+            check_blocks(path, inner)
 
 
 def load_config(path: Path, family: Family, written: Mapping, translated: bool):

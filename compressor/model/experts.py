@@ -101,16 +101,20 @@ def whole_stack(
             f"{label} holds {parts[max(extra)][0]}, but its config counts {count} experts a block "
             f"({family.ffn_width_key}); give a folder whose config is of these weights."
         )
-    names = [
-        [prefix + part.format(expert) for part in family.experts.parts[inner]]
-        for expert in range(count)
-    ]
-    if missing := [part for each in names for part in each if part not in tensors]:
-        more = f" and {len(missing) - 1} more like it" if len(missing) > 1 else ""
+
+    def named(expert: int) -> list[str]:
+        return [prefix + part.format(expert) for part in family.experts.parts[inner]]
+
+    # The first alone, as the config may count any number of them.
+    missing = next((n for e in range(count) for n in named(e) if n not in tensors), None)
+    if missing is not None:
+        others = count * len(named(0)) - sum(map(len, parts.values())) - 1
+        more = f" and {others} more like it" if others > 0 else ""
         raise InputError(
-            f"{label} lacks the tensor {missing[0]}{more}: its config counts {count} experts a block. "
+            f"{label} lacks the tensor {missing}{more}: its config counts {count} experts a block. "
             "Give a folder that has it."
         )
+    names = [named(expert) for expert in range(count)]
     entries = [[tensors[part] for part in each] for each in names]
     flat = [entry for each in entries for entry in each]
     for part, entry in zip((part for each in names for part in each), flat, strict=True):

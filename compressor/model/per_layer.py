@@ -16,11 +16,11 @@ builds the blocks; the code for transformers is `families/modeling_nas.py`.
 Code of a folder is run only where it is this very file; blocks are streamed by the package's own copy.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.config.json_files import object_in, read_object
 from compressor.config.layouts import PER_LAYER
 from compressor.errors import InputError
 from compressor.model.families import FAMILIES, Family, nas
@@ -162,7 +162,7 @@ def may_run_code(folder: Path) -> bool:
     """
     if ships_own_code(folder):
         return True
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_object(folder / "config.json")
     if KEY in config or nas.is_nas(config):
         raise InputError(
             f"{folder} has blocks of different widths, and the code beside them is not what this "
@@ -173,12 +173,12 @@ def may_run_code(folder: Path) -> bool:
 
 def ships_own_code(folder: Path) -> bool:
     """Whether all code that the folder names is byte for byte this package's, so that it may run."""
+    named = object_in(folder / "config.json").get("auto_map")
     try:
-        named = json.loads((folder / "config.json").read_bytes()).get("auto_map")
         files = [code_of(family) for family in FAMILIES.values() if auto_map(family) == named]
         files += [NAS_CODE] * (named == nas_auto_map())
         return bool(files) and all(
             (folder / file.name).read_bytes() == file.read_bytes() for file in files[0]
         )
-    except (OSError, ValueError, AttributeError):
+    except OSError:
         return False

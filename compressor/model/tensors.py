@@ -1,8 +1,5 @@
 """Tensors in safetensors files: their headers, what a family makes of them, and how they are read."""
 
-import json
-import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +9,10 @@ from types import SimpleNamespace
 import torch
 from safetensors import SafetensorError, safe_open
 
-from compressor.errors import NOT_JSON, InputError, as_error
+from compressor.config.json_files import MOST_BYTES, check_file
+from compressor.errors import InputError, as_error, in_a_line
 from compressor.model.families import Family
+from compressor.model.headers import checked_length, parsed_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -51,6 +50,23 @@ def turned(tensors: dict[str, SimpleNamespace], family: Family) -> dict[str, Sim
     }
 
 
+@contextmanager
+def opened(file: Path) -> Iterator[safe_open]:
+    """A safetensors file whose header was read before; InputError where the library refuses it, or it is
+    another file by now.
+    """
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        if as_error(error) is not None:
+            raise
+        raise InputError(
+            f"{file} is not read by safetensors: {in_a_line(error)} Where it was changed while it was "
+            "read, restore it, and run again with --resume."
+        ) from error
+
+
 def read_tensors(
     entries: Mapping[str, SimpleNamespace], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
@@ -65,20 +81,6 @@ def read_tensors(
         with opened(file) as handle:
             tensors.update({name: read_tensor(handle, entries[name]) for name in members})
     return tensors
-
-
-@contextmanager
-def opened(file: Path) -> Iterator:
-    """A safetensors file whose header was read before; InputError where it is another file by now."""
-    try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
-    except SafetensorError as error:
-        if as_error(error) is not None:
-            raise
-        raise InputError(
-            f"{file} was changed while it was read: {error}. Restore it, and run again with --resume."
-        ) from error
 
 
 def read_stack(entry: SimpleNamespace) -> torch.Tensor:
@@ -121,7 +123,7 @@ def equal_rows(one: SimpleNamespace, other: SimpleNamespace, rows: int = 4096) -
     """
     if one.shape != other.shape:
         return False
-    with safe_open(one.file, framework="pt") as a, safe_open(other.file, framework="pt") as b:
+    with opened(one.file) as a, opened(other.file) as b:
         first, second = a.get_slice(one.key), b.get_slice(other.key)
         return all(
             torch.equal(first[i : i + rows], second[i : i + rows])
@@ -177,6 +179,7 @@ def read_entries(file: Path) -> tuple[dict[str, dict], int]:
     """The header as it is written (`dtype`, `shape`, `data_offsets`), and where the data begins."""
     if not file.exists():
         raise InputError(f"The shard {file} is missing; download the checkpoint again.")
+    check_file(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -187,13 +190,11 @@ def read_entries(file: Path) -> tuple[dict[str, dict], int]:
                     f"{file} is a pointer of git-lfs and no weights; run `git lfs pull`."
                 )
             raise InputError(f"{file} is truncated or not safetensors ({size} bytes).")
-        try:
-            header = json.loads(stream.read(length))
-        except NOT_JSON as error:
-            raise InputError(f"{file} is not a safetensors file: {error}.") from error
-    if not isinstance(header, dict):
-        raise InputError(f"{file} is not a safetensors file: its header is no JSON object.")
-    header.pop("__metadata__", None)
+        if length > MOST_BYTES:
+            raise InputError(
+                f"The header of {file} has {length:,} bytes, and at most {MOST_BYTES:,} are read."
+            )
+        header = parsed_header(file, stream.read(length))
     begin = 8 + length
     end = begin + checked_length(file, header)
     if size < end:
@@ -204,32 +205,3 @@ def read_entries(file: Path) -> tuple[dict[str, dict], int]:
             "again."
         )
     return header, begin
-
-
-def checked_length(file: Path, header: Mapping[str, dict]) -> int:
-    """Bytes of all tensors, which have to lie one behind the other, each as long as its shape says."""
-    spans = {}
-    for name, entry in header.items():
-        try:
-            begin, end = entry["data_offsets"]
-            count = math.prod(entry["shape"])
-            each = (end - begin) / count if count else 0
-            whole = all(isinstance(n, int) and n >= 0 for n in (begin, end, *entry["shape"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file} is damaged: its header does not place {name}.") from error
-        bits = re.search(r"\d+", str(entry.get("dtype")))
-        if not whole or (bits and 8 * each != (int(bits[0]) if count else 0)):
-            raise InputError(
-                f"{file} is damaged: {name} of shape {entry['shape']} is not what {end - begin} bytes "
-                "hold; download it again."
-            )
-        spans[name] = begin, end
-    place = 0
-    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
-        if begin != place:
-            raise InputError(
-                f"{file} is damaged: {name} begins at byte {begin} of the data and not at {place}; "
-                "download it again."
-            )
-        place = end
-    return place

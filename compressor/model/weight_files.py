@@ -5,17 +5,25 @@ elsewhere by the config; vLLM and others take whatever lies there. A folder wher
 different weights is refused, with the files to remove. What all of them leave alone may stay.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.config.json_files import read_object
+from compressor.config.json_files import MOST_BYTES, check_file, object_in, read_object
+from compressor.config.json_shapes import misfit
 from compressor.errors import InputError, MendableError
 from compressor.model.tensors import INDEX, SINGLE
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # What a distributed save of transformers leaves, which it then reads before all else.
 DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+# What transformers reads besides, which are objects of some settings each.
+SETTINGS = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "preprocessor_config.json", "processor_config.json", ADAPTERS[0], INDEX),
+)
+MOST_IN_A_NAME = 255  # bytes, of the usual file systems
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -89,9 +97,35 @@ def weight_map(path: Path) -> dict[str, str]:
             path,
         )
     for file in files.values():
-        if Path(file).name != file:
-            raise InputError(f"{path / INDEX} names {file!r}, outside the folder.")
+        check_name(path / INDEX, file)
     return files
+
+
+def check_name(index: Path, file: str) -> None:
+    """Refuse what an index names and is no file that the folder can have."""
+    try:
+        encoded = os.fsencode(file)
+    except UnicodeEncodeError:  # half of a character
+        encoded = b""
+    if Path(file).name != file or not 0 < len(encoded) <= MOST_IN_A_NAME or b"\0" in encoded:
+        raise InputError(
+            f"{index} names {file!r:.300}, which is outside the folder, or no name of a file."
+        )
+
+
+def check_kinds(path: Path) -> None:
+    """Refuse a folder that has anything but files and folders in it (reading a pipe or a device may
+    never end), or settings that are longer than those of any model.
+    """
+    for each in path.iterdir():
+        if each.exists() and not each.is_dir():
+            check_file(each, MOST_BYTES if each.name in SETTINGS else None)
+
+
+def placed_by(index: Path) -> dict[str, str]:
+    """The file of every tensor by an index that may be wrong; nothing where it names no files."""
+    places = object_in(index).get("weight_map")
+    return {} if not isinstance(places, dict) or misfit([*places.values()], [str]) else places
 
 
 def no_weights(path: Path) -> InputError:

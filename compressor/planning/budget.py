@@ -16,19 +16,20 @@ are counted in parts of the whole, `PARTS` of them, rounded up: no plan costs mo
 """
 
 import hashlib
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from compressor.config.json_files import read_json
 from compressor.errors import InputError
 from compressor.model.groups import GROUPS
 from compressor.model.source import Source
 from compressor.model.widths import model_widths
 from compressor.model.work import Step, attended, flops
 
+NO_NUMBER = (TypeError, ValueError, OverflowError)  # what `int` and `float` raise
 CONTEXT = 2048
 PARTS = 20_000  # few, as the knapsack looks at all sums of them
 
@@ -74,6 +75,8 @@ def table_of(path: str | Path, checkpoint: Source) -> tuple[dict[str, Sequence[i
         raise InputError(f"{path} has {other} for `other`; it must be 0 or more.")
     blocks = checkpoint.whole.block_units
     whole = other + sum(costs[g][units[g]] for units in blocks for g in GROUPS)
+    if not math.isfinite(whole):
+        raise InputError(f"{path} has costs whose sum is too large to be a number.")
     counted: dict[str, Sequence[int]] = {
         g: [math.ceil(c / whole * PARTS) for c in values] for g, values in costs.items()
     }
@@ -87,13 +90,15 @@ def read_table(path: Path) -> tuple[dict[str, list[tuple[int, float]]], float]:
         return InputError(f"--budget is params, flops or a JSON file of costs, and {path} {what}.")
 
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise refuse("does not exist") from error
+        table = read_json(path) if path.exists() else None
     except OSError as error:
         raise refuse(f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise refuse("is not JSON") from error
+    except InputError as error:
+        raise refuse(
+            "cannot be read (Is a directory)" if path.is_dir() else "is not JSON"
+        ) from error
+    if table is None:
+        raise refuse("does not exist")
     wanted = (*GROUPS, "other")
     if not isinstance(table, dict) or (missing := [n for n in wanted if n not in table]):
         lacks = f"lacks {', '.join(missing)}" if isinstance(table, dict) else "holds no object"
@@ -102,14 +107,14 @@ def read_table(path: Path) -> tuple[dict[str, list[tuple[int, float]]], float]:
     for group in GROUPS:
         try:
             listed[group] = sorted((int(n), float(c)) for n, c in table[group].items())
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, *NO_NUMBER) as error:
             raise refuse(
                 f"has for {group} something else than an object of whole numbers of units and their "
                 'costs, such as {"1": 0.2, "8": 0.7}'
             ) from error
     try:
         return listed, float(table["other"])
-    except (TypeError, ValueError) as error:
+    except NO_NUMBER as error:
         raise refuse(f"has {table['other']!r} for other, which is no number") from error
 
 

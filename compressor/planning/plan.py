@@ -5,13 +5,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from compressor.errors import NOT_JSON, InputError
+from compressor.config.json_files import MOST_BYTES_OF_UNITS, read_json
+from compressor.config.json_shapes import misfit
+from compressor.errors import InputError
 from compressor.model.groups import counts
 
 if TYPE_CHECKING:  # targets are judged before torch is imported, which takes seconds
     from compressor.model.source import Source
 
 Kind = TypeVar("Kind", bound="Source")
+# Of what is read of a plan's JSON before `check` has seen it.
+ABOUT = {
+    "dropped": [int],
+    "hidden": {"channels": [int]},
+    "depth": dict,
+    "scores": {"experts": str},
+    "units": [dict],
+}
+SHAPE = {"blocks": [dict], "about": ABOUT}
 
 
 def dropped_of(source: "Source") -> dict:
@@ -78,11 +89,15 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = read_json(Path(path), most=MOST_BYTES_OF_UNITS)
             value = value.get("plan", value)  # of a result's compression.json
+            if wrong := misfit(value, SHAPE):
+                raise ValueError(wrong)
             blocks = [{g: list(kept) for g, kept in b.items()} for b in value["blocks"]]
             return cls(blocks, dict(value["about"]))
-        except (OSError, *NOT_JSON, KeyError, TypeError, AttributeError) as error:
+        except InputError as error:
+            raise InputError(f"{path} is not a plan: {error}") from error
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is not a plan: {type(error).__name__}, {error}.") from error
 
     def check(self, checkpoint: "Source") -> None:
@@ -105,13 +120,15 @@ class Plan:
                 f"The plan is for {len(self.blocks)} blocks; {checkpoint.label} has "
                 f"{checkpoint.blocks}."
             )
-        made_for = self.about.get("units", checkpoint.block_units)
+        made_for = self.about.get("units") or checkpoint.block_units
+        if len(made_for) != checkpoint.blocks:
+            raise InputError(f"The plan was made for {len(made_for)} blocks of units.")
         for index, (block, widths) in enumerate(zip(made_for, checkpoint.block_units, strict=True)):
             for group, units in widths.items():
-                if block[group] != units:
+                if block.get(group) != units:
                     raise InputError(
-                        f"The plan was made for {block[group]} units of {group} in block {index}, and "
-                        f"{checkpoint.label} has {units}; score it, and make a plan of its own."
+                        f"The plan was made for {block.get(group)} units of {group} in block {index}, "
+                        f"and {checkpoint.label} has {units}; score it, and make a plan of its own."
                     )
         experts, config = checkpoint.family.experts, checkpoint.config
         fewest = experts.fewest(config) if checkpoint.family.whole_experts else 0

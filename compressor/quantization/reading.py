@@ -1,6 +1,5 @@
 """A quantised folder read as the model it stands for: its weights are unpacked as they are read."""
 
-import json
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,8 +7,9 @@ from types import SimpleNamespace
 
 import torch
 
+from compressor.config.json_files import object_in
 from compressor.config.packing import FP8, NVFP4A16, SCHEMES, W4A16, Packing
-from compressor.errors import NOT_JSON, InputError
+from compressor.errors import InputError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.tensors import DTYPES, PACKED_DTYPES, read_tensors
 from compressor.writing.packing import SCALE, unpacked
@@ -144,9 +144,5 @@ def dense_entries(
 
 def open_model(path: str | Path) -> Checkpoint:
     """The checkpoint in a folder, dense or quantised; to run, and not to cut."""
-    try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-        quantized = bool(config.get("quantization_config"))
-    except (OSError, *NOT_JSON, AttributeError):  # which a Checkpoint says in a sentence
-        quantized = False
+    quantized = object_in(Path(path) / "config.json").get("quantization_config")
     return PackedCheckpoint(path) if quantized else Checkpoint(path)

@@ -1,15 +1,18 @@
 """The tokenizer of a folder, and in a sentence why there is none."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from compressor.errors import InputError, in_a_line
+from compressor.config.json_files import check_file
+from compressor.errors import CompressorError, InputError, in_a_line
 
 FAST = "tokenizer.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARIES = (FAST, *SENTENCEPIECE, "vocab.json")
 MERGES = "merges.txt"
+MOST_BYTES = 128 << 20  # of each; no larger one goes along into a result, either
 # What transformers needs to read a file of pieces, by the module and by the package to install.
 PIECES = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 RANKS = {"tiktoken": "tiktoken"}
@@ -28,7 +31,8 @@ def open_tokenizer(path: Path, coded: bool, vocabulary: int):
     """
     check_files(path, coded)
     tokenizer = read_tokenizer(path, coded)
-    check_vocabulary(tokenizer, path, vocabulary)
+    with of_the_tokenizer(path):
+        check_vocabulary(tokenizer, path, vocabulary)
     return tokenizer
 
 
@@ -39,10 +43,21 @@ def read_tokenizer(path: Path, coded: bool):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     kind = PreTrainedTokenizerFast if coded else AutoTokenizer
+    with of_the_tokenizer(path), quiet():  # where it does not know the model type
+        return kind.from_pretrained(path, trust_remote_code=False)
+
+
+@contextmanager
+def of_the_tokenizer(path: Path) -> Iterator[None]:
+    """While open, whatever is raised is a sentence about the tokenizer."""
     try:
-        with quiet():  # where it does not know the model type
-            return kind.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # whatever is raised, it is the tokenizer that does not load
+        yield
+    except (CompressorError, MemoryError):
+        raise
+    except BaseException as error:
+        # What is wrong inside of a library in Rust is no Exception, and is one all the same.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if "trust_remote_code" in str(error):
             raise InputError(own_code(path)) from error
         raise InputError(
@@ -72,6 +87,9 @@ def check_files(path: Path, coded: bool) -> None:
             f"{path} has no tokenizer (none of {', '.join(VOCABULARIES)}); put that of the "
             "original model beside the weights."
         )
+    for name in (*VOCABULARIES, MERGES):
+        if (path / name).exists():
+            check_file(path / name, MOST_BYTES)
     if (path / FAST).exists():
         return
     for name in SENTENCEPIECE:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from compressor.config.json_files import read_object
 from compressor.model.per_layer import SHIPPED
 from compressor.model.source import Source
 
@@ -36,7 +37,7 @@ def copy_side_files(checkpoint: Source, folder: Path) -> None:
         shutil.copyfile(file, copied)
     if checkpoint.coded:
         file = folder / "tokenizer_config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        config = read_object(file) if file.exists() else {}
         config.pop("auto_map", None)
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -104,7 +104,7 @@ def test_no_details_are_none(tmp_path):
         ("rank: 1.5", "rank in --recover-config .* is 1.5"),
         ("steps: 5", r"but has \['steps'\]"),
         ("ranks: 5", r"but has \['ranks'\]"),
-        ("- rank", r"but has \['rank'\]"),
+        ("- rank", "but is a list"),
         ("rank: [", "cannot be read"),
     ],
 )

@@ -210,3 +210,25 @@ def test_without_a_private_name_of_torch_all_goes_through_the_dispatcher(monkeyp
     with torch.no_grad():
         assert torch.equal(colsum(WEIGHT), WEIGHT.sum(0))
     assert seen == ["colsum"]
+
+
+@NEEDS_EXTENSION
+def test_tensors_between_their_elements_places():
+    """As a file has them whose header has an odd length; native code would read them all the same, which
+    no standard allows.
+    """
+    from compressor.kernels import native
+    from compressor.kernels.taylor import OP as TAYLOR
+
+    def astray(tensor: torch.Tensor) -> torch.Tensor:
+        memory = bytearray(tensor.nbytes + 1)
+        moved = torch.frombuffer(memory, dtype=tensor.dtype, offset=1, count=tensor.numel())
+        return moved.view(tensor.shape).copy_(tensor)
+
+    weight = astray(WEIGHT)
+    assert native.astray(weight) and not native.astray(native.aligned(weight))
+    assert torch.equal(colsum(weight, backend="ext"), colsum(WEIGHT, backend="ext"))
+    assert torch.equal(compact_many([weight], [torch.tensor([0, 2])])[0], WEIGHT[[0, 2]])
+    sums, nonfinite = astray(torch.zeros(3, 3)), torch.zeros((), dtype=torch.int64)
+    with pytest.raises(ValueError, match="taylor: a tensor to write to does not begin at"):
+        TAYLOR(WEIGHT, WEIGHT, sums, None, nonfinite, 1, 1, 1.0, backend="ext")

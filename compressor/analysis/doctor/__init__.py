@@ -15,6 +15,7 @@ from compressor.config.json_files import read_object
 from compressor.errors import InputError, MendableError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.configs import read_as_given
+from compressor.model.weight_files import check_kinds
 
 OF_FILES: tuple[Fault, ...] = (*files.FAULTS, *pickles.FAULTS)
 OF_TENSORS: tuple[Fault, ...] = (
@@ -39,6 +40,7 @@ def examine(path: Path, asked: Asked | None = None) -> Examined:
     """InputError where there is no folder, or it cannot be mended, or not without an answer."""
     if not path.is_dir():
         raise InputError(f"There is no folder {str(path)!r}; give a checkpoint folder.")
+    check_kinds(path)
     with read_as_given():
         try:
             return examined(path, asked or Asked())

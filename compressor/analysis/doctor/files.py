@@ -15,7 +15,7 @@ from compressor.model.tensors import (
     read_header,
     read_tensors,
 )
-from compressor.model.weight_files import ADAPTERS, shown
+from compressor.model.weight_files import ADAPTERS, check_name, placed_by, shown
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.\w+")
 REDIRECTED = "transformers_weights"
@@ -106,11 +106,11 @@ def unindexed(patient: Patient) -> str | None:
         names = loose(path)
         return f"There is neither {SINGLE} nor {INDEX}, but {shown(names)}." if names else None
     index = object_in(path / INDEX)
-    places, metadata = index.get("weight_map"), index.get("metadata")
-    if not isinstance(places, dict):
-        return f"{INDEX} cannot be read, or has no weight_map."
-    if outside := [file for file in places.values() if Path(str(file)).name != str(file)]:
-        raise InputError(f"{path / INDEX} names {outside[0]!r}, outside the folder.")
+    places, metadata = placed_by(path / INDEX), index.get("metadata")
+    if not places:
+        return f"{INDEX} cannot be read, or has no weight_map of names of files."
+    for file in places.values():
+        check_name(path / INDEX, file)
     files = sorted({*places.values()})
     absent = [file for file in files if not (path / file).is_file()]
     if absent:
@@ -139,7 +139,7 @@ def bytes_of(entry: dict) -> int:
 def gathered(patient: Patient) -> str:
     """Choose the files that hold the model, whatever their index says."""
     path = patient.path
-    places = object_in(path / INDEX).get("weight_map") or {}
+    places = placed_by(path / INDEX)
     names = loose(path)
     named = [name for name in names if name in {*places.values()}]
     lost = {*places} - {*headers(path, named)}
@@ -188,8 +188,7 @@ def headers(path: Path, names: list[str]) -> dict:
 
 
 def indexed(path: Path) -> list[str]:
-    places = object_in(path / INDEX).get("weight_map")
-    return sorted({Path(str(file)).name for file in places.values()}) if places else []
+    return sorted({Path(file).name for file in placed_by(path / INDEX).values()})
 
 
 # -- weights by another name ----------------------------------------------------------------------

@@ -7,10 +7,9 @@ import torch
 
 from compressor.analysis.doctor.fault import Fault, Patient, entry_of
 from compressor.analysis.doctor.files import check_whole, loose
-from compressor.config.json_files import object_in
 from compressor.errors import InputError, in_a_line
 from compressor.model.tensors import DTYPES
-from compressor.model.weight_files import ADAPTERS, PICKLES, shown
+from compressor.model.weight_files import ADAPTERS, PICKLES, placed_by, shown
 
 WHOLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # What trainings leave beside the weights.
@@ -44,8 +43,7 @@ def pickles(path: Path) -> list[str]:
 
 
 def indexed(path: Path) -> list[str]:
-    places = object_in(path / INDEX).get("weight_map")
-    return [Path(str(file)).name for file in places.values()] if isinstance(places, dict) else []
+    return [Path(file).name for file in placed_by(path / INDEX).values()]
 
 
 def unpickled(patient: Patient) -> str:
@@ -57,7 +55,7 @@ def unpickled(patient: Patient) -> str:
             if key in patient.tensors:
                 raise InputError(f"{key} is in more than one of them.")
             patient.tensors[key] = entry_of(tensor, patient.path / name)
-    if lost := {*(object_in(patient.path / INDEX).get("weight_map") or {})} - {*patient.tensors}:
+    if lost := {*placed_by(patient.path / INDEX)} - {*patient.tensors}:
         raise InputError(f"They lack {shown(sorted(lost))}, which {INDEX} names.")
     patient.files = []
     return "The state dict was opened without running any, and is written as safetensors."

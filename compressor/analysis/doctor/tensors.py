@@ -5,7 +5,7 @@ import torch
 from compressor.analysis.doctor.fault import Fault, Held, Patient
 from compressor.analysis.doctor.pickles import check_dtypes
 from compressor.errors import InputError
-from compressor.model.configs import check_task, config_of, made, settings
+from compressor.model.configs import check_blocks, check_task, config_of, made, settings
 from compressor.model.families import family_of
 from compressor.model.families.translations import translation_of
 from compressor.model.families.wrappers import wrapper_of
@@ -43,6 +43,7 @@ def open_weights(patient: Patient) -> None:
             "a folder of its own."
         )
     check_task(path, patient.config)
+    check_blocks(path, patient.config)
     check_redirection(path, patient.config)
     translation = translation_of(patient.config)
     if translation:

@@ -11,14 +11,13 @@ from compressor.analysis.inspection.folder import Folder, open_folder
 from compressor.analysis.inspection.loaders import answers
 from compressor.analysis.inspection.loaders.answer import distinct
 from compressor.config.amounts import in_runs
-from compressor.config.json_files import object_in
 from compressor.config.layouts import NAS, PADDED, PER_LAYER, UNIFORM
 from compressor.config.packing import Packing
 from compressor.model.configs import read_as_given
 from compressor.model.families.nas import is_nas
 from compressor.model.widths import BlockWidths
 from compressor.report.table import equal_runs
-from compressor.writing.record import RECORD
+from compressor.writing.record import record_in
 
 
 def inspect(path: Path) -> dict:
@@ -69,7 +68,7 @@ def described(folder: Folder) -> dict:
         "vocabulary": embedding.shape[0] if embedding else config.get("vocab_size"),
         "tied": family and family.head not in folder.tensors,
         "blocks": [block_row(i, block, widths) for i, block in enumerate(folder.blocks())],
-        "dropped_blocks": object_in(path / RECORD).get("dropped_blocks"),
+        "dropped_blocks": record_in(path).get("dropped_blocks"),
         "loads": [asdict(answer) for answer in answers(folder, widths, wrong, own_head)],
         "problems": [*folder.problems, *wrong, *others],
     }
@@ -85,7 +84,7 @@ def layout(folder: Folder, widths: list[BlockWidths] | None) -> str | None:
         return NAS
     if len(distinct(widths)) > 1:
         return PER_LAYER
-    return PADDED if object_in(folder.path / RECORD).get("layout") == PADDED else UNIFORM
+    return PADDED if record_in(folder.path).get("layout") == PADDED else UNIFORM
 
 
 def block_row(index: int, tensors: dict, widths: list[BlockWidths] | None) -> dict:

@@ -6,12 +6,12 @@ adds an adapter that lies beside them; vLLM and llama.cpp's converter take what 
 without one every file that looks like weights.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
 from compressor.model.tensors import INDEX, SINGLE
+from compressor.model.weight_files import placed_by
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
@@ -60,11 +60,7 @@ def taken(folder: Path, config: dict) -> dict[str, list[str]]:
     names = {file.name for file in folder.iterdir() if file.is_file()}
 
     def indexed(index: str) -> list[str]:
-        try:
-            weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            return sorted({str(file) for file in weight_map.values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return []
+        return sorted({*placed_by(folder / index).values()})
 
     return {loader: take(names, config, indexed) for loader, take in TAKEN_BY.items()}
 

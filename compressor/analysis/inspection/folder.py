@@ -4,7 +4,6 @@
 headers and JSON are read: no pickle, no code.
 """
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -13,13 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from compressor.analysis.inspection.files import ambiguity
+from compressor.config.json_files import read_object
 from compressor.config.packing import Packing
 from compressor.errors import InputError
+from compressor.model.configs import check_blocks
 from compressor.model.experts import stacked
 from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.families.wrappers import Wrapper, wrapper_of
 from compressor.model.per_layer import KEY, check
 from compressor.model.tensors import INDEX, SINGLE, completed, foreseeing, read_entries, turned
+from compressor.model.weight_files import check_kinds
 from compressor.model.widths import BlockWidths, block_widths
 from compressor.quantization.reading import dense_entries, packing_of
 
@@ -131,11 +133,13 @@ def open_folder(path: Path) -> Folder:
     """Whatever the folder holds. `InputError` if that is no model at all."""
     if not path.is_dir():
         raise InputError(f"There is no folder {str(path)!r}; give a checkpoint folder.")
+    check_kinds(path)
     folder = Folder(path)
     if (path / "config.json").exists():
         folder.config = folder.written = read_json(folder, "config.json")
     else:
         folder.problems.append("There is no config.json, so no loader knows what the tensors are.")
+    check_blocks(path, folder.written)
     translate(folder)
     folder.ambiguous = ambiguity(path, folder.written)
     if folder.ambiguous:
@@ -188,6 +192,8 @@ def open_folder(path: Path) -> Folder:
             del folder.config[KEY]
         if folder.family.experts:
             stack(folder, folder.family)
+        if folder.stored:
+            check_blocks(path, folder.config, len(folder.blocks()))
     if folder.config and folder.family is None:
         folder.problems.append(
             f"The model type {folder.config.get('model_type')!r} has no table here (there are "
@@ -247,10 +253,7 @@ def weight_files(folder: Folder) -> list[str]:
 
 def read_json(folder: Folder, name: str) -> dict:
     try:
-        value = json.loads((folder.path / name).read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        folder.problems.append(f"{name} is not a JSON object.")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        folder.problems.append(f"{name} is not valid JSON: {error}.")
-    return {}
+        return read_object(folder.path / name)
+    except InputError as error:
+        folder.problems.append(str(error))
+        return {}

@@ -186,7 +186,7 @@ def test_half_a_download(make_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [("{", "is not valid JSON"), ("[]", "is not a JSON object")]
+    ("content", "problem"), [("{", "is not valid JSON"), ("[]", "is no JSON object")]
 )
 def test_broken_config(copy, content, problem):
     (copy / "config.json").write_text(content)

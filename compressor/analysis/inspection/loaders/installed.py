@@ -10,7 +10,7 @@ from compressor.analysis.inspection.folder import Folder
 from compressor.analysis.inspection.loaders.answer import RAN, Answer, Facts, Loading
 from compressor.errors import in_a_line as sentence_of
 from compressor.model.loading import auto_class
-from compressor.text.tokenizer import check_files, read_tokenizer
+from compressor.text.tokenizer import check_files, of_the_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -133,7 +133,8 @@ def load_tokenizer(
     try:
         check_files(folder.path, coded)
         if config is not None:
-            return AutoTokenizer.from_pretrained(folder.path, config=config), None
+            with of_the_tokenizer(folder.path):
+                return AutoTokenizer.from_pretrained(folder.path, config=config), None
         return read_tokenizer(folder.path, coded), None
     except Exception as error:  # whatever it raises, it does not load
         return None, in_a_line(error)
