@@ -102,7 +102,7 @@ def test_a_source_that_becomes_another_file(source, asked, tmp_path, capsys, aft
     after_block(lambda: other.replace(weights))
     assert compress(source, dest, *asked) == 2
     assert f"{weights} is not read by safetensors: " in (told := said(capsys))
-    assert "Restore it, and run again with --resume." in told
+    assert "restore it, and run again with --resume." in told
     weights.write_bytes(content)
     assert compress(source, dest, *asked, "--resume") == 0
 
