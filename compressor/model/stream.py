@@ -192,7 +192,9 @@ class BlockStream:
     def refuse(self, index: int) -> NoReturn:
         """What makes a block's activations overflow: its weights by name, or their size."""
         check_block(self.checkpoint, index, self.checkpoint.read_block(index))
-        advice = "its weights are too large" if self.dtype == torch.float32 else "try --dtype float32"
+        advice = (
+            "its weights are too large" if self.dtype == torch.float32 else "try --dtype float32"
+        )
         number, dtype = self.checkpoint.numbers[index], str(self.dtype).removeprefix("torch.")
         raise InputError(
             f"The activations that leave block {number} are not finite in {dtype}; {advice}."
