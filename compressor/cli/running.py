@@ -27,7 +27,7 @@ import typer
 
 from compressor.cli.arguments import spread_ratios
 from compressor.cli.flags import DEBUG, JSON
-from compressor.errors import CompressorError, MachineError, in_a_line
+from compressor.errors import CompressorError, InputError, MachineError, in_a_line
 from compressor.job.console import console
 from compressor.job.interruption import SIGNALS, Interrupted, ending, interruptible
 
@@ -52,7 +52,8 @@ class Failure:
             said = f"interrupted{where and f' in {where}'}."
             return cls(said, INTERRUPTED, kept or "Nothing was kept.")
         if hasattr(error, "format_message"):  # of the parser, in any version of it
-            return cls(f"{error.format_message().rstrip('.')}.", error.exit_code)
+            code = getattr(error, "exit_code", InputError.exit_code)
+            return cls(f"{error.format_message().rstrip('.')}.", code)
         known = as_error(error)
         if known is None:
             said = (
