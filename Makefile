@@ -10,6 +10,8 @@
 # make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 10 minutes, 3 GB)
 # make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
+# make lock       write requirements.lock: the tested set with all that it brings, with hashes
+# make audit      docs/dependencies.md anew, and known vulnerabilities of what is locked (asks the network)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
 # make fuzz       read hostile files for FUZZ_SECONDS (15 minutes), guided by coverage; adds to its record
 VENV ?= .venv
@@ -23,8 +25,8 @@ export PYTHONSAFEPATH = 1
 
 SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: install compress test test-all test-slow compat counts families oldest asan fuzz lint bench
-.PHONY: docs bench-whole real serve torture clean
+.PHONY: install compress test test-all test-slow compat counts families oldest asan fuzz lint lock audit
+.PHONY: bench docs bench-whole real serve torture clean
 .PHONY: gpu
 
 install: $(VENV)/.installed
@@ -95,6 +97,18 @@ oldest:
 	    -m "not slow and not breadth" tests/ops
 	$(OLDEST)/bin/compress examples/tiny-llama $(OLDEST)/tiny-llama-85 --keep 0.85 --samples 8 \
 	    --length 128 --recover lora:2 --quantize w4a16 --overwrite
+
+LOCK = build/lock
+lock:
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip install --quiet -c constraints.txt uv
+	$(LOCK)/bin/uv pip compile pyproject.toml --all-extras -c constraints.txt --python-version 3.11 \
+	    --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+
+audit: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,real]' pip-audit
+	$(BIN)/python docs/make_dependencies.py
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 families: install
 	$(BIN)/python -m pytest -q tests/model/families/test_matrix.py -k "written or scored" \

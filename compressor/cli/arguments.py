@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compressor.cli.flags import OUTPUT
+from compressor.cli.flags import OUTPUT, Debug
 from compressor.config.options import name_of, options_of
 from compressor.errors import InputError
 from compressor.scoring.methods import DEFAULT_METHOD, METHODS
@@ -66,12 +66,28 @@ def offers(panels: Panels, **retyped: tuple[Any, ...]) -> Callable:
             if p.name != "options"
         ]
         every = sorted([*kept, *added], key=lambda p: place(panel_of(p), [*panels]))
-        called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # as inspect reads it
-        called.__annotations__ = {p.name: p.annotation for p in every}
-        called.__name__, called.__doc__ = command.__name__, command.__doc__
-        return called
+        return with_parameters(called, command, every)
 
     return changed
+
+
+def debuggable(command: Callable) -> Callable:
+    """Give a command `--debug`, which is read where failures are told, before anything is parsed."""
+
+    def called(debug: bool = False, **values):
+        return command(**values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.Parameter("debug", keyword, default=False, annotation=Debug)
+    return with_parameters(called, command, [*inspect.signature(command).parameters.values(), own])
+
+
+def with_parameters(called: Callable, command: Callable, every: list) -> Callable:
+    """`called` by the name of a command, and with these parameters."""
+    called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # as inspect reads it
+    called.__annotations__ = {p.name: p.annotation for p in every}
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    return called
 
 
 def parameter(described: Field, panel: str, *retyped) -> inspect.Parameter:

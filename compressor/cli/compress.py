@@ -10,7 +10,7 @@ from typer import Option
 
 import compressor
 from compressor.cli import flags, running
-from compressor.cli.arguments import Panels, offers
+from compressor.cli.arguments import Panels, debuggable, offers
 from compressor.config.job import JobConfig, job_config
 from compressor.config.layouts import WriteConfig
 from compressor.config.plan import PlanConfig
@@ -80,6 +80,7 @@ Version = Annotated[
 
 
 @app.command(epilog=EXAMPLES)
+@debuggable
 @offers(PANELS, calibration=CALIBRATION)
 def compress(
     source: flags.Source,
@@ -123,7 +124,7 @@ def run_and_show(config: JobConfig, as_json: bool) -> None:
     try:
         show(run_job(config, Lines(as_json)), as_json)
     except QualityError as error:
-        if error.results:
+        if error.results and not as_json:  # which the failure's own object holds
             show(error.results, as_json)
         raise
 

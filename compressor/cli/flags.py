@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 SIZE = "How small"
 OUTPUT = "Output"
+JSON, DEBUG = "--json", "--debug"  # which a command's failure looks for, too
 
 Source = Annotated[Path, Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
 Dest = Annotated[Path, Argument(help="Folder to make; it must not exist.")]
@@ -35,5 +36,11 @@ Budget = Annotated[
         rich_help_panel=SIZE,
     ),
 ]
-Json = Annotated[bool, Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool,
+    Option(JSON, help="Print the result as JSON, or what went wrong.", rich_help_panel=OUTPUT),
+]
 Quiet = Annotated[bool, Option("--quiet", help="No progress lines.", rich_help_panel=OUTPUT)]
+Debug = Annotated[
+    bool, Option(DEBUG, help="Show the traceback of a failure.", rich_help_panel=OUTPUT)
+]

@@ -3,6 +3,7 @@
 import typer
 
 from compressor.cli import running
+from compressor.cli.arguments import debuggable
 from compressor.cli.compress import EXAMPLES, Version, compress
 from compressor.cli.cutting import cut, plan, report, score
 from compressor.cli.exporting import export
@@ -27,10 +28,10 @@ def about(version: Version = False) -> None:
 
 stages.command(epilog=EXAMPLES)(compress)
 for stage in (sparsify, score, plan, report, cut, recover, verify):
-    stages.command()(stage)
-stages.command("eval")(evaluate)
+    stages.command()(debuggable(stage))
+stages.command("eval")(debuggable(evaluate))
 for stage in (inspect, doctor, estimate, generate, export):
-    stages.command()(stage)
+    stages.command()(debuggable(stage))
 
 
 def main() -> None:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from compressor.errors import InputError
 from compressor.model.activations import Activations, states_of
+from compressor.model.finite import Levels, check_block
 from compressor.model.float8 import round_inputs
 from compressor.model.memory import trim_heap
 from compressor.model.modules import head_name, loaded, make_linear, move_buffers, replaced_forward
@@ -163,11 +165,15 @@ class BlockStream:
                 def forward(
                     layer=layer, index=index, states=states, out=following
                 ) -> Iterator[int]:
+                    levels: Levels[int] = Levels()
                     for i in range(len(batches)):
                         args, call = calls[i][index]
-                        hidden = layer(states.get(i, self.device), *args, **call)
-                        out.put(i, states_of(hidden))
+                        hidden = states_of(layer(states.get(i, self.device), *args, **call))
+                        levels.add(index, hidden)
+                        out.put(i, hidden)
                         yield i
+                    if levels.not_finite():
+                        self.refuse(index)
 
                 if visit is None:
                     for _ in forward():
@@ -183,6 +189,17 @@ class BlockStream:
                 pauses.keep(index + 1, len(batches), states)
             trim_heap()
         return states
+
+    def refuse(self, index: int) -> NoReturn:
+        """What makes a block's activations overflow: its weights by name, or their size."""
+        check_block(self.checkpoint, index, self.checkpoint.read_block(index))
+        advice = (
+            "its weights are too large" if self.dtype == torch.float32 else "try --dtype float32"
+        )
+        number, dtype = self.checkpoint.numbers[index], str(self.dtype).removeprefix("torch.")
+        raise InputError(
+            f"The activations that leave block {number} are not finite in {dtype}; {advice}."
+        )
 
     def weights(
         self, blocks: Sequence[int] | None = None

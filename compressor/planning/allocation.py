@@ -63,6 +63,13 @@ def check_scores(scores: Scores, checkpoint: Source) -> None:
         for g in GROUPS
     ):
         raise InputError(f"The scores do not fit {checkpoint.label}: other numbers of units.")
+    for index, block in enumerate(scores.blocks):
+        for group, values in block.items():
+            if not values.isfinite().all():
+                raise InputError(f"The scores of {group} in block {index} are not finite.")
+    for name, tensors in (scores.measured.tensors if scores.measured else {}).items():
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise InputError(f"What was measured of cuts ({name}) is not finite; score again.")
 
 
 def alignment(

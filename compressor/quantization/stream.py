@@ -28,6 +28,7 @@ from compressor.quantization.clipping import learn
 from compressor.quantization.floats import scales_of
 from compressor.quantization.scheme import scales, stored_scales
 from compressor.repairing.streaming import HELD_BACK
+from compressor.solvers.fixed_order import total
 from compressor.text.tokens import held_back
 from compressor.writing.packing import SCALE, packed, unpacked
 
@@ -223,5 +224,5 @@ def remedy(checkpoint: Checkpoint, packing: Packing, common: int) -> str:
 def relative(changed: torch.Tensor, weight: torch.Tensor) -> float:
     """||W^ - W||^2 / ||W||^2, 0 for a weight of zeros."""
     weight = weight.float()
-    energy = weight.square().sum()
-    return ((changed.float() - weight).square().sum() / energy).item() if energy else 0.0
+    energy = total(weight.square())
+    return (total((changed.float() - weight).square()) / energy).item() if energy else 0.0

@@ -27,6 +27,7 @@ from compressor.recovery.data import Example, RecoveryData
 from compressor.recovery.losses import differentiate, mean_loss
 from compressor.recovery.precision import computed_dtype
 from compressor.recovery.teacher import Teacher
+from compressor.solvers.fixed_order import total
 
 STRIDE = 1_000_003  # steps of one seed share no stream with steps of the next
 
@@ -149,7 +150,9 @@ def train(
             loss = reduce(loss, "sum")
             for parameter in parameters.values():
                 parameter.grad = reduce(parameter.grad, "sum")
-        norm = nn.utils.clip_grad_norm_(parameters.values(), recovery.clip_norm)
+        gradients = [p.grad for p in parameters.values()]
+        norm = torch.stack([total(g.float().square()) for g in gradients]).sum().sqrt().float()
+        nn.utils.clip_grads_with_norm_(parameters.values(), recovery.clip_norm, norm)
         if not math.isfinite(loss.item() + norm.item()):
             history.stopped = f"at step {step + 1} the loss is {loss:g} and its gradient {norm:g}"
             return history

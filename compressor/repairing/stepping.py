@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.solvers.fixed_order import total
+
 WIDTH = 512  # inputs, beyond which steps fall with the root of their number
 
 
@@ -39,4 +41,5 @@ def stepping(parameter: torch.Tensor, take: Taking) -> torch.optim.AdamW:
 
 def step_size(weight: torch.Tensor) -> float:
     """What a rate of 1 moves a weight [outputs, inputs], or a stack of such, by."""
-    return weight.float().square().mean().sqrt().item() * min(1, (WIDTH / weight.shape[-1]) ** 0.5)
+    mean = total(weight.float().square()) / weight.numel()
+    return mean.sqrt().item() * min(1, (WIDTH / weight.shape[-1]) ** 0.5)

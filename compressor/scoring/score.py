@@ -6,8 +6,9 @@ from dataclasses import asdict
 import torch
 
 from compressor.config.seeding import of_block
+from compressor.errors import InputError
 from compressor.model.families import Family
-from compressor.model.finite import check_block, check_finite, check_outer
+from compressor.model.finite import check_block, check_outer
 from compressor.model.gradients import backward
 from compressor.model.passes import Passing, on_cpu, pass_over
 from compressor.model.pauses import Pauses
@@ -178,9 +179,14 @@ def observe_backward(
 
 def finished(block: Block, method: str, index: int) -> Block:
     """A block's scores as they are kept: float32 on the CPU, all finite."""
-    for group, values in block.items():
-        check_finite(f"The {method} score of {group} in block {index}", values)
-    return as_float32(block)
+    narrow = as_float32(block)
+    for group, values in narrow.items():
+        if not values.isfinite().all():
+            raise InputError(
+                f"The {method} score of {group} in block {index} is not finite, though its weights are: "
+                "they are too large; try another --method, or --dtype float32."
+            )
+    return narrow
 
 
 def as_float32(block: Block) -> Block:

@@ -24,6 +24,7 @@ import torch
 from compressor.errors import InputError
 from compressor.kernels.eliminate import MOST, cheapest
 from compressor.kernels.eliminate import eliminate as steps
+from compressor.solvers.fixed_order import factored, inverse_of, one_thread
 
 DAMPING = 0.1  # lambda
 LEAST = 1e-12  # of the mean diagonal: what a channel that is always zero is damped by
@@ -63,14 +64,14 @@ def damped_inverse(gram: torch.Tensor, damping: float) -> torch.Tensor:
     level = diagonal.mean() if diagonal.mean() > 0 else diagonal.new_ones(())
     damped = gram.clone()
     damped.diagonal().add_(damping * diagonal.clamp_min(LEAST * level))
-    factor, failed = torch.linalg.cholesky_ex(damped)
+    factor = factored(damped)
     del damped
-    if failed:
+    if factor is None:
         raise InputError(
             f"The Gram matrix of {len(gram)} inputs is not positive definite with a damping of "
             f"{damping:g}; give more --samples, or try --dtype float32."
         )
-    return torch.cholesky_inverse(factor).mT.contiguous()  # symmetric, and made column by column
+    return inverse_of(factor).mT.contiguous()  # symmetric, and made column by column
 
 
 def own_errors(gram: torch.Tensor, weight: torch.Tensor, units: int) -> torch.Tensor:
@@ -95,13 +96,16 @@ def groups_in_order(inverse: torch.Tensor, weight: torch.Tensor, prior: torch.Te
         # What is gone has left zeros behind; ones on its diagonal, and it can be solved with the others.
         blocks = torch.where(left[:, None, None], blocks, torch.eye(width).to(blocks))
         columns = weight.view(len(weight), units, width).permute(1, 2, 0)  # [units, width, outputs]
-        solved, _ = torch.linalg.solve_ex(blocks, columns)
+        with one_thread(blocks):
+            solved, _ = torch.linalg.solve_ex(blocks, columns)
         cost = prior * (columns * solved).sum((1, 2))
         gone = cheapest(cost, left)
         own = (gone * width)[:, None] + torch.arange(width, device=gone.device)
         rows = inverse[own[0]]
         weight -= solved[gone][0].T @ rows
-        inverse -= rows.T @ torch.linalg.solve_ex(rows[:, own[0]], rows)[0]
+        with one_thread(rows):
+            shares, _ = torch.linalg.solve_ex(rows[:, own[0]], rows)
+        inverse -= rows.T @ shares
         for matrix in (inverse, inverse.T, weight.T):
             matrix.index_fill_(0, own[0], 0)
         left = left & (numbers != gone)

@@ -17,6 +17,7 @@ import torch
 
 from compressor.errors import InputError
 from compressor.kernels.rank import rank
+from compressor.solvers.fixed_order import factored, inverse_of
 
 COLUMNS = 128
 DAMPING = 0.01  # of the mean diagonal, as published
@@ -36,17 +37,15 @@ def inverse_factor(gram: torch.Tensor, name: str) -> torch.Tensor:
     diagonal = hessian.diagonal()
     dead, mean = diagonal == 0, diagonal.mean()
     diagonal.add_(DAMPING * mean).masked_fill_(dead, DEAD * mean)
-    upper, failed = None, not hessian.isfinite().all()
-    if not failed:
-        lower, failed = torch.linalg.cholesky_ex(hessian)
-    if not failed:
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if failed:
+    lower = factored(hessian) if hessian.isfinite().all() else None
+    # The upper factor is the other one's transpose.
+    other = None if lower is None else factored(inverse_of(lower))
+    if other is None:
         raise InputError(
             f"The inputs of {name} have no positive definite second moments, so it cannot be "
             "corrected; use more calibration text, or --dtype float32."
         )
-    return upper
+    return other.mT.contiguous()
 
 
 def correct(weight: torch.Tensor, factor: torch.Tensor, choose: Choice) -> torch.Tensor:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
+from compressor.solvers.fixed_order import factored, solved
 from compressor.solvers.ridge import Moments
 
 
@@ -58,12 +59,12 @@ def refit_errors(
     for damping in (value * scale for value in grid if scale > 0):
         damped = gram.clone()
         damped.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
+        factor = factored(damped)
+        if factor is None:
             continue
 
         def whitened(rows: torch.Tensor, factor=factor) -> torch.Tensor:
-            return torch.linalg.solve_triangular(factor, rows.T, upper=False).T
+            return solved(factor, rows.T).T
 
         errors = prefix_errors(
             whitened(whitened(held_gram).T),

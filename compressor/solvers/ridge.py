@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.errors import InputError
+from compressor.solvers.fixed_order import factored, one_thread, solved, total
 
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -61,7 +62,7 @@ class Moments:
             for rows, up_to in self.panels():
                 self.lower[rows, :up_to].addmm_(inputs[:, rows].T, inputs[:, :up_to])
             self.cross.addmm_(targets.T, inputs)
-        self.energy += targets.square().sum(dtype=torch.float64)
+        self.energy += total(targets.square())
         self.mirrored = False
 
     @property
@@ -201,13 +202,14 @@ def refitted(gram: torch.Tensor, residual: torch.Tensor, relative: float) -> tor
     diagonal = gram.diagonal()
     undamped = diagonal.clone()
     diagonal += relative * undamped.mean()
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor = factored(gram)
     diagonal.copy_(undamped)
-    if failed:
+    if factor is None:
         return None
     # `cholesky_solve` would copy the factor.
-    solved = torch.linalg.solve_triangular(factor, residual.T, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, solved, upper=True, out=solved).T
+    half = solved(factor, residual.T)
+    with one_thread(factor):
+        return torch.linalg.solve_triangular(factor.mT, half, upper=True, out=half).T
 
 
 def less(cross: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
@@ -230,7 +232,7 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).sum(dtype=torch.float64)
+    return total(a * b)
 
 
 def read(sums: Iterable[torch.Tensor]) -> float:

@@ -18,6 +18,10 @@ from compressor.verification.child import GENERATES, TOLD, Progress
 from compressor.writing.record import RECORD, read_record
 
 
+class ChildError(Exception):
+    """All that the process said before it broke off."""
+
+
 def verify(
     folder: Path,
     source: Path | None = None,
@@ -61,9 +65,10 @@ def verify(
     try:
         report = json.loads(printed.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
+        last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         raise VerificationError(
-            f"The verification of {folder} broke off:\n{errors.strip()[-2000:]}"
-        ) from None
+            f"The verification of {folder} broke off: {last.rstrip('.')}."
+        ) from ChildError(errors)
     if report["error"]:
         failure = MachineError if report.get("of_the_machine") else VerificationError
         raise failure(report["error"])
