@@ -2,14 +2,16 @@
 
 torch splits one long sum among its threads, so that the rounding depends on their number; several sums
 side by side, as of the rows of a matrix, it does not split, nor one of fewer than `UNSPLIT` numbers.
-LAPACK splits a factorisation, and takes other blocks with more threads; so it gets one thread. That is
-felt where matrices are large and threads many (docs/reliability.md has figures); a GPU is not concerned.
+LAPACK splits a factorisation, and takes other blocks with more threads; so it gets one thread, but for
+matrices so large that the job would wait for it on many cores: their last bits depend on the number of
+threads. A GPU is not concerned.
 """
 
 from contextlib import contextmanager
 
 import torch
 
+LARGE = 2048  # rows; to factorise fewer takes one thread a fraction of a second
 UNSPLIT = 32_768  # numbers: of fewer torch makes one part (`at::internal::GRAIN_SIZE`)
 
 
@@ -23,9 +25,9 @@ def total(x: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 @contextmanager
 def one_thread(matrix: torch.Tensor):
-    """While open, LAPACK has one thread for what it makes of a matrix on the CPU."""
+    """While open, LAPACK has one thread for what it makes of a matrix on the CPU that is not `LARGE`."""
     threads = torch.get_num_threads()
-    if matrix.is_cpu and threads > 1:
+    if matrix.is_cpu and threads > 1 and matrix.shape[-2] <= LARGE:
         torch.set_num_threads(1)
     try:
         yield
