@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from compressor import __version__
 from compressor.analysis.doctor import examine, pickles
 from compressor.analysis.doctor.fault import Patient
 from compressor.analysis.doctor.files import gathered, unindexed
@@ -21,7 +22,7 @@ from compressor.analysis.inspection.disagreements import disagreements, ids_outs
 from compressor.analysis.inspection.folder import open_folder
 from compressor.config.recovery import read_details
 from compressor.config.target import targets_of
-from compressor.job.journal import NAME, Journal
+from compressor.job.journal import NAME, VERSION, Journal
 from compressor.job.keeping import described
 from compressor.job.result import Done
 from compressor.model.checkpoint import Checkpoint
@@ -189,6 +190,7 @@ def of_scores() -> bytes:
 BLOCK = {"attention": [0, 2], "ffn": [1, 3, 5]}
 COSTS = {"attention": {"1": 0.2, "4": 0.7}, "ffn": {"8": 0.1, "48": 0.9}, "other": 1.5}
 JOURNAL = {"settings": {"--keep": 0.5}, "scored": True, "before": {"perplexity": 9.5}, "out": None}
+JOURNAL |= {VERSION: __version__}
 CUT = {"plan": {"blocks": [BLOCK], "about": {}}, "recovery": {"kept": False}, "layout": "uniform"}
 ROWS = [
     {"prompt": "a", "completion": "b"},

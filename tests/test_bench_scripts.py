@@ -171,6 +171,7 @@ PRINTED = {  # script -> a quick run, and what it prints
     ),
 }
 TESTED_BELOW = {"make_checkpoint", "predict", "roofline"}
+OF_HOURS = {"fuzz", "max_memory", "threads"}  # tests/hostile; what needs a machine by itself
 OF_ENGINES = {"drafted", "served", "served_once"}  # tests/serving
 OF_GPU = {  # tests/test_gpu_script.py
     *("gpu_install", "gpu_report", "gpu_run", "gpu_smoke", "gpu_stages"),
@@ -259,7 +260,7 @@ def figure(row: dict, path: str) -> float:
 
 def test_every_script_is_here():
     scripts = {path.stem for path in BENCH.glob("*.py") if "__main__" in path.read_text()}
-    elsewhere = TESTED_BELOW | OF_ENGINES | OF_GPU | OF_REAL
+    elsewhere = TESTED_BELOW | OF_HOURS | OF_ENGINES | OF_GPU | OF_REAL
     assert scripts == {case.script for case in CASES} | {*PRINTED} | elsewhere
 
 

@@ -148,7 +148,8 @@ def repair(record: dict) -> Iterator[str]:
             yield bars(said, "held-back error, a share of the target's energy")
     trained = [block.get("refine") for block in blocks]
     if any(trained):
-        left = [one and 100 * one["after"] / one["losses"][0] for one in trained]
+        losses = [(one["after"], one["losses"][0]) if one else (None, 0) for one in trained]
+        left = [100 * after / before if before else None for after, before in losses]
         yield bars({"loss after the training of a block": left}, "percent of before", 100)
 
 

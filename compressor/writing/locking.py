@@ -23,7 +23,8 @@ def locked(out: Path) -> Iterator[None]:
     The lock is the system's, on the file OUT.lock, and goes with the process that holds it, however that
     ends. What a killed one leaves is the file, which locks nothing.
     """
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    if not out.absolute().parent.exists():
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(out.name + END)
     handle = held(path, out)
     try:
