@@ -27,8 +27,9 @@ from compressor.job.job import Job, begin
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
 from compressor.job.progress import Lines
+from compressor.job.publishing import publish_results
 from compressor.job.recover import MERGED, Recovering, adopt, recover_one
-from compressor.job.result import Done, conclude, cut_one, publish_results
+from compressor.job.result import Done, conclude, cut_one
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
 from compressor.job.sparsify import zero_weights

@@ -1,11 +1,56 @@
 """A finished result gets its name, and from there on the job is over."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from compressor.analysis.inspection import inspect
 from compressor.config.runtime import Runtime
 from compressor.job.interruption import ending
+from compressor.job.job import Job
+from compressor.job.opening import chosen_device
 from compressor.model.source import Source
+from compressor.report.page import write_page
+from compressor.report.result import Result
+from compressor.writing.record import read_record, write_record
 from compressor.writing.shards import flush, flush_one, publish
+
+
+def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
+    """Give the complete folder its name, and say in the results what the job took, and was to.
+
+    asked: what `told_of` says of its config.
+    """
+    final = job.config.dest
+    folders = [job.run.partial / Path(r.dest).name for r in results if len(results) > 1]
+    if len(results) == 1 and results[0].rejected:
+        final = final.with_name(final.name + ".rejected")
+        results[0].dest = str(final)
+    device = chosen_device(job.config.runtime.device)
+    for result, folder in zip(results, folders or [job.run.partial], strict=True):
+        result.seconds = dict(job.run.meter.seconds)
+        result.peak_rss_bytes = job.run.meter.peak_rss
+        result.forecast = job.foreseen.told
+        result.peak_gpu_bytes = gpu_peak(device)
+        report(folder, result, asked)
+    changed = publish_result(job.run.partial, final, job.config.runtime, job.checkpoint)
+    for result in results:
+        result.warnings += changed
+
+
+def report(folder: Path, result: Result, asked: dict) -> None:
+    """What the job was asked for and took, in a result's record, and all of that as a page."""
+    took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings")
+    run = {"command": asked["command"], **{name: getattr(result, name) for name in took}}
+    record = read_record(folder) | {"settings": asked["settings"], "run": run}
+    write_record(folder, record)
+    write_page(folder, record, inspect(folder)["loads"])
+
+
+def gpu_peak(device: str) -> int:
+    """The most bytes that torch has held on a GPU; 0 of a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def publish_result(

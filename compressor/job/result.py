@@ -1,14 +1,11 @@
 """One result of a job: cut, repaired, written, verified, measured, judged."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from compressor.analysis.inspection import inspect
 from compressor.config.layouts import WriteConfig
 from compressor.config.repair import RepairConfig
 from compressor.config.target import WITHOUT_WIDTHS
@@ -17,10 +14,8 @@ from compressor.job.depth.notes import depth_note
 from compressor.job.job import Job
 from compressor.job.micro_batches import PASSED, TRAINED, fitting
 from compressor.job.needs import WantedResult
-from compressor.job.opening import chosen_device
 from compressor.job.planning import comparison_note
 from compressor.job.proving import proved
-from compressor.job.publishing import publish_result
 from compressor.job.record import make_record
 from compressor.job.run import Run
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
@@ -37,13 +32,12 @@ from compressor.planning.told import width_notes
 from compressor.repairing.streaming import Repair
 from compressor.report.card import write_card
 from compressor.report.drawing import PICTURE, draw
-from compressor.report.page import write_page
 from compressor.report.result import Result, kept_in_record
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 from compressor.writing.containers import container_notes
 from compressor.writing.cuts import Cut, writer_of
-from compressor.writing.record import read_record, write_record
+from compressor.writing.record import write_record
 from compressor.writing.side_files import left_behind
 from compressor.writing.tokenizer_class import class_notes
 from compressor.writing.writer import write_folder
@@ -244,39 +238,3 @@ def conclude(
     done.record |= kept_in_record(result)
     write_record(folder, done.record)
     card(folder, result, done.record)
-
-
-def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
-    """Give the complete folder its name, and say in the results what the job took, and was to.
-
-    asked: what `told_of` says of its config.
-    """
-    final = job.config.dest
-    folders = [job.run.partial / Path(r.dest).name for r in results if len(results) > 1]
-    if len(results) == 1 and results[0].rejected:
-        final = final.with_name(final.name + ".rejected")
-        results[0].dest = str(final)
-    device = chosen_device(job.config.runtime.device)
-    for result, folder in zip(results, folders or [job.run.partial], strict=True):
-        result.seconds = dict(job.run.meter.seconds)
-        result.peak_rss_bytes = job.run.meter.peak_rss
-        result.forecast = job.foreseen.told
-        result.peak_gpu_bytes = gpu_peak(device)
-        report(folder, result, asked)
-    changed = publish_result(job.run.partial, final, job.config.runtime, job.checkpoint)
-    for result in results:
-        result.warnings += changed
-
-
-def report(folder: Path, result: Result, asked: dict) -> None:
-    """What the job was asked for and took, in a result's record, and all of that as a page."""
-    took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings")
-    run = {"command": asked["command"], **{name: getattr(result, name) for name in took}}
-    record = read_record(folder) | {"settings": asked["settings"], "run": run}
-    write_record(folder, record)
-    write_page(folder, record, inspect(folder)["loads"])
-
-
-def gpu_peak(device: str) -> int:
-    """The most bytes that torch has held on a GPU; 0 of a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
