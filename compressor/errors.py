@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 OF_THE_SYSTEM = re.compile(r"\(os error \d+\)")
 NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|can't start new thread"
-    "|ThreadPoolBuildError"
+    "|failed to map segment|ThreadPoolBuildError"
 )
 # How the system says that it is not the file's fault, nor the user's.
 FAILURES = {
