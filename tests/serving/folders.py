@@ -155,7 +155,9 @@ def main(folder: Path) -> None:
     tried = {name: family for name, family in FAMILIES.items() if name not in SEVERAL_KINDS}
     wrappers = [kind for kind in KINDS if not kind.startswith("qwen3_5")]
     alike = [*wrappers, *(name for name, family in tried.items() if family.experts)]
-    kinds = [(f, x) for f in tried if f not in alike for x in LAYOUTS]
+    # A plan of whole widths, as of Bloom's, is uniform in every layout.
+    own = [f for f in tried if f not in alike]
+    kinds = [(f, x) for f in own for x in LAYOUTS if x == "uniform" or not tried[f].ffn_fixed]
     kinds += [(f, "uniform") for f in alike] + [("llama", x) for x in QUANTISED]
     kinds += [(f, x) for f in alike if f in tried for x in (STACKED, NARROW)]
     for family, kind in kinds:
