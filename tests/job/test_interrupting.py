@@ -102,12 +102,15 @@ def test_a_signal_says_what_is_kept(llama, asked, whole, tmp_path, folder, numbe
     (tmp_path / "sent").touch()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    # What a repair has found is saved while the next block is repaired.
-    where = "repair, after block 3" if folder == "keep-0.7" else f"{folder}, after block 2"
-    assert errors.splitlines()[-1] == (
+    # What a repair has found is saved beside the work on what follows, which may be done by then.
+    places = [f"{folder}, after block 2"]
+    if folder == "keep-0.7":
+        places = ["repair, after block 2", "repair, after block 3"]
+    assert errors.splitlines()[-1] in [
         f"compress: interrupted in {where} of 3. What is done is kept in {dest}.work; "
         "add --resume to go on."
-    )
+        for where in places
+    ], errors
     assert left_over(dest) == ["part.work"]
     assert compress(llama, dest, *asked, "--resume") == 0
     assert same_files(whole(llama, *asked), dest) and left_over(dest) == ["part"]
