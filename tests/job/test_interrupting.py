@@ -101,7 +101,7 @@ def test_a_signal_says_what_is_kept(llama, asked, whole, tmp_path, folder, numbe
     process.send_signal(number)
     (tmp_path / "sent").touch()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     # What a repair has found is saved beside the work on what follows, which may be done by then.
     places = [f"{folder}, after block 2"]
     if folder == "keep-0.7":
