@@ -15,11 +15,12 @@ SUFFIXES = {
     "quantize_group": "quantize",
     "recover_steps": "recover",
 }
-RANGES = {f"{name}_range": name for name in ("calibration", "calibration_also", "evaluation")}
+TEXTS = ("calibration", "calibration_also", "evaluation")
+RANGES = {f"{name}_range": name for name in TEXTS}
 SAME = {"calibration_also": "calibration"}  # given as the option's second value
 # Options that the stages have on the command line, and the whole job in Python alone.
 OF_STAGES = ("select", "kv_cost", "protect", "tp", "container")
-TEXTS = ("calibration", "calibration_also", "evaluation")
+FILES = (*TEXTS, "data")  # told by their names alone: where they lie is nobody else's concern
 # Where a job runs, and with how much memory, decides nothing of what it makes.
 PLACES = ("work_dir", "max_memory", "resume", "overwrite")
 
@@ -39,10 +40,7 @@ def settings_of(config: JobConfig) -> dict:
         for each in options_of(group)
         if getattr(group, each.name) != each.default and name_of(each) not in PLACES
     }
-    for name in (
-        *TEXTS,
-        "data",
-    ):  # a file by its name alone: where it lies is nobody else's concern
+    for name in FILES:
         if name in found and Path(str(found[name])).exists():
             found[name] = Path(str(found[name])).name
     return found
@@ -63,9 +61,9 @@ def command_of(config: JobConfig) -> str:
     for part, name in RANGES.items():
         if part in settings and name in settings:
             settings[name] = f"{settings[name]}[{settings.pop(part)}]"
-    rest = {}
+    rest, known = {}, flags()
     for name, value in settings.items():
-        flag = flags()[SAME.get(name, name)]
+        flag = known[SAME.get(name, name)]
         if name in OF_STAGES or not flag.startswith("--"):
             rest[name] = value
         elif isinstance(value, bool):

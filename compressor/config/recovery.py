@@ -23,7 +23,7 @@ SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
 MOST_BYTES = 8 << 10  # of a file with a line for each of a dozen numbers
-MOST_BRACKETS = 100
+MOST_BRACKETS = 100  # YAML takes the square of their number
 COMPACT = ("method", "steps")  # what --recover METHOD:STEPS says
 
 
@@ -101,9 +101,7 @@ def read_details(file: Path) -> dict[str, object]:
     try:
         check_file(file, MOST_BYTES)
         text = file.read_text(encoding="utf-8")
-        if (
-            text.count("[") + text.count("{") > MOST_BRACKETS
-        ):  # YAML takes the square of their number
+        if text.count("[") + text.count("{") > MOST_BRACKETS:
             raise ValueError("it is nested too deeply")
         details = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -58,69 +58,56 @@ def recover_folder(
     check_recovery(source, dest, recovery, text, runtime)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     with locked(dest) if first else nullcontext():
-        return recovered(source, dest, uncut, recovery, text, runtime, lines)
+        checkpoint = Checkpoint(source)
+        recovery = recovery.of_width(checkpoint.hidden_size)
+        teacher = teacher_of(checkpoint, uncut, recovery)
+        device = chosen_device(runtime.device)
+        memory = (device, runtime.dtype, runtime.max_memory)
+        check_memory(checkpoint.parameters, checkpoint.dtype, *memory)
+        processes = PartialState(cpu=device == "cpu")
+        if recovery.accumulate % processes.num_processes:
+            raise InputError(
+                f"{recovery.accumulate} parts of a step (recover_accumulate) cannot be divided among "
+                f"{processes.num_processes} processes."
+            )
+        texts = read_texts(text, checkpoint, calibrates=False)
+        data = read_recovery(recovery, text, runtime.seed, checkpoint, texts.training)
+        if processes.is_main_process:
+            work, journal = open_work(dest, runtime)
+            agreed = decisive([text, runtime], checkpoint, texts.evaluation)
+            journal.agree("settings", agreed)
+            agree_on_recovery(recovery, data, work, journal)
+        processes.wait_for_everyone()
+        work, partial = work_folder(dest, runtime.work_dir), partial_of(dest)
+        stream = open_stream(runtime, teacher, work, STATES, data)
+        training = Training(recovery, data, runtime.seed, runtime.dtype)
+        if not processes.is_main_process:
+            recover(training, source, partial, work / (NAME + STATE), stream)
+            return None
 
-
-def recovered(
-    source: Path,
-    dest: Path,
-    uncut: Path | None,
-    recovery: RecoveryConfig,
-    text: TextConfig,
-    runtime: Runtime,
-    lines: Lines,
-) -> Result | None:
-    """The same, in the only job that makes `dest`."""
-    checkpoint = Checkpoint(source)
-    recovery = recovery.of_width(checkpoint.hidden_size)
-    teacher = teacher_of(checkpoint, uncut, recovery)
-    device = chosen_device(runtime.device)
-    memory = (device, runtime.dtype, runtime.max_memory)
-    check_memory(checkpoint.parameters, checkpoint.dtype, *memory)
-    processes = PartialState(cpu=device == "cpu")
-    if recovery.accumulate % processes.num_processes:
-        raise InputError(
-            f"{recovery.accumulate} parts of a step (recover_accumulate) cannot be divided among "
-            f"{processes.num_processes} processes."
-        )
-    texts = read_texts(text, checkpoint, calibrates=False)
-    data = read_recovery(recovery, text, runtime.seed, checkpoint, texts.training)
-    if processes.is_main_process:
-        work, journal = open_work(dest, runtime)
-        agreed = decisive([text, runtime], checkpoint, texts.evaluation)
-        journal.agree("settings", agreed)
-        agree_on_recovery(recovery, data, work, journal)
-    processes.wait_for_everyone()
-    work, partial = work_folder(dest, runtime.work_dir), partial_of(dest)
-    stream = open_stream(runtime, teacher, work, STATES, data)
-    training = Training(recovery, data, runtime.seed, runtime.dtype)
-    if not processes.is_main_process:
-        recover(training, source, partial, work / (NAME + STATE), stream)
-        return None
-
-    with Meter() as meter, keeping(work, lines, partial):
-        run = Run(partial, work, journal, meter, lines)
-        judge = Judge(run, runtime, stream, texts.evaluation)
-        chooses = text.evaluation is not None
-        recovering = Recovering(training, stream, judge, chooses, runtime.verify)
-        # The training removes nothing.
-        sizes = {"parameters_after": checkpoint.parameters, "bytes_after": checkpoint.bytes}
-        result = begun(checkpoint, dest, runtime.seed, **sizes, verified="")
-        result.perplexity_pruned = pruned(judge, source)
-        notes = reading_notes(text, checkpoint, texts.evaluation, data)
-        result.warnings = [*notes, *texts.notes, *left_behind(checkpoint)]
-        done = Done(result, {})
-        recover_one(recovering, source, partial, work / NAME, done)
-        better = done.record["recovery"]["kept"]
-        if better:
-            known = ("perplexity_pruned", "perplexity_after")
-            measured = {name: getattr(result, name) for name in known}
-            write_record(partial, read_record(partial) | done.record | measured)
-            result.warnings += publish_result(partial, dest, runtime, checkpoint)
-    if not better:
-        raise QualityError(f"{result.warnings[-1]} Nothing was written to {dest}.")
-    result.seconds = dict(meter.seconds)
-    return result
+        with Meter() as meter, keeping(work, lines, partial):
+            run = Run(partial, work, journal, meter, lines)
+            judge = Judge(run, runtime, stream, texts.evaluation)
+            chooses = text.evaluation is not None
+            recovering = Recovering(training, stream, judge, chooses, runtime.verify)
+            # The training removes nothing.
+            sizes = {"parameters_after": checkpoint.parameters, "bytes_after": checkpoint.bytes}
+            result = begun(checkpoint, dest, runtime.seed, **sizes, verified="")
+            result.perplexity_pruned = pruned(judge, source)
+            notes = reading_notes(text, checkpoint, texts.evaluation, data)
+            result.warnings = [*notes, *texts.notes, *left_behind(checkpoint)]
+            done = Done(result, {})
+            recover_one(recovering, source, partial, work / NAME, done)
+            better = done.record["recovery"]["kept"]
+            if better:
+                known = ("perplexity_pruned", "perplexity_after")
+                measured = {name: getattr(result, name) for name in known}
+                write_record(partial, read_record(partial) | done.record | measured)
+                result.warnings += publish_result(partial, dest, runtime, checkpoint)
+        if not better:
+            raise QualityError(f"{result.warnings[-1]} Nothing was written to {dest}.")
+        result.seconds = dict(meter.seconds)
+        return result
 
 
 def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryConfig) -> Checkpoint:

@@ -44,17 +44,10 @@ def write_page(folder: Path, record: dict, loads: Sequence[dict] = ()) -> None:
 def figures(record: dict) -> Iterator[str]:
     """What it cost, in a few large numbers."""
     shown = []
-    for what, unit in (("parameters", str), ("bytes", size)):
+    for what, said in (("parameters", "{:,}".format), ("bytes", size)):
         before, after = (record.get(f"{what}_{when}") for when in ("before", "after"))
         if after:
-            said = f"{after:,}" if unit is str else unit(after)
-            shown.append(
-                (
-                    what,
-                    said,
-                    f"{after / before:.1%} of {unit(before) if unit is size else f'{before:,}'}",
-                )
-            )
+            shown.append((what, said(after), f"{after / before:.1%} of {said(before)}"))
     before, after = record.get("perplexity_before"), record.get("perplexity_after")
     if after:
         shown.append(("perplexity", f"{after:.3f}", f"{after / before:.3f} times {before:.3f}"))
@@ -144,7 +137,8 @@ def repair(record: dict) -> Iterator[str]:
         found = [block.get(step, {}) for block in blocks]
         pairs = {when: [one.get(when) for one in found] for when in ("before", "after")}
         if any(pairs["before"]):
-            said = {f"{GROUPS[step]}, {when} the refit": values for when, values in pairs.items()}
+            name = names(record)[step]
+            said = {f"{name}, {when} the refit": values for when, values in pairs.items()}
             yield bars(said, "held-back error, a share of the target's energy")
     trained = [block.get("refine") for block in blocks]
     if any(trained):
