@@ -41,11 +41,11 @@ def cells(row: dict, dense: dict, counts: Iterable[int]) -> list[str]:
         times = values[name] / dense["perplexity"][name] if name in values else 0
         shown.append(f"{values[name]:.2f} ({times:.3f} x)" if name in values else "-")
     shown += [f"{row[key]:.3f}" if key in row else "-" for key in ("kl", "top1")]
-    if "wall" not in row:
-        return [*shown, "-", "-", "-"]
-    of_many = f" for {row['results']}" if row["results"] > 1 else ""
-    time = f"{row['wall'] / 60:.1f}{of_many}", f"{row['forwards']:.1f}"
-    return [*shown, *time, f"{row['peak_rss_bytes'] / 1e9:.2f}"]
+    of_many = f" for {row['results']}" if row.get("results", 1) > 1 else ""
+    shown.append(f"{row['wall'] / 60:.1f}{of_many}" if "wall" in row else "-")
+    shown.append(f"{row['forwards']:.1f}{of_many}" if "forwards" in row else "-")
+    shown.append(f"{row['peak_rss_bytes'] / 1e9:.2f}" if "peak_rss_bytes" in row else "-")
+    return shown
 
 
 def table(model: str, rows: list[dict], counts: tuple[int, ...], caption: str) -> Table:

@@ -1,6 +1,7 @@
 """One run of `make real`: the command, in a process as a user starts it, and a judge in another."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -81,11 +82,16 @@ def accuracy(folder: Path, data: Path, protocol: Protocol) -> dict:
 
 
 def forward(source: Path, data: Path, protocol: Protocol) -> float:
-    """Seconds of a plain forward of the tokens that are calibrated on, by a quarter of them."""
+    """Processor seconds of a plain forward of the tokens calibrated on, by a quarter of them."""
     some = max(1, protocol.samples // 4)
     size = f"--windows={some}", f"--length={protocol.tokens}"
     found = fresh("real_forward", source, data / CALIBRATION, *size)
     return found["seconds"] * protocol.samples / some
+
+
+def of_processes() -> float:
+    """Processor seconds of this process, which waits, and of all that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def commit() -> str | None:
@@ -133,16 +139,17 @@ def make(run: Run, source: Path, dest: Path, data: Path, protocol: Protocol) -> 
     else:
         name, *arguments = run.command(str(source), str(dest), text, protocol.tokens)
         command = [command_of(name), *arguments]
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), of_processes()
     told = json.loads(ran(command))
-    wall = time.perf_counter() - begin
+    wall, processor = time.perf_counter() - begin, of_processes() - before
     told = told[0] if isinstance(told, list) else told
     about = {
         "seconds": told["seconds"],  # by stage, of the whole job
         "wall": wall,
+        "processor": processor,  # seconds of all its threads: what else the machine does is no part
         "results": len(run.shares),  # of the job, which took that long for all of them
         "forward": plain,
-        "forwards": wall / plain,
+        "forwards": processor / plain,
         "peak_rss_bytes": told["peak_rss_bytes"],
         "commit": commit(),
     }

@@ -91,7 +91,7 @@ def test_measures_every_run_once(bench, started, tmp_path, capsys):
     for row in others:
         assert row["share"] == pytest.approx(row["asked"], abs=0.1)
         assert row["kl"] > 0 < row["top1"] < 1
-        assert row["forwards"] == row["wall"] / row["forward"] > 0 < row["peak_rss_bytes"]
+        assert row["forwards"] == row["processor"] / row["forward"] > 0 < row["peak_rss_bytes"]
         assert row["times_dense"]["4"] == row["perplexity"]["4"] / dense["perplexity"]["4"]
     assert others[0]["parameters"] < others[1]["parameters"] < others[2]["parameters"]
     assert (tmp_path / f"rows/{GRID[0].model}.png").stat().st_size > 10_000
