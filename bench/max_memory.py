@@ -1,6 +1,6 @@
 """What --max-memory is kept to: the most resident memory of a job whose activations are 0.54 GB.
 
-    PYTHONPATH=tests python bench/max_memory.py [4GB 1GB 600MB 400MB]
+    python bench/max_memory.py [4GB 1GB 600MB 400MB]
 
 A random Llama of two blocks, 1,024 wide, and 65,536 tokens: scored, cut and written, a process each.
 What a job may have is said beside what it had, with what it foresaw, of which about 330 MB are Python's
@@ -14,9 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conftest import build_checkpoint
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before bench/, which has one, too
 
-from compressor.config.amounts import parse_size, size
+from conftest import build_checkpoint  # noqa: E402
+
+from compressor.config.amounts import parse_size, size  # noqa: E402
 
 TOKENS, WIDTH = 65_536, 1024
 LIMITS = ("4GB", "1GB", "600MB", "400MB")

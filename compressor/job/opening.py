@@ -8,6 +8,7 @@ import torch
 from compressor.config.choices import check_dtype
 from compressor.config.runtime import Runtime
 from compressor.errors import MachineError
+from compressor.model.memory import free_at_once
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
@@ -33,7 +34,10 @@ def open_stream(
     count = max((t.tokens for t in tokens if t is not None), default=0)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     try:
-        return BlockStream(checkpoint, device, dtype, place(needed, device, memory, offload))
+        where = place(needed, device, memory, offload)
+        if isinstance(where, Path):
+            free_at_once()  # memory is what there is least of
+        return BlockStream(checkpoint, device, dtype, where)
     except (RuntimeError, AssertionError) as error:
         raise MachineError(f"The device {device!r} cannot be used: {error}") from error
 

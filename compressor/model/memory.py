@@ -10,6 +10,8 @@ import psutil
 import torch
 
 MADV_DONTNEED = 4
+M_MMAP_THRESHOLD = -3
+LARGE = 1 << 20  # bytes
 LINUX = sys.platform.startswith("linux")
 
 
@@ -63,3 +65,14 @@ def trim_heap() -> None:
     """Return freed memory to the system (glibc keeps it otherwise)."""
     if LINUX and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def free_at_once() -> None:
+    """From here on, what large tensors had goes back to the system where they are freed.
+
+    By itself glibc takes ever larger ones from its heap, after the first that was freed. There small
+    tensors that stay come to lie in the holes, which then are too small for the next large one: the heap
+    grows. The price is that the system clears every page anew, for each of these tensors.
+    """
+    if LINUX and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
