@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before bench/, which has one, too
 
-from conftest import build_checkpoint  # noqa: E402
+from conftest import build_checkpoint
 
-from compressor.config.amounts import parse_size, size  # noqa: E402
+from compressor.config.amounts import parse_size, size
 
 TOKENS, WIDTH = 65_536, 1024
 LIMITS = ("4GB", "1GB", "600MB", "400MB")
