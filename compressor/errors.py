@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 # How safetensors, which raises errors of its own, says what the system did: a full disk, a device that
 # fails.
 OF_THE_SYSTEM = re.compile(r"\(os error \d+\)")
+# The last is Python's own, of a call in whose depth a MemoryError was lost.
 NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|can't start new thread"
-    "|failed to map segment|ThreadPoolBuildError"
+    "|failed to map segment|ThreadPoolBuildError|returned NULL without setting an exception"
 )
 # How the system says that it is not the file's fault, nor the user's.
 FAILURES = {

@@ -17,6 +17,7 @@ ended with 3. With `--debug` the traceback comes before the sentence.
 """
 
 import json
+import mmap
 import signal
 import sys
 import traceback
@@ -34,6 +35,7 @@ from compressor.job.interruption import SIGNALS, Interrupted, asked, ending, int
 
 HELP = {"help_option_names": ["-h", "--help"]}
 BUG, INTERRUPTED = 1, 130  # exit codes; those of `CompressorError`s are theirs
+SPARE = mmap.mmap(-1, 16 << 20)  # given back where a command fails: also why memory ran out can be said
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else 2
         except BaseException as error:  # what Rust calls a panic is no Exception
+            SPARE.close()
             if stopped := isinstance(error, Interrupted) or asked():
                 ending()
             failure = Failure.of_signal(error) if stopped else Failure.of(error)

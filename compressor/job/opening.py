@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from compressor.config.choices import check_dtype
 from compressor.config.runtime import Runtime
 from compressor.errors import MachineError
-from compressor.model.memory import free_at_once
+from compressor.model.memory import free_at_once, free_memory
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import RecoveryData
@@ -30,7 +29,7 @@ def open_stream(
     """
     device = chosen_device(runtime.device)
     dtype = compute_dtype(runtime.dtype, checkpoint.dtype, device)
-    memory = runtime.max_memory or psutil.virtual_memory().available
+    memory = runtime.max_memory or free_memory("cpu")
     count = max((t.tokens for t in tokens if t is not None), default=0)
     needed = states * count * checkpoint.hidden_size * dtype.itemsize
     try:

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from compressor.model import cgroups
+
 MADV_DONTNEED = 4
 M_MMAP_THRESHOLD = -3
 LARGE = 1 << 20  # bytes
@@ -45,7 +47,7 @@ def free_memory(device: str) -> int:
     """Bytes that are free where tensors on `device` would be."""
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return int(min(psutil.virtual_memory().available, cgroups.room()))
 
 
 def is_full(error: RuntimeError) -> bool:

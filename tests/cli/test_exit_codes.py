@@ -26,6 +26,21 @@ inspection.inspect = lambda folder: {}["widths"]
 main()
 """
 
+WITHOUT_MEMORY = """
+import resource
+from pathlib import Path
+import compressor.analysis.inspection as inspection
+from compressor.cli.stages import main
+held = []
+def inspect(folder):
+    had = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (had + (1 << 20), resource.RLIM_INFINITY))
+    while True:
+        held.append(bytes(1 << 8))
+inspection.inspect = inspect
+main()
+"""
+
 
 def ended(*arguments, code: str = "") -> subprocess.CompletedProcess:
     """A command in a process of its own, as a shell runs it."""
@@ -80,6 +95,12 @@ def test_4_a_full_disk(llama, tmp_path):
     assert stage("score", llama, "--method", "magnitude", "--out", scores) == 0
     done = ended("plan", scores, "--keep", 0.7, "--out", "/dev/full")
     assert done.returncode == 4 and "No space left on device" in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_4_no_memory_and_none_to_say_so():
+    done = ended("inspect", "model", code=WITHOUT_MEMORY)
+    assert done.returncode == 4 and "Memory ran out: no more could be had." in done.stderr
 
 
 def test_5_not_what_it_should_be(llama, tmp_path, capsys):

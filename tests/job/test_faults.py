@@ -274,6 +274,7 @@ def test_a_block_that_is_damaged_is_named(tmp_path):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "Memory ran out"),
         (RuntimeError("can't start new thread"), "Memory ran out"),
         (ImportError("x.so: failed to map segment from shared object"), "Memory ran out"),
+        (SystemError("<function f> returned NULL without setting an exception"), "Memory ran out"),
     ],
 )
 def test_what_the_system_refuses_is_of_the_machine(error, begin):
