@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before bench/, w
 from conftest import build_checkpoint
 
 from compressor.config.amounts import parse_size, size
-from compressor.model.cgroups import ROOT  # noqa: E402
+from compressor.model.cgroups import ROOT
 
 TOKENS, WIDTH = 65_536, 1024
 LIMITS = ("4GB", "1GB", "600MB", "400MB")
