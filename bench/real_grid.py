@@ -1,7 +1,7 @@
 """What `make real` runs: one table, a star around the default recipe.
 
 Every line is one command `compress SOURCE DEST --keep-blocks SHARES... OPTIONS`, which scores once and
-cuts each share that it names; each share is a result, judged by itself: 39 of them. Around the default
+cuts each share that it names; each share is a result, judged by itself: 35 of them. Around the default
 (`llm-bip`, `--repair refine`, equal widths) one thing at a time is another: the calibration text (three
 draws, and texts that need no download), the widths, the scoring method, the repair, a recovery after it;
 the second model; and last methods in their papers' own form. What matters most comes first.
@@ -71,8 +71,8 @@ GRID = (
     Run("fast", "--fast"),
     *map(calibrated, ("stdlib", "stdlib-prose", "own")),
     Run("own widths", f"--allocate measured {OWN}", shares=SHARES),
-    Run("default", shares=SHARES, draw=1),
-    Run("default", shares=SHARES, draw=2),
+    Run("default", draw=1),
+    Run("default", draw=2),
     Run("default", shares=GEMMA_SHARES, model=GEMMA3),
     Run("text own", text="own", shares=GEMMA_SHARES[1:2], model=GEMMA3),
     Run("repair none", "--repair none"),

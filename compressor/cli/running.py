@@ -35,7 +35,9 @@ from compressor.job.interruption import SIGNALS, Interrupted, asked, ending, int
 
 HELP = {"help_option_names": ["-h", "--help"]}
 BUG, INTERRUPTED = 1, 130  # exit codes; those of `CompressorError`s are theirs
-SPARE = mmap.mmap(-1, 16 << 20)  # given back where a command fails: also why memory ran out can be said
+SPARE = mmap.mmap(
+    -1, 16 << 20
+)  # given back where a command fails: also why memory ran out can be said
 
 
 @dataclass(frozen=True)
