@@ -10,6 +10,7 @@
 # make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 10 minutes, 3 GB)
 # make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
+# make release    build/release: the source distribution, and from it a wheel for this Python and one for all
 # make lock       write requirements.lock: the tested set with all that it brings, with hashes
 # make audit      docs/dependencies.md anew, and known vulnerabilities of what is locked (asks the network)
 # make asan       the ops' tests on an extension with AddressSanitizer and UBSan (g++ on Linux)
@@ -27,7 +28,7 @@ SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan fuzz lint lock audit
 .PHONY: bench docs bench-whole real serve torture clean
-.PHONY: gpu
+.PHONY: gpu release
 
 install: $(VENV)/.installed
 
@@ -98,6 +99,17 @@ oldest:
 	    -m "not slow and not breadth" tests/ops
 	$(OLDEST)/bin/compress examples/tiny-llama $(OLDEST)/tiny-llama-85 --keep 0.85 --samples 8 \
 	    --length 128 --recover lora:2 --quantize w4a16 --overwrite
+
+# From the source distribution alone, so that nothing else of the clone is in a wheel. CONTRIBUTING.md says
+# what comes before and after.
+RELEASE ?= build/release
+release: install
+	rm -rf $(RELEASE)
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(RELEASE)')"
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w $(RELEASE) $(RELEASE)/*.tar.gz
+	COMPRESSOR_NO_EXTENSION=1 \
+	    $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w $(RELEASE) $(RELEASE)/*.tar.gz
+	ls $(RELEASE)
 
 LOCK = build/lock
 lock:

@@ -171,6 +171,7 @@ setup(
         "compressor",
         *(f"compressor.{name}" for name in find_packages("compressor")),
         "compressor.kernels",
+        "compressor.kernels.bench",
     ],
     package_data={"compressor": ["py.typed", "held_out_modules.txt", "report/page.css"]},
     ext_modules=extensions(),

@@ -4,28 +4,19 @@
 
 Runs under pytest-benchmark, so runs can be stored and compared. The table in the end and the result
 file hold the median, the bytes a second and their share of a copy's in the same run. A provider is
-timed only if its output is that of the reference.
+timed only if its output is that of the reference. The cases are `compressor.kernels.bench`'s, which
+times one op where no clone is: `python -m compressor.kernels.bench OP`.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from math import prod
 
 import pytest
-import torch
-from case import Case
-from cases import CASES
 
-from compressor.analysis.estimate.machine import seconds
+from compressor.kernels.bench.cases import CASES
+from compressor.kernels.bench.speed import Timing, measured
 
-ROUNDS = 5
 TINY = [(64, 1024)]
-
-
-@lru_cache(1)
-def built(op: str, shape: tuple, device: str) -> Case:
-    torch.manual_seed(0)
-    return CASES[op].build(shape, device)
 
 
 def shapes_of(op: str, which: str, device: str) -> list[tuple]:
@@ -57,27 +48,5 @@ def pytest_generate_tests(metafunc) -> None:
 
 
 def test_speed(benchmark, record_row, device, op, shape, provider):
-    case = built(op, shape, device)
-    run = case.providers[provider]
-    if provider != "eager":
-        case.compare(run(), case.providers["eager"]())
-
-    def synchronised():
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = f"{op} {shape}"
-    benchmark.pedantic(synchronised, rounds=ROUNDS, warmup_rounds=1)
-    median = seconds(run, device) if device == "cuda" else benchmark.stats.stats.median
-    row = {
-        "op": op,
-        "shape": list(shape),
-        "dtype": "bfloat16",
-        "provider": provider,
-        "seconds": median,
-        "bytes": case.bytes,
-        "operations": case.operations,
-    }
-    benchmark.extra_info |= row
-    record_row(row)
+    dtype = CASES[op].dtypes[0]
+    record_row(measured(benchmark, Timing(op, shape, dtype, provider, device)))

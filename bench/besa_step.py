@@ -12,7 +12,6 @@ step, and three more passes forward (the statistics, and the output on the dense
 The figures are added to bench/results/besa-step-DEVICE-DATE.json.
 """
 
-import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -28,16 +27,13 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from compressor.config.sparse import Learning
+from compressor.kernels.bench import published_besa
 from compressor.kernels.rank import rank
 from compressor.model.activations import Activations
 from compressor.model.block import Block, observe, relative_error, squares
 from compressor.sparse.besa import PENALTY, Groups, Objective, begin, make_optimizer
 
 RESULTS = Path(__file__).parent / "results"
-FILE = Path(__file__).with_name("published_besa.py")
-SPEC = importlib.util.spec_from_file_location("published", FILE)
-published = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(published)
 
 SPARSITY = 0.503  # at which no row's cut is on the edge of a whole number, where roundings decide
 READERS = [
@@ -78,7 +74,7 @@ def published_step(block: Block, objective: Objective, orders: dict) -> Callable
     def loss(theta: torch.Tensor) -> torch.Tensor:
         beta = theta.softmax(1)
         masked = {
-            name: published.published_mask(block.weights[name], orders[name], own)
+            name: published_besa.published_mask(block.weights[name], orders[name], own)
             for name, own in objective.groups.by_matrix(beta).items()
         }
         error = relative_error(block.run(0, masked), objective.targets.get(0, block.device))
@@ -134,7 +130,9 @@ def main(
     norms = observe(block, squares, targets)
     scales = {name: norms[name].sqrt().float() for name in block.names}
     ranks = {name: rank(w, scales[name]) for name, w in block.weights.items()}
-    orders = {name: published.sorted_index(w, scales[name]) for name, w in block.weights.items()}
+    orders = {
+        name: published_besa.sorted_index(w, scales[name]) for name, w in block.weights.items()
+    }
     groups = Groups(block.weights, sharing)
     objective = Objective(block, ranks, targets, groups, SPARSITY)
     zeros = int(SPARSITY * int(groups.sizes.sum()))

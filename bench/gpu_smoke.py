@@ -16,9 +16,10 @@ from typing import Annotated
 import torch
 import typer
 
+from compressor.kernels.bench.cases import CASES
+
 sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
 
-from cases import CASES
 from gpu_rows import put, short
 from measure import machine
 
@@ -48,7 +49,7 @@ def agrees(op: str, size: tuple[int, ...], device: str) -> bool:
     torch.manual_seed(0)
     begun, name = time.perf_counter(), f"{op} {'x'.join(map(str, size))}"
     try:
-        case = CASES[op].build(size, device)
+        case = CASES[op].case(size, device)
         case.compare(case.providers["ours"](), case.providers["eager"]())
         if device != "cpu":
             torch.cuda.synchronize()

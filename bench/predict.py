@@ -10,7 +10,6 @@ runs `make gpu` and compares.
 
 import re
 import subprocess
-import sys
 import tempfile
 from datetime import date
 from fnmatch import fnmatchcase
@@ -22,11 +21,8 @@ import typer
 
 from compressor import _C
 from compressor.kernels import aot, sass
+from compressor.kernels.bench.cases import CASES
 from compressor.kernels.triton_support import triton
-
-sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
-
-from cases import CASES
 
 PAGE = Path(__file__).with_name("PREDICTIONS.md")
 ARCH = 90
@@ -93,7 +89,7 @@ def time_table(bandwidth: float) -> list[str]:
     lines = ["| op | shape | bytes | us | us at the goal |", "| --- | --- | --- | --- | --- |"]
     for op, family in CASES.items():
         for shape in family.shapes["cuda"]:
-            size = family.build(shape, "meta").bytes
+            size = family.case(shape, "meta").bytes
             micro = 1e6 * size / bandwidth
             name = " x ".join(map(str, shape))
             goal = "" if op in ("rank", "eliminate") else f"{micro / 0.9:.1f}"
@@ -133,7 +129,7 @@ def issue_section(bandwidth: float) -> str:
     crowded = []
     for op, kernels in KERNELS.items():
         family = CASES[op]
-        size = family.build(family.shapes["cuda"][-1], "meta").bytes * sum(kernels.values())
+        size = family.case(family.shapes["cuda"][-1], "meta").bytes * sum(kernels.values())
         cost = sum(per_byte(k) * part for k, part in kernels.items()) / sum(kernels.values())
         share = cost * bandwidth / starts
         times = f"{1e6 * size / bandwidth:.1f} | {1e6 * cost * size / starts:.1f}"

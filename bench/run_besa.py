@@ -9,7 +9,6 @@ of weights on which both decide alike: roundings differ, and a weight at the edg
 way. The figures are added to bench/results/run-besa-cpu-DATE.json.
 """
 
-import importlib.util
 import json
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ import typer
 
 from compressor.config.sparse import SparseConfig
 from compressor.evaluation.reference import perplexity
+from compressor.kernels.bench import published_besa
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
@@ -34,10 +34,6 @@ from compressor.text.tokens import tokenize
 from compressor.writing.cuts import write
 
 RESULTS = Path(__file__).parent / "results"
-FILE = Path(__file__).with_name("published_besa.py")
-SPEC = importlib.util.spec_from_file_location("published", FILE)
-published = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(published)
 
 
 class Published:
@@ -51,7 +47,7 @@ class Published:
             self.ranks, self.orders = ranks, [r.to(torch.int32).argsort(1) for r in ranks]
         parts = beta.split([len(cut) for cut in cuts])
         jobs = zip(weights, self.orders, parts, cuts, strict=True)
-        return [published.published_mask(*job) for job in jobs]
+        return [published_besa.published_mask(*job) for job in jobs]
 
 
 def run(stream: BlockStream, sequences: list, sparsity: float, folder: Path) -> float:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cases import CASES
 from roofline import draw
+
+from compressor.kernels.bench.cases import CASES
 
 RESULT = {
     "device": "a device",
@@ -17,27 +18,33 @@ RESULT = {
 }
 
 
-@pytest.mark.parametrize("op", CASES)
-def test_providers_agree_on_a_small_shape(op):
-    case = CASES[op].build((64, 96), "cpu")
+@pytest.mark.parametrize(("op", "dtype"), [(op, d) for op in CASES for d in CASES[op].dtypes])
+def test_providers_agree_on_a_small_shape(op, dtype):
+    case = CASES[op].case((64, 96), "cpu", dtype)
     expected = case.providers["eager"]()
     for provider in set(CASES[op].providers["cpu"]) - {"eager"}:
         case.compare(case.providers[provider](), expected)
     assert case.bytes > 0
 
 
+def test_more_channels_than_go_at_once():
+    """`bench/gpu_smoke.py` has every op on the same two shapes."""
+    case = CASES["eliminate"].case((160, 256), "cpu")
+    case.compare(case.providers["ours"](), case.providers["eager"]())
+
+
 @pytest.mark.parametrize("op", CASES)
 def test_every_op_is_compared_with_a_compiled_formulation(op):
     """Here as plain PyTorch: compiling takes longer than all other tests of this file."""
     assert "compile" in CASES[op].providers["cuda"]
-    case = CASES[op].build((64, 96), "cpu")
+    case = CASES[op].case((64, 96), "cpu")
     with torch.compiler.set_stance("force_eager"):
         case.compare(case.providers["compile"](), case.providers["eager"]())
 
 
 @pytest.mark.parametrize("op", CASES)
 def test_what_a_case_moves_is_known_without_a_device(op):
-    assert CASES[op].build((64, 96), "meta").bytes == CASES[op].build((64, 96), "cpu").bytes
+    assert CASES[op].case((64, 96), "meta").bytes == CASES[op].case((64, 96), "cpu").bytes
 
 
 def test_roofline_shows_every_timing(tmp_path):

@@ -15,8 +15,9 @@ import gpu_run
 import psutil
 import pytest
 from bench_ops import providers_of, shapes_of
-from cases import CASES
 from gpu_parts import FULL, LIMITS, Part, Place, parts_of
+
+from compressor.kernels.bench.cases import CASES
 
 ROOT = Path(__file__).parent.parent
 PUTS = """

@@ -31,7 +31,8 @@ def test_wheel_installs_one_name(wheel):
 
 def test_wheel_holds_every_module_and_data_file(wheel):
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "compressor").rglob("*.py")}
-    expected |= {f"compressor/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    kernels = [p.relative_to(ROOT).as_posix() for p in (ROOT / "kernels").rglob("*.py")]
+    expected |= {f"compressor/{name}" for name in kernels}
     expected |= {"compressor/py.typed", "compressor/held_out_modules.txt"}
     expected |= {"compressor/report/page.css"}
     assert expected <= set(wheel.namelist())
@@ -93,7 +94,7 @@ def test_imports_are_absolute(folder):
 
 
 def test_kernels_know_tensors_only():
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert not node.module.startswith("compressor.") or "kernels" in node.module, path

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from typer import Option
+from typer.completion import completion_init
 
 import compressor
 from compressor.cli import flags, running
@@ -147,4 +148,5 @@ def show(results: Sequence, as_json: bool) -> None:
 
 def main() -> None:
     """The console command `compress`."""
+    completion_init()  # asked for by a variable of the shell, not by an option that `--help` would list
     running.main(app)

@@ -1,21 +1,14 @@
 """The gradient of BESA's distribution, against float64 and the published construction."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.kernels.bench import published_besa
 from compressor.kernels.besa_cut import besa_cut
 from compressor.kernels.besa_mask import BACKWARD, OP, besa_mask
 from compressor.kernels.rank import rank
-
-ROOT = Path(__file__).parent.parent.parent
-SPEC = importlib.util.spec_from_file_location("published", ROOT / "bench/published_besa.py")
-published = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(published)
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -103,8 +96,8 @@ def check_the_published_construction(device, backend, groups, sampled, dtype):
 
     theirs = theta.detach().double().requires_grad_()
     beta = theirs.softmax(1)
-    order = published.sorted_index(weight)
-    masked = published.published_mask(weight.double(), order, beta, cut)
+    order = published_besa.sorted_index(weight)
+    masked = published_besa.published_mask(weight.double(), order, beta, cut)
     torch.testing.assert_close(ours.double(), masked, rtol=0, atol=2e-15)  # 1 - q + q there
     (wanted,) = torch.autograd.grad(loss(masked, beta), theirs)
     # bfloat16 rounds the gradient that arrives at the mask to 8 bits; errors of 500 products average.

@@ -1,14 +1,12 @@
 """BESA's objective against the eager construction, and what learning must keep to."""
 
-import importlib.util
-from pathlib import Path
-
 import prodigyopt
 import pytest
 import torch
 
 from compressor.config.sparse import Learning
 from compressor.errors import InputError
+from compressor.kernels.bench import published_besa
 from compressor.kernels.besa_cut import besa_cut
 from compressor.model.activations import Activations
 from compressor.model.block import relative_error
@@ -25,11 +23,6 @@ from compressor.sparse.besa import (
 )
 from compressor.sparse.budget import budget, candidates
 
-ROOT = Path(__file__).parent.parent.parent
-SPEC = importlib.util.spec_from_file_location("published", ROOT / "bench/published_besa.py")
-published = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(published)
-
 
 def weights_of(block) -> int:
     return sum(w.numel() for w in block.weights.values())
@@ -43,7 +36,7 @@ def eager_loss(block, targets, groups, theta, sequence, sparsity, parity, orders
     masked, start, removed = {}, 0, 0.0
     for count, (name, weight) in zip(groups.counts, block.weights.items(), strict=True):
         own = beta[start : start + count]
-        masked[name] = published.published_mask(weight, orders[name], own, cuts and cuts[name])
+        masked[name] = published_besa.published_mask(weight, orders[name], own, cuts and cuts[name])
         removed = removed + alpha[start : start + count].mean() * weight.numel()
         start += count
     output, target = block.run(sequence, masked)[0], targets.get(sequence, block.device)[0]

@@ -1,15 +1,15 @@
 """Cases of the ops on activations, at the widths of real models."""
 
 import torch
-from case import Case, closely, compiled, differentiated, roughly
 
 from compressor.kernels import gate, gated_swiglu, moments, swiglu_moments
+from compressor.kernels.bench.case import Case, closely, compiled, differentiated, drawn, roughly
 
 GROUP = 128  # channels of a head
 
 
-def moments_case(shape: tuple[int, int], device: str) -> Case:
-    x = torch.randn(shape, device=device).bfloat16()
+def moments_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
+    x = drawn(shape, device, dtype)
 
     def eager(x):
         x = x.float()
@@ -27,9 +27,9 @@ def moments_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
-def swiglu_moments_case(shape: tuple[int, int], device: str) -> Case:
+def swiglu_moments_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """The layer's own product, with its moments and the factors of the gated layer."""
-    g, u = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
+    g, u = (drawn(shape, device, dtype) for _ in range(2))
 
     def eager(gate, up):
         h = torch.nn.functional.silu(gate) * up
@@ -59,9 +59,9 @@ def sums_closely(ours, expected) -> None:
     assert ((inner[1] - wanted[1]).abs() <= 1e-2 * wanted[0]).all()
 
 
-def gated_swiglu_case(shape: tuple[int, int], device: str) -> Case:
+def gated_swiglu_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """Forward and backward with a learned gate on every channel."""
-    g, u, grad = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
+    g, u, grad = (drawn(shape, device, dtype) for _ in range(3))
     z = (torch.rand(shape[1], device=device) < 0.5).float()
 
     def eager(g, u, z):
@@ -82,9 +82,10 @@ def gated_swiglu_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
-def gate_case(shape: tuple[int, int], device: str) -> Case:
+def gate_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """Forward and backward with a learned gate on every head."""
-    x, grad = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
+    x, noise = (drawn(shape, device, dtype) for _ in range(2))
+    grad = x + noise  # so that a group's gradient, one sum of many numbers, is not near zero
     group = min(GROUP, shape[1])
     z = (torch.rand(shape[1] // group, device=device) < 0.5).float()
 

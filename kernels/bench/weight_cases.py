@@ -1,16 +1,16 @@
 """Cases of the ops on weights, at the shapes of real models' matrices."""
 
 import torch
-from case import Case, compiled, exactly, roughly
-from published_besa import published_mask, sorted_index
 
 from compressor.kernels import besa_mask, colsum, compact, eliminate, rank, taylor
+from compressor.kernels.bench.case import Case, compiled, drawn, exactly, roughly
+from compressor.kernels.bench.published_besa import published_mask, sorted_index
 
 CANDIDATES = 101  # sparsities 0.00 to 1.00
 
 
-def colsum_case(shape: tuple[int, int], device: str) -> Case:
-    weight = torch.randn(shape, device=device).bfloat16()
+def colsum_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
+    weight = drawn(shape, device, dtype)
     scale = torch.rand(shape[0], device=device)
     return Case(
         bytes=weight.nbytes + scale.nbytes + 4 * shape[1],
@@ -23,9 +23,9 @@ def colsum_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
-def taylor_case(shape: tuple[int, int], device: str) -> Case:
+def taylor_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """All statistics of every row and every column."""
-    weight, grad = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
+    weight, grad = (drawn(shape, device, dtype) for _ in range(2))
 
     def ours():
         return taylor.taylor(weight, grad, rows=True, columns=True, magnitude=True)[:2]
@@ -55,9 +55,9 @@ def taylor_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
-def compact_case(shape: tuple[int, int], device: str) -> Case:
+def compact_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """Half of the rows and half of the columns, at random; the lists were checked before."""
-    weight = torch.randn(shape, device=device).bfloat16()
+    weight = drawn(shape, device, dtype)
     rows, columns = (kept_half(size, device) for size in shape)
     return Case(
         bytes=weight.nbytes // 2 + weight.nbytes // 4,
@@ -71,9 +71,9 @@ def compact_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
-def compact_rows_case(shape: tuple[int, int], device: str) -> Case:
+def compact_rows_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """Half of the rows, at random: copies of whole rows."""
-    weight = torch.randn(shape, device=device).bfloat16()
+    weight = drawn(shape, device, dtype)
     rows = kept_half(shape[0], device)
     return Case(
         bytes=weight.nbytes,
@@ -92,9 +92,9 @@ def kept_half(size: int, device: str) -> torch.Tensor:
     return order.sort().values.to(device)
 
 
-def rank_case(shape: tuple[int, int], device: str) -> Case:
+def rank_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """Eager is one `torch.sort` of the importance, without turning its indices into ranks."""
-    weight = torch.randn(shape, device=device).bfloat16()
+    weight = drawn(shape, device, dtype)
     scale = torch.rand(shape[1], device=device)
 
     def eager(weight, scale):
@@ -106,7 +106,7 @@ def rank_case(shape: tuple[int, int], device: str) -> Case:
         exactly(found, order)
 
     return Case(
-        bytes=2 * weight.nbytes + scale.nbytes,
+        bytes=weight.nbytes + 2 * weight.numel() + scale.nbytes,
         operations=0,
         providers={
             "ours": lambda: rank.rank(weight, scale),
@@ -117,16 +117,14 @@ def rank_case(shape: tuple[int, int], device: str) -> Case:
     )
 
 
-def eliminate_case(shape: tuple[int, int], device: str) -> Case:
+def eliminate_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """Channels that go in turn; each asks for a row of two matrices, and for all that went before."""
-    channels, count = shape[0], min(shape)
-    drawn = torch.randn(channels, channels, device=device)
-    products = drawn @ drawn.T / channels
+    channels, count = shape[0], min(*shape, eliminate.MOST)
+    root = drawn((channels, channels), device, dtype)
+    products = root @ root.T / channels
     products.diagonal().add_(1)
-    inverse, prior = (
-        products.flip(0).flip(1).contiguous(),
-        torch.rand(channels, device=device) + 0.5,
-    )
+    inverse = products.flip(0).flip(1).contiguous()
+    prior = torch.rand(channels, device=device).to(products.dtype) + 0.5
 
     plain = torch.compile(plain_step, dynamic=False)
 
@@ -134,7 +132,7 @@ def eliminate_case(shape: tuple[int, int], device: str) -> Case:
         torch.testing.assert_close(ours[1], expected[1], rtol=1e-3, atol=1e-6)
 
     return Case(
-        bytes=4 * 4 * count * channels,
+        bytes=4 * count * channels * products.element_size(),
         operations=6 * channels * count**2 // 2,
         providers={
             "ours": lambda: eliminate.eliminate(inverse, products, prior, count),
@@ -169,9 +167,9 @@ def plain_step(inverse, products, prior, v, u, h, k):
     return gone, cost, v_new, u_new, h, k, prior.index_fill(0, gone, torch.inf)
 
 
-def besa_mask_case(shape: tuple[int, int], device: str) -> Case:
+def besa_mask_case(shape: tuple[int, int], device: str, dtype: str) -> Case:
     """A step of BESA: mask from row-wise distributions over 101 sparsities, and their gradient."""
-    weight, grad = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
+    weight, grad = (drawn(shape, device, dtype) for _ in range(2))
     ranks, order = rank.rank(weight), sorted_index(weight)
     beta = torch.softmax(torch.randn(shape[0], CANDIDATES, device=device), 1)
     wide = ranks.to(torch.int32)  # what a compiler knows to compare
@@ -183,7 +181,7 @@ def besa_mask_case(shape: tuple[int, int], device: str) -> Case:
         return output.detach(), *torch.autograd.grad(output, leaf, grad)
 
     return Case(
-        bytes=12 * weight.numel() + 2 * beta.nbytes,
+        bytes=4 * (weight.nbytes + weight.numel()) + 2 * beta.nbytes,
         operations=3 * weight.numel(),
         providers={
             "ours": lambda: run(lambda b: besa_mask.besa_mask(weight, ranks, b)),

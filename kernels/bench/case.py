@@ -23,11 +23,23 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """Cases of one op: from a shape and a device; shapes and providers by device."""
+    """Cases of one op: from a shape, a device and a dtype's name; shapes and providers by device.
 
-    build: Callable[[tuple, str], Case]
+    dtypes: the names that the op's case can be of; the first is the one that is timed by default.
+    """
+
+    build: Callable[[tuple, str, str], Case]
     shapes: dict[str, list[tuple]]
     providers: dict[str, tuple[str, ...]]
+    dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
+
+    def case(self, shape: tuple, device: str, dtype: str | None = None) -> Case:
+        return self.build(shape, device, dtype or self.dtypes[0])
+
+
+def drawn(shape: tuple, device: str, dtype: str) -> torch.Tensor:
+    """Normal numbers, the same ones in every dtype but for their rounding."""
+    return torch.randn(shape, device=device).to(getattr(torch, dtype))
 
 
 def compiled(eager: Callable, *arguments) -> Callable:
@@ -53,7 +65,7 @@ def closely(ours, expected) -> None:
 
 
 def roughly(ours, expected) -> None:
-    """Gates' gradients: eager PyTorch sums them after rounding every product to bfloat16."""
+    """Gates' gradients: eager PyTorch sums them after rounding every product to 16 bits."""
     for mine, theirs in zip(ours, expected, strict=True):
         error = torch.linalg.vector_norm(mine.float() - theirs.float())
         assert error <= 1e-2 * torch.linalg.vector_norm(theirs.float()), error

@@ -1,8 +1,13 @@
 """Every case that is timed: op -> how to build it, at which shapes, beside which baselines."""
 
-from activation_cases import gate_case, gated_swiglu_case, moments_case, swiglu_moments_case
-from case import Family
-from weight_cases import (
+from compressor.kernels.bench.activation_cases import (
+    gate_case,
+    gated_swiglu_case,
+    moments_case,
+    swiglu_moments_case,
+)
+from compressor.kernels.bench.case import Family
+from compressor.kernels.bench.weight_cases import (
     besa_mask_case,
     colsum_case,
     compact_case,
@@ -47,7 +52,7 @@ CASES = {
     "gate": Family(gate_case, ACTIVATIONS, PLAIN),
     "compact": Family(compact_case, MATRICES, PLAIN),
     "compact_rows": Family(compact_rows_case, MATRICES, PLAIN),
-    "eliminate": Family(eliminate_case, CHANNELS, PLAIN),
+    "eliminate": Family(eliminate_case, CHANNELS, PLAIN, ("float32", "float64")),
     "rank": Family(rank_case, MATRICES, PLAIN),
     "besa_mask": Family(besa_mask_case, MATRICES, PUBLISHED),
 }

@@ -1,0 +1,1 @@
+"""Every op's speed beside its baselines: `python -m compressor.kernels.bench OP`."""
