@@ -32,6 +32,7 @@ from compressor.job.recover import MERGED, Recovering, adopt, recover_one
 from compressor.job.result import Done, conclude, cut_one
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
+from compressor.job.shelf import Shelf
 from compressor.job.sparsify import zero_weights
 from compressor.model.experts import with_units
 from compressor.model.fewer_channels import FewerChannels
@@ -43,8 +44,11 @@ from compressor.report.result import Result
 from compressor.scoring.scores import Scores
 
 
-def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
-    """Run the whole job; one result a target. `QualityError` after publishing as .rejected."""
+def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = Shelf()) -> list[Result]:
+    """Run the whole job; one result a target. `QualityError` after publishing as .rejected.
+
+    shelf: where results of a sweep find what the others have found out.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "compress runs in one process; cut without --recover, and then start "
@@ -58,7 +62,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
         lines.fact(label, said)
     config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
     names = [result.name for result in wanted]
-    with open_run(config.dest, config.runtime, lines, names) as run:
+    with open_run(config.dest, config.runtime, lines, names, shelf) as run:
         job = begin(config, checkpoint, run, wanted)
         if config.sparse is not None:
             results = [zero_weights(job)]
