@@ -6,8 +6,8 @@ tried with every other.
     runs:
       - {method: [llm-bip, hywia], keep: [0.9, 0.8]}
 
-Options have the names of `compress`. What stands outside of `runs` is of all runs, and a list there, too;
-a run that names an option again has its own. Without `runs` there is one.
+Options have the names of `compress`. What stands outside of `runs` is of all runs, and a list there,
+too; a run that names an option again has its own. Without `runs` there is one.
 """
 
 import re

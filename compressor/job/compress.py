@@ -32,7 +32,7 @@ from compressor.job.recover import MERGED, Recovering, adopt, recover_one
 from compressor.job.result import Done, conclude, cut_one
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
-from compressor.job.shelf import Shelf
+from compressor.job.shelf import EMPTY, Shelf
 from compressor.job.sparsify import zero_weights
 from compressor.model.experts import with_units
 from compressor.model.fewer_channels import FewerChannels
@@ -44,7 +44,7 @@ from compressor.report.result import Result
 from compressor.scoring.scores import Scores
 
 
-def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = Shelf()) -> list[Result]:
+def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = EMPTY) -> list[Result]:
     """Run the whole job; one result a target. `QualityError` after publishing as .rejected.
 
     shelf: where results of a sweep find what the others have found out.

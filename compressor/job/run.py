@@ -10,7 +10,7 @@ from compressor.config.runtime import Runtime
 from compressor.job.journal import Journal
 from compressor.job.keeping import keeping, open_work
 from compressor.job.progress import Lines, Meter
-from compressor.job.shelf import Shelf
+from compressor.job.shelf import EMPTY, Shelf
 from compressor.writing.locking import locked
 
 Progress = Callable[[int, int], None]
@@ -27,7 +27,7 @@ class Run:
     journal: Journal
     meter: Meter
     lines: Lines
-    shelf: Shelf = Shelf()
+    shelf: Shelf = EMPTY
 
     @contextmanager
     def stage(self, name: str, kept: int = 0, shown: str | None = None) -> Iterator[Progress]:
@@ -48,7 +48,7 @@ def open_run(
     runtime: Runtime,
     lines: Lines,
     results: Sequence[str] = (),
-    shelf: Shelf = Shelf(),
+    shelf: Shelf = EMPTY,
 ) -> Iterator[Run]:
     """A run that makes `dest`, or goes on with an interrupted one; the only one that does.
 

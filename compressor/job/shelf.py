@@ -35,3 +35,6 @@ class Shelf:
             return None
         known = json.dumps({"compressor": __version__, **decided}, sort_keys=True)
         return self.folder / f"{sha256(known.encode()).hexdigest()[:16]}-{name}"
+
+
+EMPTY = Shelf()  # of a job that is no part of a sweep

@@ -1,4 +1,4 @@
-"""The results of a sweep as rows: what each is, what it cost, and as a table for people and for programs."""
+"""The results of a sweep as rows: what each is and cost; as a table for people and for programs."""
 
 import csv
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ WAITING, DONE, REJECTED, FAILED = "waiting", "done", "rejected", "failed"
 class Row:
     """A result. None is what was not measured.
 
-    name: its folder's. state: one of the above; sentence, exit_code: why it is not done. keep,
-    keep_blocks: shares that stay. flops_per_token: of decoding behind 2,048 tokens, or as many as the
-    model has positions. text: the SHA-256 of what perplexity, kl and agreement were measured on. seconds:
-    of the whole job; what results share is counted where it was done.
+    name: its folder's. state: one of the above; sentence, exit_code: why it is not done. *_reached:
+    shares that stay. flops_per_token: of decoding behind 2,048 tokens, or as many as the model has
+    positions. text: the SHA-256 of what perplexity, kl and agreement were measured on. seconds: of the
+    whole job; what results share is counted where it was done.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Row:
     state: str = WAITING
     sentence: str = ""
     exit_code: int = 0
-    keep: float | None = None
-    keep_blocks: float | None = None
+    keep_reached: float | None = None
+    keep_blocks_reached: float | None = None
     parameters: int | None = None
     bytes: int | None = None
     flops_per_token: int | None = None
@@ -53,8 +53,8 @@ class Row:
     def measure(self, record: dict, flops: int | None) -> None:
         """Take in what compression.json says of it."""
         about = record.get("plan", {}).get("about", {})
-        self.keep = about.get("keep_reached", 1.0)
-        self.keep_blocks = about.get("keep_blocks_reached", 1.0)
+        self.keep_reached = about.get("keep_reached", 1.0)
+        self.keep_blocks_reached = about.get("keep_blocks_reached", 1.0)
         self.parameters, self.bytes = record.get("parameters_after"), record.get("bytes_after")
         self.perplexity_before = record.get("perplexity_before")
         self.perplexity = record.get("perplexity_after")
@@ -86,7 +86,7 @@ def cells(row: Row) -> list[str]:
 
     times = "" if row.times is None else f"{row.perplexity:.4f} ({row.times:.3f}x)"
     return [
-        of(row.keep, ".4f"),
+        of(row.keep_reached, ".4f"),
         of(row.parameters, ","),
         "" if row.bytes is None else size(row.bytes),
         of(row.flops_per_token, ".3g"),

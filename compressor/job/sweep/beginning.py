@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.config.job import job_config
+from compressor.config.job import JobConfig, job_config
 from compressor.config.json_files import read_object
 from compressor.config.json_shapes import misfit
 from compressor.config.sweep import Sweep, in_words, name_results
@@ -37,7 +37,7 @@ class Begun:
         places = (self.dest / row.name, self.dest / f"{row.name}.rejected")
         return next((place for place in places if (place / RECORD).exists()), None)
 
-    def config(self, row: Row):
+    def config(self, row: Row) -> JobConfig:
         """The config of a result's job, which goes on where an interrupted one was."""
         dest = self.dest / row.name
         left = Journal.left_in(work_folder(dest, None))

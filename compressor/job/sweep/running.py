@@ -87,9 +87,8 @@ def measure(row: Row, folder: Path) -> None:
     row.state = REJECTED if record.get("verified") == "rejected" else DONE
     if row.state == REJECTED:
         row.exit_code = QualityError.exit_code
-        row.sentence = (
-            f"its perplexity is {row.times:.3f} times the source's, more than --max-perplexity-ratio."
-        )
+        worse = f"its perplexity is {row.times:.3f} times the source's"
+        row.sentence = f"{worse}, more than --max-perplexity-ratio allows."
 
 
 def flops_per_token(folder: Path) -> int | None:
