@@ -1,6 +1,7 @@
 """`compressor sweep FILE.yaml DEST`: many results of one source, and one table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from typer import Option
 
 from compressor.cli import flags
+from compressor.config.hub_names import called
 from compressor.config.picking import parse_rule
 from compressor.config.sweep import read_sweep
 from compressor.errors import QualityError
@@ -37,12 +39,14 @@ def sweep(
     from compressor.job.sweep.beginning import begin
 
     begun = begin(read_sweep(file), dest, resume, overwrite)  # from here on torch is imported
+    from compressor.job.hub import at_hand
     from compressor.job.progress import Lines
     from compressor.job.sweep.picking import picked, publish_picked
     from compressor.job.sweep.running import check_rows, run_sweep, show
     from compressor.report.swept import notes, table
     from compressor.writing.locking import locked
 
+    begun = replace(begun, sweep=replace(begun.sweep, source=at_hand(begun.sweep.source)))
     with locked(dest):
         run_sweep(begun, Lines(as_json))
         said = [*notes(begun.rows), *show(begun)]
@@ -54,7 +58,7 @@ def sweep(
                 unmet = error
             publish_picked(dest, chosen)
     if not as_json:
-        console().print(table(begun.rows, begun.sweep.source.name))
+        console().print(table(begun.rows, called(begun.sweep.source)))
         for note in said:
             console().print(note)
         if chosen is not None:

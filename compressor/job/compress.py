@@ -23,6 +23,7 @@ from compressor.job.depth.dropping import chosen_blocks, shortened
 from compressor.job.depth.planning import plan_of_depth
 from compressor.job.hidden.checks import outlined
 from compressor.job.hidden.narrowing import narrowed, plan_of_hidden
+from compressor.job.hub import at_hand
 from compressor.job.job import Job, begin
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
@@ -54,7 +55,10 @@ def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = EMPTY) -> list[Result
             "compress runs in one process; cut without --recover, and then start "
             "`torchrun -m compressor recover` on the result."
         )
-    config = check_asked(asked)
+    config = check_asked(asked)  # before anything is downloaded
+    if (folder := at_hand(asked.source)) != asked.source:
+        asked = replace(asked, source=folder)
+        config = check_asked(asked)
     checkpoint = with_units(open_source(config.source), config.score.experts)
     wanted = check_before_starting(config, checkpoint)
     known = outlined(config.plan, checkpoint, config.quantization.columns)

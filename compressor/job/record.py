@@ -1,8 +1,7 @@
 """compression.json: what a result keeps of how it was made."""
 
-from pathlib import Path
-
 from compressor import __version__
+from compressor.config.hub_names import called
 from compressor.model.digest import digest
 from compressor.model.fewer_channels import FewerChannels
 from compressor.model.source import Source
@@ -40,6 +39,6 @@ def base_record(source: Source) -> dict:
     return {
         "format": 1,
         "compressor": __version__,
-        "source": {"name": Path(source.label).name, "fingerprint": source.fingerprint},
+        "source": {"name": called(source.label), "fingerprint": source.fingerprint},
         "versions": versions(),
     }

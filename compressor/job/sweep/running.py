@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from compressor.config.hub_names import called
 from compressor.errors import (
     CompressorError,
     InputError,
@@ -105,7 +106,7 @@ def flops_per_token(folder: Path) -> int | None:
 def write_table(begun: Begun, fingerprint: str, **more) -> None:
     """sweep.json and sweep.csv, each at once and whole."""
     told = {
-        "source": begun.sweep.source.name,
+        "source": called(begun.sweep.source),
         "fingerprint": fingerprint,
         "rows": [row.told() for row in begun.rows],
         **more,
@@ -119,7 +120,7 @@ def write_table(begun: Begun, fingerprint: str, **more) -> None:
 
 def show(begun: Begun) -> list[str]:
     """sweep.svg and sweep.html; a sentence where there is nothing to draw with."""
-    picture, source = begun.dest / "sweep.svg", begun.sweep.source.name
+    picture, source = begun.dest / "sweep.svg", called(begun.sweep.source)
     missing = []
     try:
         draw(picture, begun.rows, source)
