@@ -134,7 +134,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             told = json.loads(body)
             name = f"{told['organization']}/{told['name']}"
-            self.hub.private[name] = told.get("private") or False
+            self.hub.private[name] = (
+                bool(told.get("private")) or told.get("visibility") == "private"
+            )
             return self.say({"url": f"{self.hub.address}/{name}"})
         if path.endswith("/preupload/main"):
             files = [

@@ -164,5 +164,5 @@ def failure(error: Exception, source: str) -> Exception:
     return MachineError(
         f"There is no folder {source!r}, and the hub cannot be reached for a model of that name "
         f"({in_a_line(error).rstrip('.')}). Give a checkpoint folder, or try again with a network: "
-        "what has arrived is kept."
+        "files that have arrived are kept."
     )

@@ -26,7 +26,9 @@ def push(folder: Path, name: str, private: bool) -> str:
             )
     api = HfApi()
     try:
-        address = api.create_repo(name, private=private, exist_ok=True)
+        address = api.create_repo(  # None: as the organisation has it
+            name, private=private or None, exist_ok=True
+        )
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Add a compressed model")
     except Exception as error:
         if failed(error):

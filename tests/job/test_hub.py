@@ -111,17 +111,21 @@ def test_a_revision_is_another_model(hub, llama, make_checkpoint, tmp_path):
         at_hand(f"{NAME}@v3")
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_a_download_that_breaks_off_goes_on(hub, dies):
-    """Within the command, or, where the hub is gone, in the next one: from where it was."""
-    hub.cut, hub.dies = 1, dies
-    if dies:
-        with pytest.raises(MachineError, match=f"'{NAME}', and the hub cannot be reached.*is kept"):
-            at_hand(NAME)
-        hub.down = False
+def test_a_download_that_breaks_off_goes_on(hub):
+    """From where it was."""
+    hub.cut = 1
     assert same_bytes(at_hand(NAME) / "model.safetensors", hub.folder / "model.safetensors")
     half = (hub.folder / "model.safetensors").stat().st_size // 2
     assert [span for _, _, span in hub.asked if span] == [f"bytes={half // CHUNK * CHUNK}-"]
+
+
+def test_where_the_hub_is_gone_what_has_arrived_is_kept(hub):
+    hub.cut, hub.dies = 1, True
+    with pytest.raises(MachineError, match=f"'{NAME}', and the hub cannot be reached.*are kept"):
+        at_hand(NAME)
+    hub.down, hub.asked = False, []
+    assert same_bytes(at_hand(NAME) / "model.safetensors", hub.folder / "model.safetensors")
+    assert hub.got() == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
