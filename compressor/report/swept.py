@@ -117,15 +117,17 @@ def table(rows: Sequence[Row], source: str) -> Table:
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
     """For programs: a line a result, its options first."""
+    unfinished = file.with_suffix(".unfinished")
     options = list(dict.fromkeys(name for row in rows for name in row.options))
     figures = [each.name for each in fields(Row) if each.name not in ("name", "options")]
-    with file.open("w", encoding="utf-8", newline="") as out:
+    with unfinished.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["name", *options, *figures])
         for row in rows:
             told = row.told()
             asked = [row.options.get(name) for name in options]
             writer.writerow([row.name, *asked, *(told[name] for name in figures)])
+    unfinished.replace(file)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

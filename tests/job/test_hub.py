@@ -71,7 +71,7 @@ def test_a_job_on_a_name_is_that_on_the_folder(hub, llama, quick, tmp_path):
     card = (tmp_path / "a/README.md").read_text()
     assert f"base_model: {NAME}\n" in card and f"# {NAME}, compressed" in card
     record = json.loads((tmp_path / "a/compression.json").read_text())
-    assert record["source"]["name"] == NAME
+    assert (record["source"]["name"], record["source"]["commit"]) == (NAME, hub.commit)
     assert f"compress {NAME}@{hub.commit} a" in record["run"]["command"]
     assert (tmp_path / "a/LICENSE").exists()
 

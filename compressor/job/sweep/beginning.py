@@ -60,7 +60,8 @@ def begin(sweep: Sweep, dest: Path, resume: bool, overwrite: bool) -> Begun:
         raise InputError(
             f"{dest} holds a sweep; add --resume to go on with it, or --overwrite to make all anew."
         )
-    rows = [Row(name, options) for name, options in named(sweep, told.get("rows", [])).items()]
+    former = told.get("rows", []) if resume else []
+    rows = [Row(name, options) for name, options in named(sweep, former).items()]
     begun = Begun(sweep, dest, rows, overwrite, None if overwrite else told.get("fingerprint"))
     for row in rows:
         if overwrite or begun.folder(row) is None:

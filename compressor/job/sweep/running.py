@@ -1,6 +1,8 @@
 """A sweep from its first result to its table. A result that fails is a row, and the others go on."""
 
 import json
+import shutil
+import time
 from pathlib import Path
 
 from compressor.config.hub_names import called
@@ -16,6 +18,7 @@ from compressor.errors import (
 from compressor.job.compress import run_job
 from compressor.job.interruption import asked, going_on
 from compressor.job.progress import Lines
+from compressor.job.schedule import words
 from compressor.job.shelf import Shelf
 from compressor.job.sweep.beginning import TABLE, Begun
 from compressor.model.memory import trim_heap
@@ -45,13 +48,20 @@ def run_sweep(begun: Begun, lines: Lines) -> None:
             "or --overwrite them."
         )
     dest.mkdir(parents=True, exist_ok=True)
-    ahead = [row for row in rows if begun.overwrite or begun.folder(row) is None]
+    for row in rows if begun.overwrite else ():
+        while (former := begun.folder(row)) is not None:  # which may be of other options
+            shutil.rmtree(former)
+    ahead = [row for row in rows if begun.folder(row) is None]
     write_table(begun, fingerprint)
+    since = time.monotonic()
     try:
         for row in rows:
             if row in ahead:
                 going_on()
-                lines.fact("result", f"{row.name}, {ahead.index(row) + 1} of {len(ahead)}")
+                done, many = ahead.index(row), len(ahead)
+                each = (time.monotonic() - since) / done if done else None
+                left = f", about {words(each * (many - done))} left" if done else ""
+                lines.fact("result", f"{row.name}, {done + 1} of {many}{left}")
                 make(begun, row, lines)
             if row.state != FAILED:
                 measure(row, begun.folder(row))

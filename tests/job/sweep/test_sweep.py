@@ -98,6 +98,17 @@ def test_a_sweep_that_is_there_is_not_made_over(again, capsys):
     assert "exists and holds no sweep" in said(capsys)
 
 
+def test_results_are_made_anew(common, tmp_path):
+    """With other options, too: what is there by the same name is not taken for finished."""
+    file, dest = tmp_path / "sweep.yaml", tmp_path / "out"
+    for seed, more in ((0, []), (1, ["--overwrite"])):
+        file.write_text(common + f"method: magnitude\nkeep: 0.8\nseed: {seed}\n")
+        assert stage("sweep", file, dest, *more) == 0
+        assert [*rows_of(dest)] == ["keep-0.8"]
+        record = json.loads((dest / "keep-0.8" / "compression.json").read_text())
+        assert record["settings"].get("seed", 0) == seed
+
+
 def test_another_source_is_not_taken_for_the_same(again, make_checkpoint, llama, capsys):
     text = (again / "sweep.yaml").read_text()
     make_checkpoint(again / "model", hidden_size=48)
