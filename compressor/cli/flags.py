@@ -21,7 +21,7 @@ SIZE = "How small"
 OUTPUT = "Output"
 JSON, DEBUG = "--json", "--debug"  # which a command's failure looks for, too
 
-WHAT = "Checkpoint folder (config, safetensors, tokenizer), or ORG/NAME[@REVISION] on the hub."
+WHAT = "Checkpoint folder (config, safetensors, tokenizer), or ORG/NAME or ORG/NAME@REVISION on the hub."
 Source = Annotated[Path, Argument(help=WHAT)]
 Here = Annotated[Path, Argument(help=WHAT, parser=here, metavar="SOURCE")]
 Dest = Annotated[Path, Argument(help="Folder to make; it must not exist.")]

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import signal
 
 import pytest
 from jobs import compress, said, same_bytes, same_files, stage
@@ -158,6 +159,24 @@ def test_a_result_that_fails_is_a_row_and_others_go_on(common, tmp_path, capsys,
     assert stage("sweep", tmp_path / "sweep.yaml", tmp_path / "out", "--resume") == 3
     states = [row["state"] for row in rows_of(tmp_path / "out").values()]
     assert states == ["done", "done", "rejected"]
+
+
+def test_an_interrupted_sweep_goes_on(common, tmp_path, capsys, monkeypatch):
+    """A signal that comes while the first result is published counts when the next one begins."""
+
+    def run_job(config, lines, shelf, run=running.run_job):
+        run(config, lines, shelf)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    (tmp_path / "sweep.yaml").write_text(common + "method: magnitude\nkeep: [0.9, 0.8]\n")
+    arguments = "sweep", tmp_path / "sweep.yaml", tmp_path / "out"
+    assert stage(*arguments) == 130
+    assert "interrupted. 1 of 2 results are in" in said(capsys)
+    assert [row["state"] for row in rows_of(tmp_path / "out").values()] == ["done", "waiting"]
+    monkeypatch.undo()
+    assert stage(*arguments, "--resume") == 0
+    assert "keep-0.8, 1 of 1" in said(capsys)
 
 
 def test_what_no_source_makes_right_is_refused_at_once(common, tmp_path, capsys):
