@@ -17,8 +17,8 @@ LARGE = 5000  # bytes from which on a file is kept by its SHA-256, as large ones
 class Hub:
     """models: folders by name and commit; names: commits by name and branch. asked: method, path and
     range of every request. cut: how many downloads are yet to break off half way; dies: whether nothing
-    answers from then on (`down`). wrong: files whose bytes are not those that were promised. pushed:
-    files by name of a model.
+    answers from then on (`down`). gated: whether files are for some alone. wrong: files whose bytes are
+    not those that were promised. pushed: files by name of a model.
     """
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Hub:
         self.pushed: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.cut, self.address, self.writable = 0, "", True
-        self.dies = self.down = False
+        self.dies = self.down = self.gated = False
 
     def add(self, name: str, folder: Path, branch: str = "main") -> str:
         """Have a model; its commit."""
@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, X_Error_Code="RepoNotFound")
         if (commit := self.hub.names.get((name, branch))) is None:
             return self.answer(404, X_Error_Code="RevisionNotFound")
+        if file and self.hub.gated:
+            return self.answer(403, X_Error_Code="GatedRepo")
         folder = self.hub.models[name, commit]
         if about:
             files = sorted(path for path in folder.rglob("*") if path.is_file())

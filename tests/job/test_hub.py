@@ -154,6 +154,12 @@ def test_a_name_that_is_not_there_is_said(hub, quick, tmp_path, capsys):
     assert "nor a model of that name on the hub that you may see" in said(capsys)
 
 
+def test_a_model_for_some_alone_is_said(hub):
+    hub.gated = True
+    with pytest.raises(InputError, match="only for those who were given access"):
+        at_hand(NAME)
+
+
 def test_what_has_no_safetensors_is_not_downloaded(hub, tmp_path):
     (hub.folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no safetensors \(pytorch_model.bin\)"):
