@@ -40,7 +40,10 @@ CUT: Panels = {
     "Job": {Runtime: ("verify", "resume")},
 }
 Scored = Annotated[Path, typer.Argument(help="File of scores.")]
-Moved = Annotated[Path | None, Option(help="The checkpoint, if it moved since scoring.")]
+Moved = Annotated[
+    Path | None,
+    Option(help="The checkpoint, if it moved since scoring.", parser=flags.here),
+]
 
 
 @offers(SCORE, calibration=CALIBRATION)
@@ -50,9 +53,12 @@ def score(
     """Score every unit of SOURCE once, for any number of ratios."""
     check_folder(out)
     config = check_scoring(job_config(source, out, **options))
+    from compressor.job.hub import at_hand
     from compressor.job.progress import Lines
     from compressor.job.score import score_file
 
+    if (folder := at_hand(source)) != source:
+        config = check_scoring(job_config(folder, out, **options))
     for note in score_file(config, Lines(quiet)):
         print(note)
 
@@ -140,7 +146,8 @@ def cut(
     parts = (config.text, config.repair, config.write, config.runtime)
     check_applying(source, dest, *parts)
     from compressor.job.apply_plan import apply_plan
+    from compressor.job.hub import at_hand
     from compressor.job.progress import Lines
     from compressor.planning.plan import Plan
 
-    print(apply_plan(source, dest, Plan.load(plan), *parts, Lines(quiet)))
+    print(apply_plan(at_hand(source), dest, Plan.load(plan), *parts, Lines(quiet)))

@@ -10,7 +10,7 @@ from compressor.cli import flags
 
 
 def export(
-    folder: flags.Source,
+    folder: flags.Here,
     out: Annotated[Path, typer.Argument(help="File to write: OUT.gguf.")],
     kind: Annotated[str, Option("--type", help="Of the matrices: f32, f16, bf16 or q8_0.")] = "f16",
     quiet: flags.Quiet = False,

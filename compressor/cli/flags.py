@@ -5,11 +5,25 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from compressor.config.hub_names import parse_name
+
+
+def here(source: str) -> Path:
+    """A folder, which is downloaded where a name on the hub is given."""
+    if parse_name(source) is None:
+        return Path(source)
+    from compressor.job.hub import at_hand
+
+    return at_hand(source)
+
+
 SIZE = "How small"
 OUTPUT = "Output"
 JSON, DEBUG = "--json", "--debug"  # which a command's failure looks for, too
 
-Source = Annotated[Path, Argument(help="Checkpoint folder: config, safetensors, tokenizer.")]
+WHAT = "Checkpoint folder (config, safetensors, tokenizer), or ORG/NAME or ORG/NAME@REVISION on the hub."
+Source = Annotated[Path, Argument(help=WHAT)]
+Here = Annotated[Path, Argument(help=WHAT, parser=here, metavar="SOURCE")]
 Dest = Annotated[Path, Argument(help="Folder to make; it must not exist.")]
 Out = Annotated[Path, Option(help="File to write.")]
 

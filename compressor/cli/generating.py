@@ -18,7 +18,7 @@ MACHINE: Panels = {"Machine": {Runtime: ("device", "dtype", "seed")}}
 
 @offers(MACHINE)
 def generate(
-    source: flags.Source,
+    source: flags.Here,
     out: Annotated[Path, typer.Argument(help="File to write: JSON lines, a document each.")],
     tokens: Annotated[int, Option(help="Tokens to write in all.")] = 65_536,
     length: Annotated[int, Option(help="Tokens of a document, at most.")] = 512,

@@ -26,7 +26,8 @@ EVALUATE: Panels = {
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder to verify.")],
     source: Annotated[
-        Path | None, Option(help="What it was cut from; its logits without the cut units.")
+        Path | None,
+        Option(help="What it was cut from; its logits without the cut units.", parser=flags.here),
     ] = None,
 ) -> None:
     """Load a folder with plain transformers in a fresh process, and compare its logits."""
@@ -40,7 +41,7 @@ def verify(
 
 @offers(EVALUATE)
 def evaluate(
-    folder: flags.Source,
+    folder: flags.Here,
     text: Annotated[str, Option(help="Text as for --evaluation.")],
     as_json: flags.Json = False,
     *,
@@ -63,7 +64,14 @@ def evaluate(
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Any folder with a config or safetensors.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Any folder with a config or safetensors, or ORG/NAME on the hub.",
+            parser=flags.here,
+            metavar="FOLDER",
+        ),
+    ],
     as_json: flags.Json = False,
 ) -> None:
     """Show the widths of every block, sizes, and which engines load the folder, and why not."""
@@ -79,8 +87,10 @@ def inspect(
 
 
 def estimate(
-    folder: flags.Source,
-    before: Annotated[Path | None, Option(help="The checkpoint it was made from.")] = None,
+    folder: flags.Here,
+    before: Annotated[
+        Path | None, Option(help="The checkpoint it was made from.", parser=flags.here)
+    ] = None,
     device: Annotated[
         str | None, Option(help="h200, a100 or rtx4090; or cpu or cuda, measured on this machine.")
     ] = None,

@@ -18,7 +18,14 @@ ANSWERS = "Where it can mean two things"
 
 @offers(OFFERED)
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Folder that some tool left; it is not changed.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that some tool left, or ORG/NAME on the hub; it is not changed.",
+            parser=flags.here,
+            metavar="FOLDER",
+        ),
+    ],
     out: Annotated[Path, Option(help="Folder to make, if anything is wrong.")],
     head_dim: Annotated[
         int | None, Option(help="Channels of a head.", min=1, rich_help_panel=ANSWERS)

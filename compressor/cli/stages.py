@@ -10,7 +10,9 @@ from compressor.cli.exporting import export
 from compressor.cli.generating import generate
 from compressor.cli.looking import estimate, evaluate, inspect, verify
 from compressor.cli.mending import doctor
+from compressor.cli.pushing import push
 from compressor.cli.sparsify import sparsify
+from compressor.cli.sweeping import sweep
 from compressor.cli.training import recover
 
 stages = typer.Typer(
@@ -27,10 +29,10 @@ def about(version: Version = False) -> None:
 
 
 stages.command(epilog=EXAMPLES)(compress)
-for stage in (sparsify, score, plan, report, cut, recover, verify):
+for stage in (sparsify, sweep, score, plan, report, cut, recover, verify):
     stages.command()(debuggable(stage))
 stages.command("eval")(debuggable(evaluate))
-for stage in (inspect, doctor, estimate, generate, export):
+for stage in (inspect, doctor, estimate, generate, export, push):
     stages.command()(debuggable(stage))
 
 

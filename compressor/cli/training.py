@@ -42,8 +42,10 @@ def recover(
     config = JobConfig(folder, dest).with_options(**options)
     groups = (config.recovery, config.text, config.runtime)
     check_recovery(folder, dest, *groups)
+    from compressor.job.hub import at_hand
     from compressor.job.progress import Lines
     from compressor.job.recover_alone import recover_folder
 
+    folder, source = at_hand(folder), source and at_hand(source)
     if result := recover_folder(folder, dest, source, *groups, Lines(quiet)):
         print(json.dumps(result.told(), indent=1))

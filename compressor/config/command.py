@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from compressor.config.hub_names import origin
 from compressor.config.job import FAST, GROUPS, SPARSIFY, JobConfig
 from compressor.config.options import name_of, options_of
 from compressor.config.sparse import SparseConfig
@@ -50,7 +51,7 @@ def command_of(config: JobConfig) -> str:
     """The command; options that Python alone has stand behind a `#`."""
     settings = settings_of(config)
     words = ["compress"] if config.sparse is None else ["compressor", "sparsify"]
-    words += [config.source.name, config.dest.name, *sizes(config)]
+    words += [source_of(config.source), config.dest.name, *sizes(config)]
     if FAST.items() <= settings.items():
         words.append("--fast")
         settings = {name: value for name, value in settings.items() if name not in FAST}
@@ -72,6 +73,12 @@ def command_of(config: JobConfig) -> str:
             words += [flag, "off" if value is None else f"{value}"]
     told = f"  # in Python, with {', '.join(f'{n}={v!r}' for n, v in rest.items())}" if rest else ""
     return shlex.join(words) + told
+
+
+def source_of(folder: Path) -> str:
+    """As the command names it: with the commit, if it is from the hub."""
+    known = origin(folder)
+    return "@".join(known) if known else folder.name
 
 
 def sizes(config: JobConfig) -> Iterator[str]:

@@ -1,20 +1,18 @@
 """What recovery was asked for."""
 
-from dataclasses import Field, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from compressor.config.json_files import check_file
 from compressor.config.options import (
     Fits,
     at_least,
     check_values,
-    kind_of,
     name_of,
     one_of,
     option,
     options_of,
 )
+from compressor.config.yaml_files import named, read_yaml, typed
 from compressor.errors import InputError
 
 COUNT = at_least(1)
@@ -22,8 +20,6 @@ POSITIVE: Fits = ("positive", lambda x: 0 < x < float("inf"))
 SHARE: Fits = ("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
-MOST_BYTES = 8 << 10  # of a file with a line for each of a dozen numbers
-MOST_BRACKETS = 100  # YAML takes the square of their number
 COMPACT = ("method", "steps")  # what --recover METHOD:STEPS says
 
 
@@ -96,46 +92,19 @@ def read_details(file: Path) -> dict[str, object]:
     """Options of recovery from a YAML file, by their names in Python; in the file they have those of
     `RecoveryConfig`: `rank: 16`. InputError, by the file's name, for what is none of them.
     """
-    import yaml
-
-    try:
-        check_file(file, MOST_BYTES)
-        text = file.read_text(encoding="utf-8")
-        if text.count("[") + text.count("{") > MOST_BRACKETS:
-            raise ValueError("it is nested too deeply")
-        details = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--recover-config {file} cannot be read: {reason}.") from error
+    called = f"--recover-config {file}"
+    details = read_yaml(file, called)
     known = {n.name: n for n in options_of(RecoveryConfig) if n.name not in COMPACT}
     details = {} if details is None else details
     if not isinstance(details, dict) or not {*details} <= {*known}:
-        # Not as it stands there: aliases and numbers without end can be longer than any memory.
         wrong = f"is a {type(details).__name__}"
         if isinstance(details, dict):
-            names = [key for key in details if key not in known]
-            wrong = f"has {sorted(n if isinstance(n, str) else type(n).__name__ for n in names)}"
+            wrong = f"has {named([key for key in details if key not in known])}"
         raise InputError(
-            f"--recover-config {file} is not a list of {', '.join(known)}, a line each, such as "
+            f"{called} is not a list of {', '.join(known)}, a line each, such as "
             f"rank: 16, but {wrong}."
         )
-    return {name_of(known[n]): typed(known[n], value, file) for n, value in details.items()}
-
-
-def typed(described: Field, value: Any, file: Path) -> object:
-    """A value as the option has it: YAML reads 1e-4 as a text, and 1 as a whole number."""
-    kind = kind_of(described)
-    shown = repr(value) if isinstance(value, str | float | bool) else type(value).__name__
-    try:
-        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
-            raise ValueError
-        if value is not None and kind is int and int(value) != float(value):
-            raise ValueError
-        return None if value is None else kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(
-            f"{described.name} in --recover-config {file} is {shown}, and must be a number."
-        ) from None
+    return {name_of(known[n]): typed(known[n], value, called) for n, value in details.items()}
 
 
 def usual_rate(hidden_size: int) -> float:

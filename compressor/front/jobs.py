@@ -12,6 +12,7 @@ from compressor.config.layouts import PER_LAYER
 from compressor.front.models import Model, asked_for
 from compressor.front.stages import save
 from compressor.job.compress import run_job
+from compressor.job.hub import at_hand
 from compressor.job.progress import Lines
 from compressor.job.recover_alone import recover_folder
 from compressor.model.checkpoint import Checkpoint
@@ -69,9 +70,11 @@ def recover(
     """
     config = asked_for("recovery", "text", "runtime", **{"recover": "lora"} | options)
     parts = (config.recovery, config.text, config.runtime)
-    dense = Path(uncut) if uncut else None
+    dense = at_hand(uncut) if uncut else None
     with as_folder(model, tokenizer) as folder:
-        return made_by(lambda dest: recover_folder(folder, dest, dense, *parts, Lines(quiet)), out)
+        return made_by(
+            lambda dest: recover_folder(at_hand(folder), dest, dense, *parts, Lines(quiet)), out
+        )
 
 
 @contextmanager

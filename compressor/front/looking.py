@@ -16,6 +16,7 @@ from compressor.front.models import (
 )
 from compressor.job.doctor import mend
 from compressor.job.evaluate import measured
+from compressor.job.hub import at_hand
 from compressor.job.judging import STATES
 from compressor.job.opening import open_stream
 from compressor.job.progress import Lines
@@ -36,7 +37,7 @@ def evaluate(model: Model, text: Tokens, **options) -> dict:
 def inspect(model: Model) -> dict:
     """Widths of every block, sizes, and which engines load it, with the number that decides."""
     with as_folder(model) as folder:
-        return inspect_folder(folder)
+        return inspect_folder(at_hand(folder))
 
 
 def doctor(
@@ -68,4 +69,4 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict:
     `VerificationError` where it does not load, or gives other logits than the source without the units
     that were cut.
     """
-    return verify_folder(Path(folder), Path(source) if source else None)
+    return verify_folder(Path(folder), at_hand(source) if source else None)

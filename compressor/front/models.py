@@ -12,6 +12,7 @@ from compressor.config.options import check_values
 from compressor.config.text import TextConfig
 from compressor.errors import InputError
 from compressor.job.asked import check_runtime
+from compressor.job.hub import at_hand
 from compressor.job.reading import read_evaluation, read_texts
 from compressor.model.loaded_model import LoadedModel
 from compressor.model.source import Source
@@ -35,7 +36,8 @@ def open_source(model: Model, packed: bool = False) -> Source:
         raise InputError(
             f"A model is the path of a folder or a module of transformers, not a {type(model).__name__}."
         )
-    return open_model(Path(model)) if packed else open_folder(model)
+    folder = at_hand(model)
+    return open_model(folder) if packed else open_folder(folder)
 
 
 def asked_for(*groups: str, **options) -> JobConfig:

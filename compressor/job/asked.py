@@ -16,6 +16,7 @@ from compressor.config.choices import (
     check_selection,
     check_statistics,
 )
+from compressor.config.hub_names import parse_name
 from compressor.config.job import JobConfig
 from compressor.config.layouts import ALL, UNIFORM, UNLIKE, WriteConfig, check_layout_name
 from compressor.config.options import check_values, given_options
@@ -268,5 +269,5 @@ def check_texts(text: TextConfig) -> None:
 
 
 def check_source(source: Path) -> None:
-    if not source.is_dir():
+    if not source.is_dir() and parse_name(source) is None:
         raise InputError(f"There is no folder {str(source)!r}; give a checkpoint folder.")

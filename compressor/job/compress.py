@@ -23,6 +23,7 @@ from compressor.job.depth.dropping import chosen_blocks, shortened
 from compressor.job.depth.planning import plan_of_depth
 from compressor.job.hidden.checks import outlined
 from compressor.job.hidden.narrowing import narrowed, plan_of_hidden
+from compressor.job.hub import at_hand
 from compressor.job.job import Job, begin
 from compressor.job.needs import WantedResult
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
@@ -32,6 +33,7 @@ from compressor.job.recover import MERGED, Recovering, adopt, recover_one
 from compressor.job.result import Done, conclude, cut_one
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
+from compressor.job.shelf import EMPTY, Shelf
 from compressor.job.sparsify import zero_weights
 from compressor.model.experts import with_units
 from compressor.model.fewer_channels import FewerChannels
@@ -43,14 +45,20 @@ from compressor.report.result import Result
 from compressor.scoring.scores import Scores
 
 
-def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
-    """Run the whole job; one result a target. `QualityError` after publishing as .rejected."""
+def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = EMPTY) -> list[Result]:
+    """Run the whole job; one result a target. `QualityError` after publishing as .rejected.
+
+    shelf: where results of a sweep find what the others have found out.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "compress runs in one process; cut without --recover, and then start "
             "`torchrun -m compressor recover` on the result."
         )
-    config = check_asked(asked)
+    config = check_asked(asked)  # before anything is downloaded
+    if (folder := at_hand(asked.source)) != asked.source:
+        asked = replace(asked, source=folder)
+        config = check_asked(asked)
     checkpoint = with_units(open_source(config.source), config.score.experts)
     wanted = check_before_starting(config, checkpoint)
     known = outlined(config.plan, checkpoint, config.quantization.columns)
@@ -58,7 +66,7 @@ def run_job(asked: JobConfig, lines: Lines) -> list[Result]:
         lines.fact(label, said)
     config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
     names = [result.name for result in wanted]
-    with open_run(config.dest, config.runtime, lines, names) as run:
+    with open_run(config.dest, config.runtime, lines, names, shelf) as run:
         job = begin(config, checkpoint, run, wanted)
         if config.sparse is not None:
             results = [zero_weights(job)]

@@ -17,6 +17,7 @@ class Interrupted(BaseException):
 class _State:
     asked = False  # a signal came
     ending = False  # what is left to do takes a moment, and is done
+    late = False  # a signal came meanwhile
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def interruptible():
     SIGINT too where the parent had it ignored, as shells do of what they run in the background. A
     thread that is not the main one cannot do this, and leaves all as it is.
     """
-    _State.asked = _State.ending = False
+    _State.asked = _State.ending = _State.late = False
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -39,6 +40,7 @@ def interruptible():
 
 
 def _handle(*_) -> None:
+    _State.late = _State.ending
     if not _State.ending:
         _State.asked = True
         raise Interrupted
@@ -60,3 +62,12 @@ def asked() -> bool:
 def ending() -> None:
     """From here on signals change nothing: what is left to do takes a moment and must not be torn."""
     _State.ending = True
+
+
+def going_on() -> None:
+    """What was ending is over, and another job of the same command begins: signals count again, and one
+    that came meanwhile does now.
+    """
+    _State.ending = False
+    if _State.late:
+        _handle()

@@ -3,6 +3,7 @@ is named and the model fits into memory. The job keeps the file in its work fold
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from compressor.config.amounts import size
 from compressor.config.runtime import Runtime
 from compressor.config.text import OWN, PROSE, TextConfig
 from compressor.errors import InputError
+from compressor.job.needs import decisive
 from compressor.job.opening import chosen_device, compute_dtype
 from compressor.job.reading import Texts, longest, read_texts
 from compressor.job.run import Run
@@ -138,6 +140,10 @@ def own_text(config: TextConfig, checkpoint: Checkpoint, runtime: Runtime, run: 
     tokens = config.samples * limit if config.samples else config.calibration_tokens
     if config.evaluation is None:
         tokens += max(tokens // SHARE, LEAST * limit)
+    decided = decisive([config, runtime], checkpoint)
+    if not file.exists() and (known := run.shelf.found(FILE, decided)):
+        shutil.copyfile(known, file)
+        run.journal.put("own", True)
     if not file.exists():
         if why := why_not_own(checkpoint, runtime, limit):
             raise InputError(
@@ -146,4 +152,5 @@ def own_text(config: TextConfig, checkpoint: Checkpoint, runtime: Runtime, run: 
         with run.stage("generate") as progress:
             write_own(checkpoint, runtime, file, tokens, limit, progress)
         run.journal.put("own", True)
+        run.shelf.put(FILE, decided, file)
     return replace(read_text(str(file)), source=OWN)

@@ -19,6 +19,7 @@ from compressor.job.job import Job
 from compressor.job.keeping import SCORES
 from compressor.job.micro_batches import fitting
 from compressor.job.needs import WantedResult
+from compressor.job.score_units import decides_scores
 from compressor.job.widths import measured_lattice, open_alignment, open_reach, wanted_widths
 from compressor.measuring.besa import learn_block
 from compressor.measuring.guard import held_back, judge
@@ -30,8 +31,9 @@ from compressor.model.source import Source
 from compressor.planning.alignment import Alignment
 from compressor.planning.allocation import allocate, plan_of
 from compressor.planning.allocation import protected as protected_blocks
+from compressor.planning.budget import identity
 from compressor.planning.costs import CLOSE, Costs, miss_of
-from compressor.planning.lattice import Wanted
+from compressor.planning.lattice import Lattice, Wanted
 from compressor.planning.plan import Plan
 from compressor.planning.reach import outside_note
 from compressor.planning.told import described, in_words, kernels, width_notes
@@ -39,6 +41,7 @@ from compressor.planning.uniform import constant_splits, everywhere
 from compressor.scoring.scores import Scores
 from compressor.text.tokens import TokenSet
 
+CUTS = "cuts.safetensors"  # of a shelf
 FREE = "KV groups of their own"  # which the nas layout does not have
 
 
@@ -70,6 +73,11 @@ def measure_cuts(job: Job, scores: Scores) -> None:
     if config.plan.allocate == "besa":
         learning = learning_of(config.plan, job.checkpoint, config.runtime.seed)
     saved, repair = run.work / "landscape", closed_form(config.repair.kind)
+    decided = decides_cuts(job, widths)
+    if known := run.shelf.found(CUTS, decided):
+        scores.measured = Scores.load(known).measured
+        scores.save(run.work / SCORES)
+        return
 
     def measure() -> Landscape:
         with run.stage("allocate", count_blocks(saved)) as progress:
@@ -81,7 +89,18 @@ def measure_cuts(job: Job, scores: Scores) -> None:
     landscape = fitting(run, stream, fitted, saved, measure, of_batches=how.probing)
     landscape.keep_with(scores)
     scores.save(run.work / SCORES)
+    run.shelf.put(CUTS, decided, run.work / SCORES)
     shutil.rmtree(saved, ignore_errors=True)
+
+
+def decides_cuts(job: Job, widths: Lattice) -> dict[str, str] | None:
+    """What the errors of all cuts come of; None where they are of this job's alone."""
+    plan, repair = job.config.plan, job.config.repair
+    if (decided := decides_scores(job)) is None:
+        return None
+    prices = [identity(target.budget) for target in plan.targets[:1]]
+    how = (plan.allocate, plan.besa_sampling, closed_form(repair.kind), prices, widths)
+    return decided | {"cuts": str(how)}
 
 
 def learning_of(plan: PlanConfig, checkpoint: Source, seed: int) -> Callable:

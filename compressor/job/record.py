@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from compressor import __version__
+from compressor.config.hub_names import called, origin
 from compressor.model.digest import digest
 from compressor.model.fewer_channels import FewerChannels
 from compressor.model.source import Source
@@ -37,9 +38,11 @@ def hidden_record(source: FewerChannels) -> dict:
 
 def base_record(source: Source) -> dict:
     """Where a result comes from, and what it was made with."""
+    known = origin(Path(source.label))
+    commit = {"commit": known[1]} if known else {}
     return {
         "format": 1,
         "compressor": __version__,
-        "source": {"name": Path(source.label).name, "fingerprint": source.fingerprint},
+        "source": {"name": called(source.label), "fingerprint": source.fingerprint, **commit},
         "versions": versions(),
     }

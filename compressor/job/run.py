@@ -10,6 +10,7 @@ from compressor.config.runtime import Runtime
 from compressor.job.journal import Journal
 from compressor.job.keeping import keeping, open_work
 from compressor.job.progress import Lines, Meter
+from compressor.job.shelf import EMPTY, Shelf
 from compressor.writing.locking import locked
 
 Progress = Callable[[int, int], None]
@@ -17,13 +18,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """partial: the unfinished result beside DEST; work: the folder of what is kept until the end."""
+    """partial: the unfinished result beside DEST; work: the folder of what is kept until the end; shelf:
+    what other results of a sweep have found out.
+    """
 
     partial: Path
     work: Path
     journal: Journal
     meter: Meter
     lines: Lines
+    shelf: Shelf = EMPTY
 
     @contextmanager
     def stage(self, name: str, kept: int = 0, shown: str | None = None) -> Iterator[Progress]:
@@ -40,7 +44,11 @@ def partial_of(dest: Path) -> Path:
 
 @contextmanager
 def open_run(
-    dest: Path, runtime: Runtime, lines: Lines, results: Sequence[str] = ()
+    dest: Path,
+    runtime: Runtime,
+    lines: Lines,
+    results: Sequence[str] = (),
+    shelf: Shelf = EMPTY,
 ) -> Iterator[Run]:
     """A run that makes `dest`, or goes on with an interrupted one; the only one that does.
 
@@ -57,4 +65,4 @@ def open_run(
             return any(journal.get(name) for name in results)
 
         with Meter() as meter, keeping(work, lines, partial, finished):
-            yield Run(partial, work, journal, meter, lines)
+            yield Run(partial, work, journal, meter, lines, shelf)

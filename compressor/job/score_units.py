@@ -6,7 +6,7 @@ from pathlib import Path
 from compressor.job.job import Job
 from compressor.job.keeping import SCORES
 from compressor.job.micro_batches import fitting
-from compressor.job.needs import chosen_method
+from compressor.job.needs import chosen_method, decisive
 from compressor.job.widths import open_alignment
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import count_blocks
@@ -21,6 +21,11 @@ def score_units(job: Job) -> Scores:
     """The scores by which units are chosen. What is done of them is kept in the work folder."""
     run, asked = job.run, job.config.score
     file, rated = run.work / SCORES, run.work / "rated.safetensors"
+    decided = decides_scores(job)
+    if not run.journal.get("scored") and (known := run.shelf.found(SCORES, decided)):
+        run.lines.fact("scores", "those of another result of the sweep")
+        shutil.copyfile(known, file)
+        run.journal.put("scored", True)
     if run.journal.get("scored"):
         return Scores.load(file)
     if run.journal.get("rated"):
@@ -41,8 +46,18 @@ def score_units(job: Job) -> Scores:
         scores = fitting(run, job.stream, job.calibration, saved, select)
     scores.save(file)
     run.journal.put("scored", True)
+    run.shelf.put(SCORES, decided, file)
     shutil.rmtree(run.work / "select", ignore_errors=True)
     return scores
+
+
+def decides_scores(job: Job) -> dict[str, str] | None:
+    """What the scores of a job come of; None where they are of its cut alone."""
+    config, source = job.config, job.checkpoint
+    if config.score.statistics == "pruned" or source.dropped or source.channels:
+        return None
+    groups = (config.text, config.score, config.runtime)
+    return decisive(groups, source, job.calibration, job.evaluation)
 
 
 def rate(job: Job, saved: Path) -> Scores:

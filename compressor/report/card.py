@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from compressor.config.amounts import in_runs
+from compressor.config.hub_names import called
 from compressor.config.json_files import object_in
 from compressor.config.layouts import NAS, PER_LAYER
 from compressor.config.target import WITHOUT_WIDTHS
@@ -17,10 +18,10 @@ from compressor.text.tokens import describe
 def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
     text = f"""---
-base_model: {Path(result.source).name}
+base_model: {called(result.source)}
 tags: [pruned]
 ---
-# {Path(result.source).name}, compressed to {result.keep_reached:.1%}
+# {called(result.source)}, compressed to {result.keep_reached:.1%}
 
 {result.parameters_after:,} of {result.parameters_before:,} parameters stay{experts(result, record)}
 of the type `{result.container}`{how_it_loads(FAMILIES[result.container], result.layout, folder)}

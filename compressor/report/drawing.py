@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compressor.config.hub_names import called
 from compressor.config.target import Target
 from compressor.errors import MachineError
 from compressor.model.groups import unit_names
@@ -180,7 +181,7 @@ def figure_of(scores: Scores, plan: Plan, checkpoint: Source, lattice: Lattice):
 def title_of(scores: Scores, plan: Plan, checkpoint: Source) -> str:
     about = scores.about
     return (
-        f"{checkpoint.path.name}, {about['method']} ({about['mode']}): "
+        f"{called(checkpoint.path)}, {about['method']} ({about['mode']}): "
         f"{plan.about['keep_reached']:.1%} of all parameters stay, {plan.about['allocate']} allocation"
     )
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from compressor.config.hub_names import called
 from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.report.card import how_made, quality
 from compressor.report.result import Result
@@ -17,7 +18,7 @@ MARLIN = (32, 64, 128)  # groups that vLLM's 4-bit kernels have, besides whole r
 def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what loads it, what it cost, how it was made."""
     quantization = record["quantization"]
-    name = Path(result.source).name
+    name = called(result.source)
     packing = Packing(quantization["scheme"], quantization["group"])
     size, tags, parameters = "", "", f"{result.parameters_after:,} parameters"
     if "plan" in record:

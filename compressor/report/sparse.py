@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from compressor.config.hub_names import called
 from compressor.config.layouts import UNIFORM
 from compressor.model.families import FAMILIES
 from compressor.report.card import how_it_loads, quality
@@ -45,7 +46,7 @@ def zeros_before(record: dict) -> list[str]:
 
 def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
-    name = Path(result.source).name
+    name = called(result.source)
     changed = ", and those that stay are corrected" if record["sparsity"]["corrects"] else ""
     text = f"""---
 base_model: {name}

@@ -1,0 +1,30 @@
+"""Names of models on the hub, `org/name` or `org/name@revision`, and of folders that came from there."""
+
+import re
+from pathlib import Path
+
+WRITTEN = re.compile(
+    r"(?!.*(?:--|\.\.))([a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})(?:@([a-z0-9][\w./-]*))?",
+    re.ASCII | re.IGNORECASE,
+)
+CACHED = "models--"  # how a model's folder in the hub's cache begins
+
+
+def parse_name(source: str | Path) -> tuple[str, str | None] | None:
+    """The name and the revision that a source says; None where it is a folder, or no such name."""
+    match = WRITTEN.fullmatch(str(source))
+    return None if match is None or Path(source).exists() else (match[1], match[2])
+
+
+def origin(folder: Path) -> tuple[str, str] | None:
+    """The name and the commit of a folder in the hub's cache (models--ORG--NAME/snapshots/COMMIT)."""
+    place = folder.absolute().parent
+    if place.name != "snapshots" or not place.parent.name.startswith(CACHED):
+        return None
+    return place.parent.name.removeprefix(CACHED).replace("--", "/", 1), folder.name
+
+
+def called(folder: str | Path) -> str:
+    """The name of a model: on the hub, if it is from there, else its folder's."""
+    known = origin(Path(folder))
+    return known[0] if known else Path(folder).name

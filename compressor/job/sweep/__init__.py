@@ -1,0 +1,1 @@
+"""A sweep: many results of one source, which share what they can, in one folder with one table."""
