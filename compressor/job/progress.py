@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it imports much more
 SECONDS = 60  # between two lines of a stage
 UNITS = {
     **{"recover": "step", "compare": "plan", "verify": "part", "generate": "token"},
-    "answer": "choice",
+    **{"answer": "choice", "continue": "model"},
 }
 
 
