@@ -14,7 +14,7 @@ from compressor.job.opening import chosen_device
 from compressor.model.source import Source
 from compressor.report.page import write_page
 from compressor.report.result import Result
-from compressor.writing.record import read_record, write_record
+from compressor.writing.record import read_record, without_places, write_record
 from compressor.writing.shards import flush, flush_one, publish
 
 
@@ -48,8 +48,8 @@ def report(folder: Path, result: Result, asked: dict) -> None:
     took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings", "samples", "no_samples")
     run = {"command": asked["command"], **{name: getattr(result, name) for name in took}}
     record = read_record(folder) | {"settings": asked["settings"], "run": run}
-    write_record(folder, record)
-    loads = inspect(folder)["loads"]
+    record = write_record(folder, record)
+    loads = without_places(inspect(folder)["loads"])
     result.loads = [engine["target"] for engine in loads if engine["loads"]]
     write_page(folder, record, loads)
 

@@ -46,7 +46,7 @@ def test_the_whole_job(llama, text_file, tmp_path, capsys):
     )
     card = (dest / "README.md").read_text()
     assert "AutoModelForCausalLM" in card and "widths by `uniform`" in card
-    assert f"refitted (`--repair refine`) on {text_file}: " in card
+    assert f"refitted (`--repair refine`) on {text_file.name}: " in card
     assert "every block was trained toward the source's, once over that text" in card
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
