@@ -133,17 +133,20 @@ def run_and_show(config: JobConfig, as_json: bool) -> None:
 def show(results: Sequence, as_json: bool) -> None:
     """The results as a table with the warnings below it, or as JSON."""
     from compressor.report import sparse
-    from compressor.report.table import table, warnings
+    from compressor.report.closing import next_steps, samples
+    from compressor.report.table import facts, table, warnings
 
     if as_json:
         told = [result.told() for result in results]
         print(json.dumps(told if len(told) > 1 else told[0], indent=1))
         return
     out = console()
-    whole = sparse.table if results[0].granularity == "weight" else table
-    out.print(whole(results))
-    for warning in warnings(results):
-        out.print(warning)
+    zeros = results[0].granularity == "weight"
+    parts = [sparse.table(results)] if zeros else [table(results), facts(results)]
+    for part in (*parts, "", samples(results), "", *warnings(results)):
+        out.print(part)
+    for line in next_steps(results):
+        out.print(line, soft_wrap=True)  # commands are copied whole
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Stages that look at a folder: does it load, how well does it predict, what would it cost."""
+"""Stages that look at a folder: does it load, what is in it, what would it cost."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,9 @@ import typer
 from typer import Option
 
 from compressor.cli import flags
-from compressor.cli.arguments import Panels, check_folder, offers
-from compressor.config.job import JobConfig
-from compressor.config.options import check_values
-from compressor.config.runtime import Runtime
-from compressor.config.text import TextConfig
+from compressor.cli.arguments import check_folder
 from compressor.errors import InputError
-from compressor.job.asked import check_runtime
 from compressor.job.console import console
-
-EVALUATE: Panels = {
-    "Text": {TextConfig: ("length",)},
-    "Machine": {Runtime: ("device", "dtype")},
-}
 
 
 def verify(
@@ -37,30 +27,6 @@ def verify(
     with Lines(False).stage("verify") as progress:
         report = run(folder, source, progress=progress)
     print(json.dumps(report, indent=1))
-
-
-@offers(EVALUATE)
-def evaluate(
-    folder: flags.Here,
-    text: Annotated[str, Option(help="Text as for --evaluation.")],
-    as_json: flags.Json = False,
-    *,
-    options: dict,
-) -> None:
-    """Measure the perplexity of a checkpoint, streamed block by block."""
-    config = JobConfig(folder, folder).with_options(evaluation=text, **options)
-    check_values(config.text)
-    check_runtime(config.runtime)
-    from compressor.job.evaluate import evaluate_folder
-    from compressor.text.tokens import describe
-
-    measurement = evaluate_folder(folder, config.text, config.runtime)
-    if as_json:
-        print(json.dumps(measurement, indent=1))
-        return
-    print(f"perplexity {measurement['perplexity']:.4f}  ({describe(measurement['protocol'])})")
-    for note in measurement["warnings"]:
-        print(note)
 
 
 def inspect(

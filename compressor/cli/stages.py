@@ -6,9 +6,10 @@ from compressor.cli import running
 from compressor.cli.arguments import debuggable
 from compressor.cli.compress import EXAMPLES, Version, compress
 from compressor.cli.cutting import cut, plan, report, score
+from compressor.cli.evaluating import evaluate
 from compressor.cli.exporting import export
 from compressor.cli.generating import generate
-from compressor.cli.looking import estimate, evaluate, inspect, verify
+from compressor.cli.looking import estimate, inspect, verify
 from compressor.cli.mending import doctor
 from compressor.cli.pushing import push
 from compressor.cli.sparsify import sparsify

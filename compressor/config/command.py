@@ -91,7 +91,7 @@ def sizes(config: JobConfig) -> Iterator[str]:
         yield from (f"{t.value / (1e9 if unit else 1):.12g}{unit}" for t in same)
     for budget in dict.fromkeys(target.budget for target in targets):
         if budget != "params":
-            yield from ("--budget", str(budget))
+            yield from ("--budget", Path(str(budget)).name)
 
 
 def flags() -> dict[str, str]:

@@ -18,7 +18,8 @@ def parse_name(source: str | Path) -> tuple[str, str | None] | None:
 
 def origin(folder: Path) -> tuple[str, str] | None:
     """The name and the commit of a folder in the hub's cache (models--ORG--NAME/snapshots/COMMIT)."""
-    place = folder.absolute().parent
+    folder = folder.resolve()
+    place = folder.parent
     if place.name != "snapshots" or not place.parent.name.startswith(CACHED):
         return None
     return place.parent.name.removeprefix(CACHED).replace("--", "/", 1), folder.name
@@ -27,4 +28,4 @@ def origin(folder: Path) -> tuple[str, str] | None:
 def called(folder: str | Path) -> str:
     """The name of a model: on the hub, if it is from there, else its folder's."""
     known = origin(Path(folder))
-    return known[0] if known else Path(folder).name
+    return known[0] if known else Path(folder).resolve().name

@@ -62,7 +62,7 @@ def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = EMPTY) -> list[Result
     checkpoint = with_units(open_source(config.source), config.score.experts)
     wanted = check_before_starting(config, checkpoint)
     known = outlined(config.plan, checkpoint, config.quantization.columns)
-    for label, said in facts_of_widths(config, known) if config.cuts else ():
+    for label, said in facts_of_widths(config, known, wanted) if config.cuts else ():
         lines.fact(label, said)
     config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
     names = [result.name for result in wanted]

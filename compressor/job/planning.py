@@ -5,7 +5,7 @@ the held-back losses, one after the other.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -45,10 +45,21 @@ CUTS = "cuts.safetensors"  # of a shelf
 FREE = "KV groups of their own"  # which the nas layout does not have
 
 
-def facts_of_widths(config: JobConfig, checkpoint: Source) -> Iterator[tuple[str, str]]:
-    """What is known of the result's size before the work begins, from headers alone: label, sentence."""
+def facts_of_widths(
+    config: JobConfig, checkpoint: Source, wanted: Sequence[WantedResult]
+) -> Iterator[tuple[str, str]]:
+    """What is known of the results' size before the work begins, from headers alone: label, sentence."""
     targets = config.plan.targets
-    for said in outside_note(open_reach(config, checkpoint), Costs.of(checkpoint), targets):
+    costs, reach = Costs.of(checkpoint), open_reach(config, checkpoint)
+    for result in wanted if targets else ():
+        left, outside = costs.size(result.widths, "params"), reach.outside
+        what = "embedding" if reach.tied else "embedding and head"
+        yield (
+            "plan",
+            f"{result.target.flag}: about {left:,} of {reach.parameters:,} parameters stay "
+            f"({left / reach.parameters:.4f}), of which {outside / left:.0%} are {what}.",
+        )
+    for said in outside_note(reach, costs, targets):
         yield "embedding", said
     each = [open_alignment(config, checkpoint, target) for target in targets]
     for aligned in each:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:  # it imports much more
     from compressor.job.forecast import Forecast
 
 SECONDS = 60  # between two lines of a stage
-UNITS = {"recover": "step", "compare": "plan", "verify": "part", "generate": "token"}
+UNITS = {
+    **{"recover": "step", "compare": "plan", "verify": "part", "generate": "token"},
+    **{"answer": "choice", "continue": "model"},
+}
 
 
 class Meter:

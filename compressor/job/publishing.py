@@ -7,13 +7,14 @@ import torch
 
 from compressor.analysis.inspection import inspect
 from compressor.config.runtime import Runtime
+from compressor.job.continuing import continued
 from compressor.job.interruption import ending
 from compressor.job.job import Job
 from compressor.job.opening import chosen_device
 from compressor.model.source import Source
 from compressor.report.page import write_page
 from compressor.report.result import Result
-from compressor.writing.record import read_record, write_record
+from compressor.writing.record import read_record, without_places, write_record
 from compressor.writing.shards import flush, flush_one, publish
 
 
@@ -28,7 +29,10 @@ def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
         final = final.with_name(final.name + ".rejected")
         results[0].dest = str(final)
     device = chosen_device(job.config.runtime.device)
-    for result, folder in zip(results, folders or [job.run.partial], strict=True):
+    folders = folders or [job.run.partial]
+    samples, why = continued(job, folders)
+    for result, folder, some in zip(results, folders, samples, strict=True):
+        result.samples, result.no_samples = some, why
         result.seconds = dict(job.run.meter.seconds)
         result.peak_rss_bytes = job.run.meter.peak_rss
         result.forecast = job.foreseen.told
@@ -41,11 +45,13 @@ def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
 
 def report(folder: Path, result: Result, asked: dict) -> None:
     """What the job was asked for and took, in a result's record, and all of that as a page."""
-    took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings")
+    took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings", "samples", "no_samples")
     run = {"command": asked["command"], **{name: getattr(result, name) for name in took}}
     record = read_record(folder) | {"settings": asked["settings"], "run": run}
-    write_record(folder, record)
-    write_page(folder, record, inspect(folder)["loads"])
+    record = write_record(folder, record)
+    loads = without_places(inspect(folder)["loads"])
+    result.loads = [engine["target"] for engine in loads if engine["loads"]]
+    write_page(folder, record, loads)
 
 
 def gpu_peak(device: str) -> int:

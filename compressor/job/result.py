@@ -236,5 +236,4 @@ def conclude(
     if measured and not after / result.perplexity_before <= limit:
         result.verified = "rejected"
     done.record |= kept_in_record(result)
-    write_record(folder, done.record)
-    card(folder, result, done.record)
+    card(folder, result, write_record(folder, done.record))

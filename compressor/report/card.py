@@ -11,16 +11,14 @@ from compressor.model.families import FAMILIES, Family, nas
 from compressor.model.families.wrappers import wrapper_of
 from compressor.model.per_layer import code_of, has_uniform, needs_code
 from compressor.report.drawing import PICTURE
+from compressor.report.metadata import head
 from compressor.report.result import Result
 from compressor.text.tokens import describe
 
 
 def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
-    text = f"""---
-base_model: {called(result.source)}
-tags: [pruned]
----
+    text = f"""{head(folder, Path(result.source), ["pruned"])}
 # {called(result.source)}, compressed to {result.keep_reached:.1%}
 
 {result.parameters_after:,} of {result.parameters_before:,} parameters stay{experts(result, record)}

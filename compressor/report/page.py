@@ -174,9 +174,12 @@ def recovery(record: dict) -> Iterator[str]:
 
 
 def samples(record: dict) -> Iterator[str]:
-    rows = [(s["prompt"], s["before"], s["after"]) for s in record.get("samples", [])]
+    run = record.get("run", {})
+    rows = [(s["prompt"], s["before"], s["after"]) for s in run.get("samples", [])]
     if rows:
         yield table(("beginning", "the source goes on", "the result goes on"), rows, "samples")
+    elif run.get("no_samples"):
+        yield f"<p>{escape(run['no_samples'])}</p>"
 
 
 def engines(loads: Sequence[dict]) -> Iterator[str]:

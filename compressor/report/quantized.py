@@ -5,6 +5,7 @@ from pathlib import Path
 from compressor.config.hub_names import called
 from compressor.config.packing import FP8, NVFP4A16, W4A16, Packing
 from compressor.report.card import how_made, quality
+from compressor.report.metadata import head
 from compressor.report.result import Result
 
 # What vLLM is known to need, by scheme.
@@ -20,14 +21,12 @@ def write_card(folder: Path, result: Result, record: dict) -> None:
     quantization = record["quantization"]
     name = called(result.source)
     packing = Packing(quantization["scheme"], quantization["group"])
-    size, tags, parameters = "", "", f"{result.parameters_after:,} parameters"
+    size, parameters = "", f"{result.parameters_after:,} parameters"
+    tags = ["compressed-tensors", packing.scheme]
     if "plan" in record:
-        size, tags = f"compressed to {result.keep_reached:.1%} and ", "pruned, "
+        size, tags = f"compressed to {result.keep_reached:.1%} and ", ["pruned", *tags]
         parameters = f"{result.parameters_after:,} of {result.parameters_before:,} parameters stay"
-    text = f"""---
-base_model: {name}
-tags: [{tags}compressed-tensors, {packing.scheme}]
----
+    text = f"""{head(folder, Path(result.source), tags, base_model_relation="quantized")}
 # {name}, {size}quantised to {packing.known.bits} bits
 
 {parameters}, in {result.bytes_after:,} bytes of tensors (before: {result.bytes_before:,}). The

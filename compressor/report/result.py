@@ -14,7 +14,8 @@ class Result:
     cut), repair, outside_blocks. Of
     zeros (granularity weight): update, sparsity_*, zeros, projections. perplexity_*: of the source, of
     the cut before a training, before 4 bits, and in the end. kl, agreement: how far predictions are from
-    the source's. seconds: by stage.
+    the source's. seconds: by stage. samples: beginnings with what source and result write after them, or
+    no_samples, why there are none. loads: the engines that take it, as `inspect` says.
     """
 
     source: str
@@ -63,6 +64,9 @@ class Result:
     peak_rss_bytes: int = 0
     peak_gpu_bytes: int = 0
     forecast: dict | None = None
+    samples: list[dict] = field(default_factory=list)
+    no_samples: str = ""
+    loads: list[str] = field(default_factory=list)
 
     @property
     def rejected(self) -> bool:

@@ -9,6 +9,7 @@ from compressor.config.hub_names import called
 from compressor.config.layouts import UNIFORM
 from compressor.model.families import FAMILIES
 from compressor.report.card import how_it_loads, quality
+from compressor.report.metadata import head
 from compressor.report.result import Result
 from compressor.report.table import spent
 
@@ -48,10 +49,7 @@ def write_card(folder: Path, result: Result, record: dict) -> None:
     """The model card: what this is, what it cost, how it was made."""
     name = called(result.source)
     changed = ", and those that stay are corrected" if record["sparsity"]["corrects"] else ""
-    text = f"""---
-base_model: {name}
-tags: [pruned]
----
+    text = f"""{head(folder, Path(result.source), ["pruned", "sparse"])}
 # {name}, {result.sparsity_reached:.1%} of the blocks' weights zero
 
 {result.zeros:,} weights of the blocks' projections are zero{changed}. Architecture and shapes

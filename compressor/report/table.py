@@ -1,13 +1,14 @@
-"""The final table, and the warnings below it."""
+"""The final table, a row a result, what else is known of the results, and the warnings below it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
-from compressor.config.amounts import in_runs
+from compressor.config.amounts import in_runs, size
 from compressor.report.result import Result
 
 
@@ -29,13 +30,15 @@ def comparison(result: Result) -> str:
     )
 
 
-def asked(result: Result, kind: str) -> str:
-    """` (asked 0.7)` if the result's target was this quantity of the model, else nothing."""
-    target = result.asked
-    if target is None or (target["kind"], target["budget"]) != (kind, "params"):
+def asked(target: dict | None) -> str:
+    """A result's target in short: `keep 0.7`, `blocks 0.7 of flops`, `5,400,000,000`, `11.00 GB`."""
+    if target is None:
         return ""
-    late = " before quantisation" if kind == "bytes" and result.quantization else ""
-    return f" (asked {target['value']:{'g' if 'keep' in kind else ',.0f'}}{late})"
+    kind, value, budget = target["kind"], target["value"], target["budget"]
+    if kind in ("params", "bytes"):
+        return f"{value:,.0f}" if kind == "params" else size(value)
+    share = f"{kind.removeprefix('keep-')} {value:g}"
+    return share if budget == "params" else f"{share} of {share_of(target).split()[2].strip(',')}"
 
 
 def share_of(target: dict | None) -> str | None:
@@ -46,6 +49,71 @@ def share_of(target: dict | None) -> str | None:
     return f"share of {counted}" + ", blocks only" * (target["kind"] == "keep-blocks")
 
 
+def table(results: Sequence[Result]) -> Table:
+    """The final table: a row a result. Shares are of all parameters."""
+    first = results[0]
+    how = f" ({first.method}, {first.mode})" if first.mode else ""
+    before = f"{first.parameters_before:,} parameters, {size(first.bytes_before)}"
+    shown = Table(title=f"{Path(first.source).name}: {before}{how}", box=box.SIMPLE_HEAD, padding=0)
+    shown.title_justify = "left"
+    measured = first.perplexity_before is not None
+    shown.add_column("result", overflow="fold")
+    heads = ["asked", "stays", "parameters", "size", *(["perplexity", "KL"] if measured else [])]
+    for name in heads:
+        shown.add_column(name, justify="right", overflow="fold")
+    for result in results:
+        row = [name_of(result), asked(result.asked), f"{result.keep_reached:.4f}"]
+        row += [f"{result.parameters_after:,}", size(result.bytes_after)]
+        if measured:
+            before, after = result.perplexity_before, result.perplexity_after
+            row += [f"{before:.3f} → {after:.3f}", f"{result.kl:.4f}"]
+        shown.add_row(*row)
+    return shown
+
+
+def name_of(result: Result) -> str:
+    return Path(result.dest).name
+
+
+def facts(results: Sequence[Result]) -> Table:
+    """What else is known: a row a measure, with one value where all results have the same."""
+    first = results[0]
+    shown = Table.grid(padding=(0, 2, 0, 0))
+    shown.add_column(overflow="fold", min_width=22)
+    shown.add_column(overflow="fold")
+
+    def row(name: str, said: Callable[[Result], str]) -> None:
+        values = {name_of(result): said(result) for result in results}
+        same = len({*values.values()}) == 1
+        each = (f"{name}: {value}" for name, value in values.items() if value)
+        shown.add_row(name, said(first) if same else "\n".join(each))
+
+    row("stays of the blocks", lambda r: f"{r.keep_blocks_reached:.4f}")
+    if any(r.dropped_blocks for r in results):
+        row("dropped blocks", lambda r: in_runs(r.dropped_blocks or []) or "none")
+    if first.hidden_size:
+        row("hidden size", lambda r: f"{r.hidden_size:,}")
+    for name in dict.fromkeys(share_of(r.asked) for r in results):
+        if name is not None:
+            row(name, partial(share_reached, name=name))
+    if first.quantization:
+        row("bits a projection weight", lambda r: f"{r.quantization['bits_per_weight']:.3f}")
+    if any(r.held_back for r in results):
+        row("held-back loss", comparison)
+    row("type", lambda r: f"{r.container} ({r.layout})")
+    if first.perplexity_before is not None:
+        if any(r.perplexity_pruned != r.perplexity_after for r in results) and (
+            any(r.recovery for r in results)
+        ):
+            row("perplexity before recovery", lambda r: f"{r.perplexity_pruned:.4f}")
+        if first.quantization:
+            row("perplexity, not quantised", lambda r: f"{r.perplexity_unquantized:.4f}")
+        row("same likeliest token", lambda r: f"{r.agreement:.1%}")
+    row("verified", lambda r: r.verified)
+    row("took", spent)
+    return shown
+
+
 def share_reached(result: Result, name: str) -> str:
     """The share of a budget in the result that has this one, and what was asked."""
     if share_of(result.asked) != name:
@@ -53,59 +121,12 @@ def share_reached(result: Result, name: str) -> str:
     return f"{result.budget_reached:.4f} (asked {result.asked['value']:g})"
 
 
-def table(results: Sequence[Result]) -> Table:
-    """The final table: a row a measure, a column a result."""
-    first = results[0]
-    how = f"({first.method}, {first.mode})" if first.mode else ""
-    shown = Table(title=f"{first.source}  {how}")
-    shown.add_column("")
-    shown.add_column("before", justify="right")
-    for result in results:
-        shown.add_column(f"after ({Path(result.dest).name})", justify="right")
-
-    def row(name: str, before: str, after) -> None:
-        shown.add_row(name, before, *(after(r) for r in results))
-
-    row("keep", "", lambda r: f"{r.keep_reached:.4f}{asked(r, 'keep')}")
-    kept = "keep_blocks_reached"
-    row("keep, blocks only", "", lambda r: f"{getattr(r, kept):.4f}{asked(r, 'keep-blocks')}")
-    if any(r.dropped_blocks for r in results):
-        row("dropped blocks", "", lambda r: in_runs(r.dropped_blocks or []) or "none")
-    if first.hidden_size:
-        row("hidden size", "", lambda r: f"{r.hidden_size:,}")
-    for name in dict.fromkeys(share_of(r.asked) for r in results):
-        if name is not None:
-            row(name, "", partial(share_reached, name=name))
-    for kind, name in (("params", "parameters"), ("bytes", "bytes")):
-        before = f"{getattr(first, f'{name}_before'):,}"
-        row(name, before, lambda r, k=kind, n=name: f"{getattr(r, f'{n}_after'):,}{asked(r, k)}")
-    if first.quantization:
-        row("bits a projection weight", "", lambda r: f"{r.quantization['bits_per_weight']:.3f}")
-    if any(r.held_back for r in results):
-        row("held-back loss", "", comparison)
-    row("type", first.model_type, lambda r: f"{r.container} ({r.layout})")
-    if first.perplexity_before is not None:
-        before = f"{first.perplexity_before:.4f}"
-        row("perplexity", before, lambda r: f"{r.perplexity_after:.4f}")
-        if any(r.perplexity_pruned != r.perplexity_after for r in results) and (
-            any(r.recovery for r in results)
-        ):
-            row("perplexity before recovery", "", lambda r: f"{r.perplexity_pruned:.4f}")
-        row("KL to the source, nats a token", "", lambda r: f"{r.kl:.4f}")
-        row("same likeliest token", "", lambda r: f"{r.agreement:.1%}")
-        if first.quantization:
-            row("perplexity, not quantised", "", lambda r: f"{r.perplexity_unquantized:.4f}")
-    row("verified", "", lambda r: r.verified)
-    shown.caption = spent(first)
-    return shown
-
-
 def spent(result: Result) -> str:
-    """The line below a table: seconds by stage, and the most memory."""
+    """Seconds by stage, and the most memory."""
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     return (
-        f"seconds: {stages} (all {sum(result.seconds.values()):.1f}); "
-        f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB"
+        f"{sum(result.seconds.values()):.1f} seconds ({stages}); "
+        f"{result.peak_rss_bytes / 1e6:,.0f} MB of memory at most"
     )
 
 

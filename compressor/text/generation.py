@@ -104,3 +104,35 @@ def sample(
             logits_processor=LogitsProcessorList([drawn]),
         )
     return sequences[:, 1:].tolist()
+
+
+def continuations(model, tokenizer, prompts: torch.Tensor, tokens: int) -> list[tuple[str, str]]:
+    """Of each row of prompts [n, length] its text, and what the model writes after it: the likeliest
+    token every time, at most so many, up to the model's own end.
+    """
+    from transformers import GenerationConfig
+
+    prompts = prompts.to(model.device)
+    stops = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=model.config.get_text_config().vocab_size,  # no token: rows stay as long
+        pad_token_id=0,
+        disable_compile=True,
+    )
+    with torch.inference_mode():
+        rows = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+        )
+    found = []
+    for row in rows.tolist():
+        begun, new = row[: prompts.shape[1]], row[prompts.shape[1] :]
+        end = next((place for place, token in enumerate(new) if token in ends), len(new))
+        # Together, since a word's own blank may be in its first token.
+        said, whole = (
+            tokenizer.decode(ids, skip_special_tokens=True) for ids in (begun, begun + new[:end])
+        )
+        found.append((said, whole[len(said) :]))
+    return found

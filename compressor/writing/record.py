@@ -2,8 +2,10 @@
 
 import json
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from compressor.config.json_files import MOST_BYTES_OF_UNITS, read_object
 from compressor.config.json_shapes import misfit
@@ -18,6 +20,8 @@ SHAPE = {
     "layout": str,
     "dropped_blocks": [int],
 }
+AS_THEY_ARE = ("samples",)  # texts that models wrote, and no paths
+WORD = re.compile(r"""[^\s'"`(),;:\[\]]*/[^\s'"`(),;:\[\]]*""")  # that may be a path, in a sentence
 VERSIONED = ("torch", "transformers", "safetensors")
 
 
@@ -26,10 +30,39 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def write_record(folder: Path, record: dict) -> None:
-    """compression.json: the plan and everything that is needed to make the same again."""
+def write_record(folder: Path, record: dict) -> dict:
+    """compression.json: the plan and everything that is needed to make the same again; as it was
+    written, which is without places on this machine.
+    """
+    record = without_places(record)
     text = json.dumps(record, indent=1, sort_keys=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    return record
+
+
+def without_places(value: Any) -> Any:
+    """A value of JSON in which paths are names: where somebody's files lie concerns nobody else."""
+    if isinstance(value, dict):
+        return {k: v if k in AS_THEY_ARE else without_places(v) for k, v in value.items()}
+    if isinstance(value, list | tuple) and not (value and isinstance(value[0], int | float)):
+        return [without_places(item) for item in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    return Path(value).name if is_place(value) else WORD.sub(named, value)
+
+
+def named(found: re.Match) -> str:
+    return Path(found[0]).name if is_place(found[0]) else found[0]
+
+
+def is_place(text: str) -> bool:
+    """Whether a text is a path, and no other name with a slash: of a data set, of a share."""
+    if "\n" in text or "/" not in text or text.startswith("//") or not Path(text).name:
+        return False  # of an address, what stands behind its colon begins so
+    try:
+        return (text.startswith(("/", "~/")) and " " not in text) or Path(text).exists()
+    except (OSError, ValueError):  # too long, or with what no path has
+        return False
 
 
 def read_record(folder: Path) -> dict:
