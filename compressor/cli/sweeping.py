@@ -11,7 +11,7 @@ from typer import Option
 from compressor.cli import flags
 from compressor.config.hub_names import called
 from compressor.config.picking import parse_rule
-from compressor.config.sweep import read_sweep
+from compressor.config.sweep import check_measured, read_sweep
 from compressor.errors import QualityError
 from compressor.job.console import console
 
@@ -38,7 +38,10 @@ def sweep(
     rule = parse_rule(pick) if pick is not None else None
     from compressor.job.sweep.beginning import begin
 
-    begun = begin(read_sweep(file), dest, resume, overwrite)  # from here on torch is imported
+    asked = read_sweep(file)
+    if rule is not None:
+        check_measured(asked)
+    begun = begin(asked, dest, resume, overwrite)  # from here on torch is imported
     from compressor.job.hub import at_hand
     from compressor.job.progress import Lines
     from compressor.job.sweep.picking import picked, publish_picked

@@ -146,6 +146,15 @@ def check_texts(asked: Sequence[Options], file: Path) -> None:
         )
 
 
+def check_measured(sweep: Sweep) -> None:
+    """Refuse to pick from what is not measured."""
+    if any(options.get("evaluation") == NO_EVALUATION for options in sweep.wanted.values()):
+        raise InputError(
+            f"--pick needs results that are measured, and {sweep.file} has `evaluation: none`; name a "
+            "text."
+        )
+
+
 def in_words(options: Options) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "no options"
 

@@ -64,7 +64,7 @@ def downloaded(name: str, revision: str | None, tell: Tell) -> Path:
     missing = [file for file in files if not isinstance(cached[file], str)]
     if missing:
         needed = sum(siblings[file].size or 0 for file in missing)
-        check_space(cache_folder(), needed)
+        check_space(cache_folder(), needed, name, "move the cache (HF_HOME)")
         tell(f"download     {name}@{about.sha[:12]}: {len(missing)} files, {size(needed)}")
     for file in missing:
         path = Path(hf_hub_download(name, file, revision=about.sha))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from hub_server import Hub, serving
@@ -12,6 +13,7 @@ import compressor
 from compressor.config.hub_names import called, parse_name
 from compressor.errors import InputError, MachineError
 from compressor.job.hub import at_hand, wanted
+from compressor.writing import shards
 
 NAME = "some-org/Some.Model-1"
 CHUNK = 1000  # bytes that are kept at a time
@@ -152,6 +154,13 @@ def test_without_a_network_it_is_said_at_once_or_the_cache_is_used(hub, cache, m
 def test_a_name_that_is_not_there_is_said(hub, quick, tmp_path, capsys):
     assert compress("some-org/other", tmp_path / "a", "--keep", 0.7, *quick) == 2
     assert "nor a model of that name on the hub that you may see" in said(capsys)
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_not_downloaded(hub, monkeypatch):
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(MachineError, match=f"has 1 KB free, and {NAME} needs 131 KB"):
+        at_hand(NAME)
+    assert not hub.got()
 
 
 def test_a_model_for_some_alone_is_said(hub):

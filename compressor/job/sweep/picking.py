@@ -18,9 +18,7 @@ def picked(rows: Sequence[Row], rule: Rule) -> Row:
     figures = [(row, getattr(row, rule.about)) for row in rows if row.state == DONE]
     known = [(row, value) for row, value in figures if value is not None]
     if not known:
-        raise InputError(
-            f"--pick {rule.text!r}: there is no result of which {rule.measure} was measured."
-        )
+        raise QualityError(f"No result has {rule.text}: of none {rule.measure} is known.", rows)
     holding = [row for row, value in known if rule.holds(value)]
     if holding:
         return min(holding, key=lambda row: row.bytes)

@@ -131,6 +131,9 @@ def test_the_smallest_that_holds_is_picked(again, capsys):
     assert f"No result has kl <= 0; the nearest is {nearest} with" in said(capsys)
     assert not (again / "out" / "picked").exists()
     assert stage(*arguments, "kl is low") == 2
+    (again / "sweep.yaml").write_text("source: m\nkeep: 0.9\nevaluation: none\n")
+    assert stage(*arguments, "kl <= 1") == 2
+    assert "--pick needs results that are measured" in said(capsys)
 
 
 def test_a_result_that_fails_is_a_row_and_others_go_on(common, tmp_path, capsys, monkeypatch):
