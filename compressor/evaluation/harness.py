@@ -4,17 +4,16 @@ lm-eval is an extra, and imported where a task is asked alone.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from compressor.errors import InputError, MachineError, in_a_line
 from compressor.evaluation.answers import Answers
 from compressor.evaluation.questions import as_task, read_questions
+from compressor.model.bars import without_bars
 
 # Sequences at once. The same on every machine, since sums of others round otherwise.
 BATCH = 8
@@ -86,16 +85,19 @@ def answers(
 
     done = 0
 
+    def total() -> int:
+        return sum(len(task.instances or ()) for task in tasks.values())
+
     def count(module, arguments, output) -> None:
         nonlocal done
-        total = sum(len(task.instances or ()) for task in tasks.values())
-        done = min(total, done + len(output.logits))
-        progress(done, total)
+        done = min(total(), done + len(output.logits))
+        progress(done, total())
 
     with without_bars(), model.register_forward_hook(count):
         judge = HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
         loaded = {"tasks": tasks, "groups": {}, "group_map": {}}
         found = evaluate(judge, loaded, limit=questions, bootstrap_iters=0)["samples"]
+    progress(total(), total())  # of sequences that are the same, one is read
     return {name: answers_of(task, found[name]) for name, task in tasks.items()}
 
 
@@ -112,17 +114,3 @@ def answers_of(task, samples: Sequence[dict]) -> Answers:
         chance = sum(1 / len(sample["filtered_resps"]) for sample in samples) / len(samples)
     path = task.config.dataset_path
     return Answers(right, chance, f"lm-eval {version('lm-eval')}, {path or 'files'}")
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """While open, lm-eval draws no bars of its own, which it has no setting for."""
-    from tqdm import tqdm
-
-    begin = tqdm.__init__
-
-    def unseen(self, *arguments, **options) -> None:
-        begin(self, *arguments, **options | {"disable": True})
-
-    with patch.object(tqdm, "__init__", unseen):
-        yield

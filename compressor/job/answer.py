@@ -10,6 +10,7 @@ from compressor.evaluation.harness import answers, open_tasks
 from compressor.job.asked import check_source
 from compressor.job.opening import chosen_device, compute_dtype
 from compressor.job.progress import Lines
+from compressor.model.bars import without_bars
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import open_whole
 from compressor.quantization.reading import open_model
@@ -61,5 +62,6 @@ def answered(
     """What one model answers."""
     device = chosen_device(runtime.device)
     dtype = compute_dtype(runtime.dtype, checkpoint.dtype, device)
-    model = open_whole(checkpoint, device, dtype, INSTEAD)
+    with without_bars():
+        model = open_whole(checkpoint, device, dtype, INSTEAD)
     return answers(model, checkpoint.tokenizer(), tasks, questions, progress)

@@ -16,6 +16,7 @@ from compressor.config.amounts import size
 from compressor.errors import in_a_line
 from compressor.job.job import Job
 from compressor.job.opening import chosen_device, compute_dtype
+from compressor.model.bars import without_bars
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import open_whole
 from compressor.model.memory import free_memory, give_back, trim_heap
@@ -96,8 +97,9 @@ def one_continued(
     runtime = job.config.runtime
     device = chosen_device(runtime.device)
     dtype = compute_dtype(runtime.dtype, checkpoint.dtype, device)
-    model = open_whole(checkpoint, device, dtype, INSTEAD)
-    found = continuations(model, checkpoint.tokenizer(), prompts, count)
+    with without_bars():
+        model = open_whole(checkpoint, device, dtype, INSTEAD)
+        found = continuations(model, checkpoint.tokenizer(), prompts, count)
     del model
     give_back(device)
     return found

@@ -112,7 +112,7 @@ def picture(folder: Path) -> Iterator[str]:
     if (folder / PICTURE).exists():
         data = base64.b64encode((folder / PICTURE).read_bytes()).decode()
         said = "Scores of the units of every block, and where they are cut"
-        yield f'<img alt="{said}" src="data:image/png;base64,{data}">'
+        yield f'<div class="wide"><img alt="{said}" src="data:image/png;base64,{data}"></div>'
 
 
 def allocations(record: dict) -> Iterator[str]:
@@ -177,7 +177,7 @@ def samples(record: dict) -> Iterator[str]:
     run = record.get("run", {})
     rows = [(s["prompt"], s["before"], s["after"]) for s in run.get("samples", [])]
     if rows:
-        yield table(("beginning", "the source goes on", "the result goes on"), rows, "samples")
+        yield table(("beginning", "source", "result"), rows, "cells samples")
     elif run.get("no_samples"):
         yield f"<p>{escape(run['no_samples'])}</p>"
 
@@ -186,7 +186,7 @@ def engines(loads: Sequence[dict]) -> Iterator[str]:
     words = {True: "yes", False: "no", None: "unknown"}
     rows = [(r["target"], words[r["loads"]], r["because"], r["how"]) for r in loads]
     if rows:
-        yield table(("engine", "loads", "because", "by"), rows)
+        yield table(("engine", "loads", "because", "by"), rows, "cells")
 
 
 def warnings(record: dict) -> Iterator[str]:
@@ -206,11 +206,14 @@ def again(record: dict) -> Iterator[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table; of kind `cells` a narrow screen shows its cells one below the other, each by its head."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(map(cell, head, row))}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><tr>{top}</tr>{body}</table></div>'
+
+
+def cell(head: str, said: str) -> str:
+    return f'<td data-head="{escape(head)}">{escape(said)}</td>'
 
 
 def minutes(seconds: float) -> str:
