@@ -8,6 +8,7 @@
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
 # make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 10 minutes, 3 GB)
+# make adapters   Torch-Pruning with our importance prunes a Llama (installs torch-pruning)
 # make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
 # make release    build/release: the source distribution, and from it a wheel for this Python and one for all
@@ -28,7 +29,7 @@ SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: install compress test test-all test-slow compat counts families oldest asan fuzz lint lock audit
 .PHONY: bench docs bench-whole real serve torture clean
-.PHONY: gpu release
+.PHONY: adapters gpu release
 
 install: $(VENV)/.installed
 
@@ -170,6 +171,13 @@ $(ENGINES)/.installed: $(VENV)/.installed
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINES)/bin/python -m pip install --quiet --no-deps --target $(ENGINES)/torchvision torchvision==0.28.0
 	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
+	touch $@
+
+adapters: $(VENV)/.adapters-installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/adapters/check_torch_pruning.py
+
+$(VENV)/.adapters-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1
 	touch $@
 
 # Adds to $(RESULTS)/torture.jsonl, draws other moments than are on record, and prints the totals of all.

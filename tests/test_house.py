@@ -11,7 +11,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "compressor"
 # From top to bottom. What lies beside them in the package is a wing of its own.
 WINGS = (
-    *("__main__", "cli", "front", "job", "analysis", "report", "verification", "evaluation"),
+    *(
+        "__main__",
+        "cli",
+        "front",
+        "adapters",
+        "job",
+        "analysis",
+        "report",
+        "verification",
+        "evaluation",
+    ),
     *("recovery", "sparse", "quantization", "measuring", "repairing", "writing", "cutting"),
     *("planning", "scoring", "solvers", "model", "text", "config", "errors", "kernels", "_C"),
 )

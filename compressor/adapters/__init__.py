@@ -1,0 +1,1 @@
+"""The kernels in other people's pruning libraries; each module needs that library and no more."""
