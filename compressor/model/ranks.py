@@ -99,7 +99,7 @@ class Ranks(Alone):
     @torch.no_grad()
     def same(self, *tensors: torch.Tensor) -> None:
         for tensor in tensors:
-            whole = tensor.contiguous()
+            whole = tensor.detach().contiguous()
             self._exchanged(dist.broadcast, whole, 0)
             tensor.copy_(whole)
 

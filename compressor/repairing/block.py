@@ -211,9 +211,9 @@ class BlockRepair(BlockFit):
                 measure,
                 schedule,
             )
-        stream.ranks.same(*weights.values())
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
+            stream.ranks.same(*weights.values())
             self.replace("refine", weights)
 
     def loss(self) -> AbstractContextManager[Loss]:
