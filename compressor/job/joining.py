@@ -5,6 +5,8 @@ the job. What goes wrong in one of them is raised in the first, which says it; w
 the others without a word and with its exit code.
 """
 
+import atexit
+import os
 import sys
 import time
 import traceback
@@ -44,19 +46,20 @@ def ended(ranks: Ranks) -> Iterator[None]:
     """
     try:
         yield
-        ranks.pulse.end(0)
     except BaseException as error:
         ending()
         lost = ranks.pulse.looked_for() if asked() else []
-        ranks.pulse.end(MachineError.exit_code if lost else code_of(error))
+        code = MachineError.exit_code if lost else code_of(error)
+        ranks.pulse.end(code)
+        left(code)
         if lost:
             answered()
             found = ranks.pulse.lost(lost[0])
             found.kept = getattr(error, "kept", "")  # type: ignore[attr-defined]
             raise found from error
         raise
-    finally:
-        left()
+    ranks.pulse.end(0)
+    left(0)
 
 
 @contextmanager
@@ -76,11 +79,11 @@ def following(ranks: Ranks) -> Iterator[None]:
         ranks.pulse.stop()
         code = over.code
     except MachineError:  # the first is lost
+        left(MachineError.exit_code)
         if ranks.rank == 1:
             raise
         code = MachineError.exit_code
-    finally:
-        left()
+    left(code)
     if code:  # whoever has started the processes is to see the first one's end first
         time.sleep(SILENT)
     sys.exit(code)
@@ -92,6 +95,7 @@ def reported(ranks: Ranks, error: BaseException) -> None:
         raise error
     if asked():
         ranks.pulse.leave()
+        left(INTERRUPTED)
         sys.exit(INTERRUPTED)
     if as_error(error) is None:
         traceback.print_exception(error)
@@ -107,7 +111,19 @@ def code_of(error: BaseException) -> int:
     return known.exit_code if known else BUG
 
 
-def left() -> None:
-    """Nothing is exchanged any more."""
-    with suppress(RuntimeError):
-        dist.destroy_process_group()
+def left(code: int) -> None:
+    """Nothing is exchanged any more. What was under way when the job broke off would keep the process
+    from its end for as long as another rank hangs, so that one ends without waiting for it.
+    """
+    if code:
+        atexit.register(end_at_once, code)
+    else:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def end_at_once(code: int) -> None:
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

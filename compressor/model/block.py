@@ -26,8 +26,9 @@ class Block:
 
     layer: the module, its weights in place. inputs: the hidden state [1, tokens, hidden] of each
     sequence, as the pruned blocks before produce it. calls: (arguments, keywords) of each sequence,
-    of which the first `count` are for calibration, this rank's of them. readers: names of the projections' weights, those
-    that read the same input together, in the order they are computed.
+    of which the first `count` are for calibration; of several ranks each has its own. readers: names
+    of the projections' weights, those that read the same input together, in the order they are
+    computed.
     """
 
     index: int

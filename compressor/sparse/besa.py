@@ -16,7 +16,8 @@ s the mean alpha of the block's weights. The paper's: all of this, but for lambd
 its decaying rate, and the end: theta is tilted so that exactly floor(target * weights) go, where the
 program takes what came out. Y is what the dense block makes of the dense blocks' output (algorithm 1;
 the program has that as an option). Of several ranks each takes a sequence of its own in a step, whose
-gradient is the mean of theirs; the steps are fewer, and as much longer. With `parity`, smoothing, start, optimizer and end are the program's:
+gradient is the mean of theirs; the steps are fewer, and as much longer. With `parity`, smoothing,
+start, optimizer and end are the program's:
 
     beta = softmax(sigmoid(theta)),    theta = 0 at first,    Prodigy,    floor(alpha C) at the end
 """

@@ -28,9 +28,9 @@ from compressor.writing.packing import SCALE
 class Sparsification:
     """One pruning of one checkpoint: iterate over `blocks()`, then read `record` and `logits()`.
 
-    sequences: token ids [tokens] to calibrate on, which ranks share out. prompts: the same, only carried along, so that
-    logits() are what the pruned blocks in memory computed. saved: a folder where finished blocks are
-    kept, and taken from if they are there.
+    sequences: token ids [tokens] to calibrate on, which ranks share out. prompts: the same, only
+    carried along, so that logits() are what the pruned blocks in memory computed. saved: a folder
+    where finished blocks are kept, and taken from if they are there.
 
     record[block]: the `zeros` of each projection's weight, the `source_zeros` that all of them had
     before, the `sha256` of all of them together, and with BESA the mean `error` of the block's output
