@@ -3,10 +3,11 @@
 One process imports what all need and forks them, since every import takes seconds. It reads a request a
 line (JSON) from its standard input, and answers each with one:
 
-    {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, "how": "kill"}}
+    {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, "how": "..."}}
     {"codes": [0, 0], "errors": ["...", ""]}
 
-trouble: what happens to a rank in its `at`-th sum: `kill`, `stop` (it hangs), or an error by its name.
+trouble: what happens to a rank in its `at`-th sum: a signal by its name (SIGSTOP has it hang), or an
+error by its name.
 """
 
 import json
@@ -43,10 +44,8 @@ def make_trouble(at: int, how: str) -> None:
     def troubled(self, *tensors: torch.Tensor) -> None:
         seen.append(tensors)
         if len(seen) == at:
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if how == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
+            if how.startswith("SIG"):
+                os.kill(os.getpid(), signal.Signals[how])
             raise getattr(errors, how, RuntimeError)(f"{how} in a sum.")
         all_sum(self, *tensors)
 
@@ -78,7 +77,7 @@ def answer(request: dict) -> dict:
     port = free_port()
     children = [start(request, rank, port) for rank in range(request["world"])]
     codes: dict[int, int] = {}
-    stopped = (request.get("trouble") or {}).get("how") == "stop"
+    stopped = (request.get("trouble") or {}).get("how") == "SIGSTOP"
     for child in children:
         if stopped and child == children[request["trouble"]["rank"]]:
             continue

@@ -72,7 +72,7 @@ def test_sparsify(llama, seven, started, tmp_path, method, close):
 # -- what ends them ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
 def test_a_lost_rank_ends_the_job_and_it_goes_on_with_others(
     llama, seven, whole, started, tmp_path, how
 ):
@@ -86,7 +86,7 @@ def test_a_lost_rank_ends_the_job_and_it_goes_on_with_others(
         "add --resume to go on."
     )
     assert left_over(dest) == ["out.work"]
-    if how == "kill":
+    if how == "SIGKILL":
         again = started(3, "compress", llama, dest, *options, "--resume")
         assert again.codes == [0, 0, 0], again.errors
     else:
@@ -95,11 +95,26 @@ def test_a_lost_rank_ends_the_job_and_it_goes_on_with_others(
     assert distance(whole(llama, *options), dest) < 2e-3
 
 
+def test_a_signal_to_the_first_rank_ends_all(llama, seven, started, tmp_path):
+    trouble = {"rank": 0, "at": 4, "how": "SIGTERM"}
+    options = ["--keep", 0.7, *seven]
+    ended = started(2, "compress", llama, tmp_path / "out", *options, trouble=trouble)
+    assert ended.codes == [130, 130]
+    assert ended.said.startswith(
+        "compressor: interrupted in score, after block 1 of 3. What is done"
+    )
+    assert len(ended.sentences) == 1 and left_over(tmp_path / "out") == ["out.work"]
+
+
 @pytest.mark.parametrize(
     ("how", "code", "sentence"),
     [
         ("DamagedError", 2, "compressor: DamagedError in a sum."),
-        ("KeyError", 1, "compressor: this is a bug of the program, OfARank: RuntimeError in rank 1:"),
+        (
+            "KeyError",
+            1,
+            "compressor: this is a bug of the program, OfARank: RuntimeError in rank 1:",
+        ),
     ],
 )
 def test_what_goes_wrong_in_a_rank_is_said_by_the_first(
