@@ -3,10 +3,10 @@
 One process imports what all need and forks them, since every import takes seconds. It reads a request a
 line (JSON) from its standard input, and answers each with one:
 
-    {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, "how": "..."}}
+    {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, ...}}
     {"codes": [0, 0], "errors": ["...", ""]}
 
-trouble: what happens to a rank in its `at`-th sum: a signal by its name (SIGSTOP has it hang), or an
+trouble: what happens to a rank in its `at`-th sum, its `how`: a signal by its name (SIGSTOP has it hang), or an
 error by its name.
 """
 
