@@ -6,8 +6,8 @@ line (JSON) from its standard input, and answers each with one:
     {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, ...}}
     {"codes": [0, 0], "errors": ["...", ""]}
 
-trouble: what happens to a rank in its `at`-th sum, its `how`: a signal by its name (SIGSTOP has it hang), or an
-error by its name.
+trouble: what happens to a rank in its `at`-th sum, its `how`: a signal (SIGSTOP has it hang) or an
+error, by its name.
 """
 
 import json
