@@ -54,6 +54,7 @@ SHAPES = {
         "num_key_value_heads": 32,
     },
 }
+SHAPES["tinyllama-1.1b-4-blocks"] = SHAPES["tinyllama-1.1b"] | {"num_hidden_layers": 4}
 SHAPES["llama-7b-8-blocks"] = SHAPES["llama-7b"] | {"num_hidden_layers": 8}
 
 

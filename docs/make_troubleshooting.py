@@ -35,6 +35,8 @@ TOPICS = {
     "config": "Options",
     "front": "From Python",
     "job": "Before and during a job",
+    "model/ranks": "Several processes",
+    "model/pulse": "Several processes",
     "model/families": "What a model family can do",
     "model": "Reading a model",
     "text": "Texts",

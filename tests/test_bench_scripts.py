@@ -136,6 +136,13 @@ CASES = (
         slow=True,
     ),
     Case(
+        "run_ranks",
+        "llama-6m --samples 4 --length 64",
+        "ranks-llama-6m-2-cpu-*.json",
+        ("stages/score/faster", "stages/select/faster", "stages/repair/faster"),
+        slow=True,
+    ),
+    Case(
         "run_backward",
         f"{WHOLE} --only-streamed",
         "backward-llama-6m-cpu-*.json",

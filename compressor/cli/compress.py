@@ -16,6 +16,7 @@ from compressor.config.job import JobConfig, job_config
 from compressor.config.layouts import WriteConfig
 from compressor.config.plan import PlanConfig
 from compressor.config.quantization import QuantConfig
+from compressor.config.ranks import world
 from compressor.config.recovery import RecoveryConfig, read_details
 from compressor.config.repair import RepairConfig
 from compressor.config.runtime import Runtime
@@ -118,7 +119,8 @@ def compress(
 
 
 def run_and_show(config: JobConfig, as_json: bool) -> None:
-    check_asked(config)  # at once: from here on torch is imported, which takes seconds
+    if world() == 1:
+        check_asked(config)  # at once: from here on torch is imported, which takes seconds
     from compressor.job.compress import run_job
     from compressor.job.progress import Lines
 

@@ -5,7 +5,6 @@ verified. `DEST.work` holds the scores, the plans, the state of a training and t
 done until the end, so that an interrupted job can be resumed.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +23,9 @@ from compressor.job.depth.planning import plan_of_depth
 from compressor.job.hidden.checks import outlined
 from compressor.job.hidden.narrowing import narrowed, plan_of_hidden
 from compressor.job.hub import at_hand
-from compressor.job.job import Job, begin
-from compressor.job.needs import WantedResult
+from compressor.job.job import Job, begin, groups_of
+from compressor.job.joining import joined
+from compressor.job.needs import WantedResult, decisive, kept_states
 from compressor.job.planning import facts_of_widths, measure_cuts, plan_result
 from compressor.job.progress import Lines
 from compressor.job.publishing import publish_results
@@ -33,10 +33,12 @@ from compressor.job.recover import MERGED, Recovering, adopt, recover_one
 from compressor.job.result import Done, conclude, cut_one
 from compressor.job.run import open_run
 from compressor.job.score_units import score_units
+from compressor.job.sharing import check_same, follow
 from compressor.job.shelf import EMPTY, Shelf
 from compressor.job.sparsify import zero_weights
 from compressor.model.experts import with_units
 from compressor.model.fewer_channels import FewerChannels
+from compressor.model.ranks import Alone
 from compressor.quantization.dense import open_source
 from compressor.recovery.training import Training
 from compressor.report.card import write_card
@@ -49,32 +51,52 @@ def run_job(asked: JobConfig, lines: Lines, shelf: Shelf = EMPTY) -> list[Result
     """Run the whole job; one result a target. `QualityError` after publishing as .rejected.
 
     shelf: where results of a sweep find what the others have found out.
+    Of several processes that torchrun has started the first one has the results; the others end here.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "compress runs in one process; cut without --recover, and then start "
-            "`torchrun -m compressor recover` on the result."
-        )
-    config = check_asked(asked)  # before anything is downloaded
-    if (folder := at_hand(asked.source)) != asked.source:
-        asked = replace(asked, source=folder)
-        config = check_asked(asked)
-    checkpoint = with_units(open_source(config.source), config.score.experts)
-    wanted = check_before_starting(config, checkpoint)
-    known = outlined(config.plan, checkpoint, config.quantization.columns)
-    for label, said in facts_of_widths(config, known, wanted) if config.cuts else ():
-        lines.fact(label, said)
-    config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
-    names = [result.name for result in wanted]
-    with open_run(config.dest, config.runtime, lines, names, shelf) as run:
-        job = begin(config, checkpoint, run, wanted)
-        if config.sparse is not None:
-            results = [zero_weights(job)]
-        else:
-            results = cut(job) if config.cuts else [quantize.quantize_source(job)]
-        publish_results(job, results, told_of(asked))
-    check_quality(results, config.runtime.max_perplexity_ratio)
+    with joined(asked.runtime) as ranks:
+        config = check_asked(asked)  # before anything is downloaded
+        check_options(config, ranks)
+        if (folder := ranks.told(lambda: at_hand(asked.source))) != asked.source:
+            asked = replace(asked, source=folder)
+            config = check_asked(asked)
+        checkpoint = with_units(open_source(config.source), config.score.experts)
+        wanted = check_before_starting(config, checkpoint)
+        check_same(decisive(groups_of(config), checkpoint), ranks)
+        if not ranks.first:
+            states = kept_states(config, checkpoint.blocks)
+            follow(checkpoint, config.runtime, config.dest, states, ranks)
+        known = outlined(config.plan, checkpoint, config.quantization.columns)
+        for label, said in facts_of_widths(config, known, wanted) if config.cuts else ():
+            lines.fact(label, said)
+        config = replace(config, recovery=config.recovery.of_width(checkpoint.hidden_size))
+        names = [result.name for result in wanted]
+        with open_run(config.dest, config.runtime, lines, names, shelf, ranks) as run:
+            job = begin(config, checkpoint, run, wanted)
+            if config.sparse is not None:
+                results = [zero_weights(job)]
+            else:
+                results = cut(job) if config.cuts else [quantize.quantize_source(job)]
+            publish_results(job, results, told_of(asked))
+        check_quality(results, config.runtime.max_perplexity_ratio)
     return results
+
+
+def check_options(config: JobConfig, ranks: Alone) -> None:
+    """Refuse what several ranks do not do."""
+    plan = config.plan
+    refused = {
+        "--recover": config.cuts and config.recovery.method != "none",
+        "--drop-blocks": config.cuts and plan.drop_blocks is not None,
+        "--keep-hidden": config.cuts and plan.keep_hidden is not None,
+        "--quantize without a cut": config.sparse is None and not config.cuts,
+    }
+    instead = {
+        "--recover": "cut without it, and then start `torchrun -m compressor recover` on the result"
+    }
+    for option, asked in refused.items():
+        if asked and ranks.world > 1:
+            what = instead.get(option, "start one process (`compress`), without torchrun")
+            raise InputError(f"{option} is not shared out among {ranks.world} ranks; {what}.")
 
 
 def check_quality(results: Sequence[Result], limit: float | None) -> None:

@@ -59,6 +59,11 @@ def asked() -> bool:
     return _State.asked
 
 
+def answered() -> None:
+    """The signal came because of something else, which is said instead."""
+    _State.asked = False
+
+
 def ending() -> None:
     """From here on signals change nothing: what is left to do takes a moment and must not be torn."""
     _State.ending = True

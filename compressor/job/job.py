@@ -14,6 +14,7 @@ from compressor.job.own_text import chosen_texts
 from compressor.job.reading import Texts, reading_notes, tell_texts
 from compressor.job.recovery_data import agree_on_recovery, describe_data, read_recovery
 from compressor.job.run import Run
+from compressor.job.sharing import SHARED, check_parts, read_by
 from compressor.measuring.guard import held_back
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.source import Source
@@ -62,6 +63,8 @@ class Job:
 
 def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[WantedResult]) -> Job:
     """Read the texts, open the stream, and say what the job will take."""
+    if run.ranks.world > 1:
+        run.lines.fact("ranks", f"{run.ranks.world}: {SHARED}")
     config, texts = open_texts(config, checkpoint, run)
     data = None
     if config.cuts:
@@ -107,6 +110,10 @@ def open_texts(config: JobConfig, checkpoint: Checkpoint, run: Run) -> tuple[Job
     config = replace(config, text=text)
     if texts.calibration is None and texts.evaluation is None and config.runtime.verify:
         checkpoint.tokenizer()  # the proof will need one
+    if run.ranks.world > 1 and texts.calibration is not None:
+        channels = checkpoint.units["ffn"]
+        passes = read_by(texts.calibration, config.score, channels) if config.cuts else []
+        check_parts(passes or [texts.calibration], run.ranks)
     if config.cuts and texts.calibration is not None:
         check_text(config.repair.kind, texts.calibration)
         if config.plan.drop_blocks is not None and config.plan.fold:

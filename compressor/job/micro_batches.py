@@ -49,9 +49,11 @@ def fitting(
     """What a stage finds, which is begun again with half as many tokens at once when memory runs out.
 
     Its finished blocks in the folder `saved` stay, unless they hold something of every batch
-    (of_batches). MachineError where a single sequence is too long.
+    (of_batches). MachineError where a single sequence is too long. Several ranks do not begin again.
     """
     remember(run, passes, entry)
+    if run.ranks.world > 1:
+        return work()
     longest = max(map(len, tokens.sequences)) if tokens else passes.batch_tokens
 
     def halved(former: int, now: int) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from compressor.job.planning import comparison_note
 from compressor.job.proving import proved
 from compressor.job.record import make_record
 from compressor.job.run import Run
+from compressor.job.sharing import together
 from compressor.job.widths import open_alignment, open_reach, wanted_widths
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.memory import trim_heap
@@ -131,6 +133,9 @@ def write_cut(
     """Write the folder of a cut, block by block as each is repaired; what wrote it."""
 
     def written() -> Cut:
+        if repair:
+            how = (plan, repair.name, repair.epochs, repair.batch_tokens)
+            repair.stream = together(run, repair.stream, repair.text, partial(repaired_with, *how))
         changes = run.meter.timed("repair", repair.blocks()) if repair else None
         writer = writer_of(source, plan, config.layout, config.container, changes)
         kept = count_blocks(repair.saved) if repair else 0
@@ -147,6 +152,21 @@ def write_cut(
 
     entry = TRAINED if repair.kind.refined else PASSED
     return fitting(run, repair, repair.text, repair.saved, repaired, entry=entry)
+
+
+def repaired_with(
+    plan: Plan,
+    kind: str,
+    epochs: int | None,
+    batch_tokens: int,
+    stream: BlockStream,
+    text: TokenSet,
+) -> None:
+    """The repair in another rank than that which writes."""
+    repair = Repair(stream, plan, text, kind, epochs)
+    repair.batch_tokens = batch_tokens
+    for _ in repair.blocks():
+        pass
 
 
 def begun(checkpoint: Source, dest: Path, seed: int, **known: Any) -> Result:

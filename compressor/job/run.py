@@ -11,6 +11,7 @@ from compressor.job.journal import Journal
 from compressor.job.keeping import keeping, open_work
 from compressor.job.progress import Lines, Meter
 from compressor.job.shelf import EMPTY, Shelf
+from compressor.model.ranks import ALONE, Alone
 from compressor.writing.locking import locked
 
 Progress = Callable[[int, int], None]
@@ -19,7 +20,7 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Run:
     """partial: the unfinished result beside DEST; work: the folder of what is kept until the end; shelf:
-    what other results of a sweep have found out.
+    what other results of a sweep have found out. ranks: of which this is the first, if there are several.
     """
 
     partial: Path
@@ -28,6 +29,7 @@ class Run:
     meter: Meter
     lines: Lines
     shelf: Shelf = EMPTY
+    ranks: Alone = ALONE
 
     @contextmanager
     def stage(self, name: str, kept: int = 0, shown: str | None = None) -> Iterator[Progress]:
@@ -49,6 +51,7 @@ def open_run(
     lines: Lines,
     results: Sequence[str] = (),
     shelf: Shelf = EMPTY,
+    ranks: Alone = ALONE,
 ) -> Iterator[Run]:
     """A run that makes `dest`, or goes on with an interrupted one; the only one that does.
 
@@ -65,4 +68,4 @@ def open_run(
             return any(journal.get(name) for name in results)
 
         with Meter() as meter, keeping(work, lines, partial, finished):
-            yield Run(partial, work, journal, meter, lines, shelf)
+            yield Run(partial, work, journal, meter, lines, shelf, ranks)

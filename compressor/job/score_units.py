@@ -1,20 +1,25 @@
 """The scores of a job, by the method and then by the selection."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+from compressor.config.score import ScoreConfig
 from compressor.job.job import Job
 from compressor.job.keeping import SCORES
 from compressor.job.micro_batches import fitting
-from compressor.job.needs import chosen_method, decisive
+from compressor.job.needs import chosen_method, decisive, looks
+from compressor.job.sharing import together
 from compressor.job.widths import open_alignment
 from compressor.model.passes import Passing
 from compressor.model.saved_blocks import count_blocks
+from compressor.model.stream import BlockStream
 from compressor.planning.allocation import protected
 from compressor.planning.uniform import solve
 from compressor.scoring.score import score
 from compressor.scoring.scores import Scores
 from compressor.scoring.selection import looked_at, refined
+from compressor.text.tokens import TokenSet
 
 
 def score_units(job: Job) -> Scores:
@@ -40,8 +45,9 @@ def score_units(job: Job) -> Scores:
 
         def select() -> Scores:
             with run.stage("select", count_blocks(saved)) as progress:
-                passing, text = Passing(progress, saved), job.calibration
-                return refined(scores, job.stream, text, asked.select, asked.kv_cost, passing)
+                make, text = partial(selected, asked, scores), job.calibration
+                stream = together(run, job.stream, text, make)
+                return make(stream, text, Passing(progress, saved))
 
         scores = fitting(run, job.stream, job.calibration, saved, select)
     scores.save(file)
@@ -68,14 +74,40 @@ def rate(job: Job, saved: Path) -> Scores:
         widths = open_alignment(config, checkpoint, target).lattice
         protect = protected(config.plan.protect, checkpoint)
         kept_units = solve(target, checkpoint, widths, protect)
-    method, mode, seed = chosen_method(config.score), config.score.mode, config.runtime.seed
+    make = partial(rated, config.score, config.runtime.seed, kept_units)
     text = looked_at(job.calibration, config.score, checkpoint.units["ffn"])
+    backward = chosen_method(config.score).observe is not None
+    alone = backward or text is None or not looks(config.score)
 
     def found() -> Scores:
         with job.run.stage("score", count_blocks(saved)) as progress:
-            passing = Passing(progress, saved)
-            return score(checkpoint, method, mode, text, job.stream, seed, kept_units, passing)
+            stream = job.stream if alone else together(job.run, job.stream, text, make)
+            return make(stream, text, Passing(progress, saved))
 
-    if job.stream is None or method.observe is not None:
+    if job.stream is None or backward:
         return found()  # no text, or one sequence at a time
     return fitting(job.run, job.stream, text, saved, found)
+
+
+def rated(
+    config: ScoreConfig,
+    seed: int,
+    kept_units: list[dict[str, int]] | None,
+    stream: BlockStream,
+    text: TokenSet | None,
+    passing: Passing = Passing(),
+) -> Scores:
+    """The scores of the method alone, of any rank."""
+    method = chosen_method(config)
+    return score(stream.checkpoint, method, config.mode, text, stream, seed, kept_units, passing)
+
+
+def selected(
+    config: ScoreConfig,
+    scores: Scores,
+    stream: BlockStream,
+    text: TokenSet,
+    passing: Passing = Passing(),
+) -> Scores:
+    """The scores after the selection, of any rank."""
+    return refined(scores, stream, text, config.select, config.kv_cost, passing)

@@ -2,25 +2,30 @@
 
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from compressor.config.sparse import Recipe
 from compressor.job import quantize
 from compressor.job.job import Job
 from compressor.job.proving import proved
 from compressor.job.record import base_record
 from compressor.job.result import Done, begun, conclude
+from compressor.job.sharing import together
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap
 from compressor.model.saved_blocks import count_blocks
+from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.report.quantized import write_card as write_quantized_card
 from compressor.report.result import Result
 from compressor.report.sparse import ZEROS_ALONE, shares, write_card, zeros_before
 from compressor.sparse.stream import Sparsification
+from compressor.text.tokens import TokenSet
 from compressor.verification.child import TOLERANCE
 from compressor.writing.cuts import write
 from compressor.writing.record import write_record
@@ -82,8 +87,17 @@ def open_pruning(job: Job) -> Sparsification:
     if recipe.learns and recipe.update == "none" and config.quantization.learns:
         recipe = replace(recipe, group=config.quantization.group)
     prompts = [ids[0] for ids in prompt_ids(checkpoint.tokenizer(), checkpoint.positions)]
-    sequences = job.calibration.sequences if job.calibration else []
-    return Sparsification(job.stream, sequences, recipe, prompts, job.run.work / "blocks")
+    stream, text = job.stream, job.calibration
+    if text is not None and recipe.group is None:
+        stream = together(job.run, stream, text, partial(prune, recipe))
+    sequences = text.sequences if text else []
+    return Sparsification(stream, sequences, recipe, prompts, job.run.work / "blocks")
+
+
+def prune(recipe: Recipe, stream: BlockStream, text: TokenSet) -> None:
+    """The pruning in another rank than that which writes."""
+    for _ in Sparsification(stream, text.sequences, recipe).blocks():
+        pass
 
 
 def described(job: Job, record: dict) -> Result:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from compressor.kernels.moments import moments
 from compressor.model.activations import Activations, states_of
 from compressor.model.observing import observed
+from compressor.model.ranks import ALONE, Alone
 
 LEAST_ENERGY = 1e-6  # of the mean feature's: a feature that is all but zero must not decide
 
@@ -25,8 +26,9 @@ class Block:
 
     layer: the module, its weights in place. inputs: the hidden state [1, tokens, hidden] of each
     sequence, as the pruned blocks before produce it. calls: (arguments, keywords) of each sequence,
-    of which the first `count` are for calibration. readers: names of the projections' weights, those
-    that read the same input together, in the order they are computed.
+    of which the first `count` are for calibration; of several ranks each has its own. readers: names
+    of the projections' weights, those that read the same input together, in the order they are
+    computed.
     """
 
     index: int
@@ -36,6 +38,7 @@ class Block:
     count: int
     device: torch.device
     readers: list[list[str]]
+    ranks: Alone = ALONE
 
     @property
     def names(self) -> list[str]:
@@ -92,6 +95,7 @@ def observe(
             output = block.run(sequence, weights)
             if outputs is not None:
                 outputs.put(sequence, output)
+    block.ranks.all_sum(*(sums[names[0]] for names in readers))
     return sums
 
 

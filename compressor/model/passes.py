@@ -33,15 +33,19 @@ def pass_over(
     """What `find(index, layer, forward)` says of every block; tensors by name, on the CPU.
 
     forward is as in `BlockStream.run`, and find has to go through it. Finished blocks are kept in the
-    folder of `passing`, and taken from it if they are there; of such a block only the output is computed
-    again, as far as not even that was kept. go_on(index, layer, forward, known) makes that output of
-    what is passed on, where it is not the dense block's.
+    folder of `passing`, and taken from it if they are there; of such a block only the output is
+    computed again, as far as not even that was kept. Of several ranks the first keeps them and tells
+    the others; the stream between two blocks is kept by a process alone. go_on(index, layer, forward,
+    known) makes that output of what is passed on, where it is not the dense block's.
     """
     blocks, results = stream.checkpoint.blocks, {}
-    saved, progress = passing.saved, passing.progress
+    saved, progress, ranks = passing.saved, passing.progress, stream.ranks
+
+    def finished(index: int) -> Block | None:
+        return ranks.told(lambda: finished_block(saved, index))
 
     def visit(index: int, layer, forward) -> None:
-        known = kept = finished_block(saved, index)
+        known = kept = finished(index)
         if kept is None:
             known = on_cpu(find(index, layer, forward))
             keep_block(saved, index, known)
@@ -53,12 +57,12 @@ def pass_over(
         results[index] = known
         progress(index + 1, blocks)
 
-    if any(finished_block(saved, index) is None for index in range(blocks)):
-        pauses = Pauses(saved)
+    if any(finished(index) is None for index in range(blocks)):
+        pauses = Pauses(saved if ranks.world == 1 else None)
         stream.run(batches, visit, pauses=pauses).discard()
         pauses.over()
     # A block all of which stays has no tensors.
-    return [results[i] if i in results else finished_block(saved, i) for i in range(blocks)]
+    return [results[i] if i in results else finished(i) for i in range(blocks)]
 
 
 def on_cpu(block: Block) -> Block:

@@ -9,6 +9,7 @@ So a stream computes the very numbers of the ordinary model.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, cast
@@ -25,6 +26,7 @@ from compressor.model.memory import trim_heap
 from compressor.model.modules import head_name, loaded, make_linear, move_buffers, replaced_forward
 from compressor.model.pauses import Pauses
 from compressor.model.per_layer import model_of
+from compressor.model.ranks import ALONE, Alone
 from compressor.model.source import Source
 from compressor.model.staging import fetched_ahead, staged
 from compressor.text.tokens import BATCH_TOKENS
@@ -61,6 +63,7 @@ class BlockStream:
         self.dtype = dtype or checkpoint.dtype
         self.place = place
         self.batch_tokens = BATCH_TOKENS
+        self.ranks: Alone = ALONE
         config = checkpoint.model_config()
         # Some classes draw numbers where they are made.
         with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
@@ -87,6 +90,15 @@ class BlockStream:
         """The stream of a source that has lost some of this one's blocks."""
         stream = self.like(part)
         stream.whole = self
+        return stream
+
+    def shared(self, ranks: Alone) -> "BlockStream":
+        """The same for passes that these ranks make together; what is made `like` it runs alone."""
+        if ranks is self.ranks:
+            return self
+        stream = copy(self)
+        stream.__dict__.pop("whole", None)
+        stream.ranks = ranks
         return stream
 
     def in_float32(self) -> "BlockStream":
@@ -167,6 +179,7 @@ class BlockStream:
                 ) -> Iterator[int]:
                     levels: Levels[int] = Levels()
                     for i in range(len(batches)):
+                        self.ranks.check()
                         args, call = calls[i][index]
                         hidden = states_of(layer(states.get(i, self.device), *args, **call))
                         levels.add(index, hidden)

@@ -200,6 +200,7 @@ class BlockRepair(BlockFit):
         every = looked_at(stream, self.narrow) if last else 1
         steps, epochs = self.task.steps, self.task.epochs or schedule.epochs
         schedule = replace(schedule, epochs=epochs, every=every, parts=steps.__getitem__)
+        schedule = replace(schedule, ranks=stream.ranks, ahead=self.task.ahead.__getitem__)
         with self.loss() as measure:
             weights, outcome = refine(
                 self.narrow,
@@ -212,6 +213,7 @@ class BlockRepair(BlockFit):
             )
         self.record["refine"] = outcome.told
         if outcome.after < outcome.losses[0]:
+            stream.ranks.same(*weights.values())
             self.replace("refine", weights)
 
     def loss(self) -> AbstractContextManager[Loss]:

@@ -85,6 +85,7 @@ class ExpertFit:
                 summed_in(fit.task.stream.dtype),
                 GRID,
                 f"expert {expert} of block {fit.index}",
+                fit.task.stream.ranks,
             )
             if outcome is None:
                 continue

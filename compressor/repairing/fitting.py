@@ -25,7 +25,8 @@ BIAS_GRID = (0.0, *GRID)  # one input, always well-conditioned: what is constant
 class Task:
     """What the repairs of all blocks share; batches from number `fitted` on are held back. steps: of a
     training, the batches that each has. epochs: of training, where the kind has any (None: as many as
-    are worth their time).
+    are worth their time). ahead: of every step, how many of its tokens other ranks have before this
+    one's.
     """
 
     stream: BlockStream
@@ -33,6 +34,7 @@ class Task:
     batches: list[Batch]
     steps: list[range]
     epochs: int | None
+    ahead: list[int]
 
     @property
     def fitted(self) -> int:
@@ -168,6 +170,7 @@ class BlockFit:
             summed_in(self.task.stream.dtype),
             GRID if self.task.kind.weights else BIAS_GRID,
             f"block {self.index} ({step})",
+            self.task.stream.ranks,
         )
         if outcome is not None:
             self.record[step] = outcome

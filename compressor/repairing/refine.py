@@ -26,7 +26,8 @@ not (arXiv 2203.03466); so one rate does for all tensors of a block.
 
 In memory are the weights and AdamW's two moments in float32, and one tensor's gradient at a time: each
 takes its step as soon as its gradient is whole. A step that memory does not hold has parts, whose
-gradients are summed, so that then all of them are in memory.
+gradients are summed, so that then all of them are in memory. So it is where ranks share a step: each
+has some of its sequences, and all take the step by the gradient of the whole.
 
 Block by block reconstruction is that of BRECQ (arXiv 2102.05426) and BESA (arXiv 2402.16880); the
 losses, the rates and the schedule are ours.
@@ -41,6 +42,7 @@ from torch import nn
 from torch.func import functional_call
 
 from compressor.model.activations import states_of
+from compressor.model.ranks import ALONE, Alone
 from compressor.repairing.losses import Loss, relative_distance
 from compressor.repairing.stepping import Taking, step_size, stepping
 from compressor.text.tokens import Batch
@@ -81,8 +83,9 @@ def alone(step: int) -> Sequence[int]:
 @dataclass(frozen=True)
 class Schedule:
     """Of a training: the rates to try, the passes over the text, and whether it is made whatever the
-    trials say, at the best one's rate. every: of how many tokens a step looks at one. parts: the batches
-    of a step by its number, which is that of a single one unless memory is short.
+    trials say, at the best one's rate. every: of how many tokens a step looks at one. parts: the
+    batches of a step by its number, which is that of a single one unless memory is short, or ranks
+    share it; then `ahead` are the tokens of a step before this rank's.
     """
 
     rates: tuple[float, ...] = RATES
@@ -90,6 +93,8 @@ class Schedule:
     always: bool = False
     every: int = 1
     parts: Callable[[int], Sequence[int]] = alone
+    ranks: Alone = ALONE
+    ahead: Callable[[int], int] = lambda step: 0
 
 
 WHOLE = Schedule()
@@ -179,6 +184,7 @@ class Course:
         schedule: Schedule = WHOLE,
     ):
         self.parts, self.every = schedule.parts, schedule.every
+        self.ranks, self.ahead = schedule.ranks, schedule.ahead
         self.module, self.example, self.held, self.measure = module, example, held, measure
         self.start = {n: w.detach() for n, w in start.items()}
         self.sizes = {n: step_size(w) for n, w in self.start.items()}
@@ -208,12 +214,36 @@ class Course:
             (loss if first else loss / tokens).backward()
             before += self.example(i).batch.tokens if first else 0
 
+    def differentiate_together(
+        self, moved: dict[str, torch.Tensor], step: int, take: Taking
+    ) -> None:
+        """The same of a step that ranks share: the gradients of all are summed, and then taken."""
+        take.now, take.over = False, None
+        before, counted = self.ahead(step), 0
+        for i in self.parts(step):
+            loss, tokens = self.loss(moved.get, i, slice(-before % self.every, None, self.every))
+            counted += tokens
+            loss.backward()
+            before += self.example(i).batch.tokens
+        counted = sum(self.ranks.counts(counted))
+        for parameter in moved.values():
+            if parameter.grad is None:  # of a rank that has none of the step's tokens
+                parameter.grad = torch.zeros_like(parameter)
+            self.ranks.all_sum(parameter.grad)
+            parameter.grad.div_(counted)
+
     @torch.no_grad()
     def held_back(self, moved: dict[str, torch.Tensor] | None = None, share: float = 1) -> float:
         """The held-back loss at the start or `between`; infinite where it is not a number."""
         at = self.start.get if moved is None else lambda n: self.part(n, moved, share)
-        sums, counts = zip(*(self.loss(at, i) for i in self.held), strict=True)
-        loss = sum(torch.stack(sums).tolist()) / sum(counts)
+        sums, tokens = [], 0
+        for i in self.held:
+            loss, counted = self.loss(at, i)
+            sums.append(loss)
+            tokens += counted
+        lost = torch.tensor([sum(told(sums)), tokens], dtype=torch.float64)
+        self.ranks.all_sum(lost)
+        loss = (lost[0] / lost[1]).item()
         return loss if math.isfinite(loss) else math.inf
 
     def part(self, name: str, moved: dict[str, torch.Tensor], share: float) -> torch.Tensor:
@@ -244,8 +274,19 @@ class Course:
                 for n, optimizer in optimizers.items():
                     optimizer.param_groups[0]["lr"] = rate * share * self.sizes[n]
                 with torch.enable_grad():
-                    self.differentiate(moved, i, take)
+                    if self.ranks.world == 1:
+                        self.differentiate(moved, i, take)
+                        continue
+                    self.differentiate_together(moved, i, take)
+                for optimizer in optimizers.values():
+                    optimizer.step()
+                    optimizer.zero_grad()
             yield moved
+
+
+def told(numbers: list[torch.Tensor]) -> list[float]:
+    """What they are; the host waits for a device once."""
+    return torch.stack(numbers).tolist() if numbers else []
 
 
 def finite(value: float) -> float | None:

@@ -43,6 +43,7 @@ from compressor.model.digest import digest
 from compressor.model.layers import narrowed, passed
 from compressor.model.memory import drop_pages, trim_heap
 from compressor.model.modules import loaded
+from compressor.model.ranks import Alone
 from compressor.model.saved_blocks import finished_block, keep_block, told_of_block
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
@@ -133,18 +134,25 @@ class Repair:
 
     def divided(self) -> Task:
         """What is to be done, so many tokens (`batch_tokens`) at once; a step of a training has as many
-        in any case, so where that is more it has parts.
+        in any case, so where that is more it has parts. Of several ranks each has its share: of a
+        training that of every step, so that the steps are those of one process.
         """
         fitted, held = self.text.split(HELD_BACK)
-        step = STEP_TOKENS if self.kind and self.kind.refined else self.batch_tokens
+        refined, ranks = self.kind and self.kind.refined, self.stream.ranks
+        step = STEP_TOKENS if refined else self.batch_tokens
+        if not refined:
+            fitted = TokenSet(ranks.share(fitted.sequences))
         batches: list[Batch] = []
-        steps = []
-        for batch in fitted.batches(step):
-            parts = batch.parts(self.batch_tokens)
+        steps, ahead = [], []
+        for number, batch in enumerate(fitted.batches(step)):
+            mine, before = share(batch, ranks, number) if refined else ([batch], 0)
+            parts = [part for each in mine for part in each.parts(self.batch_tokens)]
             steps.append(range(len(batches), len(batches) + len(parts)))
+            ahead.append(before)
             batches += parts
+        held = TokenSet(ranks.share(held.sequences))
         held_back = [p for batch in held.batches(step) for p in batch.parts(self.batch_tokens)]
-        return Task(self.stream, self.kind, [*batches, *held_back], steps, self.epochs)
+        return Task(self.stream, self.kind, [*batches, *held_back], steps, self.epochs, ahead)
 
     @property
     def about(self) -> dict:
@@ -220,6 +228,7 @@ class Repair:
         stream, checkpoint, whole = self.stream, self.checkpoint, self.stream.whole
         self.task = self.divided()
         self.record.clear()
+        ranks = stream.ranks
         batches, narrower = [b.ids for b in self.task.batches], bool(checkpoint.channels)
         dense, calls = whole.record(batches)
         cut = stream.record(batches)[0] if narrower else dense
@@ -245,9 +254,8 @@ class Repair:
                 saved = None
                 if dense is cut and units and not gone:
                     dense = cut = passed(stream, layer, dense, block.calls)
-                elif (changed := finished_block(self.saved, index)) is not None:
-                    steps = told_of_block(self.saved, index)
-                    dense, cut = block.resume(changed, steps, dense, cut)
+                elif (known := ranks.told(partial(finished, self.saved, index))) is not None:
+                    dense, cut = block.resume(*known, dense, cut)
                 else:
                     dense, cut = block.run(dense, cut)
                     saved = self.saved
@@ -265,6 +273,21 @@ class Repair:
         return checkpoint.whole is checkpoint and all(
             tensors[name(index, n)].dtype == t.dtype for n, t in weights.items()
         )
+
+
+def share(batch: Batch, ranks: Alone, number: int) -> tuple[list[Batch], int]:
+    """A rank's sequences of a step, if it has any, and how many tokens of the step are before them.
+    Ranks take turns by the step's number, so that steps of few sequences burden all alike.
+    """
+    count, place = len(batch.ids), (ranks.rank + number) % ranks.world
+    begin, end = (count * edge // ranks.world for edge in (place, place + 1))
+    return batch.rows(begin, end), int(batch.mask[:begin].sum())
+
+
+def finished(folder: Path | None, index: int) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """A finished block, and what was told of it."""
+    changed = finished_block(folder, index)
+    return None if changed is None else (changed, told_of_block(folder, index))
 
 
 def keep(

@@ -12,6 +12,7 @@ from compressor.model.finite import check_block, check_outer
 from compressor.model.gradients import backward
 from compressor.model.passes import Passing, on_cpu, pass_over
 from compressor.model.pauses import Pauses
+from compressor.model.ranks import ALONE
 from compressor.model.saved_blocks import finished_block, keep_block
 from compressor.model.source import Source
 from compressor.model.stream import BlockStream
@@ -60,7 +61,9 @@ def score(
         blocks = rate_weights(checkpoint, rate, passing)
     combined = Combined(blocks, mode)
     if chosen.combine is not None:
-        combined = chosen.combine(blocks, mode, Calibration(tokens, stream, seed, passing.saved))
+        ranks, alone = (stream.ranks, stream.shared(ALONE)) if stream else (ALONE, None)
+        given = Calibration(tokens, alone, seed, passing.saved)
+        combined = ranks.told(lambda: chosen.combine(blocks, mode, given))
     return Scores(
         [
             of_every_group(finished(block, chosen.name, index))
@@ -120,7 +123,8 @@ def rate_forward(
     passing: Passing,
 ) -> list[Block]:
     """Scores of methods that look at weights and activations, from one forward pass."""
-    batches = tokens.batches(stream.batch_tokens)
+    ranks = stream.ranks
+    batches = TokenSet(ranks.share(tokens.sequences)).batches(stream.batch_tokens)
 
     def find(index: int, layer, forward) -> Block:
         geometry = BlockGeometry.of(checkpoint, index)
@@ -132,7 +136,8 @@ def rate_forward(
                 statistics.batch = batch
                 next(order)
             next(order, None)
-        return rate(index, weights, statistics.means(len(tokens.sequences)))
+        statistics.add_up(ranks)
+        return ranks.told(lambda: rate(index, weights, statistics.means(len(tokens.sequences))))
 
     def go_on_pruned(index: int, layer, forward, scores: Block) -> None:
         parts = {"attention": 1, "ffn": checkpoint.ffn_parts}

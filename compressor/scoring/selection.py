@@ -16,7 +16,7 @@ from compressor.config.choices import check_selection
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
 from compressor.model.observing import Entering, observed
-from compressor.model.passes import Passing, pass_over
+from compressor.model.passes import Passing, on_cpu, pass_over
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods import METHODS
@@ -47,7 +47,9 @@ def refined(
     powers = {"attention": power, "ffn": power}
     if kv_cost == "measured":
         inside = replace(passing, saved=passing.saved and passing.saved / "probes")
-        scores, powers["attention"] = measured(scores, stream, tokens, inside), 1
+        alone = scores
+        scores = stream.ranks.told(lambda: measured(alone, stream, tokens, inside))
+        powers["attention"] = 1
     if select == "obs":
         scores = compensated(scores, stream, tokens, powers, passing)
     return scores
@@ -91,7 +93,8 @@ def compensated(
     evenly spread are looked at. In memory are a block, and three matrices as wide as its FFN.
     """
     tokens = spread(tokens, max(units["ffn"] for units in stream.checkpoint.block_units))
-    batches = tokens.batches(stream.batch_tokens)
+    ranks = stream.ranks
+    batches = TokenSet(ranks.share(tokens.sequences)).batches(stream.batch_tokens)
 
     def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
         geometry = BlockGeometry.of(stream.checkpoint, index)
@@ -119,6 +122,13 @@ def compensated(
             for batch in batches:  # noqa: B007  # the observers read it
                 next(order)
             next(order, None)
+        for moments in sums.values():
+            moments.add_up(ranks)
+        return ranks.told(lambda: eliminated(index, weights, sums))
+
+    def eliminated(
+        index: int, weights: dict[str, torch.Tensor], sums: dict[str, Moments]
+    ) -> dict[str, torch.Tensor]:
         by_group = {}
         for group, weight in weights.items():
             if not sums[group].finite:
@@ -136,7 +146,7 @@ def compensated(
                     f"The costs of taking units of block {index} ({group}) away are not finite; try "
                     "--dtype float32."
                 )
-        return by_group
+        return on_cpu(by_group)
 
     blocks = pass_over(stream, [b.ids for b in batches], find, passing)
     blocks = [of_every_group(block) for block in blocks]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.errors import InputError
+from compressor.model.ranks import ALONE, Alone
 from compressor.solvers.fixed_order import factored, one_thread, solved, total
 
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -63,6 +64,11 @@ class Moments:
                 self.lower[rows, :up_to].addmm_(inputs[:, rows].T, inputs[:, :up_to])
             self.cross.addmm_(targets.T, inputs)
         self.energy += total(targets.square())
+        self.mirrored = False
+
+    def add_up(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+        ranks.all_sum(self.lower, self.cross, self.energy)
         self.mirrored = False
 
     @property
@@ -118,29 +124,44 @@ def regress(
     dtype: torch.dtype,
     grid: Sequence[float],
     what: str,
+    ranks: Alone = ALONE,
 ) -> tuple[torch.Tensor | None, dict | None]:
     """New parameters [outputs, channels], float32, and what is recorded of them.
 
     pairs: of every batch the inputs [tokens, channels] and targets [tokens, outputs], those from
     number `fitted` on being held back; dtype: what they are rounded to; what: names them in the
     `InputError` for such as are not finite. The parameters are None where the present ones are no
-    worse; the record, `lambda` and the held-back error before and after, where they are not wrong.
+    worse; the record, `lambda` and the held-back error before and after, where they are not wrong. Of
+    several ranks each has its own batches; the first solves.
     """
     outputs, channels = present.shape
     fit, held = (Moments.empty(channels, outputs, present.device, dtype) for _ in range(2))
     for i, pair in enumerate(pairs):
+        ranks.check()
         (fit if i < fitted else held).add(*pair)
-    if not (fit.finite and held.finite):
-        raise InputError(f"The activations of {what} are not finite; try --dtype float32.")
-    new, taken, errors = ridge(
-        fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
-    )
-    if len(errors) == 1:
-        return None, None
-    energy = held.energy.item()
-    after = errors[0 if taken is None else 1 + grid.index(taken)]
-    record = {"lambda": taken, "before": errors[0] / energy, "after": after / energy}
-    return (None if taken is None else new), record
+    for moments in (fit, held):
+        moments.add_up(ranks)
+    best: list[torch.Tensor] = []
+
+    def solved() -> dict | None:
+        if not (fit.finite and held.finite):
+            raise InputError(f"The activations of {what} are not finite; try --dtype float32.")
+        new, taken, errors = ridge(
+            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
+        )
+        if len(errors) == 1:
+            return None
+        best.append(new)
+        energy = held.energy.item()
+        after = errors[0 if taken is None else 1 + grid.index(taken)]
+        return {"lambda": taken, "before": errors[0] / energy, "after": after / energy}
+
+    record = ranks.told(solved)
+    if record is None or record["lambda"] is None:
+        return None, record
+    new = best.pop() if best else torch.empty_like(present, dtype=fit.lower.dtype)
+    ranks.same(new)
+    return new, record
 
 
 def ridge(

@@ -15,7 +15,9 @@ s the mean alpha of the block's weights. The paper's: all of this, but for lambd
 ||Y_h||, which are its released program's. Ours: the start (`begin`), the optimizer's settings and
 its decaying rate, and the end: theta is tilted so that exactly floor(target * weights) go, where the
 program takes what came out. Y is what the dense block makes of the dense blocks' output (algorithm 1;
-the program has that as an option). With `parity`, smoothing, start, optimizer and end are the program's:
+the program has that as an option). Of several ranks each takes a sequence of its own in a step, whose
+gradient is the mean of theirs; the steps are fewer, and as much longer. With `parity`, smoothing,
+start, optimizer and end are the program's:
 
     beta = softmax(sigmoid(theta)),    theta = 0 at first,    Prodigy,    floor(alpha C) at the end
 """
@@ -94,10 +96,13 @@ def begin(groups: Groups, zeros: int, parity: bool) -> torch.Tensor:
     return tilted(theta, groups.sizes, zeros).float()
 
 
-def make_optimizer(theta: torch.Tensor, options: Learning) -> torch.optim.Optimizer:
-    """One step size for all of theta."""
+def make_optimizer(
+    theta: torch.Tensor, options: Learning, fewer: float = 1
+) -> torch.optim.Optimizer:
+    """One step size for all of theta, so many times as large as the steps are fewer."""
     if options.optimizer == "adamw":
         rate = PARITY_LEARNING_RATE if options.parity else LEARNING_RATE[options.sharing]
+        rate *= fewer
         return torch.optim.AdamW([theta], lr=rate, weight_decay=0)
     from prodigyopt import Prodigy  # an optional dependency, which `Weights.check` has looked for
 
@@ -167,20 +172,26 @@ def learn(
         block, ranks, targets, groups, zeros / int(groups.sizes.sum()), options.parity, clipping
     )
     theta = begin(groups, zeros, options.parity).requires_grad_()
-    optimizer = make_optimizer(theta, options)
+    ranks, order = block.ranks, shuffled(block.count, seed)
+    counts = ranks.counts(block.count)
+    optimizer = make_optimizer(theta, options, sum(counts) / max(counts))
     sampled = options.sampling == "categorical"
-    rate = LinearLR(optimizer, 1, 1 if options.parity else 0, block.count)
+    rate = LinearLR(optimizer, 1, 1 if options.parity else 0, max(counts))
     losses = []
-    for step, sequence in enumerate(shuffled(block.count, seed)):
-        loss = objective(theta, sequence, (seed, step) if sampled else None)
-        optimizer.zero_grad()
-        (loss * SCALE).backward()
-        theta.grad /= SCALE
+    for step in range(max(counts)):
+        theta.grad = torch.zeros_like(theta)
+        for sequence in order[step : step + 1]:  # none in the last step of a rank that has fewer
+            draw = (seed, step * ranks.world + ranks.rank)
+            loss = objective(theta, sequence, draw if sampled else None)
+            (loss * SCALE).backward()
+            losses.append(loss.detach())
+        ranks.all_sum(theta.grad)
+        theta.grad /= SCALE * sum(count > step for count in counts)
         optimizer.step()
         rate.step()
         if clipping:
             clipping.step(SCALE)
-        losses.append(loss.detach())
+    ranks.same(theta)
     check_losses(torch.stack(losses), block, targets)
     theta = theta.detach()
     if options.parity:

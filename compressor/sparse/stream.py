@@ -5,6 +5,7 @@ rounded to the source's dtype, and goes on to the next block as it is written.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,9 +28,9 @@ from compressor.writing.packing import SCALE
 class Sparsification:
     """One pruning of one checkpoint: iterate over `blocks()`, then read `record` and `logits()`.
 
-    sequences: token ids [tokens] to calibrate on. prompts: the same, only carried along, so that
-    logits() are what the pruned blocks in memory computed. saved: a folder where finished blocks are
-    kept, and taken from if they are there.
+    sequences: token ids [tokens] to calibrate on, which ranks share out. prompts: the same, only
+    carried along, so that logits() are what the pruned blocks in memory computed. saved: a folder
+    where finished blocks are kept, and taken from if they are there.
 
     record[block]: the `zeros` of each projection's weight, the `source_zeros` that all of them had
     before, the `sha256` of all of them together, and with BESA the mean `error` of the block's output
@@ -45,8 +46,9 @@ class Sparsification:
         saved: Path | None = None,
     ):
         self.stream, self.recipe, self.saved = stream, recipe, saved
-        self.count = len(sequences)
-        self.batches = [ids[None] for ids in (*sequences, *prompts)]
+        mine = stream.ranks.share(list(sequences))
+        self.count = len(mine)
+        self.batches = [ids[None] for ids in (*mine, *prompts)]
         self.record: list[dict] = []
         self.states: Activations | None = None  # what left the last finished block
 
@@ -58,7 +60,7 @@ class Sparsification:
     @torch.no_grad()
     def pruned(self, beside: Beside) -> Iterator[dict[str, torch.Tensor]]:
         """As `blocks`; what they are kept by is made beside."""
-        stream, checkpoint = self.stream, self.stream.checkpoint
+        stream, checkpoint, ranks = self.stream, self.stream.checkpoint, self.stream.ranks
         check_outer(checkpoint)
         self.states, calls = stream.record(self.batches)
         dense = self.states if self.recipe.wants_dense_path else None
@@ -68,16 +70,18 @@ class Sparsification:
             with loaded(stream.layers[index], weights) as layer:
                 del weights
                 called = [call[index] for call in calls]
-                block = Block(index, layer, self.states, called, self.count, stream.device, readers)
+                given = (self.states, called, self.count, stream.device, readers, ranks)
+                block = Block(index, layer, *given)
                 source_zeros = sum(int((w == 0).sum()) for w in block.weights.values())
                 targets = Activations(stream.place)
                 if dense is not None and dense is not self.states:
                     outputs(block, dense, targets)
-                stored, saved = finished_block(self.saved, index), None
+                stored, saved = ranks.told(partial(finished_block, self.saved, index)), None
                 if stored is None:
                     saved = self.saved
                     pruned = METHODS[self.recipe.method](block, self.recipe, targets)
-                    stored = as_stored(checkpoint.read_block(index), pruned, self.recipe.corrects)
+                    source, corrects = checkpoint.read_block(index), self.recipe.corrects
+                    stored = ranks.told(partial(as_stored, source, pruned, corrects))
                     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
                 elif self.recipe.learns and targets.empty:
                     outputs(block, self.states, targets)
@@ -104,7 +108,11 @@ class Sparsification:
             following.put(i, output)
             if self.recipe.learns and i < self.count:
                 errors.append(relative_error(output, targets.get(i, device)))
-        return following, torch.stack(errors).mean().item() if errors else None
+        if not self.recipe.learns:
+            return following, None
+        error = torch.stack(errors).sum(dtype=torch.float64).cpu()
+        self.stream.ranks.all_sum(error)
+        return following, error.item() / sum(self.stream.ranks.counts(self.count))
 
     def unrounded(self) -> Iterator[dict[str, torch.Tensor]]:
         """What `blocks` gave, but for the rounding to 4 bits, from where finished blocks are kept."""

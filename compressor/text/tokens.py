@@ -50,11 +50,16 @@ class Batch:
         count = max(1, tokens // self.ids.shape[1])
         if count >= len(self.ids):
             return [self]
-        parts = []
-        for ids, mask in zip(self.ids.split(count), self.mask.split(count), strict=True):
-            width = int(mask.sum(1).max())
-            parts.append(Batch(ids[:, :width], mask[:, :width]))
-        return parts
+        begins = range(0, len(self.ids), count)
+        return [part for begin in begins for part in self.rows(begin, begin + count)]
+
+    def rows(self, begin: int, end: int) -> "list[Batch]":
+        """These sequences as a batch, less the padding that all have; none where there are none."""
+        ids, mask = self.ids[begin:end], self.mask[begin:end]
+        if not len(ids):
+            return []
+        width = int(mask.sum(1).max())
+        return [Batch(ids[:, :width], mask[:, :width])]
 
     def real(self, states: torch.Tensor) -> torch.Tensor:
         """The real tokens' rows [tokens, n], of what is as much as [sequences, tokens, n]."""

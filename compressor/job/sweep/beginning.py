@@ -7,6 +7,7 @@ from pathlib import Path
 from compressor.config.job import JobConfig, job_config
 from compressor.config.json_files import read_object
 from compressor.config.json_shapes import misfit
+from compressor.config.ranks import world
 from compressor.config.sweep import Sweep, in_words, name_results
 from compressor.errors import InputError
 from compressor.job.asked import check_asked
@@ -48,6 +49,11 @@ class Begun:
 def begin(sweep: Sweep, dest: Path, resume: bool, overwrite: bool) -> Begun:
     """The sweep as it is to go on; `InputError`, by the run, for what no source could make right."""
     told: dict = {}
+    if world() > 1:
+        raise InputError(
+            f"A sweep runs in one process, and there are {world()}; start it without torchrun, or one of "
+            "its jobs (`compress`) with it."
+        )
     if resume and overwrite:
         raise InputError("--resume goes on with a sweep and --overwrite begins anew; give one.")
     if (dest / TABLE).exists():

@@ -24,6 +24,7 @@ from compressor.kernels.swiglu_moments import gated_moments
 from compressor.model.experts import inner_of, norms_of
 from compressor.model.layers import norm_of
 from compressor.model.observing import Entering, Passed, observed
+from compressor.model.ranks import Alone
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods.activations import slope
 from compressor.text.tokens import Batch
@@ -65,6 +66,11 @@ class BlockStatistics:
     def __exit__(self, *error) -> None:
         self.open.close()
         self.gate_output = None
+
+    def add_up(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+        ranks.all_sum(*self.sums.values())
+        self.tokens = sum(ranks.counts(self.tokens))
 
     def means(self, sequences: int) -> dict[str, torch.Tensor | int]:
         """Every sum over the number of tokens, as float64; plus the counts themselves."""
