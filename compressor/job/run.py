@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Run:
     """partial: the unfinished result beside DEST; work: the folder of what is kept until the end; shelf:
-    what other results of a sweep have found out. ranks: of which this is the first, if there are several.
+    what other results of a sweep have found out; ranks: of which this is the first.
     """
 
     partial: Path

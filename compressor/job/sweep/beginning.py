@@ -51,8 +51,8 @@ def begin(sweep: Sweep, dest: Path, resume: bool, overwrite: bool) -> Begun:
     told: dict = {}
     if world() > 1:
         raise InputError(
-            f"A sweep runs in one process, and there are {world()}; start it without torchrun, or one of "
-            "its jobs (`compress`) with it."
+            f"A sweep runs in one process, and there are {world()}; start it without torchrun, "
+            "or one of its jobs (`compress`) with it."
         )
     if resume and overwrite:
         raise InputError("--resume goes on with a sweep and --overwrite begins anew; give one.")
