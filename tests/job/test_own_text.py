@@ -61,7 +61,7 @@ def test_beside_another_text(llama, text_file, tmp_path, capsys):
     assert compress(llama, tmp_path / "small", "--keep", 0.8, *options) == 0
     record = json.loads((tmp_path / "small" / "compression.json").read_text())
     about = record["plan"]["about"]["scores"]["calibration"]
-    assert about["also"]["source"] == "own" and about["source"] == str(text_file)
+    assert about["also"]["source"] == "own" and about["source"] == text_file.name
 
 
 def test_scored_on_it(llama, tmp_path):
