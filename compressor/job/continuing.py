@@ -68,11 +68,12 @@ def why_not(job: Job) -> str:
     give_back(device)
     trim_heap()
     needed = source.parameters * compute_dtype(runtime.dtype, source.dtype, device).itemsize
-    free = free_memory(device)
+    free: float = free_memory(device)
     if not device.startswith("cuda"):
-        room = job.foreseen.memory - psutil.Process().memory_info().rss
+        taken = psutil.Process().memory_info().rss
+        room = job.foreseen.memory - taken
         free = min(free, max(room, job.foreseen.memory // 2))
-    free = min(free, runtime.max_memory or free)
+        free = min(free, (runtime.max_memory or float("inf")) - taken)
     if needed > free:
         return (
             f"There are no samples, since the whole model takes {size(needed)} of memory, which is more "
