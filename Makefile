@@ -11,6 +11,7 @@
 # make adapters   Torch-Pruning with our importance prunes a Llama (installs torch-pruning)
 # make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
+# make look       the pages of results and of docs/ in a real browser (chromium), pictures in build/look
 # make release    build/release: the source distribution, and from it a wheel for this Python and one for all
 # make lock       write requirements.lock: the tested set with all that it brings, with hashes
 # make audit      docs/dependencies.md anew, and known vulnerabilities of what is locked (asks the network)
@@ -140,6 +141,9 @@ docs: install
 	$(BIN)/python docs/make_picture.py
 	$(BIN)/python docs/make_troubleshooting.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+look: docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/look/check_pages.py
 
 # Figures are printed only where the tests of what they measure pass.
 bench: install
