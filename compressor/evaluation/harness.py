@@ -4,11 +4,13 @@ lm-eval is an extra, and imported where a task is asked alone.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from compressor.errors import InputError, MachineError, in_a_line
 from compressor.evaluation.answers import Answers
@@ -19,6 +21,7 @@ from compressor.model.bars import without_bars
 BATCH = 8
 RIGHT = ("acc", "acc_norm", "exact_match")  # the metrics that are 1 or 0 of every question
 SEED = 1234  # lm-eval's own, of the examples that a task has in its prompts
+SECONDS = 10  # that the hub has to answer
 INSTALL = "pip install 'compressor-llm[eval]'"
 Progress = Callable[[int, int], None]
 
@@ -57,13 +60,45 @@ def of_hub(names: Sequence[str]) -> dict[str, Any]:
     manager = TaskManager()
     for name in names:
         check_name(name, manager.all_tasks)
+    asked, reached = ", ".join(names), is_reached()
     try:
-        return manager.load([*names])["tasks"]
+        with nullcontext() if reached else offline():
+            return manager.load([*names])["tasks"]
     except Exception as error:  # whatever a data set's own library raises
+        if not reached:
+            raise MachineError(
+                f"The hub cannot be reached for the questions of {asked}, and no copy of them is here; "
+                "give them as files (--task-files FOLDER)."
+            ) from error
         raise InputError(
-            f"lm-eval cannot open the questions of {', '.join(names)}: {in_a_line(error)} Where the hub "
-            "is out of reach, give them as files (--task-files FOLDER)."
+            f"lm-eval cannot open the questions of {asked}: {in_a_line(error)} Choose other tasks, or "
+            "give the questions as files (--task-files FOLDER)."
         ) from error
+
+
+def is_reached() -> bool:
+    """Whether the hub answers; those who load a data set would ask again and again, with a line each."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception:  # of the library that asks, which is another one in every version
+        return False
+    return True
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """While open, data sets are looked for in their cache alone."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    with (
+        patch.object(config, "HF_HUB_OFFLINE", True),
+        patch.object(constants, "HF_HUB_OFFLINE", True),
+    ):
+        yield
 
 
 def check_name(name: str, known: Sequence[str]) -> None:
@@ -96,9 +131,26 @@ def answers(
     with without_bars(), model.register_forward_hook(count):
         judge = HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
         loaded = {"tasks": tasks, "groups": {}, "group_map": {}}
-        found = evaluate(judge, loaded, limit=questions, bootstrap_iters=0)["samples"]
+        try:
+            found = evaluate(judge, loaded, limit=questions, bootstrap_iters=0)["samples"]
+        except AssertionError:  # lm-eval's only word for what is too long
+            check_lengths(tasks, tokenizer, judge.max_length)
+            raise
     progress(total(), total())  # of sequences that are the same, one is read
     return {name: answers_of(task, found[name]) for name, task in tasks.items()}
+
+
+def check_lengths(tasks: dict[str, Any], tokenizer, positions: int) -> None:
+    """Refuse a choice that has more tokens than the model has positions."""
+    for name, task in tasks.items():
+        for asked in task.instances or ():
+            choice = asked.args[1]
+            length = len(tokenizer(choice)["input_ids"]) if isinstance(choice, str) else 0
+            if length > positions:
+                raise InputError(
+                    f"The task {name} has a choice of {length} tokens, and the model has {positions} "
+                    "positions; choose other tasks."
+                )
 
 
 def answers_of(task, samples: Sequence[dict]) -> Answers:

@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+from huggingface_hub import constants
 from jobs import stage
 from lm_eval import tasks
 
+from compressor.evaluation import harness
 from compressor.evaluation.questions import as_task, read_questions
 from compressor.model.loading import load
 
@@ -33,6 +35,7 @@ def few_tasks():
     few = partial(tasks.TaskManager, include_path=places, include_defaults=False)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tasks, "TaskManager", few)
+        patched.setattr(harness, "is_reached", lambda: True)
         yield
 
 
@@ -94,17 +97,26 @@ def test_the_terminal_has_a_row_a_metric(llama, files, capsys):
     assert "%" not in printed.err  # bars of lm-eval's own
 
 
-def test_real_questions(llama, capsys):
+def test_real_questions(make_checkpoint, tmp_path, capsys):
     if not FILES.exists():
         pytest.skip("needs ../shared, with questions of four tasks")
     names = {"arc_easy": 0.25, "openbookqa": 0.25, "piqa": 0.5, "winogrande": 0.5}
     asked = ("--tasks", ",".join(names), "--task-files", FILES, "--questions", 2)
-    assert stage("eval", llama, *asked, "--json") == 0
+    model = make_checkpoint(tmp_path / "model", max_position_embeddings=1024)
+    assert stage("eval", model, *asked, "--json") == 0
     told = json.loads(capsys.readouterr().out)["tasks"]
     assert {name: task["chance"] for name, task in told.items()} == names
     assert {name for name, task in told.items() if "acc_norm" in task["metrics"]} == {*names} - {
         "winogrande"
     }
+
+
+def test_a_choice_longer_than_the_model_is_a_sentence(llama, tmp_path, capsys):
+    row = {"query": "This is", "choices": ["no", "very " * 200], "gold": 0}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row))
+    assert stage("eval", llama, "--tasks", "long", "--task-files", tmp_path) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The task long has a choice of" in said and "positions; choose other tasks." in said
 
 
 @pytest.mark.parametrize("name", ["arc_easy", "arc_challenge", "openbookqa", "piqa"])
@@ -152,14 +164,27 @@ class FakeSet(list):
         super().__init__([{"page": ""}])
 
 
-def test_no_hub_is_a_sentence(llama, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("reached", "code", "sentence"),
+    [
+        (True, 2, "cannot open the questions of piqa: no route to the hub. Choose other tasks"),
+        (
+            False,
+            4,
+            "The hub cannot be reached for the questions of piqa, and no copy of them is here",
+        ),
+    ],
+)
+def test_no_questions_are_a_sentence(llama, capsys, monkeypatch, reached, code, sentence):
     def refused(**_):
+        assert constants.HF_HUB_OFFLINE is not reached
         raise ConnectionError("no route\nto the hub")
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(harness, "is_reached", lambda: reached)
     monkeypatch.setattr("datasets.load_dataset", refused)
-    assert stage("eval", llama, "--tasks", "piqa") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "cannot open the questions of piqa: no route to the hub. Where the hub is out" in said
+    assert stage("eval", llama, "--tasks", "piqa") == code
+    assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_lm_eval_is_named_where_it_is_missing(monkeypatch, capsys, llama):
