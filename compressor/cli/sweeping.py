@@ -53,6 +53,11 @@ def sweep(
     with locked(dest):
         run_sweep(begun, Lines(as_json))
         said = [*notes(begun.rows), *show(begun)]
+        if begun.dropped:
+            said.append(
+                f"{', '.join(begun.dropped)} in {dest} are of options that {file} no longer has, and "
+                "stand in no table; remove them, or write the options again."
+            )
         chosen, unmet = None, None
         if rule is not None:
             try:

@@ -30,6 +30,10 @@ class Rule:
     def holds(self, value: float) -> bool:
         return bool(BOUNDS[self.bound](value, self.value))
 
+    def badness(self, value: float) -> float:
+        """The less, the better."""
+        return value if BETTER[self.measure] == "<" else -value
+
     def shown(self, value: float) -> str:
         return f"{value:.4g}{'x' * self.relative}"
 

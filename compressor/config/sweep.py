@@ -141,8 +141,9 @@ def check_texts(asked: Sequence[Options], file: Path) -> None:
     by_default = any(text.evaluation is None for text in configs)
     if len(measured) > 1 or (by_default and len({*configs}) > 1):
         raise InputError(
-            f"The runs of {file} read different texts, or as many tokens of them, and would be measured "
-            f"on different ones; add `evaluation: TEXT` (or {NO_EVALUATION}) and one `length` for all."
+            f"The runs of {file} read different texts, or different numbers of tokens, and would be "
+            f"measured on different ones; add `evaluation: TEXT` (or {NO_EVALUATION}) and one "
+            "`length` for all."
         )
 
 

@@ -270,4 +270,6 @@ def check_texts(text: TextConfig) -> None:
 
 def check_source(source: Path) -> None:
     if not source.is_dir() and parse_name(source) is None:
-        raise InputError(f"There is no folder {str(source)!r}; give a checkpoint folder.")
+        raise InputError(
+            f"There is no folder {str(source)!r}; give a checkpoint folder, or ORG/NAME of the hub."
+        )

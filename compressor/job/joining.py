@@ -84,6 +84,7 @@ def following(ranks: Ranks) -> Iterator[None]:
             raise
         code = MachineError.exit_code
     left(code)
+    ending()  # that all are ended by a signal then is nothing to be said
     if code:  # whoever has started the processes is to see the first one's end first
         time.sleep(SILENT)
     sys.exit(code)

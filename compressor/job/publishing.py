@@ -37,16 +37,17 @@ def publish_results(job: Job, results: Sequence[Result], asked: dict) -> None:
         result.peak_rss_bytes = job.run.meter.peak_rss
         result.forecast = job.foreseen.told
         result.peak_gpu_bytes = gpu_peak(device)
-        report(folder, result, asked)
+        report(folder, result, asked, job.run.ranks.world)
     changed = publish_result(job.run.partial, final, job.config.runtime, job.checkpoint)
     for result in results:
         result.warnings += changed
 
 
-def report(folder: Path, result: Result, asked: dict) -> None:
+def report(folder: Path, result: Result, asked: dict, ranks: int) -> None:
     """What the job was asked for and took, in a result's record, and all of that as a page."""
     took = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "warnings", "samples", "no_samples")
-    run = {"command": asked["command"], **{name: getattr(result, name) for name in took}}
+    run = {"command": asked["command"], "ranks": ranks}
+    run |= {name: getattr(result, name) for name in took}
     record = read_record(folder) | {"settings": asked["settings"], "run": run}
     record = write_record(folder, record)
     loads = without_places(inspect(folder)["loads"])

@@ -81,8 +81,8 @@ def check_parts(passes: Sequence[TokenSet], ranks: Alone) -> None:
     fewest = min((len(each.sequences) for each in passes), default=ranks.world)
     if fewest < ranks.world:
         raise InputError(
-            f"{ranks.world} ranks have {fewest} sequences of the calibration text to share out; start "
-            "fewer ranks, or give more --samples."
+            f"{ranks.world} ranks have {fewest} sequences of the calibration text to share out, besides "
+            "those that are held back; start fewer ranks, or give more --samples."
         )
 
 

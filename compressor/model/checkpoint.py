@@ -69,7 +69,10 @@ class Checkpoint(Wrapped):
         self.label = str(self.path)
         self.notes: list[str] = []  # what a user should know of how the folder is read
         if not self.path.is_dir():
-            raise InputError(f"There is no folder {str(self.path)!r}; give a checkpoint folder.")
+            raise InputError(
+                f"There is no folder {str(self.path)!r}; give a checkpoint folder, or ORG/NAME of the "
+                "hub."
+            )
         check_kinds(self.path)
         check_adapters(self.path)
         with read_as_given():

@@ -77,8 +77,8 @@ class Pulse:
 
     def lost(self, rank: int) -> MachineError:
         return MachineError(
-            f"Rank {rank} of {self.world} is lost: its process has ended, or cannot be reached any "
-            "more; start again with --resume, with as many ranks as there are."
+            f"Rank {rank} of {self.world} is lost: its process has ended, or cannot be reached; any "
+            "number of ranks can go on."
         )
 
     # -- what is said ------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from compressor.config.job import SIZES
 from compressor.config.sweep import label, varying
 from compressor.errors import MachineError
-from compressor.report.page import DOCUMENT, STYLE
+from compressor.report.page import DOCUMENT, PAGE, STYLE
 from compressor.report.page import table as html_table
-from compressor.report.swept import HEADS, Row, best, cells, notes
+from compressor.report.swept import HEADS, REJECTED, Row, best, caption, cells, notes
 
 # Okabe and Ito's colours, told apart by the colour-blind; series differ in marks as well.
 SERIES = tuple(
@@ -85,6 +86,13 @@ def sections(rows: Sequence[Row], picture: Path) -> Iterator[str]:
     starred = best(rows)
     lines = [[row.name + " *" * (row in starred), row.state, *cells(row)] for row in rows]
     yield html_table(("result", "state", *HEADS), lines)
-    yield "<p>* smallest of its quality. The folder of a result has its own page, report.html.</p>"
+    links = (link(row) for row in rows if row.made)
+    yield f"<p>{escape(caption(rows))}. The page of each: {', '.join(links)}.</p>"
     if told := notes(rows):
         yield f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in told)}</ul>"
+
+
+def link(row: Row) -> str:
+    """To the page of a result."""
+    folder = row.name + ".rejected" * (row.state == REJECTED)
+    return f'<a href="{quote(folder)}/{PAGE}">{escape(row.name)}</a>'

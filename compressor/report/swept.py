@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from compressor.config.amounts import size
@@ -84,7 +85,7 @@ def cells(row: Row) -> list[str]:
     def of(value, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    times = "" if row.times is None else f"{row.perplexity:.4f} ({row.times:.3f}x)"
+    times = "" if row.times is None else f"{row.perplexity:.2f} ({row.times:.3f}x)"
     return [
         of(row.keep_reached, ".4f"),
         of(row.parameters, ","),
@@ -97,22 +98,32 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-HEADS = ("keep", "parameters", "bytes", "FLOPs a token", "perplexity", "KL", "agreement", "seconds")
+HEADS = ("stays", "parameters", "size", "FLOPs a token", "perplexity", "KL", "agreement", "seconds")
+NARROW = {"FLOPs a token", "seconds"}  # which a terminal of 80 columns has no room for
 
 
 def table(rows: Sequence[Row], source: str) -> Table:
     """For the terminal: a row a result; a star is on those that no other is smaller than and as good."""
-    shown, starred = Table(title=source), best(rows)
-    shown.add_column("result")
-    for head in HEADS:
-        shown.add_column(head, justify="right")
+    shown, starred = Table(title=source, box=box.SIMPLE_HEAD, padding=0), best(rows)
+    shown.title_justify = shown.caption_justify = "left"
+    shown.add_column("result", overflow="fold")
+    heads = [head for head in HEADS if head not in NARROW]
+    for head in heads:
+        shown.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         state = "" if row.state == DONE else f" ({row.state})"
-        shown.add_row(row.name + " *" * (row in starred) + state, *cells(row))
-    before = next((row.perplexity_before for row in rows if row.perplexity_before), None)
-    if before:
-        shown.caption = f"* smallest of its quality; the source has a perplexity of {before:.4f}"
+        told = dict(zip(HEADS, cells(row), strict=True))
+        name = row.name + " *" * (row in starred) + state
+        shown.add_row(name, *(told[head] for head in heads))
+    shown.caption = caption(rows)
     return shown
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """What is to be known to read the table."""
+    before = next((row.perplexity_before for row in rows if row.perplexity_before), None)
+    source = f"; the source has a perplexity of {before:.4f}" if before else ""
+    return f"* smallest of its quality{source}"
 
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:

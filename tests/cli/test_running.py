@@ -17,5 +17,5 @@ from compressor.cli.stages import stages
 )
 def test_errors_begin_with_the_name_of_the_program(program, arguments, name, capsys):
     assert run(program, arguments) == 2
-    said = capsys.readouterr().err
-    assert said == f"{name}: There is no folder 'nowhere'; give a checkpoint folder.\n"
+    no_folder = "There is no folder 'nowhere'; give a checkpoint folder, or ORG/NAME of the hub."
+    assert capsys.readouterr().err == f"{name}: {no_folder}\n"

@@ -140,7 +140,8 @@ def test_a_source_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     for name in ("nowhere", "file", "file/below"):
         config = jobs.asked(tmp_path / name, tmp_path / "out", KEEP)
-        message = f"There is no folder '{tmp_path / name}'; give a checkpoint folder."
+        wanted = "give a checkpoint folder, or ORG/NAME of the hub."
+        message = f"There is no folder '{tmp_path / name}'; {wanted}"
         assert refusal(check_source, tmp_path / name) == refusal(check_asked, config) == message
 
 

@@ -24,7 +24,7 @@ SHAPE = {"fingerprint": str, "rows": [{"name": str, "options": dict}]}
 @dataclass(frozen=True)
 class Begun:
     """A sweep, the rows of its table, and the fingerprint of the source that those which are there are
-    of.
+    of. dropped: results that are there, and that the file no longer asks for.
     """
 
     sweep: Sweep
@@ -32,6 +32,7 @@ class Begun:
     rows: list[Row]
     overwrite: bool
     fingerprint: str | None
+    dropped: tuple[str, ...] = ()
 
     def folder(self, row: Row) -> Path | None:
         """Where a result is, if it is there."""
@@ -68,7 +69,12 @@ def begin(sweep: Sweep, dest: Path, resume: bool, overwrite: bool) -> Begun:
         )
     former = told.get("rows", []) if resume else []
     rows = [Row(name, options) for name, options in named(sweep, former).items()]
-    begun = Begun(sweep, dest, rows, overwrite, None if overwrite else told.get("fingerprint"))
+    names = {row.name for row in rows}
+    dropped = tuple(
+        r["name"] for r in former if r["name"] not in names and (dest / r["name"]).exists()
+    )
+    known = None if overwrite else told.get("fingerprint")
+    begun = Begun(sweep, dest, rows, overwrite, known, dropped)
     for row in rows:
         if overwrite or begun.folder(row) is None:
             try:

@@ -14,14 +14,16 @@ from compressor.writing.shards import flush, publish
 
 
 def picked(rows: Sequence[Row], rule: Rule) -> Row:
-    """The smallest of the rows that the rule holds of; `QualityError` with the nearest where none is."""
+    """The smallest of the rows that the rule holds of, and of equally small ones the best by its
+    measure; `QualityError` with the nearest where there is none.
+    """
     figures = [(row, getattr(row, rule.about)) for row in rows if row.state == DONE]
     known = [(row, value) for row, value in figures if value is not None]
     if not known:
         raise QualityError(f"No result has {rule.text}: of none {rule.measure} is known.", rows)
     holding = [row for row, value in known if rule.holds(value)]
     if holding:
-        return min(holding, key=lambda row: row.bytes)
+        return min(holding, key=lambda row: (row.bytes, rule.badness(getattr(row, rule.about))))
     row, value = min(known, key=lambda pair: abs(pair[1] - rule.value))
     raise QualityError(
         f"No result has {rule.text}; the nearest is {row.name} with {rule.shown(value)}. Keep more, or "

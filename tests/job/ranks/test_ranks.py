@@ -81,9 +81,8 @@ def test_a_lost_rank_ends_the_job_and_it_goes_on_with_others(
     ended = started(2, "compress", llama, dest, *options, trouble=trouble)
     assert ended.codes[0] == 4
     assert ended.said == (
-        "compressor: Rank 1 of 2 is lost: its process has ended, or cannot be reached any more; start "
-        f"again with --resume, with as many ranks as there are. What is done is kept in {dest}.work; "
-        "add --resume to go on."
+        "compressor: Rank 1 of 2 is lost: its process has ended, or cannot be reached; any number of "
+        f"ranks can go on. What is done is kept in {dest}.work; add --resume to go on."
     )
     assert left_over(dest) == ["out.work"]
     if how == "SIGKILL":

@@ -1,6 +1,7 @@
 """Sweeps from their file to their table: what they share, keep, resume and pick."""
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -8,9 +9,11 @@ import signal
 
 import pytest
 from jobs import compress, said, same_bytes, same_files, stage
+from rich.console import Console
 
 from compressor.errors import MachineError
 from compressor.job.sweep import running
+from compressor.report.swept import Row, table
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,29 @@ def test_the_table_has_every_result(swept):
     ]
     page = (swept / "sweep.html").read_text()
     assert "<svg" in page and not re.findall(r"(?:src|href)=.http", page)
+    links = re.findall(r'<a href="(.*?)"', page)
+    assert len(links) == len(rows) and all((swept / link).is_file() for link in links)
     assert all(name in page for name in rows)
     assert (swept / "sweep.svg").stat().st_size > 5000
+
+
+def test_the_terminal_shows_all_in_80_columns(swept):
+    rows = [Row(**row) for row in rows_of(swept).values()]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(rows, "source"))
+    shown = console.export_text()
+    for row in rows:
+        assert f"{row.perplexity:.2f} ({row.times:.3f}x)" in shown and f"{row.kl:.4f}" in shown
+    assert "…" not in shown
+
+
+def test_what_is_no_longer_asked_for_is_told(again, capsys):
+    text = (again / "sweep.yaml").read_text().replace("keep: [0.9, 0.8]", "keep: [0.9]")
+    (again / "sweep.yaml").write_text(text)
+    assert stage("sweep", again / "sweep.yaml", again / "out", "--resume") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "llm-bip-keep-0.8, magnitude-keep-0.8 in" in told and "stand in no table" in told
+    assert [*rows_of(again / "out")] == ["llm-bip-keep-0.9", "magnitude-keep-0.9"]
 
 
 def test_scores_are_shared_and_results_are_those_of_compress(swept, llama, quick, tmp_path):
@@ -124,7 +148,9 @@ def test_the_smallest_that_holds_is_picked(again, capsys):
     limit = max(row["kl"] for row in rows.values())
     assert stage(*arguments, f"kl <= {limit}", "--json") == 0
     name = json.loads(capsys.readouterr().out)["picked"]
-    assert rows[name]["bytes"] == min(row["bytes"] for row in rows.values())
+    least = min(row["bytes"] for row in rows.values())
+    smallest = [name for name, row in rows.items() if row["bytes"] == least]
+    assert len(smallest) == 2 and name == min(smallest, key=lambda name: rows[name]["kl"])
     assert same_files(again / "out" / "picked", again / "out" / name)
     assert stage(*arguments, "kl <= 0") == 3
     nearest = min(rows, key=lambda name: rows[name]["kl"])
