@@ -6,8 +6,8 @@ Runs the grid of `real_grid.py` on the models of `real_models.py`. Every result 
 its own (`real_judge.py`); the dense models, the default and `--peer` do the zero-shot tasks, too.
 A row of RESULTS/rows.jsonl is written as soon as it is measured, and what stands there is not measured
 again; take lines out to measure them anew. Before every job a plain forward of its calibration tokens is
-timed, so that its time can be told in forwards: both in seconds of processors, which stay what they are
-when the machine has other work. Then all is shown beside other programs.
+timed, so that its time can be told in forwards: both in seconds of processors, which other work on the
+machine changes least. Then all is shown beside other programs.
 """
 
 import importlib.util

@@ -146,7 +146,7 @@ def make(run: Run, source: Path, dest: Path, data: Path, protocol: Protocol) -> 
     about = {
         "seconds": told["seconds"],  # by stage, of the whole job
         "wall": wall,
-        "processor": processor,  # seconds of all its threads: what else the machine does is no part
+        "processor": processor,  # seconds of all its threads
         "results": len(run.shares),  # of the job, which took that long for all of them
         "forward": plain,
         "forwards": processor / plain,
