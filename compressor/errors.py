@@ -4,6 +4,7 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 
+BUG, INTERRUPTED = 1, 130  # exit codes; those of `CompressorError`s are theirs
 # How safetensors, which raises errors of its own, says what the system did: a full disk, a device that
 # fails.
 OF_THE_SYSTEM = re.compile(r"\(os error \d+\)")
@@ -109,6 +110,12 @@ def as_error(error: BaseException) -> CompressorError | None:
         said = said.partition("\n")[0]
         return MachineError(f"The GPU failed: {said}. What it had in memory is lost.")
     return None
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a command that ends with this error, and no signal."""
+    known = as_error(error)
+    return known.exit_code if known else BUG
 
 
 def fit_to_show(message: str) -> str:

@@ -17,6 +17,11 @@ def here(source: str) -> Path:
     return at_hand(source)
 
 
+def folder_argument(help: str):
+    """A FOLDER, or the name of one on the hub."""
+    return Argument(help=help, parser=here, metavar="FOLDER")
+
+
 SIZE = "How small"
 OUTPUT = "Output"
 JSON, DEBUG = "--json", "--debug"  # which a command's failure looks for, too

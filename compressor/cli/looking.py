@@ -32,11 +32,7 @@ def verify(
 def inspect(
     folder: Annotated[
         Path,
-        typer.Argument(
-            help="Any folder with a config or safetensors, or ORG/NAME on the hub.",
-            parser=flags.here,
-            metavar="FOLDER",
-        ),
+        flags.folder_argument("Any folder with a config or safetensors, or ORG/NAME on the hub."),
     ],
     as_json: flags.Json = False,
 ) -> None:

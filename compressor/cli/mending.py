@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from compressor.cli import flags
@@ -20,10 +19,8 @@ ANSWERS = "Where it can mean two things"
 def doctor(
     folder: Annotated[
         Path,
-        typer.Argument(
-            help="Folder that some tool left, or ORG/NAME on the hub; it is not changed.",
-            parser=flags.here,
-            metavar="FOLDER",
+        flags.folder_argument(
+            "Folder that some tool left, or ORG/NAME on the hub; it is not changed."
         ),
     ],
     out: Annotated[Path, Option(help="Folder to make, if anything is wrong.")],

@@ -29,15 +29,13 @@ import typer
 from compressor.cli.arguments import spread_ratios
 from compressor.cli.flags import DEBUG, JSON
 from compressor.cli.lost_pages import end_with_a_sentence
-from compressor.errors import InputError, as_error, in_a_line
+from compressor.errors import BUG, INTERRUPTED, InputError, as_error, in_a_line
 from compressor.job.console import console
 from compressor.job.interruption import SIGNALS, Interrupted, asked, ending, interruptible
 
 HELP = {"help_option_names": ["-h", "--help"]}
-BUG, INTERRUPTED = 1, 130  # exit codes; those of `CompressorError`s are theirs
-SPARE = mmap.mmap(
-    -1, 16 << 20
-)  # given back where a command fails: also why memory ran out can be said
+# Given back where a command fails, so that there is room to say why: also that memory ran out.
+SPARE = mmap.mmap(-1, 16 << 20)
 
 
 @dataclass(frozen=True)

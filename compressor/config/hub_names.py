@@ -7,6 +7,7 @@ WRITTEN = re.compile(
     r"(?!.*(?:--|\.\.))([a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})(?:@([a-z0-9][\w./-]*))?",
     re.ASCII | re.IGNORECASE,
 )
+SECONDS = 10  # that the hub has to answer
 CACHED = "models--"  # how a model's folder in the hub's cache begins
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from compressor.config.hub_names import SECONDS
 from compressor.errors import InputError, MachineError, in_a_line
 from compressor.evaluation.answers import Answers
 from compressor.evaluation.questions import as_task, read_questions
@@ -21,7 +22,6 @@ from compressor.model.bars import without_bars
 BATCH = 8
 RIGHT = ("acc", "acc_norm", "exact_match")  # the metrics that are 1 or 0 of every question
 SEED = 1234  # lm-eval's own, of the examples that a task has in its prompts
-SECONDS = 10  # that the hub has to answer
 INSTALL = "pip install 'compressor-llm[eval]'"
 Progress = Callable[[int, int], None]
 

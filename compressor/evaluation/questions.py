@@ -20,13 +20,8 @@ from pathlib import Path
 from compressor.errors import InputError
 
 ENDING = ".jsonl"
-SPLITS = (
-    "",
-    "_test",
-    "_val",
-    "_validation",
-    "_dev",
-)  # that may end a file's name, behind the task's
+# That may end a file's name, behind the task's.
+SPLITS = ("", "_test", "_val", "_validation", "_dev")
 QUESTION = "Question: {}\nAnswer:"
 PROMPTS = {"arc_easy": QUESTION, "arc_challenge": QUESTION, "piqa": QUESTION}
 QUERY, SENTENCE, BLANK = "query", "sentence", "_"

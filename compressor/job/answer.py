@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from compressor.config.hub_names import called
 from compressor.config.runtime import Runtime
 from compressor.config.tasks import TaskConfig
 from compressor.evaluation.answers import Answers, judged
@@ -31,25 +33,21 @@ def answer_tasks(folder: Path, asked: TaskConfig, runtime: Runtime, lines: Lines
     models = [open_model(each) for each in folders]
     tasks = open_tasks(asked.names, asked.files)
     found: list[Mapping[str, Answers]] = []
-    for model in lines.each([Named(model) for model in models]):
+    for model in lines.each([Named(called(m.path), m) for m in models]):
         with lines.stage("answer") as progress:
             found.append(answered(model.checkpoint, tasks, asked.questions, runtime, progress))
     return {
-        "model": name_of(folder),
-        "against": name_of(asked.against) if asked.against else None,
+        "model": called(folder),
+        "against": called(asked.against) if asked.against else None,
         "tasks": judged(*found),
     }
 
 
-class Named:
+class Named(NamedTuple):
     """A model by its name, as `Lines.each` tells which one is at work."""
 
-    def __init__(self, checkpoint: Checkpoint):
-        self.checkpoint, self.name = checkpoint, name_of(checkpoint.path)
-
-
-def name_of(folder: Path) -> str:
-    return folder.resolve().name
+    name: str
+    checkpoint: Checkpoint
 
 
 def answered(

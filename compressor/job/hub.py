@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.config.amounts import size
-from compressor.config.hub_names import parse_name
+from compressor.config.hub_names import SECONDS, parse_name
 from compressor.errors import InputError, MachineError, as_error, failed, in_a_line
 from compressor.job.console import console
 from compressor.writing.shards import check_space
@@ -22,7 +22,6 @@ READ = (
 )
 # Subfolders, and the same weights once more.
 NOT_READ = ("*/*", "consolidated*", "*.fp16*", "*.bf16*")
-SECONDS = 10  # that the hub has to answer
 CHUNK = 16 << 20
 Tell = Callable[[str], None]
 

@@ -17,13 +17,11 @@ import torch.distributed as dist
 
 from compressor.config.ranks import world
 from compressor.config.runtime import Runtime
-from compressor.errors import MachineError, as_error
+from compressor.errors import INTERRUPTED, MachineError, as_error, exit_code_of
 from compressor.job.interruption import Interrupted, answered, asked, ending
 from compressor.job.opening import chosen_device
 from compressor.model.pulse import EVERY, SILENT, Over
 from compressor.model.ranks import ALONE, Alone, Ranks, join
-
-BUG, INTERRUPTED = 1, 130  # exit codes of what is no error of ours
 
 
 @contextmanager
@@ -108,8 +106,7 @@ def code_of(error: BaseException) -> int:
     """The exit code of a command that ends with this error."""
     if asked() or isinstance(error, Interrupted):
         return INTERRUPTED
-    known = as_error(error)
-    return known.exit_code if known else BUG
+    return exit_code_of(error)
 
 
 def left(code: int) -> None:

@@ -5,12 +5,12 @@
 Every process trains; the first one alone keeps the journal, writes, verifies, measures and publishes.
 """
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
 
+from compressor.config.ranks import rank
 from compressor.config.recovery import RecoveryConfig
 from compressor.config.runtime import Runtime
 from compressor.config.text import TextConfig
@@ -56,8 +56,7 @@ def recover_folder(
     made it no better; then nothing is written.
     """
     check_recovery(source, dest, recovery, text, runtime)
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
-    with locked(dest) if first else nullcontext():
+    with locked(dest) if rank() == 0 else nullcontext():
         checkpoint = Checkpoint(source)
         recovery = recovery.of_width(checkpoint.hidden_size)
         teacher = teacher_of(checkpoint, uncut, recovery)

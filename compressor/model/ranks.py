@@ -24,11 +24,8 @@ Found = TypeVar("Found")
 JOINING = timedelta(seconds=60)
 WORKING = timedelta(days=30)  # of one exchange: who is lost is found out otherwise (`pulse.py`)
 AT_ONCE = 1 << 22  # numbers that are exchanged at once
-SOON, SHORT, LONG = (
-    0.02,
-    5e-5,
-    2e-3,
-)  # seconds: so long one looks often, and how often then and later
+# Seconds: so long one looks often, and how often then and later.
+SOON, SHORT, LONG = 0.02, 5e-5, 2e-3
 
 
 class Alone:

@@ -13,6 +13,7 @@ from compressor.errors import (
     QualityError,
     VerificationError,
     as_error,
+    exit_code_of,
     in_a_line,
 )
 from compressor.job.compress import run_job
@@ -32,7 +33,6 @@ from compressor.writing.record import read_record
 
 SHARED = "shared"  # what results find out for each other
 CONTEXT = 2048  # tokens, or as many as a model has positions, behind which FLOPs are counted
-BUG = 1
 KINDS: dict[int, type[CompressorError]] = {
     each.exit_code: each for each in (InputError, QualityError, MachineError, VerificationError)
 }
@@ -84,7 +84,7 @@ def make(begun: Begun, row: Row, lines: Lines) -> None:
         if asked():  # a signal that a library has made this of
             raise
         known = as_error(error)
-        row.state, row.exit_code = FAILED, known.exit_code if known else BUG
+        row.state, row.exit_code = FAILED, exit_code_of(error)
         row.sentence = str(known) if known else f"{type(error).__name__}: {in_a_line(error)}"
         lines.fact("failed", row.sentence)
     finally:

@@ -17,7 +17,7 @@ import socket
 import sys
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401  # what a job imports late
+import matplotlib.figure  # noqa: F401  # this and the two below: what a job imports late
 import torch
 from transformers.models.llama import modeling_llama  # noqa: F401
 
