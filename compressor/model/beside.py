@@ -1,8 +1,28 @@
 """Work of the host beside the computation: a block is hashed and written while the next is computed."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def one_thread() -> Iterator[ThreadPoolExecutor]:
+    """A pool of one thread, all of whose work is done where this ends, also if a signal comes meanwhile.
+
+    The pool's own end joins its thread, and a thread whose join was interrupted is over for Python
+    before 3.13 (its issue 90882): the process would end while that thread still writes, and abort.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        last = pool.submit(int)  # its turn comes when all else is done
+        try:
+            wait([last])
+        finally:
+            wait([last])
+            pool.shutdown(wait=False)
 
 
 class Beside:
@@ -14,7 +34,8 @@ class Beside:
     """
 
     def __enter__(self) -> "Beside":
-        self.pool = ThreadPoolExecutor(1)
+        self.opened = one_thread()
+        self.pool = self.opened.__enter__()
         self.under_way: Future | None = None
         return self
 
@@ -30,6 +51,6 @@ class Beside:
             begun.result()
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self.pool.shutdown()
+        self.opened.__exit__(None, None, None)
         if kind is None:
             self.wait()

@@ -6,7 +6,6 @@ host go on meanwhile. The stream that computes waits for the copy on the device,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
@@ -16,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from compressor.errors import InputError
+from compressor.model.beside import one_thread
 from compressor.model.source import Source
 
 BUFFERS = 2  # of pinned memory: one is read into while the other is copied from
@@ -81,7 +81,7 @@ def fetched_ahead(
     blocks: Sequence[int], fetch: Callable[[int], Fetched]
 ) -> Iterator[tuple[int, Fetched]]:
     """Each of these blocks with what `fetch` gives of it; the next one is being fetched meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
+    with one_thread() as pool:
         ahead = pool.submit(fetch, blocks[0])
         for index, following in zip(blocks, [*blocks[1:], None], strict=True):
             found = ahead.result()

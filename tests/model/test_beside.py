@@ -1,6 +1,8 @@
 """Work beside the computation: in order, one piece ahead, and what fails is told."""
 
+import signal
 import threading
+import time
 
 import pytest
 
@@ -41,3 +43,23 @@ def test_the_callers_own_failure_comes_first_and_the_last_piece_is_done():
         beside.do(done.append, "whole")
         raise ValueError("of the caller")
     assert done == ["whole"]
+
+
+def test_a_signal_while_the_last_piece_is_waited_for_does_not_leave_it_behind():
+    """Python before 3.13 takes a thread whose join was interrupted for one that has ended."""
+    done, ends = [], (lambda: time.sleep(0.3), lambda: done.append("whole"))
+
+    class Signal(BaseException):
+        pass
+
+    def arrived(*_):
+        raise Signal
+
+    before = signal.signal(signal.SIGALRM, arrived)
+    try:
+        with pytest.raises(Signal), Beside() as beside:
+            beside.do(lambda: [end() for end in ends])
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        assert done == ["whole"]
+    finally:
+        signal.signal(signal.SIGALRM, before)
