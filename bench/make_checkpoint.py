@@ -1,14 +1,17 @@
 """Random-weight checkpoints of real models' shapes, for measuring memory and time, and a small one.
 
     python bench/make_checkpoint.py tinyllama-1.1b /tmp/tinyllama [--device cuda]
+    python bench/make_checkpoint.py llama-70b-2-blocks /tmp/slice
 
-Written tensor by tensor, so that a 7B checkpoint is made in little memory; a GPU draws the numbers many
-times faster (and others than a CPU does). The tokenizer is the bundled model's: texts need one, and its
+`-N-blocks` behind a shape's name makes as many of its blocks. Written tensor by tensor, so that a large
+checkpoint is made in little memory; a GPU draws the numbers many times faster (and others than a CPU
+does). The tokenizer is the bundled model's: texts need one, and its
 ids are within every vocabulary here.
 """
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -53,9 +56,46 @@ SHAPES = {
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
     },
+    "llama-13b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+    },
+    "llama-70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "llama-405b": {
+        "vocab_size": 128256,
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 8,
+    },
+    "llama-405b-half": {  # half as wide: of its own width, a repair of one block does not fit here
+        "hidden_size": 8192,
+        "intermediate_size": 26624,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+    },
 }
-SHAPES["tinyllama-1.1b-4-blocks"] = SHAPES["tinyllama-1.1b"] | {"num_hidden_layers": 4}
-SHAPES["llama-7b-8-blocks"] = SHAPES["llama-7b"] | {"num_hidden_layers": 8}
+SLICE = re.compile(r"(.+)-(\d+)-blocks")
+
+
+def shape(name: str) -> dict:
+    """The config of a shape, or of so many of its blocks."""
+    found = SLICE.fullmatch(name)
+    base, blocks = found.groups() if found else (name, None)
+    if base not in SHAPES:
+        raise SystemExit(f"There is no shape {base}; there are {', '.join(SHAPES)}.")
+    return COMMON | SHAPES[base] | ({"num_hidden_layers": int(blocks)} if blocks else {})
 
 
 def tensors_of(config: dict) -> dict[str, torch.Tensor]:
@@ -84,8 +124,8 @@ def make(name: str, folder: Path, device: str = "cpu") -> Path:
     """Write the checkpoint unless it is there, its numbers drawn on a device."""
     if (folder / "config.json").exists():
         return folder
+    config = shape(name)
     folder.mkdir(parents=True, exist_ok=True)
-    config = COMMON | SHAPES[name]
     shards: list[dict[str, torch.Tensor]] = [{}]
     for tensor_name, tensor in tensors_of(config).items():
         if sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
@@ -111,7 +151,7 @@ def make(name: str, folder: Path, device: str = "cpu") -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=SHAPES)
+    parser.add_argument("name", help=f"{', '.join(SHAPES)}; also NAME-2-blocks")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()

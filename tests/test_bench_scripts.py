@@ -143,6 +143,14 @@ CASES = (
         slow=True,
     ),
     Case(
+        "run_shapes",
+        "llama-6m --blocks 1 --samples 2 --length 64 --whole",
+        "shapes-llama-6m-cpu-*.json",
+        ("whole/predicted/256 tokens", "whole/measured", "exponents/blocks/select"),
+        rows=("llama-6m",),
+        slow=True,
+    ),
+    Case(
         "run_backward",
         f"{WHOLE} --only-streamed",
         "backward-llama-6m-cpu-*.json",
@@ -177,7 +185,7 @@ PRINTED = {  # script -> a quick run, and what it prints
         rf"a block {NUMBER} s, 2 blocks {NUMBER} h on cpu \(\d+ threads\), sums of float32 numbers\n",
     ),
 }
-TESTED_BELOW = {"make_checkpoint", "predict", "roofline"}
+TESTED_BELOW = {"make_checkpoint", "predict", "roofline", "trace"}
 OF_HOURS = {"fuzz", "max_memory", "threads"}  # tests/hostile; what needs a machine by itself
 OF_ENGINES = {"drafted", "served", "served_once"}  # tests/serving
 OF_GPU = {  # tests/test_gpu_script.py
@@ -305,6 +313,29 @@ def test_a_made_checkpoint_runs(run, tmp_path, text_file):
     found = perplexity(BlockStream(checkpoint), tokens)["perplexity"]
     # Random weights know nothing: all of the vocabulary is about as likely.
     assert found == pytest.approx(checkpoint.config["vocab_size"], rel=0.2)
+
+
+def test_a_slice_has_the_blocks_it_is_asked_for(run, tmp_path):
+    run("make_checkpoint", "llama-6m-1-blocks", tmp_path / "made")
+    assert Checkpoint(tmp_path / "made").blocks == 1
+    with pytest.raises(AssertionError, match="There is no shape llama-8m; there are llama-6m, "):
+        run("make_checkpoint", "llama-8m-1-blocks", tmp_path / "other")
+
+
+def test_gaps_of_a_trace():
+    gaps = runpy.run_path(str(BENCH / "trace.py"))["gaps"]
+    busy = [(5, 6), (0, 2), (1, 3), (9, 30), (31, 40)]
+    assert gaps((2, 20), busy) == [2, 3]
+    assert gaps((20, 50), busy) == [1, 10]
+    assert gaps((41, 50), busy) == [9]
+
+
+@pytest.mark.slow
+def test_a_trace(run, tmp_path):
+    file = tmp_path / "trace.json"
+    printed = run("trace", "llama-6m --samples 4 --length 64", "--trace", file)
+    assert all(stage in printed for stage in ("score", "select", "repair"))
+    assert json.loads(file.read_text())["traceEvents"]
 
 
 def test_the_roofline_of_a_result_file(run, tmp_path):
