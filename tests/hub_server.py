@@ -112,20 +112,22 @@ class Handler(BaseHTTPRequestHandler):
         if path.name in self.hub.wrong:
             data = data[:-1] + bytes([data[-1] ^ 1])
         whole, begin = len(data), 0
-        if (span := self.headers.get("Range")) and (match := re.fullmatch(r"bytes=(\d+)-", span)):
-            begin = int(match[1])
-            headers["Content-Range"] = f"bytes {begin}-{whole - 1}/{whole}"
+        span = self.headers.get("Range") or ""
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
+            begin, end = int(match[1]), min(whole, int(match[2] or whole) + 1)
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{whole}"
+            data = data[:end]
         data = data[begin:]
         if self.command == "GET" and self.hub.cut and len(data) > LARGE:
             self.hub.cut -= 1
-            self.send_response(206 if begin else 200)
+            self.send_response(206 if span else 200)
             for key, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(key, value)
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
             self.close_connection, self.hub.down = True, self.hub.dies
             return None
-        return self.answer(206 if begin else 200, data, **headers)
+        return self.answer(206 if span else 200, data, **headers)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from compressor.config.hub_names import parse_name
+from compressor.config.hub_names import on_the_hub
 
 
 def here(source: str) -> Path:
     """A folder, which is downloaded where a name on the hub is given."""
-    if parse_name(source) is None:
+    if not on_the_hub(source):
         return Path(source)
     from compressor.job.hub import at_hand
 
@@ -26,7 +26,10 @@ SIZE = "How small"
 OUTPUT = "Output"
 JSON, DEBUG = "--json", "--debug"  # which a command's failure looks for, too
 
-WHAT = "Checkpoint folder (config, safetensors, tokenizer), or ORG/NAME or ORG/NAME@REVISION on the hub."
+WHAT = (
+    "Checkpoint folder (config, safetensors, tokenizer), or ORG/NAME or ORG/NAME@REVISION on the hub; "
+    "hf://ORG/NAME keeps one of its shards on this disk at a time."
+)
 Source = Annotated[Path, Argument(help=WHAT)]
 Here = Annotated[Path, Argument(help=WHAT, parser=here, metavar="SOURCE")]
 Dest = Annotated[Path, Argument(help="Folder to make; it must not exist.")]

@@ -1,4 +1,7 @@
-"""Names of models on the hub, `org/name` or `org/name@revision`, and of folders that came from there."""
+"""Names of models on the hub, `org/name` or `org/name@revision`, and of folders that came from there.
+
+With `hf://` in front a model is streamed: one of its shards is on this disk at a time.
+"""
 
 import re
 from pathlib import Path
@@ -7,6 +10,7 @@ WRITTEN = re.compile(
     r"(?!.*(?:--|\.\.))([a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})(?:@([a-z0-9][\w./-]*))?",
     re.ASCII | re.IGNORECASE,
 )
+STREAMED = re.compile(r"hf:/{1,2}(.+)")  # a path has one of the two slashes
 SECONDS = 10  # that the hub has to answer
 CACHED = "models--"  # how a model's folder in the hub's cache begins
 
@@ -15,6 +19,17 @@ def parse_name(source: str | Path) -> tuple[str, str | None] | None:
     """The name and the revision that a source says; None where it is a folder, or no such name."""
     match = WRITTEN.fullmatch(str(source))
     return None if match is None or Path(source).exists() else (match[1], match[2])
+
+
+def parse_streamed(source: str | Path) -> tuple[str, str | None] | None:
+    """The name and the revision of a source that is streamed; None of another."""
+    match = STREAMED.fullmatch(str(source))
+    return parse_name(match[1]) if match else None
+
+
+def on_the_hub(source: str | Path) -> bool:
+    """Whether a source is a name on the hub, and no folder."""
+    return (parse_streamed(source) or parse_name(source)) is not None
 
 
 def origin(folder: Path) -> tuple[str, str] | None:

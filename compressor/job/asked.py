@@ -16,7 +16,7 @@ from compressor.config.choices import (
     check_selection,
     check_statistics,
 )
-from compressor.config.hub_names import parse_name
+from compressor.config.hub_names import on_the_hub
 from compressor.config.job import JobConfig
 from compressor.config.layouts import ALL, UNIFORM, UNLIKE, WriteConfig, check_layout_name
 from compressor.config.options import check_values, given_options
@@ -269,7 +269,7 @@ def check_texts(text: TextConfig) -> None:
 
 
 def check_source(source: Path) -> None:
-    if not source.is_dir() and parse_name(source) is None:
+    if not source.is_dir() and not on_the_hub(source):
         raise InputError(
             f"There is no folder {str(source)!r}; give a checkpoint folder, or ORG/NAME of the hub."
         )

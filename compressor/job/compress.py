@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compressor.config.amounts import AUTO
 from compressor.config.command import told_of
+from compressor.config.hub_names import parse_streamed
 from compressor.config.job import JobConfig
 from compressor.errors import InputError, QualityError
 from compressor.job import quantize
@@ -89,9 +90,11 @@ def check_options(config: JobConfig, ranks: Alone) -> None:
         "--drop-blocks": config.cuts and plan.drop_blocks is not None,
         "--keep-hidden": config.cuts and plan.keep_hidden is not None,
         "--quantize without a cut": config.sparse is None and not config.cuts,
+        "hf://": parse_streamed(config.source) is not None,
     }
     instead = {
-        "--recover": "cut without it, and then start `torchrun -m compressor recover` on the result"
+        "--recover": "cut without it, and then start `torchrun -m compressor recover` on the result",
+        "hf://": "give the model's name without it, which keeps all its shards",
     }
     for option, asked in refused.items():
         if asked and ranks.world > 1:

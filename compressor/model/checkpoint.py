@@ -33,6 +33,7 @@ from compressor.model.families.translations import translation_of
 from compressor.model.fingerprint import change, fingerprint, states
 from compressor.model.per_layer import check as check_per_layer
 from compressor.model.per_layer import open_config
+from compressor.model.streamed import shards_of
 from compressor.model.tensors import (
     DTYPES,
     PACKED_DTYPES,
@@ -130,11 +131,12 @@ class Checkpoint(Wrapped):
 
     def file_of(self, name: str) -> Path | None:
         entry = self.tensors[name]
-        return entry.file if entry.rows is None and not entry.normalised else None
+        whole = entry.rows is None and not entry.normalised and not self.streamed
+        return entry.file if whole else None
 
     def will_need_block(self, block: int) -> None:
         """Have the system read a block's bytes ahead, into its cache and not into our memory."""
-        if not hasattr(os, "posix_fadvise"):
+        if not hasattr(os, "posix_fadvise") or self.streamed:
             return
         names = (self.block_name(block, name) for name in self.block_tensors(block))
         entries = stored(self.tensors[name] for name in names)
@@ -143,6 +145,11 @@ class Checkpoint(Wrapped):
             end = max(t.end for t in entries if t.file == file)
             with file.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    @cached_property
+    def streamed(self) -> bool:
+        """Whether the folder has stubs in the place of its shards."""
+        return shards_of(self.path) is not None
 
     @property
     def coded(self) -> bool:

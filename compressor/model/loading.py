@@ -17,6 +17,8 @@ from compressor.model.families.wrappers import WRAPPERS, wrapper_of
 from compressor.model.memory import free_memory
 from compressor.model.modules import make_linear
 from compressor.model.per_layer import may_run_code, model_of
+from compressor.model.streamed import shards_of
+from compressor.model.tensors import stored
 from compressor.text.tokenizer import PROMPTS, read_tokenizer
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -56,7 +58,12 @@ def built(checkpoint: Checkpoint, dtype: torch.dtype | None = None):
     config, dtype = checkpoint.model_config(), dtype or checkpoint.dtype
     with init_empty_weights(include_buffers=False):
         model = model_of(config, checkpoint.family, dtype)
-    of, read = checkpoint.family.dtype_of, checkpoint.read(checkpoint.tensors)
+    of = checkpoint.family.dtype_of
+    if checkpoint.streamed:  # shard by shard, and as copies: what is mapped stays on the disk
+        names = sorted(checkpoint.tensors, key=lambda n: stored([checkpoint.tensors[n]])[0].file)
+        read = {name: checkpoint.read([name])[name].clone() for name in names}
+    else:
+        read = checkpoint.read(checkpoint.tensors)
     tensors = {name: t.to(of(name, dtype)) for name, t in read.items()}
     if checkpoint.tied:
         tensors[checkpoint.family.head] = tensors[checkpoint.family.embedding]
@@ -72,6 +79,11 @@ def load(folder: Path, dtype: torch.dtype | str = "auto"):
     """
     from transformers import logging
 
+    if shards_of(folder) is not None:
+        raise InputError(
+            f"{folder} is streamed from the hub shard by shard, and transformers is to load it here as "
+            "a whole; give the model's name without hf://."
+        )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     trusted = may_run_code(folder)
@@ -113,7 +125,7 @@ def open_whole(checkpoint: Checkpoint, device: str, dtype: torch.dtype, instead:
         )
     check_device(device)
     check_room(checkpoint, checkpoint.bytes, device, instead)
-    if checkpoint.wrapper or checkpoint.dequantised:
+    if checkpoint.wrapper or checkpoint.dequantised or checkpoint.streamed:
         return built(checkpoint, dtype).to(device)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, trust_remote_code=trusted

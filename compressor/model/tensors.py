@@ -13,6 +13,7 @@ from compressor.config.json_files import MOST_BYTES, check_file
 from compressor.errors import InputError, as_error, in_a_line
 from compressor.model.families import Family
 from compressor.model.headers import checked_length, parsed_header
+from compressor.model.streamed import open_shard
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -56,7 +57,7 @@ def opened(file: Path) -> Iterator[safe_open]:
     another file by now.
     """
     try:
-        with safe_open(file, framework="pt") as handle:
+        with open_shard(file) as handle:
             yield handle
     except SafetensorError as error:
         if as_error(error) is not None:

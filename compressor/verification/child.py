@@ -41,6 +41,7 @@ from compressor.model.loading import (
     prompt_ids,
 )
 from compressor.model.memory import give_back, is_full
+from compressor.model.stream import BlockStream
 from compressor.planning.plan import Plan
 from compressor.quantization.dense import open_source
 from compressor.quantization.reading import PackedCheckpoint
@@ -158,7 +159,9 @@ def masked_logits(
 ) -> list[torch.Tensor]:
     """The prompts' logits of the source without the units that `folder` says were removed."""
     checkpoint = open_source(source)
-    if checkpoint.coded or checkpoint.dequantised:
+    if checkpoint.streamed:
+        masked, tokenizer = None, checkpoint.tokenizer()
+    elif checkpoint.coded or checkpoint.dequantised:
         masked, tokenizer = built(checkpoint), checkpoint.tokenizer()
     else:
         masked, tokenizer = load(source, checkpoint.dtype)
@@ -176,6 +179,10 @@ def masked_logits(
             f"The plan in {folder / 'compression.json'} is not one for {source}: {error} Is that the "
             "model it was cut from?"
         ) from error
+    if masked is None:  # block by block, both prompts at once: its shards come one at a time
+        stream = BlockStream(checkpoint, device, torch.float32)
+        with masked_plan(stream.model, checkpoint, Checkpoint(folder), record):
+            return [found[0].cpu() for found in stream.logits(prompts)]
     masked = masked.to(device)
     plan = masked_plan(masked, checkpoint, Checkpoint(folder), record)
     with plan, passed.of(masked):

@@ -67,7 +67,7 @@ def lent(layer: nn.Module, tensors: Callable[[], dict[str, torch.Tensor]]):
     def take(*_) -> None:
         parameters = tensors()
         former.update({name: layer.get_parameter(name) for name in parameters})
-        assign(layer, {n: tensor.to(former[n].device) for n, tensor in parameters.items()})
+        assign(layer, {n: tensor.to(former[n]) for n, tensor in parameters.items()})
 
     def give_back(*_) -> None:
         assign(layer, former)

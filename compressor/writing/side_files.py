@@ -12,6 +12,7 @@ from pathlib import Path
 from compressor.config.json_files import read_object
 from compressor.model.per_layer import SHIPPED
 from compressor.model.source import Source
+from compressor.model.tensors import INDEX
 
 # Weights in any other format would contradict the new ones; the card is written anew.
 WEIGHTS = {
@@ -56,6 +57,7 @@ def side_files(checkpoint: Source) -> Iterator[Path]:
 def left_behind(checkpoint: Source) -> list[str]:
     """A sentence about files and subfolders that do not go along, but for the weights that were read."""
     read = {entry.file for entry in checkpoint.whole.tensors.values()}
+    read.add(checkpoint.path / INDEX)
     paths = [p for p in sorted(checkpoint.path.iterdir()) if p not in read]
     names = [f"{p.name}{'/' * p.is_dir()} ({why})" for p in paths if (why := reason(p))]
     if not names:
