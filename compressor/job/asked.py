@@ -35,7 +35,7 @@ from compressor.job.hidden.asked import check_hidden, check_no_hidden
 from compressor.job.needs import chosen_method
 from compressor.job.resolve import resolve
 from compressor.scoring.methods import DEFAULT_METHOD, METHODS
-from compressor.text.texts import names_a_file
+from compressor.text.texts import is_there, names_a_file
 
 SEEDS = 2**32
 
@@ -264,7 +264,7 @@ def check_texts(text: TextConfig) -> None:
     """Refuse the name of a file that is not there; what else it may be is found out on reading."""
     for name in ("calibration", "calibration_also", "evaluation"):
         source = getattr(text, name)
-        if source and names_a_file(source) and not Path(source).exists():
+        if source and names_a_file(source) and not is_there(source):
             raise InputError(f"There is no file {source!r} (--{name.replace('_', '-')}).")
 
 

@@ -1,4 +1,6 @@
-"""Texts by name: a file, Python's standard library or its prose, or a data set of the hub."""
+"""Texts by name: a file, here or at a URL, Python's standard library or its prose, or a data set of the
+hub.
+"""
 
 import hashlib
 import json
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import NOT_JSON, InputError
+from compressor.errors import NOT_JSON, InputError, in_a_line
 from compressor.text.stdlib_text import stdlib_documents, stdlib_prose
 
 STDLIB = {
@@ -17,6 +19,8 @@ STDLIB = {
     "stdlib-prose-held-out": (stdlib_prose, "held-out"),
 }
 ROWS = (".json", ".jsonl")
+LINE_ENDS = re.compile("\r\n?")
+URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.IGNORECASE)
 # Halves of a pair that stands for one character in UTF-16. JSON can hold one alone; no text can.
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -46,18 +50,24 @@ class Text:
 def read_text(source: str) -> Text:
     """Read a source: a text file, a JSON list or JSONL, one of `STDLIB`, or a hub data set.
 
-    What stands in a list or in a line is a string, or an object whose `text` is one. A hub data set is
-    written NAME, NAME:SPLIT or NAME:CONFIG:SPLIT and needs `datasets`.
+    What stands in a list or in a line is a string, or an object whose `text` is one. A file may be at a
+    URL of any kind that fsspec opens (https, s3, gs, hf, zip). A hub data set is written NAME,
+    NAME:SPLIT or NAME:CONFIG:SPLIT and needs `datasets`.
     """
     if source in STDLIB:
         documents, split = STDLIB[source]
         return Text(source, "windows", documents(split))
-    path = Path(source)
-    if path.exists() and path.suffix.lower() not in ROWS:
-        content = _content(path)
+    is_file = is_there(source)
+    if is_file and Path(source).suffix.lower() not in ROWS:
+        content = _content(source)
         return Text(source, "windows", [content] if content.strip() else [])
-    rows, replaced = mended(read_rows(path) if path.exists() else _hub_rows(source))
+    rows, replaced = mended(read_rows(source) if is_file else _hub_rows(source))
     return Text(source, "documents", [_string(*row) for row in rows], replaced)
+
+
+def is_there(source: str) -> bool:
+    """Whether a source is a file that is here, or is said to be at a URL."""
+    return URL.fullmatch(source) is not None or Path(source).exists()
 
 
 def names_a_file(source: str) -> bool:
@@ -65,10 +75,10 @@ def names_a_file(source: str) -> bool:
     return Path(source).suffix.lower() in (".txt", *ROWS)
 
 
-def read_rows(path: Path) -> list[tuple[str, Any]]:
+def read_rows(path: Path | str) -> list[tuple[str, Any]]:
     """Each value of a JSON list or of the lines of a JSONL file, behind a name of where it stands."""
     content = _content(path)
-    if path.suffix.lower() == ".json":
+    if Path(path).suffix.lower() == ".json":
         values = _parsed(content, str(path))
         if not isinstance(values, list):
             raise InputError(f"{path} is not a JSON list but {type(values).__name__}.")
@@ -107,11 +117,26 @@ def mend(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
-def _content(path: Path) -> str:
+def _content(path: Path | str) -> str:
+    is_url = URL.fullmatch(str(path))
     try:
-        return path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows writes
+        data = _fetched(str(path)) if is_url else Path(path).read_bytes()
+        text = data.decode("utf-8-sig")  # with or without the mark that Windows writes
+        return LINE_ENDS.sub("\n", text)
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _fetched(url: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except (ImportError, ValueError) as error:  # of what no package here opens
+        raise InputError(f"{url} cannot be opened: {in_a_line(error)}") from error
+    except Exception as error:  # each kind of place has errors of its own
+        raise InputError(f"{url} cannot be read: {in_a_line(error)}") from error
 
 
 def _parsed(content: str, where: str) -> object:

@@ -2,8 +2,10 @@
 
 import json
 import sys
+import zipfile
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 from compressor.errors import InputError
@@ -71,6 +73,39 @@ def test_whole_pairs_are_characters(tmp_path):
     (tmp_path / "a.json").write_text(r'["\ud83d\ude00"]')
     text = read_text(str(tmp_path / "a.json"))
     assert (text.strings, text.replaced) == (["\U0001f600"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "strings"),
+    [
+        ("notes.txt", b"\xef\xbb\xbfone\r\ntwo", "windows", ["one\ntwo"]),
+        ("a.jsonl", b'{"text": "one"}\n"two"\n', "documents", ["one", "two"]),
+    ],
+)
+def test_files_at_urls(tmp_path, name, content, kind, strings):
+    """Of a place that fsspec has in memory, and in an archive, as of a file that is here."""
+    url = f"memory://texts/{name}"
+    with fsspec.open(url, "wb") as file:
+        file.write(content)
+    (tmp_path / name).write_bytes(content)
+    for source in (url, str(tmp_path / name)):
+        found = read_text(source)
+        assert (found.source, found.kind, found.strings) == (source, kind, strings)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("notes.txt", "three")
+    assert read_text(f"zip://notes.txt::{tmp_path}/a.zip").strings == ["three"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory://texts/none.txt", "cannot be read"),
+        ("nowhere://texts/none.txt", "cannot be opened: Protocol not known"),
+    ],
+)
+def test_urls_where_nothing_is(url, said):
+    with pytest.raises(InputError, match=f"{url} {said}"):
+        read_text(url)
 
 
 def test_missing_file_that_is_no_data_set_either(monkeypatch):
