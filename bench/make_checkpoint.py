@@ -120,8 +120,10 @@ def tensors_of(config: dict) -> dict[str, torch.Tensor]:
     return {n: torch.empty(s, dtype=torch.bfloat16, device="meta") for n, s in shapes.items()}
 
 
-def make(name: str, folder: Path, device: str = "cpu") -> Path:
-    """Write the checkpoint unless it is there, its numbers drawn on a device."""
+def make(name: str, folder: Path, device: str = "cpu", drawn: bool = True) -> Path:
+    """Write the checkpoint unless it is there, its numbers drawn on a device; or its headers alone, with
+    holes in the place of numbers, which take no room on a disk.
+    """
     if (folder / "config.json").exists():
         return folder
     config = shape(name)
@@ -134,7 +136,7 @@ def make(name: str, folder: Path, device: str = "cpu") -> Path:
     generator = torch.Generator(device).manual_seed(0)
     for shard, file_name in zip(shards, shard_names(shards), strict=True):
         file = ShardFile(folder / file_name, shard)
-        for tensor_name, tensor in shard.items():
+        for tensor_name, tensor in shard.items() if drawn else ():
             value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             if "norm" in tensor_name:
                 value.fill_(1.0)

@@ -55,7 +55,8 @@ class Run:
 
     shape: str
     blocks: int
-    tokens: int
+    samples: int
+    length: int
     stages: dict[str, float]
     forecast: dict[str, float | None]
     seconds: float
@@ -63,6 +64,10 @@ class Run:
     peak: int
     read: int
     written: int
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.length
 
     @property
     def ratio(self) -> float:
@@ -111,7 +116,8 @@ def run(name: str, blocks: int, samples: int, length: int, options: list[str], d
     return Run(
         shape=name,
         blocks=blocks,
-        tokens=samples * length,
+        samples=samples,
+        length=length,
         stages=told["seconds"],
         forecast=told["forecast"]["seconds"],
         seconds=seconds,
@@ -195,7 +201,9 @@ def main(
     for name in shapes:
         all_blocks = shape(name)["num_hidden_layers"]
         runs = [run(name, *size, length, asked, device) for size in sizes]
-        row: dict = {"runs": [asdict(run) | {"ratio": run.ratio} for run in runs]}
+        row: dict = {
+            "runs": [asdict(run) | {"tokens": run.tokens, "ratio": run.ratio} for run in runs]
+        }
         row["exponents"] = {"blocks": growth(*runs[:2]), "tokens": growth(runs[0], runs[2])}
         row["whole"] = {"blocks": all_blocks, "predicted": predictions(runs, all_blocks)}
         if measure_whole:

@@ -184,6 +184,10 @@ PRINTED = {  # script -> a quick run, and what it prints
         rf"factorisations and refits {NUMBER} s, peak resident memory so far {NUMBER} GiB\n){{3}}"
         rf"a block {NUMBER} s, 2 blocks {NUMBER} h on cpu \(\d+ threads\), sums of float32 numbers\n",
     ),
+    "cost_model": (
+        "llama-405b --device h200 --devices 8 --repair ridge",
+        r"(?s).*8 x h200, 128 x 512 tokens.*llama-405b, ridge( +│ +[\d,.]+)+ │\n.*",
+    ),
 }
 TESTED_BELOW = {"make_checkpoint", "predict", "roofline", "trace"}
 OF_HOURS = {"fuzz", "max_memory", "threads"}  # tests/hostile; what needs a machine by itself
