@@ -7,7 +7,7 @@ The stages are those of the forecast that every job begins with (`compressor/job
 single steps on a block. Here a step is its FLOPs over the rate of products in its dtype, or its bytes
 over the bandwidth of memory, whichever is more. A stage that passes through the model takes at least the
 source's bytes over the disk's rate for each pass. Of several devices each computes its part of the
-tokens, while eliminations and regressions are one's (docs/scale.md).
+tokens and eliminates in another block, while regressions are one's (docs/scale.md).
 
 Rates are data sheets' times EFFICIENCY for products, or, for `cpu` and `cuda`, measured in this run.
 `--beside` counts the runs that `run_shapes.py` has measured, on this machine, and prints both.
@@ -129,13 +129,14 @@ class Counted:
     def told_apart(self) -> float:
         return BACKWARD * self.predicted()
 
-    # -- once a block, on one device --------------------------------------------------------------
+    # -- once a block -----------------------------------------------------------------------------
 
     def eliminated(self, channels: int, units: int) -> float:
         """An inverse, W^T W, and two matrices that are brought up to date as they become smaller."""
         dtype = torch.float64 if channels <= FINE_CHANNELS else torch.float32
         flops = (1 + 4 / 3) * channels**3 + 2 * channels**2 * self.checkpoint.hidden_size
-        return self.hardware.seconds(flops, dtype=dtype) + units * self.hardware.launched
+        alone = self.hardware.seconds(flops, dtype=dtype) + units * self.hardware.launched
+        return alone / self.hardware.devices
 
     def regressed(self, channels: int) -> float:
         """A factor and some candidates of each lambda; residuals, and what is returned."""

@@ -56,6 +56,10 @@ class Alone:
         """What the first rank makes; the others do not call `make`."""
         return make()
 
+    def gathered(self, mine: Item) -> list[Item]:
+        """What every rank has made, in their order."""
+        return [mine]
+
     def agree(self, said: dict[str, str]) -> None:
         """`InputError` where a rank says something else than the first under any of these names."""
 
@@ -108,6 +112,15 @@ class Ranks(Alone):
         except RuntimeError as error:
             raise self.pulse.explained(error) from error
         return box[0]
+
+    def gathered(self, mine: Item) -> list[Item]:
+        self.counts(0)  # so long those wait who are done
+        every: list[Any] = [None] * self.world
+        try:
+            dist.all_gather_object(every, mine)
+        except RuntimeError as error:
+            raise self.pulse.explained(error) from error
+        return every
 
     def agree(self, said: dict[str, str]) -> None:
         self.store.set(f"said {self.rank}", json.dumps(said))

@@ -16,7 +16,7 @@ from compressor.config.choices import check_selection
 from compressor.config.score import ScoreConfig
 from compressor.errors import InputError
 from compressor.model.observing import Entering, observed
-from compressor.model.passes import Passing, on_cpu, pass_over
+from compressor.model.passes import Later, Passing, pass_over
 from compressor.model.stream import BlockStream
 from compressor.model.units import BlockGeometry
 from compressor.scoring.methods import METHODS
@@ -96,7 +96,7 @@ def compensated(
     ranks = stream.ranks
     batches = TokenSet(ranks.share(tokens.sequences)).batches(stream.batch_tokens)
 
-    def find(index: int, layer, forward) -> dict[str, torch.Tensor]:
+    def find(index: int, layer, forward) -> Later:
         geometry = BlockGeometry.of(stream.checkpoint, index)
         weights = {g: layer.get_parameter(geometry.family.output(g)) for g in geometry.units}
         dtype = summed_in(stream.dtype)
@@ -124,7 +124,7 @@ def compensated(
             next(order, None)
         for moments in sums.values():
             moments.add_up(ranks)
-        return ranks.told(lambda: eliminated(index, weights, sums))
+        return partial(eliminated, index, weights, sums)
 
     def eliminated(
         index: int, weights: dict[str, torch.Tensor], sums: dict[str, Moments]
@@ -146,7 +146,7 @@ def compensated(
                     f"The costs of taking units of block {index} ({group}) away are not finite; try "
                     "--dtype float32."
                 )
-        return on_cpu(by_group)
+        return by_group
 
     blocks = pass_over(stream, [b.ids for b in batches], find, passing)
     blocks = [of_every_group(block) for block in blocks]
