@@ -132,7 +132,7 @@ def regress(
     number `fitted` on being held back; dtype: what they are rounded to; what: names them in the
     `InputError` for such as are not finite. The parameters are None where the present ones are no
     worse; the record, `lambda` and the held-back error before and after, where they are not wrong. Of
-    several ranks each has its own batches; the first solves.
+    several ranks each has its own batches, and tries other lambdas; the first solves.
     """
     outputs, channels = present.shape
     fit, held = (Moments.empty(channels, outputs, present.device, dtype) for _ in range(2))
@@ -141,25 +141,22 @@ def regress(
         (fit if i < fitted else held).add(*pair)
     for moments in (fit, held):
         moments.add_up(ranks)
-    best: list[torch.Tensor] = []
+    if not (fit.finite and held.finite):
+        raise InputError(f"The activations of {what} are not finite; try --dtype float32.")
+    of_held = held.gram, held.cross, held.energy
+    new, taken, errors = ridge(fit.gram, fit.cross, present, *of_held, grid, ranks)
 
-    def solved() -> dict | None:
-        if not (fit.finite and held.finite):
-            raise InputError(f"The activations of {what} are not finite; try --dtype float32.")
-        new, taken, errors = ridge(
-            fit.gram, fit.cross, present, held.gram, held.cross, held.energy, grid
-        )
+    def recorded() -> dict | None:
         if len(errors) == 1:
             return None
-        best.append(new)
         energy = held.energy.item()
         after = errors[0 if taken is None else 1 + grid.index(taken)]
         return {"lambda": taken, "before": errors[0] / energy, "after": after / energy}
 
-    record = ranks.told(solved)
+    record = ranks.told(recorded)
     if record is None or record["lambda"] is None:
         return None, record
-    new = best.pop() if best else torch.empty_like(present, dtype=fit.lower.dtype)
+    new = new if ranks.first else torch.empty_like(present, dtype=fit.lower.dtype)
     ranks.same(new)
     return new, record
 
@@ -172,6 +169,7 @@ def ridge(
     held_cross: torch.Tensor,
     held_energy: float | torch.Tensor,
     grid: Sequence[float],
+    ranks: Alone = ALONE,
 ) -> tuple[torch.Tensor, float | None, list[float]]:
     """New weights, the lambda they were made with, and the held-back errors of all candidates.
 
@@ -187,13 +185,14 @@ def ridge(
     where that is `weight` itself. No lambda is tried where errors[0] is no more than rounding.
     Each lambda has a Cholesky factorisation of its own, which even a dozen times is less work than
     one eigendecomposition. Many outputs are judged by random combinations of them: of the errors but
-    the first and that of what is returned these are unbiased estimates.
+    the first and that of what is returned these are unbiased estimates. Several ranks that have the same
+    sums try some of the lambdas each; what the first returns counts.
     """
     with_cross = inner(held_cross, weight)
     residual, held_residual = less(cross, weight, gram), less(held_cross, weight, held_gram)
     errors = [float(held_energy) - with_cross - inner(held_residual, weight)]
     resolved = 10 * torch.finfo(gram.dtype).eps * float(held_energy)
-    if errors[0] <= resolved or gram.diagonal().mean() <= 0:
+    if ranks.told(lambda: errors[0] <= resolved or gram.diagonal().mean().item() <= 0):
         return weight, None, errors
 
     def gain(update: torch.Tensor, held: torch.Tensor) -> float:
@@ -202,18 +201,25 @@ def ridge(
 
     many = len(weight) > 2 * SKETCH
     judges = [combined(r) if many else r for r in (residual, held_residual)]
-    best, chosen = None, None
-    for at, relative in enumerate(grid):
-        update = refitted(gram, judges[0], relative)
-        errors.append(math.inf if update is None else errors[0] - gain(update, judges[1]))
-        if errors[-1] < min(errors[:-1]):
-            best, chosen = update, at
-    if chosen is not None and many:
-        best = refitted(gram, residual, grid[chosen])
-        errors[1 + chosen] = errors[0] - gain(best, held_residual)
-    if chosen is None or not errors[1 + chosen] < errors[0]:
+    tried: dict[int, float] = {}
+    best = None
+    for at in range(ranks.rank, len(grid), ranks.world):
+        update = refitted(gram, judges[0], grid[at])
+        error = math.nan if update is None else errors[0] - gain(update, judges[1])
+        tried[at] = error if math.isfinite(error) else math.inf
+        if tried[at] < min((errors[0], *(tried[other] for other in tried if other != at))):
+            best = at, update
+    every = {at: error for some in ranks.gathered(tried) for at, error in some.items()}
+    errors += [every[at] for at in range(len(grid))]
+    chosen = min(range(len(grid)), key=every.__getitem__)
+    if not ranks.first or not every[chosen] < errors[0]:
         return weight, None, errors
-    return weight + best, grid[chosen], errors
+    if many or best is None or best[0] != chosen:
+        best = chosen, refitted(gram, residual, grid[chosen])
+        errors[1 + chosen] = errors[0] - gain(best[1], held_residual)
+    if not errors[1 + chosen] < errors[0]:
+        return weight, None, errors
+    return weight + best[1], grid[chosen], errors
 
 
 def refitted(gram: torch.Tensor, residual: torch.Tensor, relative: float) -> torch.Tensor | None:
