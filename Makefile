@@ -8,7 +8,7 @@
 # make oldest     the ops' tests and a whole job with the lowest versions that pyproject.toml allows (6 GB)
 # make real       compress two real models in every way and judge them (8 to 9 hours; DATA=FOLDER has the texts)
 # make serve      have vLLM and llama.cpp run results of every family and layout (CPU; 10 minutes, 3 GB)
-# make adapters   Torch-Pruning with our importance prunes a Llama (installs torch-pruning)
+# make adapters   Torch-Pruning and llm-compressor prune a Llama by our means (installs both; 2 GB)
 # make torture    kill jobs and have the system fail them at random moments, on record (MINUTES=60)
 # make gpu        test and measure on a GPU, in 12 minutes at most (docs/gpu.md)
 # make look       the pages of results and of docs/ in a real browser (chromium), pictures in build/look
@@ -177,11 +177,22 @@ $(ENGINES)/.installed: $(VENV)/.installed
 	COMPRESSOR_NO_EXTENSION=1 $(ENGINES)/bin/python -m pip install --quiet --no-deps .
 	touch $@
 
-adapters: $(VENV)/.adapters-installed
+# llm-compressor wants an older transformers than the tested one, so it has an environment of its own, in
+# which the package is the clone's.
+LLMC = build/llm-compressor
+adapters: $(VENV)/.adapters-installed $(LLMC)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/adapters/check_torch_pruning.py
+	PYTHONPATH=. OMP_NUM_THREADS=1 \
+	    $(LLMC)/bin/python -m pytest -q tests/adapters/check_llm_compressor.py
 
 $(VENV)/.adapters-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1
+	touch $@
+
+$(LLMC)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(LLMC)
+	$(LLMC)/bin/python -m pip install --quiet llmcompressor==0.14.0.1 torch==2.13.0 transformers==5.17.0 \
+	    peft==0.21.2 pytest==9.2.0 typer==0.29.2
 	touch $@
 
 # Adds to $(RESULTS)/torture.jsonl, draws other moments than are on record, and prints the totals of all.

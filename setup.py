@@ -173,7 +173,9 @@ setup(
         "compressor.kernels",
         "compressor.kernels.bench",
     ],
-    package_data={"compressor": ["py.typed", "held_out_modules.txt", "report/page.css"]},
+    package_data={
+        "compressor": ["py.typed", "held_out_modules.txt", "report/page.css", "schemas/*.json"]
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": Ninja},
 )

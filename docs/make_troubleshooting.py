@@ -34,6 +34,7 @@ TOPICS = {
     "cli": "Options",
     "config": "Options",
     "front": "From Python",
+    "adapters": "In other libraries",
     "job": "Before and during a job",
     "model/ranks": "Several processes",
     "model/pulse": "Several processes",

@@ -14,8 +14,8 @@ WINGS = (
     *(
         "__main__",
         "cli",
-        "front",
         "adapters",
+        "front",
         "job",
         "analysis",
         "report",

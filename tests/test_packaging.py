@@ -13,6 +13,7 @@ import pytest
 from counting import NEEDS_EXTENSION
 
 ROOT = Path(__file__).parent.parent
+SCHEMAS = ("plan", "scores", "scores-header")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ def test_wheel_holds_every_module_and_data_file(wheel):
     expected |= {f"compressor/{name}" for name in kernels}
     expected |= {"compressor/py.typed", "compressor/held_out_modules.txt"}
     expected |= {"compressor/report/page.css"}
+    expected |= {f"compressor/schemas/{name}.schema.json" for name in SCHEMAS}
     assert expected <= set(wheel.namelist())
 
 
@@ -75,6 +77,7 @@ def test_source_distribution_holds_what_the_build_needs(tmp_path):
     needed = [p for folder in ("kernels", "csrc") for p in (ROOT / folder).rglob("*.*")]
     assert {p.relative_to(ROOT).as_posix() for p in needed if p.suffix != ".pyc"} <= found
     assert {*names} <= found
+    assert {f"compressor/schemas/{name}.schema.json" for name in SCHEMAS} <= found
 
 
 def test_kernels_package_is_a_docstring():

@@ -1,1 +1,1 @@
-"""The kernels in other people's pruning libraries; each module needs that library and no more."""
+"""This package in other people's libraries; each module needs that library and no more."""

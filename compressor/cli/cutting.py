@@ -92,7 +92,7 @@ def plan(
     from compressor.scoring.scores import Scores
 
     loaded = Scores.load(scores)
-    checkpoint = loaded.seen(open_source(source or loaded.about["source"]))
+    checkpoint = loaded.seen(open_source(source or loaded.place))
     made, alignment = plan_scores(loaded, checkpoint, config)
     made.save(out)
     named = unit_names(checkpoint.family)
@@ -126,7 +126,7 @@ def report(
     from compressor.scoring.scores import Scores
 
     loaded = Scores.load(scores)
-    checkpoint = loaded.seen(open_source(source or loaded.about["source"]))
+    checkpoint = loaded.seen(open_source(source or loaded.place))
     (target,), blocks = config.plan.targets, config.plan.protect
     made = run(loaded, checkpoint, target, Wanted(align), blocks, allocate)
     draw(out, loaded, made, checkpoint, lattice(checkpoint, made.about["align"]))

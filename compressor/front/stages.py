@@ -111,7 +111,7 @@ def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None,
     expect(scores, Scores)
     source = scores.source if model is None else scores.seen(open_source(model))
     if source is None:
-        place = Path(scores.about["source"])
+        place = Path(scores.place)
         if not place.exists():
             raise InputError(
                 f"What was scored, {str(place)!r}, is no folder here; give it as `model`."
@@ -121,7 +121,7 @@ def plan(scores: Scores, model: Model | None = None, text: Tokens | None = None,
     if text is None:
         return plan_scores(scores, source, config)[0]
     # Its states take room.
-    config = replace(config, score=ScoreConfig(scores.about["method"]))
+    config = replace(config, score=ScoreConfig(scores.about.get("method")))
     calibration = tokens(text, source)
     stream = open_stream(config.runtime, source, TEMPORARY, kept_states(config, 1), calibration)
     return judged_plan(scores, config, stream, calibration)

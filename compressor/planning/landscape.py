@@ -36,7 +36,13 @@ class Landscape:
         if scores.measured is None:
             return None
         tensors: dict = {name: scores.measured.tensors.get(name, []) for name in TENSORS}
-        return cls(**tensors, **scores.measured.about)
+        try:
+            return cls(**tensors, **scores.measured.about)
+        except TypeError as error:  # by the names of what is missing, or unknown
+            raise InputError(
+                f"What is said of the measured cuts is not what this package writes ({error}); score "
+                "again."
+            ) from error
 
     def keep_with(self, scores: Scores) -> None:
         """Have it saved and loaded with the scores."""

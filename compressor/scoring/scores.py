@@ -8,12 +8,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from compressor.config.json_shapes import misfit
 from compressor.errors import InputError
 from compressor.model.experts import with_units
 from compressor.model.groups import GROUPS
 from compressor.model.source import Source
 
 Blocks = list[dict[str, torch.Tensor]]
+# Of what is read of the JSON in a file's metadata.
+SHAPE = {
+    "about": {"source": str, "experts": str, "method": str},
+    "parts": [str],
+    "rates": [str],
+    "measured": {
+        "about": {"attention": [int], "ffn": [int], "about": dict, "cuts": [[int]]},
+        "names": [str],
+    },
+}
 
 
 @dataclass
@@ -46,6 +57,15 @@ class Scores:
         """The source with the units that were scored."""
         return with_units(source, self.about.get("experts"))
 
+    @property
+    def place(self) -> str:
+        """The folder that was scored, as the scores say it."""
+        if not (place := self.about.get("source")):
+            raise InputError(
+                "The scores do not say what was scored (`source`); name the model: --source, or `model`."
+            )
+        return place
+
     def save(self, path: str | Path) -> None:
         kinds = {"": self.blocks}
         kinds |= {f".{name}": blocks for name, blocks in self.parts.items()}
@@ -69,6 +89,8 @@ class Scores:
         try:
             with safe_open(path, framework="pt") as handle:
                 told = json.loads((handle.metadata() or {})["scores"])
+                if wrong := misfit(told, SHAPE):
+                    raise ValueError(wrong)
                 names = handle.keys()
                 count = 1 + max(int(name.partition(".")[0]) for name in names)
 
@@ -80,7 +102,7 @@ class Scores:
 
                 scores = cls(
                     read(""),
-                    told["about"],
+                    dict(told["about"]),
                     {name: read(f".{name}") for name in told["parts"]},
                     {name: read(f".{name}.rate") for name in told["rates"]},
                 )

@@ -6,9 +6,20 @@ from importlib import import_module
 import pytest
 
 
-def test_a_library_that_is_absent_is_named(monkeypatch):
-    for name in ("torch_pruning", "torch_pruning.pruner", "torch_pruning.pruner.importance"):
+@pytest.mark.parametrize(
+    ("adapter", "modules", "package"),
+    [
+        (
+            "torch_pruning",
+            ("torch_pruning", "torch_pruning.pruner", "torch_pruning.pruner.importance"),
+            "torch-pruning",
+        ),
+        ("llm_compressor", ("llmcompressor", "llmcompressor.core"), "llmcompressor"),
+    ],
+)
+def test_a_library_that_is_absent_is_named(monkeypatch, adapter, modules, package):
+    for name in modules:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "compressor.adapters.torch_pruning", raising=False)
-    with pytest.raises(ImportError, match="install it: pip install torch-pruning"):
-        import_module("compressor.adapters.torch_pruning")
+    monkeypatch.delitem(sys.modules, f"compressor.adapters.{adapter}", raising=False)
+    with pytest.raises(ImportError, match=f"install it: pip install {package}"):
+        import_module(f"compressor.adapters.{adapter}")
