@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 
 from compressor.errors import MachineError
@@ -17,10 +16,13 @@ from compressor.model.exact_logits import logits
 from compressor.model.loading import prompt_ids
 from compressor.model.memory import trim_heap
 from compressor.model.stream import BlockStream
+from compressor.recovery.history import History
 from compressor.recovery.lora import adapters, layers, load_adapted
 from compressor.recovery.merge import write_merged
+from compressor.recovery.processes import joined
+from compressor.recovery.sharding import give_up, own
 from compressor.recovery.teacher import Teacher, teach
-from compressor.recovery.training import History, Training, train
+from compressor.recovery.training import Training, train
 
 
 def recover(
@@ -40,7 +42,7 @@ def recover(
     that the training stopped, nothing is written. `MachineError` when memory runs out.
     """
     recovery, device = training.recovery, source.device
-    processes = PartialState(cpu=device.type == "cpu")
+    processes, sharding = joined(device), training.sharding
     teacher = None
     if recovery.method == "distill":
         kept = state.with_name("teacher")  # for every target: it knows the source alone
@@ -50,11 +52,16 @@ def recover(
         teacher = Teacher(kept)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            model = load_adapted(folder, recovery, device, training.dtype, training.seed)
+            dtype, seed = training.dtype, training.seed
+            model = load_adapted(folder, recovery, device, dtype, seed, sharding)
+            if sharding:
+                tell(in_words(model, processes.num_processes))
             history = train(model, training, state, teacher, progress, tell)
-            if not history.stopped and processes.is_main_process:
+            first = processes.is_main_process
+            if not history.stopped and (first or sharding):
                 trained = adapters(model)
-                save_expected(model, folder, expected_of(state))
+                save_expected(model, folder, expected_of(state) if first else None)
+            if not history.stopped and first:
                 shutil.rmtree(out, ignore_errors=True)
                 write_merged(folder, out, trained, recovery.alpha / recovery.rank)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -70,21 +77,38 @@ def expected_of(state: Path) -> Path:
     return state.with_suffix(".expected.safetensors")
 
 
-def save_expected(model: torch.nn.Module, folder: Path, path: Path) -> None:
+def in_words(model: torch.nn.Module, processes: int) -> str:
+    held, every = (sum(f(p).numel() for p in model.parameters()) for f in (own, lambda p: p))
+    return (
+        f"sharded over {processes} processes (FSDP2); this one holds {held:,} of the model's {every:,} "
+        "numbers."
+    )
+
+
+@torch.no_grad()
+def save_expected(model: torch.nn.Module, folder: Path, path: Path | None) -> None:
     """The logits of the trained model for `PROMPTS`, merged in memory by peft and rounded as stored.
 
-    What was written from the files by write_merged has to compute the same.
+    What was written from the files by write_merged has to compute the same. Every process that has a
+    part of the model has to call this; without a path it does not write.
     """
     checkpoint = Checkpoint(folder)
     tokenizer = checkpoint.tokenizer()
-    for module in layers(model).values():  # merged in place: not in pages mapped from the file
-        module.weight.data = module.weight.data.clone()
+    sharded = give_up(model)
+    if not sharded:
+        for module in layers(model).values():  # merged in place: not in pages mapped from the file
+            module.weight.data = module.weight.data.clone()
     merged = model.merge_and_unload()
     for name, parameter in merged.named_parameters():  # a loaded model has its buffers in float32
         stored = checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype
-        parameter.data = parameter.data.to(stored).to(checkpoint.dtype)
+        rounded = own(parameter).to(stored).to(checkpoint.dtype)
+        if sharded:
+            own(parameter).copy_(rounded)
+        else:
+            parameter.data = rounded
     expected = {
         str(i): logits(merged, ids.to(merged.device))
         for i, ids in enumerate(prompt_ids(tokenizer, checkpoint.positions))
     }
-    save_file(expected, path)
+    if path is not None:
+        save_file(expected, path)
