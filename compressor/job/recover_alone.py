@@ -29,7 +29,7 @@ from compressor.job.result import Done, begun
 from compressor.job.run import Run, partial_of
 from compressor.model.checkpoint import Checkpoint
 from compressor.quantization.dense import open_source
-from compressor.recovery.precision import check_memory, room, weight_bytes
+from compressor.recovery.precision import check_memory, held_bytes, room
 from compressor.recovery.processes import chosen_sharding, joined
 from compressor.recovery.stage import recover
 from compressor.recovery.training import Training
@@ -63,10 +63,10 @@ def recover_folder(
         device = chosen_device(runtime.device)
         processes = joined(device)
         weights = (checkpoint.parameters, checkpoint.dtype, device, runtime.dtype)
-        fits = weight_bytes(*weights) <= room(device, runtime.max_memory)
+        fits = held_bytes(*weights, recovery.adapts) <= room(device, runtime.max_memory)
         sharding = chosen_sharding(processes, fits)
         parts = processes.num_processes if sharding else 1
-        check_memory(*weights, runtime.max_memory, parts)
+        check_memory(*weights, runtime.max_memory, recovery.adapts, parts)
         if recovery.accumulate % processes.num_processes:
             raise InputError(
                 f"{recovery.accumulate} parts of a step (recover_accumulate) cannot be divided among "
@@ -114,8 +114,10 @@ def recover_folder(
 
 def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryConfig) -> Checkpoint:
     """What the training learns from and is measured against: the uncut model, if it is named."""
-    if recovery.method == "distill" and uncut is None:
-        raise InputError("--recover distill learns from the uncut model; name it with --source.")
+    if recovery.taught and uncut is None:
+        raise InputError(
+            f"--recover {recovery.method} learns from the uncut model; name it with --source."
+        )
     teacher = open_source(uncut or checkpoint.path)
     if teacher.vocabulary != checkpoint.vocabulary:
         raise InputError(

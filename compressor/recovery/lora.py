@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from compressor.config.recovery import RecoveryConfig
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import built, load
-from compressor.recovery.precision import held_dtype
+from compressor.recovery.precision import computed_dtype, held_dtype
 from compressor.recovery.sharding import Sharding, Shell, whole
 
 Adapters = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -45,7 +45,7 @@ def load_adapted(
     if sharding:
         shell = Shell(checkpoint, held, device)
         model = adapted(shell.model, checkpoint, recovery, seed)
-        shell.fill(sharding, keep_absent)
+        shell.fill(sharding, keep_absent, computed_dtype(device.type == "cpu", asked))
         return model
     base = built(checkpoint, held) if checkpoint.wrapper else load(folder, held)[0]
     model = adapted(base, checkpoint, recovery, seed)
@@ -77,10 +77,14 @@ def keep_absent(model: nn.Module) -> None:
             module.lora_A[NAME].weight[:, (module.weight == 0).all(0)] = 0
 
 
+def base_of(model: nn.Module):
+    """transformers' model of one that is trained, which may be inside of peft's."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The adapted projections by the names their weights have in a checkpoint."""
-    base = model.get_base_model()
-    return {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+    return {n: m for n, m in base_of(model).named_modules() if isinstance(m, LoraLayer)}
 
 
 def adapters(model: nn.Module) -> Adapters:

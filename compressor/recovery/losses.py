@@ -1,7 +1,7 @@
 """The loss of a batch and its gradient, a few positions' logits at a time.
 
-The head is frozen, so the gradient goes back through it at once, chunk by chunk, and no tensor of
-tokens x vocabulary is ever built; positions whose next token does not count never see the head.
+The gradient goes back through the head at once, chunk by chunk, and no tensor of tokens x vocabulary is
+ever built; positions whose next token does not count never see the head.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -5,7 +5,9 @@ read block by block, so no process ever holds the whole. Settings are those of `
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MethodType
 from typing import cast
 
@@ -14,7 +16,12 @@ from accelerate import init_empty_weights
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from compressor.errors import InputError
@@ -96,8 +103,15 @@ class Shell:
     `model` has parameters of the right shapes that take no memory, until `fill` has run.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        trained: bool = False,
+    ):
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
+        self.trained = trained
         family = checkpoint.family
         with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
             self.model = make_linear(model_of(checkpoint.model_config(), family, dtype)).eval()
@@ -122,31 +136,44 @@ class Shell:
             module, leaf = self.places[name]
             value = tensor.to(device=self.device, dtype=of(name, self.dtype)).contiguous()
             if leaf not in module._buffers:
-                value = nn.Parameter(value, requires_grad=False)
+                value = nn.Parameter(value, requires_grad=self.trained)
             setattr(module, leaf, value)
 
-    def fill(self, sharding: Sharding, ready=lambda module: None) -> None:
-        """Read and shard the model; ready(module) is called with a block that was read."""
+    def fill(
+        self,
+        sharding: Sharding,
+        ready: Callable[[nn.Module], None] = lambda module: None,
+        computed: torch.dtype = torch.float32,
+    ) -> nn.Module:
+        """The model, read and sharded. ready(module) is called with a block that was read; computed: the
+        dtype that weights held in float32 are gathered in.
+        """
         checkpoint = self.checkpoint
         mesh = init_device_mesh(self.device.type, (torch.distributed.get_world_size(),))
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if computed != self.dtype == torch.float32:
+            # As autocast rounds them; but what it rounds stays until the gradient is there.
+            policy = replace(policy, param_dtype=computed, reduce_dtype=torch.float32)
+        shard = partial(fully_shard, mesh=mesh, mp_policy=policy)
         layers = cast(nn.ModuleList, self.model.get_submodule(checkpoint.family.layers))
         for index, layer in enumerate(layers):
             self.read([checkpoint.block_name(index, n) for n in checkpoint.block_tensors(index)])
             ready(layer)
-            fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard)
+            shard(layer, reshard_after_forward=sharding.reshard)
         self.read(checkpoint.outer_tensors())
         if checkpoint.tied:
             module, leaf = self.head
             embedding, name = self.places[checkpoint.family.embedding]
             setattr(module, leaf, getattr(embedding, name))
         # The head is called by itself, between the forward pass and the gradient.
-        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
+        shard(self.model, reshard_after_forward=False)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):  # a loss is a sum over ranks
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         setattr(self.model, STATES, MethodType(_states, self.model))
         register_fsdp_forward_method(self.model, STATES)
+        return self.model
 
 
 def _states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:

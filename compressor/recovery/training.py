@@ -1,14 +1,14 @@
-"""The training loop: AdamW on the adapters, saved as it goes, the same after an interruption.
+"""The training loop: AdamW on adapters or weights, saved as it goes, the same after an interruption.
 
 Nothing random is carried from step to step: order and dropout are functions of the seed and the
-step, the learning rate of the step. So adapters, moments and losses are all that has to be saved.
+step, the learning rate of the step. So what is trained, moments and losses are all that is saved.
 Under torchrun every process takes its share of a step's sequences, and gradients are summed; each
 has the whole model, or its part of it (sharding.py).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from compressor.config.recovery import RecoveryConfig
 from compressor.model.halving import Found, halving, in_words
 from compressor.recovery.data import Example, RecoveryData
 from compressor.recovery.history import History
+from compressor.recovery.lora import base_of
 from compressor.recovery.losses import differentiate, mean_loss
 from compressor.recovery.precision import computed_dtype
 from compressor.recovery.processes import joined
@@ -74,7 +75,7 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> History:
-    """Train the adapters of `model` (lora.load_adapted) in place.
+    """Train what of `model` asks for gradients (lora.load_adapted, full.load_full) in place.
 
     Where memory runs out, a step is made again in smaller parts, which is told: what comes of it is the
     same to rounding, but for the draws of a dropout. A sharded model's is not: the error is raised.
@@ -82,7 +83,7 @@ def train(
     finite, and says so in the history.
     """
     recovery, seed, examples = training.recovery, training.seed, training.data.train
-    base = model.get_base_model()
+    base = base_of(model)
     device = base.get_output_embeddings().weight.device
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -91,7 +92,9 @@ def train(
     processes = joined(device)
     at_a_time = recovery.batch // recovery.accumulate
     computed = computed_dtype(device.type == "cpu", training.dtype)
-    narrow = torch.autocast(device.type, computed) if computed != torch.float32 else nullcontext()
+    narrow: AbstractContextManager = nullcontext()
+    if computed != torch.float32:
+        narrow = torch.autocast(device.type, computed)
     at_once = at_a_time  # sequences of a part, as far as memory holds them
 
     def fitting(work: Callable[[int], Found], examples: Sequence[Example]) -> Found:
@@ -139,6 +142,9 @@ def train(
         # Long sequences together: fewer paddings.
         chosen.sort(key=lambda i: -len(examples[i].ids))
         loss = fitting(partial(differentiated, step, chosen), [examples[i] for i in chosen])
+        for parameter in parameters.values():
+            if parameter.grad is None:  # of an expert that no token came to
+                parameter.grad = torch.zeros_like(parameter)
         if processes.num_processes > 1:
             loss = reduce(loss, "sum")
             for parameter in parameters.values() if not training.sharding else ():

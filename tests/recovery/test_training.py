@@ -209,7 +209,11 @@ def test_a_loss_that_is_not_finite_stops(llama, examples, tmp_path, quick):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "luck"}, "--recover must be none, lora or distill, not 'luck'"),
+        (
+            {"method": "luck"},
+            "--recover must be none, lora, distill, full or full-distill, not 'luck'",
+        ),
+        ({"method": "full", "rank": 4}, "lora_rank is of adapters, and --recover full trains the"),
         ({"steps": 0}, "recover_steps must be at least 1, not 0"),
         ({"batch": 0}, "recover_batch must be at least 1"),
         ({"accumulate": 3}, "recover_batch 8 cannot be divided into recover_accumulate 3"),
