@@ -109,8 +109,8 @@ def test_it_is_taught_by_the_uncut_model_alone(llama, alone, tmp_path, capsys):
 
 
 def test_a_narrower_rate_is_usual():
-    """A tenth of the adapters'."""
+    """Of weights."""
     rates = [RecoveryConfig(method).of_width(4096).learning_rate for method in ("lora", "full")]
-    assert rates == pytest.approx([1e-4, 1e-5])
+    assert rates == pytest.approx([1e-4, 3e-5])
     with pytest.raises(InputError, match="lora_dropout is of adapters"):
         RecoveryConfig("full", dropout=0.1).check()
