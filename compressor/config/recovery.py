@@ -127,8 +127,8 @@ def read_details(file: Path) -> dict[str, object]:
     return {name_of(known[n]): typed(known[n], value, called) for n, value in details.items()}
 
 
-# Of the adapters' rate, what weights are trained at: better than all of it and than a tenth after 30 steps
-# on the bundled model, without a fifth of it.
+# Of the adapters' rate, what weights are trained at: better than all of it, and than a tenth, after 30
+# steps on the bundled model without a fifth of it.
 OF_WEIGHTS = 0.3
 
 

@@ -132,6 +132,6 @@ def test_what_is_not_done_is_said(monkeypatch, changed, message):
 
 def test_a_share_that_does_not_fit_is_refused():
     given = (1000, torch.float32, "cpu", "auto")
-    check_memory(*given, 2000, 2)
-    with pytest.raises(MachineError, match="shared by 2 processes, 4e-06 GB in float32"):
-        check_memory(*given, 1999, 2)
+    check_memory(*given, 2000, processes=2)
+    with pytest.raises(MachineError, match="4e-06 GB in float32, which 2 processes share"):
+        check_memory(*given, 1999, processes=2)
