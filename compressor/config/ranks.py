@@ -16,3 +16,8 @@ def world() -> int:
 def place_on_machine() -> int:
     """Which of its machine's processes this is: the number of the GPU that it takes."""
     return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def on_machine() -> int:
+    """How many of the processes are on this one's machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -179,7 +179,8 @@ def check_left(config: JobConfig, checkpoint: Source, widths: list[dict[str, int
     if config.recovery.method != "none":
         left = Costs.of(checkpoint).size(widths, "params")
         device = chosen_device(runtime.device)
-        check_memory(left, checkpoint.dtype, device, runtime.dtype, runtime.max_memory)
+        given = (device, runtime.dtype, runtime.max_memory, config.recovery.adapts)
+        check_memory(left, checkpoint.dtype, *given)
 
 
 def layouts_of(checkpoint: Source) -> list[str]:

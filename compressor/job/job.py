@@ -75,7 +75,7 @@ def begin(config: JobConfig, checkpoint: Checkpoint, run: Run, wanted: list[Want
     run.journal.agree("settings", decisive(groups_of(config), checkpoint, *used))
     if config.cuts:
         agree_on_recovery(config.recovery, data, run.work, run.journal)
-    taught = data if config.recovery.method == "distill" else None
+    taught = data if config.recovery.taught else None
     states = kept_states(config, checkpoint.blocks)
     stream = open_stream(config.runtime, checkpoint, run.work, states, *used, taught)
     remember(run, stream)

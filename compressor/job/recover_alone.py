@@ -2,13 +2,12 @@
 
     torchrun --nproc-per-node 4 -m compressor recover SMALL DEST --recover-config details.yaml
 
-Every process trains; the first one alone keeps the journal, writes, verifies, measures and publishes.
+Every process trains, with the whole model or, where that does not fit, with its part of it; the first
+one alone keeps the journal, writes, verifies, measures and publishes.
 """
 
 from contextlib import nullcontext
 from pathlib import Path
-
-from accelerate import PartialState
 
 from compressor.config.ranks import rank
 from compressor.config.recovery import RecoveryConfig
@@ -30,7 +29,8 @@ from compressor.job.result import Done, begun
 from compressor.job.run import Run, partial_of
 from compressor.model.checkpoint import Checkpoint
 from compressor.quantization.dense import open_source
-from compressor.recovery.precision import check_memory
+from compressor.recovery.precision import check_memory, held_bytes, room
+from compressor.recovery.processes import chosen_sharding, joined
 from compressor.recovery.stage import recover
 from compressor.recovery.training import Training
 from compressor.report.result import Result
@@ -61,9 +61,12 @@ def recover_folder(
         recovery = recovery.of_width(checkpoint.hidden_size)
         teacher = teacher_of(checkpoint, uncut, recovery)
         device = chosen_device(runtime.device)
-        memory = (device, runtime.dtype, runtime.max_memory)
-        check_memory(checkpoint.parameters, checkpoint.dtype, *memory)
-        processes = PartialState(cpu=device == "cpu")
+        processes = joined(device)
+        weights = (checkpoint.parameters, checkpoint.dtype, device, runtime.dtype)
+        fits = held_bytes(*weights, recovery.adapts) <= room(device, runtime.max_memory)
+        sharding = chosen_sharding(processes, fits)
+        parts = processes.num_processes if sharding else 1
+        check_memory(*weights, runtime.max_memory, recovery.adapts, parts)
         if recovery.accumulate % processes.num_processes:
             raise InputError(
                 f"{recovery.accumulate} parts of a step (recover_accumulate) cannot be divided among "
@@ -79,7 +82,7 @@ def recover_folder(
         processes.wait_for_everyone()
         work, partial = work_folder(dest, runtime.work_dir), partial_of(dest)
         stream = open_stream(runtime, teacher, work, STATES, data)
-        training = Training(recovery, data, runtime.seed, runtime.dtype)
+        training = Training(recovery, data, runtime.seed, runtime.dtype, sharding)
         if not processes.is_main_process:
             recover(training, source, partial, work / (NAME + STATE), stream)
             return None
@@ -111,8 +114,10 @@ def recover_folder(
 
 def teacher_of(checkpoint: Checkpoint, uncut: Path | None, recovery: RecoveryConfig) -> Checkpoint:
     """What the training learns from and is measured against: the uncut model, if it is named."""
-    if recovery.method == "distill" and uncut is None:
-        raise InputError("--recover distill learns from the uncut model; name it with --source.")
+    if recovery.taught and uncut is None:
+        raise InputError(
+            f"--recover {recovery.method} learns from the uncut model; name it with --source."
+        )
     teacher = open_source(uncut or checkpoint.path)
     if teacher.vocabulary != checkpoint.vocabulary:
         raise InputError(

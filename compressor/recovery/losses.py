@@ -1,7 +1,7 @@
 """The loss of a batch and its gradient, a few positions' logits at a time.
 
-The head is frozen, so the gradient goes back through it at once, chunk by chunk, and no tensor of
-tokens x vocabulary is ever built; positions whose next token does not count never see the head.
+The gradient goes back through the head at once, chunk by chunk, and no tensor of tokens x vocabulary is
+ever built; positions whose next token does not count never see the head.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ OF_LOGITS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "logits_scaling": lambda logits, scale: logits / scale,  # Granite
 }
 LOGITS = 1 << 25  # numbers at a time: 128 MB in float32
+STATES = "gathered_states"  # what a sharded model has in place of its base model's forward
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,18 @@ def head_logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return widened(logits)
 
 
+def last_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """What enters the head [examples, tokens, hidden], of ids [examples, tokens]."""
+    if hasattr(model, STATES):
+        return getattr(model, STATES)(ids)
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
 def counted_states(
     model: nn.Module, ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the head [positions, hidden] where the next token counts, and that token."""
-    final = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    final = last_states(model, ids)
     following = labels[:, 1:]
     counts = following != IGNORED
     return final[:, :-1][counts], following[counts]

@@ -1,8 +1,9 @@
-"""Merging adapters into a checkpoint's dense tensors, one tensor in memory at a time."""
+"""What was trained as a checkpoint's dense tensors, one of them in memory at a time."""
 
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,11 +24,27 @@ def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: floa
 
 
 def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) -> None:
-    """The checkpoint in `folder` with its adapters merged, as the new folder `out`.
-
-    Shards, tensor order and dtypes are those of `folder`; what has no adapter is copied.
+    """The checkpoint in `folder` with its adapters merged, as the new folder `out`; what has no adapter
+    is copied.
     """
     checkpoint = Checkpoint(folder)
+
+    def made(name: str) -> torch.Tensor:
+        tensor = checkpoint.read([name])[name]
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight" and module in adapters:
+            tensor = merged(tensor, *adapters[module], scaling)
+        return tensor
+
+    write_changed(checkpoint, out, made)
+
+
+def write_changed(checkpoint: Checkpoint, out: Path, made: Callable[[str], torch.Tensor]) -> None:
+    """A checkpoint with the tensors made(name), as the new folder `out`.
+
+    Shards, tensor order and dtypes are those of the checkpoint.
+    """
+    folder = checkpoint.path
     check_space(folder, checkpoint.bytes)
     out.mkdir()
     by_file: dict[Path, dict[str, torch.Tensor]] = defaultdict(dict)
@@ -42,11 +59,7 @@ def write_merged(folder: Path, out: Path, adapters: Adapters, scaling: float) ->
         for name in checkpoint.side:
             files[name].put(name, checkpoint.read_side(name))
         for name in checkpoint.tensors:
-            tensor = checkpoint.read([name])[name]
-            module, _, leaf = name.rpartition(".")
-            if leaf == "weight" and module in adapters:
-                tensor = merged(tensor, *adapters[module], scaling)
-            for part, held in checkpoint.in_files(name, tensor, checkpoint.stacks).items():
+            for part, held in checkpoint.in_files(name, made(name), checkpoint.stacks).items():
                 stored_name = checkpoint.stored_name(part)
                 files[stored_name].put(stored_name, held)
     write_index(out, shards)

@@ -1,46 +1,36 @@
-"""The training loop: AdamW on the adapters, saved as it goes, the same after an interruption.
+"""The training loop: AdamW on adapters or weights, saved as it goes, the same after an interruption.
 
 Nothing random is carried from step to step: order and dropout are functions of the seed and the
-step, the learning rate of the step. So adapters, moments and losses are all that has to be saved.
-Under torchrun every process takes its share of a step's sequences, and gradients are summed.
+step, the learning rate of the step. So what is trained, moments and losses are all that is saved.
+Under torchrun every process takes its share of a step's sequences, and gradients are summed; each
+has the whole model, or its part of it (sharding.py).
 """
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from compressor.config.recovery import RecoveryConfig
 from compressor.model.halving import Found, halving, in_words
 from compressor.recovery.data import Example, RecoveryData
+from compressor.recovery.history import History
+from compressor.recovery.lora import base_of
 from compressor.recovery.losses import differentiate, mean_loss
 from compressor.recovery.precision import computed_dtype
+from compressor.recovery.processes import joined
+from compressor.recovery.saved import restore, save
+from compressor.recovery.sharding import Sharding, own
 from compressor.recovery.teacher import Teacher
 from compressor.solvers.fixed_order import total
 
 STRIDE = 1_000_003  # steps of one seed share no stream with steps of the next
-
-
-@dataclass
-class History:
-    """`losses[step]` is the mean loss of a step; `held_back` are pairs of a number of steps and the
-    mean cross-entropy, after them, of the sequences held back. Both a counted token, in nats.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    held_back: list[list] = field(default_factory=list)
-    stopped: str | None = None  # why, if not after the last step
 
 
 def order(step: int, batch: int, count: int, seed: int) -> list[int]:
@@ -67,13 +57,14 @@ def learning_rate(step: int, recovery: RecoveryConfig) -> float:
 @dataclass(frozen=True)
 class Training:
     """What is trained on, and how. dtype: `auto`, or what weights are held and products computed in
-    (`precision.py`).
+    (`precision.py`). sharding: how several processes share the model out; None: each has all of it.
     """
 
     recovery: RecoveryConfig
     data: RecoveryData
     seed: int = 0
     dtype: str = "auto"
+    sharding: Sharding | None = None
 
 
 def train(
@@ -84,23 +75,26 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> History:
-    """Train the adapters of `model` (lora.load_adapted) in place.
+    """Train what of `model` asks for gradients (lora.load_adapted, full.load_full) in place.
 
     Where memory runs out, a step is made again in smaller parts, which is told: what comes of it is the
-    same to rounding, but for the draws of a dropout. Goes on where the file `state` ends, if there is
-    one. Stops at the first loss or gradient that is not finite, and says so in the history.
+    same to rounding, but for the draws of a dropout. A sharded model's is not: the error is raised.
+    Goes on where the file `state` ends, if there is one. Stops at the first loss or gradient that is not
+    finite, and says so in the history.
     """
     recovery, seed, examples = training.recovery, training.seed, training.data.train
-    base = model.get_base_model()
+    base = base_of(model)
     device = base.get_output_embeddings().weight.device
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), weight_decay=recovery.weight_decay, fused=True
     )
-    processes = PartialState(cpu=device.type == "cpu")
+    processes = joined(device)
     at_a_time = recovery.batch // recovery.accumulate
     computed = computed_dtype(device.type == "cpu", training.dtype)
-    narrow = torch.autocast(device.type, computed) if computed != torch.float32 else nullcontext()
+    narrow: AbstractContextManager = nullcontext()
+    if computed != torch.float32:
+        narrow = torch.autocast(device.type, computed)
     at_once = at_a_time  # sequences of a part, as far as memory holds them
 
     def fitting(work: Callable[[int], Found], examples: Sequence[Example]) -> Found:
@@ -109,6 +103,8 @@ def train(
             at_once = now
             tell(in_words(device, former, now, "sequences of a step"))
 
+        if training.sharding:  # the others are in the middle of it, too
+            return work(at_once)
         longest = max(len(example.ids) for example in examples)
         return halving(work, at_once, 1, device, longest, halved)
 
@@ -146,13 +142,16 @@ def train(
         # Long sequences together: fewer paddings.
         chosen.sort(key=lambda i: -len(examples[i].ids))
         loss = fitting(partial(differentiated, step, chosen), [examples[i] for i in chosen])
+        for parameter in parameters.values():
+            if parameter.grad is None:  # of an expert that no token came to
+                parameter.grad = torch.zeros_like(parameter)
         if processes.num_processes > 1:
             loss = reduce(loss, "sum")
-            for parameter in parameters.values():
+            for parameter in parameters.values() if not training.sharding else ():
                 parameter.grad = reduce(parameter.grad, "sum")
-        gradients = [p.grad for p in parameters.values()]
-        norm = torch.stack([total(g.float().square()) for g in gradients]).sum().sqrt().float()
-        nn.utils.clip_grads_with_norm_(parameters.values(), recovery.clip_norm, norm)
+        norm = clip(
+            [own(p.grad) for p in parameters.values()], recovery.clip_norm, training.sharding
+        )
         if not math.isfinite(loss.item() + norm.item()):
             history.stopped = f"at step {step + 1} the loss is {loss:g} and its gradient {norm:g}"
             return history
@@ -162,42 +161,14 @@ def train(
         done = step + 1
         if done % recovery.save_every == 0 or done == recovery.steps:
             history.held_back.append([done, judge()])
-            if processes.is_main_process:
-                save(state, parameters, optimizer, history)
+            save(state, parameters, optimizer, history, processes.is_main_process)
         progress(done, recovery.steps)
     return history
 
 
-def save(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, history: History) -> None:
-    """All that the next step depends on, in a file that is complete whenever it exists."""
-    tensors = {}
-    for name, parameter in parameters.items():
-        moments = optimizer.state[parameter]
-        tensors[name] = parameter.detach()
-        tensors |= {f"{name} {moment}": moments[moment] for moment in MOMENTS}
-    about = {"losses": history.losses, "held_back": history.held_back}
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file(tensors, unfinished, metadata={"history": json.dumps(about)})
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def restore(path: Path, parameters: dict, optimizer: torch.optim.Optimizer) -> History | None:
-    """Put a saved state in place; its history, or None where nothing was saved."""
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as handle:
-        about = json.loads(handle.metadata()["history"])
-        for name, parameter in parameters.items():
-            with torch.no_grad():
-                parameter.copy_(handle.get_tensor(name))
-            steps = torch.tensor(float(len(about["losses"])), device=parameter.device)
-            optimizer.state[parameter] = {"step": steps}
-            for moment in MOMENTS:
-                value = handle.get_tensor(f"{name} {moment}").to(parameter.device)
-                optimizer.state[parameter][moment] = value
-    return History(about["losses"], about["held_back"])
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+def clip(gradients: list[torch.Tensor], most: float, sharding: Sharding | None) -> torch.Tensor:
+    """Scale the gradients down to a norm of `most`; returns what it was. They are parts if sharded."""
+    squares = torch.stack([total(g.float().square()) for g in gradients]).sum()
+    norm = (reduce(squares, "sum") if sharding else squares).sqrt().float()
+    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm

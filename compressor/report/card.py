@@ -63,9 +63,10 @@ def how_made(folder: Path, result: Result, record: dict) -> str:
     training = "no recovery followed"
     if trained and trained["kept"]:
         settings, data = trained["settings"], trained["data"]
+        rank = "" if settings["method"].startswith("full") else f"rank {settings['rank']}, "
         training = (
-            f"then recovered by {settings['steps']} steps of {settings['method']} (rank "
-            f"{settings['rank']}, {settings['batch']} sequences a step) on {data['source']}"
+            f"then recovered by {settings['steps']} steps of {settings['method']} ({rank}"
+            f"{settings['batch']} sequences a step) on {data['source']}"
         )
         if result.perplexity_pruned is not None:
             training += f"; before this training the perplexity was {result.perplexity_pruned:.3f}"

@@ -82,10 +82,12 @@ class ShardFile:
     safetensors' own writer wants all tensors at once, which for a shard is gigabytes of memory.
     """
 
-    def __init__(self, path: Path, tensors: dict[str, torch.Tensor]):
+    def __init__(
+        self, path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None
+    ):
         # Wide types first, so that every tensor begins at a multiple of its element size.
         ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"} | (about or {})}
         end = 0
         for name, tensor in ordered:
             begin, end = end, end + tensor.nbytes

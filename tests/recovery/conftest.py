@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ranked import started  # noqa: F401  # a fixture
 
 from compressor.config.recovery import RecoveryConfig
 from compressor.recovery import training

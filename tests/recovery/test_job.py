@@ -20,7 +20,9 @@ from compressor.writing.record import without_places
 TRAINED = Path(__file__).parents[2] / "examples/tiny-llama"
 
 
-@pytest.mark.parametrize("method", ["lora", "distill"])
+@pytest.mark.parametrize(
+    "method", ["lora", "distill", pytest.param("full", marks=pytest.mark.breadth)]
+)
 def test_the_whole_job(any_family, equal_layout, options, text_file, tmp_path, capsys, method):
     """Verified: the cut against its source, the recovered against what it was."""
     dest = tmp_path / "out"
@@ -122,7 +124,11 @@ def test_verification_notices_another_tensor(make_checkpoint, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--recover", "prayer"], 2, "--recover must be none, lora or distill, not 'prayer'"),
+        (
+            ["--recover", "prayer"],
+            2,
+            "--recover must be none, lora, distill, full or full-distill, not 'prayer'",
+        ),
         (["--learning-rate", "-1"], 2, "learning_rate must be positive, not -1"),
         (["--recover-data", "nowhere.jsonl"], 2, "no file 'nowhere.jsonl'"),
         (["--recover-range", "0:1"], 2, "gives 1 sequence"),

@@ -9,7 +9,7 @@ from compressor.config.recovery import RecoveryConfig, usual_rate
 from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.stream import BlockStream
-from compressor.recovery import training
+from compressor.recovery import saved, training
 from compressor.recovery.data import RecoveryData
 from compressor.recovery.lora import adapters, load_adapted
 from compressor.recovery.teacher import teach
@@ -174,16 +174,19 @@ def test_an_interrupted_training_ends_the_same(llama, examples, tmp_path, quick,
 def test_a_state_is_whole_or_not_there(llama, examples, tmp_path, quick, monkeypatch):
     """Killed while a state is written: the one before it counts."""
     history, whole = trained(llama, quick, examples, tmp_path / "whole")
-    real, written = training.save_file, []
+    real, written = saved.ShardFile, []
 
-    def dies(tensors, path, metadata):
-        written.append(path)
-        if len(written) == 2:
-            path.write_bytes(b"half a file")
-            raise KeyboardInterrupt
-        real(tensors, path, metadata)
+    class Dies(real):
+        def __init__(self, path, *more):
+            super().__init__(path, *more)
+            written.append(path)
 
-    monkeypatch.setattr(training, "save_file", dies)
+        def put(self, *more):
+            super().put(*more)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(saved, "ShardFile", Dies)
     with pytest.raises(KeyboardInterrupt):
         trained(llama, quick, examples, tmp_path / "state")
     resumed, parts = trained(llama, quick, examples, tmp_path / "state")
@@ -206,7 +209,11 @@ def test_a_loss_that_is_not_finite_stops(llama, examples, tmp_path, quick):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "luck"}, "--recover must be none, lora or distill, not 'luck'"),
+        (
+            {"method": "luck"},
+            "--recover must be none, lora, distill, full or full-distill, not 'luck'",
+        ),
+        ({"method": "full", "rank": 4}, "lora_rank is of adapters, and --recover full trains the"),
         ({"steps": 0}, "recover_steps must be at least 1, not 0"),
         ({"batch": 0}, "recover_batch must be at least 1"),
         ({"accumulate": 3}, "recover_batch 8 cannot be divided into recover_accumulate 3"),

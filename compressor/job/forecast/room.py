@@ -17,7 +17,7 @@ from compressor.model.source import Source
 from compressor.model.staging import BUFFERS
 from compressor.model.stream import logits_rows
 from compressor.planning.costs import Costs
-from compressor.recovery.precision import held_dtype
+from compressor.recovery.precision import held_bytes
 from compressor.repairing.refine import STEP_TOKENS
 from compressor.scoring.selection import FINE_CHANNELS
 
@@ -85,11 +85,12 @@ def memory(load: Load, dtype: torch.dtype, in_files: bool) -> int:
     if config.runtime.verify:  # in a process of its own
         needs.append(FRESH + outer + ROWS * FLOAT * max(hidden, widest) + streamed - states)
     if load.data is not None:
-        held = held_dtype(checkpoint.dtype, device == "cpu", config.runtime.dtype).itemsize
+        asked, adapts = config.runtime.dtype, config.recovery.adapts
+        held = held_bytes(checkpoint.parameters, checkpoint.dtype, device, asked, adapts)
         a_part = config.recovery.batch / config.recovery.accumulate
         a_part *= load.data.tokens / len(load.data.train)
         kept = a_part * (blocks * STATES * max(hidden, widest // 3) + 3 * checkpoint.vocabulary)
-        needs.append(int(checkpoint.parameters * held + kept * FLOAT))
+        needs.append(int(held + kept * FLOAT))
     return here + int(HELD * max(needs)) + pinned
 
 

@@ -251,6 +251,6 @@ def recovery(load: Load, forward: float, source: float, predicted: float) -> flo
     a_sequence = data.tokens / len(data.train)
     tokens = options.steps * options.batch * a_sequence
     seconds = tokens * BACKWARD * (blocks * forward + predicted)
-    if options.method == "distill":
+    if options.taught:
         seconds += data.tokens * (blocks * source + predicted)
     return seconds

@@ -1,9 +1,11 @@
-"""Starts ranks as torchrun does, by what stands in their environment: processes of a command each.
+"""Starts ranks as torchrun does, by what stands in their environment: processes of a command each, or
+of a file of Python and what it is given.
 
 One process imports what all need and forks them, since every import takes seconds. It reads a request a
 line (JSON) from its standard input, and answers each with one:
 
-    {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, ...}}
+    {"world": 2, "arguments": [[...], [...]], "folder": "...", "trouble": {"rank": 1, "at": 3, ...},
+     "environment": {...}}
     {"codes": [0, 0], "errors": ["...", ""]}
 
 trouble: what happens to a rank in its `at`-th sum, its `how`: a signal (SIGSTOP has it hang) or an
@@ -12,6 +14,7 @@ error, by its name.
 
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -27,6 +30,7 @@ from compressor.cli.stages import stages
 from compressor.job import compress  # noqa: F401
 from compressor.model import pulse
 from compressor.model.ranks import Ranks
+from compressor.recovery import stage  # noqa: F401
 
 pulse.LOST = 6.0  # of a rank that hangs: a minute is long for a test
 
@@ -67,10 +71,16 @@ def start(request: dict, rank: int, port: int) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    os.environ |= request["environment"]
     trouble = request.get("trouble")
     if trouble and trouble["rank"] == rank:
         make_trouble(trouble["at"], trouble["how"])
-    sys.exit(run(stages, request["arguments"][rank]))
+    arguments = request["arguments"][rank]
+    if arguments[0].endswith(".py"):
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+        sys.exit(0)
+    sys.exit(run(stages, arguments))
 
 
 def answer(request: dict) -> dict:
