@@ -44,9 +44,10 @@ def test_every_option_says_what_it_is(command):
 
 
 MOST_OPTIONS = 32  # of `compress`, for good: whoever adds one takes one away
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]+")
 TORCHRUN = "--nproc-per-node"
 VLLM = "--trust-remote-code"  # of `vllm serve`
+ACCELERATE = ("--use_fsdp", "--fsdp_version")  # of `accelerate launch`
 PACKAGE = Path(compressor.__file__).parent
 
 
@@ -62,5 +63,7 @@ def test_compress_has_few_options():
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.stem)
 def test_what_is_said_names_options_that_a_command_has(file):
     """No sentence sends anybody to an option that Python alone has."""
-    known = {"--help", "--version", "--no-", TORCHRUN, VLLM}.union(*map(flags_of, COMMANDS))
+    known = {"--help", "--version", "--no-", TORCHRUN, VLLM, *ACCELERATE}.union(
+        *map(flags_of, COMMANDS)
+    )
     assert {*FLAG.findall(file.read_text(encoding="utf-8"))} <= known
