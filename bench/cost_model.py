@@ -40,6 +40,7 @@ from compressor.job.forecast.stages import BACKWARD, Load, stages
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.units import BlockGeometry
 from compressor.repairing.refine import STEP_TOKENS
+from compressor.scoring.methods import METHODS
 from compressor.scoring.selection import FINE_CHANNELS
 from compressor.solvers.ridge import GRID, SKETCH
 from compressor.text.tokens import TokenSet
@@ -110,9 +111,7 @@ class Counted:
         return self.shared(2 * self.weights + 2 * self.length * self.checkpoint.hidden_size)
 
     def scored(self, method: str, mode: str | None) -> float:
-        return (
-            BACKWARD if method in ("hywia", "taylor", "kfac", "mask-fisher") else 1
-        ) * self.forward()
+        return (BACKWARD if METHODS[method].observe else 1) * self.forward()
 
     def trained(self, ffn_alone: bool = False) -> float:
         """A step is one sequence of the default length: the devices take turns."""

@@ -87,9 +87,8 @@ def check_first(model: nn.Module) -> None:
 
 def take(model: Any, small: Any) -> None:
     """Make `model` what `small` of the same class is; it stays the object that others hold."""
-    small.config.name_or_path = (
-        ""  # else the config file of the model that it was would be saved again
-    )
+    # Else the config file of the model that it was would be saved again.
+    small.config.name_or_path = ""
     for name, child in small.named_children():
         setattr(model, name, child)
     model.config = small.config

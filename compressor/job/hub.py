@@ -22,7 +22,7 @@ from compressor.writing.shards import check_space
 WEIGHTS = ".safetensors"
 READ = (
     *("config.json", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*", "NOTICE*"),
-    "*.safetensors",
+    f"*{WEIGHTS}",
 )
 # Subfolders, and the same weights once more.
 NOT_READ = ("*/*", "consolidated*", "*.fp16*", "*.bf16*")

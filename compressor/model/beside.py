@@ -11,7 +11,7 @@ def one_thread() -> Iterator[ThreadPoolExecutor]:
     """A pool of one thread, all of whose work is done where this ends, also if a signal comes meanwhile.
 
     The pool's own end joins its thread, and a thread whose join was interrupted is over for Python
-    before 3.13 (its issue 90882): the process would end while that thread still writes, and abort.
+    before 3.13: the process would end while that thread still writes, and abort.
     """
     pool = ThreadPoolExecutor(1)
     try:
