@@ -23,6 +23,9 @@ BELOW_ONE: Fits = ("from 0 to below 1", lambda x: 0 <= x < 1)
 NOT_NEGATIVE: Fits = ("not negative", lambda x: 0 <= x < float("inf"))
 COMPACT = ("method", "steps")  # what --recover METHOD:STEPS says
 OF_ADAPTERS = ("rank", "alpha", "dropout")
+# Of the adapters' rate, what weights are trained at: better than all of it, and than a tenth, after 30
+# steps on the bundled model without a fifth of it.
+OF_WEIGHTS = 0.3
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,6 @@ def read_details(file: Path) -> dict[str, object]:
             f"rank: 16, but {wrong}."
         )
     return {name_of(known[n]): typed(known[n], value, called) for n, value in details.items()}
-
-
-# Of the adapters' rate, what weights are trained at: better than all of it, and than a tenth, after 30
-# steps on the bundled model without a fifth of it.
-OF_WEIGHTS = 0.3
 
 
 def usual_rate(hidden_size: int) -> float:

@@ -16,6 +16,7 @@ from compressor.kernels.rank import MOST_COLUMNS
 from compressor.measuring.besa import check_activation
 from compressor.measuring.landscape import check_family
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.disk import check_space
 from compressor.model.families import Family
 from compressor.model.groups import are_alike, counts, unit_names
 from compressor.model.heads import check_differing, choose_container, why_refused
@@ -32,7 +33,6 @@ from compressor.scoring.methods import METHODS
 from compressor.sparse.budget import budget
 from compressor.writing.cuts import check_built, no_uniform, writer_of
 from compressor.writing.packed import Packed
-from compressor.writing.shards import check_space
 
 
 def check_before_starting(config: JobConfig, checkpoint: Checkpoint) -> list[WantedResult]:

@@ -16,8 +16,8 @@ from compressor.config.hub_names import SECONDS, parse_name, parse_streamed
 from compressor.errors import InputError, MachineError, failed
 from compressor.job.console import console
 from compressor.job.streaming import streamed_cache, with_stubs
+from compressor.model.disk import check_space
 from compressor.model.hub_files import Promised, answered, check_file, failure
-from compressor.writing.shards import check_space
 
 WEIGHTS = ".safetensors"
 READ = (

@@ -9,10 +9,10 @@ from pathlib import Path
 from compressor.config.amounts import size
 from compressor.config.hub_names import SECONDS
 from compressor.errors import MachineError
+from compressor.model.disk import check_space
 from compressor.model.fingerprint import FINGERPRINT_BYTES
 from compressor.model.hub_files import Promised
 from compressor.model.streamed import Shards, place_of
-from compressor.writing.shards import check_space
 
 
 def streamed_cache(cache: Path) -> Path:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from compressor.config.amounts import size
 from compressor.errors import MachineError, in_a_line
+from compressor.model.disk import check_space
 from compressor.model.hub_files import Promised, answered, failure, fetched
 
 PLACE, LIST = "streamed", "files.json"
@@ -47,7 +47,10 @@ class Shards:
             return path
         for other in self.place.glob("*.safetensors"):
             other.unlink(missing_ok=True)
-        self.check_room(self.files[file].size or 0)
+        needed = self.files[file].size or 0
+        check_space(
+            self.place, needed, f"the next shard of {self.name}", "move the cache (HF_HOME)"
+        )
         try:
             arrived = fetched(
                 self.name, file, self.commit, self.files[file], self.place / "arriving"
@@ -64,15 +67,6 @@ class Shards:
             ) from error
         os.replace(arrived, path)
         return path
-
-    def check_room(self, needed: int) -> None:
-        room = os.statvfs(self.place)
-        free = room.f_bavail * room.f_frsize
-        if free < needed:
-            raise MachineError(
-                f"{self.place} has {size(free)} free, and the next shard of {self.name} needs "
-                f"{size(needed)}; free some space, or move the cache (HF_HOME)."
-            )
 
 
 def place_of(folder: Path) -> Path:

@@ -10,10 +10,11 @@ import torch
 
 from compressor.config.json_files import ESCAPED
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.disk import check_space
 from compressor.model.per_layer import SHIPPED
 from compressor.model.tensors import stored
 from compressor.recovery.lora import Adapters
-from compressor.writing.shards import check_space, opened, write_index
+from compressor.writing.shards import opened, write_index
 from compressor.writing.side_files import copy_side_files
 from compressor.writing.writer import empty, empty_of
 

@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from compressor.model.disk import check_space
 from compressor.model.pauses import Pauses
 from compressor.model.stream import BlockStream
 from compressor.recovery.data import Example
 from compressor.recovery.losses import Soft, padded
 from compressor.text.tokens import of_similar_length
-from compressor.writing.shards import check_space
 
 TOKENS = 1024  # a batch: its logits are 128 MB in float32 at a vocabulary of 32,000
 

@@ -9,26 +9,12 @@ from pathlib import Path
 
 import torch
 
-from compressor.config.amounts import size
-from compressor.errors import InputError, MachineError
+from compressor.errors import InputError
 from compressor.model.tensors import DTYPES, INDEX, PACKED_DTYPES, SINGLE
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DTYPE_NAMES |= {dtype: name for name, dtype in PACKED_DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
-
-
-def check_space(
-    folder: Path, needed: int, what: str = "the result", instead: str = "choose another DEST"
-) -> None:
-    """Refuse to start what the disk cannot hold; what needs the room, and what helps, if not that."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed * 1.02 + (1 << 24):
-        raise MachineError(
-            f"{existing} has {size(free)} free, and {what} needs {size(needed)}; "
-            f"free some space or {instead}."
-        )
 
 
 def divided(

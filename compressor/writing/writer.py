@@ -20,8 +20,9 @@ import torch
 
 from compressor.config.json_files import ESCAPED
 from compressor.model.beside import Beside
+from compressor.model.disk import check_space
 from compressor.model.source import Source
-from compressor.writing.shards import SHARD_BYTES, check_space, divided, opened, write_index
+from compressor.writing.shards import SHARD_BYTES, divided, opened, write_index
 from compressor.writing.side_files import copy_side_files
 from compressor.writing.tokenizer_class import name_class
 

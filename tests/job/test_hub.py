@@ -13,7 +13,7 @@ import compressor
 from compressor.config.hub_names import called, parse_name
 from compressor.errors import InputError, MachineError
 from compressor.job.hub import at_hand, wanted
-from compressor.writing import shards
+from compressor.model import disk
 
 NAME = "some-org/Some.Model-1"
 CHUNK = 1000  # bytes that are kept at a time
@@ -157,7 +157,7 @@ def test_a_name_that_is_not_there_is_said(hub, quick, tmp_path, capsys):
 
 
 def test_a_model_that_the_disk_has_no_room_for_is_not_downloaded(hub, monkeypatch):
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(MachineError, match=f"has 1 KB free, and {NAME} needs 131 KB"):
         at_hand(NAME)
     assert not hub.got()

@@ -1,10 +1,10 @@
 """Models of the hub whose shards are on this disk one at a time; the hub is one of this machine."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from compressor.config.hub_names import called, parse_streamed
 from compressor.errors import InputError, MachineError
 from compressor.job import streaming
 from compressor.job.hub import at_hand
-from compressor.model import streamed
+from compressor.model import disk, streamed
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.loading import load, open_whole
 from compressor.model.streamed import place_of, shards_of
@@ -190,8 +190,7 @@ def test_without_the_hub_it_is_said_and_the_job_goes_on_later(hub, quick, tmp_pa
 
 def test_a_disk_that_has_no_room_for_a_shard_is_said(hub, monkeypatch):
     folder = at_hand(SOURCE)
-    full = os.statvfs_result((4096, 4096, 9, 1, 1, 9, 9, 9, 0, 255))
-    monkeypatch.setattr(streamed.os, "statvfs", lambda path: full)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5000))
     checkpoint = Checkpoint(folder)
     with pytest.raises(MachineError, match=r"has 5 KB free, and the next shard of .* needs"):
         checkpoint.read_block(0)

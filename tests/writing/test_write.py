@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from compressor.config.target import Target
 from compressor.errors import InputError, MachineError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.disk import check_space
 from compressor.model.per_layer import has_uniform
 from compressor.model.tensors import INDEX
 from compressor.model.units import BlockGeometry, only_units
@@ -21,7 +22,6 @@ from compressor.planning.plan import Plan
 from compressor.scoring.score import score
 from compressor.writing.containers import container_notes, patched_config, zeros_of
 from compressor.writing.cuts import write
-from compressor.writing.shards import check_space
 
 
 def plan_for(checkpoint, keep=0.7, **options) -> Plan:

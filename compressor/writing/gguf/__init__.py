@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from compressor.errors import InputError, MachineError
+from compressor.model.disk import check_space
 from compressor.model.source import Source
 from compressor.writing.gguf.architectures import architecture_of
 from compressor.writing.gguf.metadata import put_metadata
@@ -24,7 +25,6 @@ from compressor.writing.gguf.tensors import (
     written_names,
 )
 from compressor.writing.gguf.vocabulary import put_vocabulary, vocabulary_of
-from compressor.writing.shards import check_space
 
 # What --type offers, by gguf's names of the tensors' type and of the file's.
 TYPES = {
