@@ -55,7 +55,7 @@ def test_what_is_shown_runs(page, clone, request, capsys):
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 130
+    assert len(README.read_text().splitlines()) <= 115
 
 
 def made(name: str):
