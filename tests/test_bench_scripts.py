@@ -143,6 +143,13 @@ CASES = (
         slow=True,
     ),
     Case(
+        "run_spill",
+        "llama-6m --samples 4 --length 64 --repeats 1",
+        "spill-llama-6m-cpu-*.json",
+        ("ways/memory/seconds", "ways/files/ratio", "ways/disk/ratio", "written_bytes"),
+        slow=True,
+    ),
+    Case(
         "run_shapes",
         "llama-6m --blocks 1 --samples 2 --length 64 --whole",
         "shapes-llama-6m-cpu-*.json",

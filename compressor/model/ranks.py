@@ -40,14 +40,27 @@ class Alone:
 
     def share(self, items: list[Item]) -> list[Item]:
         """This rank's part of the items: as many as others have, or one more or less, in their order."""
-        count = len(items)
-        return items[count * self.rank // self.world : count * (self.rank + 1) // self.world]
+        return items[self.part(len(items))]
+
+    def part(self, count: int) -> slice:
+        """Which of so many things are this rank's."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def check(self) -> None:
         """Raise what keeps the ranks from going on, if anything does."""
 
     def all_sum(self, *tensors: torch.Tensor) -> None:
         """Every tensor becomes its sum over the ranks, added up in their order, the same bits in all."""
+
+    def total(self, number: float) -> float:
+        """Its sum over the ranks."""
+        box = torch.tensor(number, dtype=torch.float64)
+        self.all_sum(box)
+        return box.item()
+
+    def together(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """So many rows, of which every rank gives its part."""
+        return rows
 
     def same(self, *tensors: torch.Tensor) -> None:
         """Every tensor becomes what it is in the first rank."""
@@ -96,6 +109,12 @@ class Ranks(Alone):
                     total += other
                 part.copy_(total)
             tensor.copy_(flat.view(tensor.shape))
+
+    def together(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        whole = rows.new_zeros(count, *rows.shape[1:])
+        whole[self.part(count)] = rows
+        self.all_sum(whole)
+        return whole
 
     @torch.no_grad()
     def same(self, *tensors: torch.Tensor) -> None:

@@ -132,7 +132,7 @@ def regress(
     number `fitted` on being held back; dtype: what they are rounded to; what: names them in the
     `InputError` for such as are not finite. The parameters are None where the present ones are no
     worse; the record, `lambda` and the held-back error before and after, where they are not wrong. Of
-    several ranks each has its own batches, and tries other lambdas; the first solves.
+    several ranks each has its own batches, and all find the same.
     """
     outputs, channels = present.shape
     fit, held = (Moments.empty(channels, outputs, present.device, dtype) for _ in range(2))
@@ -146,19 +146,12 @@ def regress(
     of_held = held.gram, held.cross, held.energy
     new, taken, errors = ridge(fit.gram, fit.cross, present, *of_held, grid, ranks)
 
-    def recorded() -> dict | None:
-        if len(errors) == 1:
-            return None
-        energy = held.energy.item()
-        after = errors[0 if taken is None else 1 + grid.index(taken)]
-        return {"lambda": taken, "before": errors[0] / energy, "after": after / energy}
-
-    record = ranks.told(recorded)
-    if record is None or record["lambda"] is None:
-        return None, record
-    new = new if ranks.first else torch.empty_like(present, dtype=fit.lower.dtype)
-    ranks.same(new)
-    return new, record
+    if len(errors) == 1:
+        return None, None
+    energy = held.energy.item()
+    after = errors[0 if taken is None else 1 + grid.index(taken)]
+    record = {"lambda": taken, "before": errors[0] / energy, "after": after / energy}
+    return None if taken is None else new, record
 
 
 def ridge(
@@ -185,41 +178,52 @@ def ridge(
     where that is `weight` itself. No lambda is tried where errors[0] is no more than rounding.
     Each lambda has a Cholesky factorisation of its own, which even a dozen times is less work than
     one eigendecomposition. Many outputs are judged by random combinations of them: of the errors but
-    the first and that of what is returned these are unbiased estimates. Several ranks that have the same
-    sums try some of the lambdas each; what the first returns counts.
+    the first and that of what is returned these are unbiased estimates.
+
+    Several ranks that have the same sums find the same: each tries some of the lambdas, and of all else
+    computes its part of the outputs.
     """
-    with_cross = inner(held_cross, weight)
-    residual, held_residual = less(cross, weight, gram), less(held_cross, weight, held_gram)
-    errors = [float(held_energy) - with_cross - inner(held_residual, weight)]
+    outputs, mine = len(weight), ranks.part(len(weight))
+    present = weight[mine]
+    with_cross = inner(held_cross[mine], present)
+    residual = less(cross[mine], present, gram)
+    held_residual = less(held_cross[mine], present, held_gram)
+    gained = with_cross + inner(held_residual, present)
+    errors = [float(held_energy) - ranks.total(gained)]
     resolved = 10 * torch.finfo(gram.dtype).eps * float(held_energy)
-    if ranks.told(lambda: errors[0] <= resolved or gram.diagonal().mean().item() <= 0):
+    if errors[0] <= resolved or gram.diagonal().mean().item() <= 0:
         return weight, None, errors
 
-    def gain(update: torch.Tensor, held: torch.Tensor) -> float:
+    def gain(update: torch.Tensor | None, held: torch.Tensor) -> float:
+        if update is None:
+            return math.nan
         parts = zip(update.split(ROWS), held.split(ROWS), strict=True)
         return read(products(u, 2 * h - u @ held_gram) for u, h in parts)
 
-    many = len(weight) > 2 * SKETCH
-    judges = [combined(r) if many else r for r in (residual, held_residual)]
+    many = outputs > 2 * SKETCH
+    judges = [
+        combined(r, mine, outputs, ranks) if many else ranks.together(r, outputs)
+        for r in (residual, held_residual)
+    ]
     tried: dict[int, float] = {}
-    best = None
+    best: tuple[int, torch.Tensor | None] | None = None
     for at in range(ranks.rank, len(grid), ranks.world):
         update = refitted(gram, judges[0], grid[at])
-        error = math.nan if update is None else errors[0] - gain(update, judges[1])
+        error = errors[0] - gain(update, judges[1])
         tried[at] = error if math.isfinite(error) else math.inf
         if tried[at] < min((errors[0], *(tried[other] for other in tried if other != at))):
             best = at, update
     every = {at: error for some in ranks.gathered(tried) for at, error in some.items()}
     errors += [every[at] for at in range(len(grid))]
     chosen = min(range(len(grid)), key=every.__getitem__)
-    if not ranks.first or not every[chosen] < errors[0]:
+    if not every[chosen] < errors[0]:
         return weight, None, errors
-    if many or best is None or best[0] != chosen:
+    if many or ranks.world > 1 or best is None:
         best = chosen, refitted(gram, residual, grid[chosen])
-        errors[1 + chosen] = errors[0] - gain(best[1], held_residual)
-    if not errors[1 + chosen] < errors[0]:
+        errors[1 + chosen] = errors[0] - ranks.total(gain(best[1], held_residual))
+    if best[1] is None or not errors[1 + chosen] < errors[0]:
         return weight, None, errors
-    return weight + best[1], grid[chosen], errors
+    return ranks.together(present + best[1], outputs), grid[chosen], errors
 
 
 def refitted(gram: torch.Tensor, residual: torch.Tensor, relative: float) -> torch.Tensor | None:
@@ -246,11 +250,17 @@ def less(cross: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> torch
     return cross
 
 
-def combined(residual: torch.Tensor) -> torch.Tensor:
-    """`SKETCH` random combinations of rows, whose sum of squares is that of the rows in expectation."""
-    shape = SKETCH, len(residual)
+def combined(
+    residual: torch.Tensor, mine: slice, outputs: int, ranks: Alone = ALONE
+) -> torch.Tensor:
+    """`SKETCH` random combinations of all outputs' rows, of which this rank has these; their sum of
+    squares is that of the rows in expectation.
+    """
+    shape = SKETCH, outputs
     signs = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return (signs / math.sqrt(SKETCH)).to(residual) @ residual
+    found = (signs / math.sqrt(SKETCH)).to(residual)[:, mine] @ residual
+    ranks.all_sum(found)
+    return found
 
 
 def inner(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from threaded_ranks import in_ranks
 
 from compressor.config.repair import KINDS, closed_form
 from compressor.errors import InputError
@@ -97,6 +98,37 @@ def test_many_outputs_are_judged_by_combinations_of_them(monkeypatch):
     assert errors != exact and errors == pytest.approx(exact, rel=0.3)
     kept, none, _ = solve(fitted, (held[0], held[0] @ weight.T), weight, [1e-3])
     assert none is None and kept is weight
+
+
+@pytest.mark.parametrize("world", [2, 3, OUTPUTS + 2])
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+def test_ranks_find_what_one_process_finds(monkeypatch, world, many):
+    """Each its part of the outputs, which may be none; all have the same bits."""
+    if many:
+        monkeypatch.setattr("compressor.solvers.ridge.SKETCH", 3)
+    grid = [1e-6, 1e-3, 1e-1, 1.0, 10.0]
+    *fitted, weight = problem(16, noise=4.0)
+    held, (gram, cross, _) = problem(40, seed=1, noise=4.0)[:2], sums(*fitted)
+    expected, taken, errors = solve(fitted, held, weight, grid)
+
+    def work(ranks):
+        return ridge(gram.clone(), cross.clone(), weight, *sums(*held), grid, ranks)
+
+    for found, theirs, said in (every := in_ranks(world, work)):
+        assert theirs == taken and said == pytest.approx(errors, rel=1e-9)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+        assert torch.equal(found, every[0][0]) and said == every[0][2]
+
+
+def test_ranks_agree_that_present_weights_stay():
+    inputs, targets, weight = problem()
+    held = sums(inputs, inputs @ weight.T + 0.01)
+    gram, cross, _ = sums(inputs, targets)
+
+    def work(ranks):
+        return ridge(gram.clone(), cross.clone(), weight, *map(torch.clone, held), [1e-3], ranks)
+
+    assert all(taken is None and kept is weight for kept, taken, _ in in_ranks(2, work))
 
 
 @pytest.mark.parametrize("channels", [1, 4, 5, 13])
