@@ -6,14 +6,15 @@
 The stages are those of the forecast that every job begins with (`compressor/job/forecast`), which times
 single steps on a block. Here a step is its FLOPs over the rate of products in its dtype, or its bytes
 over the bandwidth of memory, whichever is more. A stage that passes through the model takes at least the
-source's bytes over the disk's rate for each pass. Of several devices each computes its part of the
-tokens and eliminates in another block, while regressions are one's (docs/scale.md).
+source's bytes over the disk's rate for each pass. Several devices share them as ranks do: tokens,
+blocks to eliminate in, lambdas and outputs of regressions (docs/scale.md).
 
 Rates are data sheets' times EFFICIENCY for products, or, for `cpu` and `cuda`, measured in this run.
 `--beside` counts the runs that `run_shapes.py` has measured, on this machine, and prints both.
 """
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -138,11 +139,14 @@ class Counted:
         return alone / self.hardware.devices
 
     def regressed(self, channels: int) -> float:
-        """A factor and some candidates of each lambda; residuals, and what is returned."""
-        hidden = self.checkpoint.hidden_size
-        each = channels**3 / 3 + 4 * channels**2 * min(SKETCH, hidden)
-        whole = 3 * 2 * channels**2 * hidden
-        return self.hardware.seconds(len(GRID) * each + whole, dtype=torch.float32)
+        """Factors and some candidates of the lambdas that each device tries; then one more factor, and
+        its part of residuals and of what is returned.
+        """
+        hidden, devices = self.checkpoint.hidden_size, self.hardware.devices
+        factor = channels**3 / 3
+        tried = math.ceil(len(GRID) / devices) * (factor + 4 * channels**2 * min(SKETCH, hidden))
+        whole = factor + 3 * 2 * channels**2 * hidden / devices
+        return self.hardware.seconds(tried + whole, dtype=torch.float32)
 
     def widened(self) -> float:
         return self.hardware.seconds(0, 2 + 4)
