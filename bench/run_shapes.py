@@ -1,7 +1,7 @@
 """Slices of large models: how a job grows with blocks, tokens and width, and what the whole model takes.
 
-    python bench/run_shapes.py llama-7b llama-13b llama-70b [--blocks 2] [--samples 4]
-    python bench/run_shapes.py llama-405b --blocks 1 --options "--select score --repair none"
+    python bench/run_shapes.py llama-7b llama-13b [--blocks 2] [--samples 4]
+    python bench/run_shapes.py llama-70b llama-405b --blocks 1 --options "--repair none"
     python bench/run_shapes.py tinyllama-1.1b --whole
 
 Of every shape three random slices are cut to 0.7: of so many blocks on so many tokens, of twice the

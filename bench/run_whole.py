@@ -144,6 +144,7 @@ def main(
     count = tokenize(read_text("stdlib"), checkpoint.tokenizer(), length, samples).tokens
     options = ["--samples", str(samples), "--length", str(length), "--device", device]
     options += ["--method", method, "--repair", repair]
+    options += ["--calibration", "stdlib", "--evaluation", "none"]
     whole = compress(source, work / "out", "--keep", str(KEEP), *options)
     bound = memory_bound(checkpoint, count, method, repair)
     figures = {
