@@ -22,7 +22,12 @@ def shown(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"```(bash|python|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
 
-PAGES = [page for page in (README, *sorted(DOCS.glob("*.md"))) if shown(page)]
+LONG = {"sweep.md"}  # pages whose commands take half a minute
+PAGES = [
+    pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG))
+    for page in (README, *sorted(DOCS.glob("*.md")))
+    if shown(page)
+]
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def clone(examples_folder, tmp_path, monkeypatch) -> Path:
     METHODS.pop("weight-norms", None)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES)
 def test_what_is_shown_runs(page, clone, request, capsys):
     for language, text in shown(page):
         if language == "python":

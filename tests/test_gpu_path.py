@@ -19,7 +19,7 @@ BLOCKS, FEW, MANY = 2, 5, 11
 JOBS = (
     "--keep 0.7",
     "--keep-blocks 0.7 --allocate measured --layout per-layer",
-    "--keep-blocks 0.7 --method besa --repair none",
+    pytest.param("--keep-blocks 0.7 --method besa --repair none", marks=pytest.mark.breadth),
     "--keep 0.8 --method hywia --kv-cost measured --repair ridge",
     pytest.param("--keep 0.8 --method hywia:calibrated --repair none", marks=pytest.mark.breadth),
     pytest.param("--keep 0.8 --method kfac --repair none", marks=pytest.mark.breadth),

@@ -105,6 +105,7 @@ def test_measures_every_run_once(bench, started, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_calibrates_on_what_python_and_the_model_say(bench, started, monkeypatch, tmp_path):
     texts = ("stdlib-prose", "own")
     runs = tuple(Run(f"text {text}", "--method taylor --repair none", text=text) for text in texts)
