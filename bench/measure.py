@@ -1,8 +1,10 @@
 """What a figure must be read with: the machine, its ceilings, the versions."""
 
+import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -25,6 +27,15 @@ def machine(device: str) -> dict:
         "commit": os.environ.get("COMMIT") or printed(command) or "unknown",
         "versions": versions() | triton_version(),
     }
+
+
+def found_by(code: str, *arguments) -> dict:
+    """What Python code finds in a fresh process: the last line that it prints, as JSON."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def printed(command: list[str]) -> str | None:

@@ -26,6 +26,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from measure import found_by
+
 from compressor.scoring.methods import METHODS
 from compressor.writing.record import versions
 
@@ -88,15 +92,6 @@ print(json.dumps({"seconds": seconds, "peak_rss_bytes": meter.peak_rss, "peak_gp
 """
 
 
-def measured(code: str, *arguments) -> dict:
-    """What a fresh process prints of a run."""
-    command = [sys.executable, "-c", COMMON + code + PRINTED, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def reading_seconds(source: Path) -> float:
     """Seconds to read all weights once."""
     begun = time.monotonic()
@@ -135,7 +130,7 @@ def main(
         "versions": versions(),
         "date": str(date.today()),
         "reading_seconds": reading_seconds(source),
-        "streamed": measured(STREAMED, *asked),
+        "streamed": found_by(COMMON + STREAMED + PRINTED, *asked),
     }
     title = f"{shape}, {samples} x {length} tokens, bfloat16, {device}, {method}"
     table = Table(title=title)
@@ -143,7 +138,7 @@ def main(
         table.add_column(column, justify="right")
     rows = {"streamed": figures["streamed"]}
     if not only_streamed:
-        rows["ordinary"] = figures["ordinary"] = measured(ORDINARY, *asked)
+        rows["ordinary"] = figures["ordinary"] = found_by(COMMON + ORDINARY + PRINTED, *asked)
     for name, found in rows.items():
         sizes = (f"{found[k] / 1e6:,.0f}" for k in ("peak_rss_bytes", "peak_gpu_bytes"))
         table.add_row(name, f"{found['seconds']:.1f}", *sizes)

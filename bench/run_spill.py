@@ -30,6 +30,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH leaves it out
+
+from measure import found_by
+
 from compressor.scoring.methods import DEFAULT_METHOD
 from compressor.writing.record import versions
 
@@ -65,15 +69,6 @@ print(json.dumps({"seconds": time.monotonic() - begun, "written": written[0]}))
 """
 
 
-def scored(*asked) -> dict:
-    """What a fresh process says of one pass."""
-    command = [sys.executable, "-c", SCORED, *map(str, asked)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(
     shape: Annotated[
         str, typer.Argument(help="As of make_checkpoint.py.")
@@ -90,7 +85,7 @@ def main(
     maker = Path(__file__).with_name("make_checkpoint.py")
     subprocess.run([sys.executable, str(maker), shape, str(source)], check=True)
     asked = source, work, method, samples, length
-    runs = [{way: scored(*asked, way) for way in WAYS} for _ in range(repeats)]
+    runs = [{way: found_by(SCORED, *asked, way) for way in WAYS} for _ in range(repeats)]
     seconds = {way: statistics.median(run[way]["seconds"] for run in runs) for way in WAYS}
     rows = {way: {"seconds": s, "ratio": s / seconds["memory"]} for way, s in seconds.items()}
     figures = {

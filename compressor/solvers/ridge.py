@@ -180,8 +180,8 @@ def ridge(
     one eigendecomposition. Many outputs are judged by random combinations of them: of the errors but
     the first and that of what is returned these are unbiased estimates.
 
-    Several ranks that have the same sums find the same: each tries some of the lambdas, and of all else
-    computes its part of the outputs.
+    Several ranks that have the same sums find the same: each tries some of the lambdas, and of all else,
+    the residuals included, computes its part of the outputs.
     """
     outputs, mine = len(weight), ranks.part(len(weight))
     present = weight[mine]
